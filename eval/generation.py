@@ -1,0 +1,277 @@
+"""How good are generated pictures? FID, IS, KID and CLIP-score, with a receipt.
+
+    python eval/generation.py --model runs/ffhq --reference ffhq256 --n 50000   # a model's samples
+    python eval/generation.py --images results --reference ffhq256.npz --metrics fid is
+    torchrun --standalone --nproc-per-node gpu eval/generation.py --model ...   # on every GPU
+
+Sample i has the seed `seed + i`, so one GPU and many draw the same pictures; each is rounded to 8
+bits. The reference is brought to the samples' size as training data are: resized and cropped.
+A line per metric is printed; hashes, seeds, versions, hardware and time go to --out.
+"""
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from einops import rearrange
+from metrics import FEWEST, Jury
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from imagebart import ImageBART
+from imagebart.checkpoint import sha256_of, write_json
+from imagebart.data import ImageFolder, SceneryData
+from imagebart.distributed import Ranks, finish, start
+
+PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str | None = None  # a folder or a Hub id; the shipped model if there is no --images
+    images: Path | None = None  # judge the pictures of this folder instead of a model's samples
+    reference: str | None = None  # real pictures: a folder, "scenery", or their statistics (.npz)
+    metrics: tuple[Literal["fid", "is", "kid", "clip"], ...] = ("fid", "is", "kid")
+    n: int | None = None  # how many; default: every picture or caption there is, or 10000 samples
+    batch: int = 32  # pictures at a time on each device
+    seed: int = 0  # of sample 0, and of the random subsets of IS and KID
+    temperature: float = 1.0
+    top_k: int = 0  # 0 is off
+    captions: str | None = None  # the prompts: a text file with one in each line, or "scenery"
+    clip: Path | None = None  # the folder of a CLIP model (Hugging Face's layout)
+    inception: Path | None = None  # the network's weights; default: where torch.hub keeps them
+    save_images: Path | None = None  # keep the samples in this folder, as PNG
+    save_stats: Path | None = None  # keep the reference's mu, sigma, n (.npz), for next time
+    out: Path = Path("generation.json")  # the receipt
+    device: str | None = None  # default: a GPU if there is one
+
+
+def check(config: Config) -> None:
+    """ValueError where the options ask for something that cannot be computed."""
+    asked, stats, keep = set(config.metrics), is_stats(config.reference), config.save_images
+    rules = {
+        "batch must be at least 1": config.batch >= 1,
+        "metrics must name one at least": asked,
+        "fid and kid need --reference": config.reference or not asked & {"fid", "kid"},
+        "kid needs reference pictures, not statistics": not (stats and "kid" in asked),
+        "clip needs --clip, the folder of a CLIP model": config.clip or "clip" not in asked,
+        "clip needs --captions": config.captions or config.images or "clip" not in asked,
+        "--save-stats needs fid, and reference pictures": not config.save_stats
+        or ("fid" in asked and not stats),
+        "--save-images needs an empty folder": not (keep and keep.exists() and any(keep.iterdir())),
+        "--images excludes --model, --captions and --save-images": not config.images
+        or not (config.model or config.captions or keep),
+    }
+    for sentence, holds in rules.items():
+        if not holds:
+            raise ValueError(sentence)
+
+
+def is_stats(reference: str | None) -> bool:
+    return reference is not None and reference.endswith(".npz")
+
+
+# ------------------------------------------------------------------------------------------------
+# Where pictures come from: batches of uint8 images (b 3 H W) and their captions
+
+Batches = Iterator[tuple[Tensor, list[str]]]
+
+
+def part_of(n: int, ranks: Ranks) -> range:
+    """This rank's stretch of 0 .. n-1; rank after rank they are in order."""
+    return range(n * ranks.rank // ranks.world, n * (ranks.rank + 1) // ranks.world)
+
+
+def split(indices: range, batch: int) -> Iterator[range]:
+    return (indices[k : k + batch] for k in range(0, len(indices), batch))
+
+
+def samples(model: ImageBART, config: Config, captions: list[str], indices: range) -> Batches:
+    """A model's pictures: i from the seed `seed + i`, of caption i; classes take turns."""
+    for part in split(indices, config.batch):
+        texts = [captions[i] for i in part] if captions else []
+        asked = {"prompt": texts} if texts else {}
+        if model.classes:
+            asked["classes"] = [i % model.classes for i in part]
+        images = model.sample(
+            len(part),
+            seed=[config.seed + i for i in part],
+            temperature=config.temperature,
+            top_k=config.top_k,
+            output_type="pt",
+            **asked,
+        )
+        images = (images * 255).round().byte()
+        if config.save_images:
+            save(images, texts, part, config.save_images)
+        yield images, texts
+
+
+def save(images: Tensor, captions: list[str], part: range, folder: Path) -> None:
+    """Pictures as PNG, captions as text beside them: a folder that --images reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in zip(part, rearrange(images, "b c h w -> b h w c").cpu(), strict=True):
+        Image.fromarray(image.numpy()).save(folder / f"{i:06d}.png")
+    for i, caption in zip(part, captions, strict=False):
+        (folder / f"{i:06d}.txt").write_text(caption + "\n", encoding="utf-8")
+
+
+def pictures(data: Dataset, batch: int, indices: range) -> Batches:
+    """The pictures of a data set and their captions."""
+    sizes = set()
+    with ThreadPoolExecutor() as readers:
+        for part in split(indices, batch):
+            items = list(readers.map(data.__getitem__, part))
+            sizes |= {tuple(item["image"].shape[1:]) for item in items}
+            if len(sizes) > 1:
+                raise ValueError(f"all pictures must have one size, got {sorted(sizes)}")
+            images = torch.stack([item["image"] for item in items])
+            yield ((images + 1) * 127.5).round().byte(), [item["caption"] for item in items]
+
+
+def open_reference(name: str, n: int, size: tuple[int, int]) -> Dataset:
+    return scenery(n, size) if name == "scenery" else ImageFolder(name, size, strict=True)
+
+
+def scenery(n: int, size: tuple[int, int]) -> Dataset:
+    """Landscapes of the test split, which no training has seen."""
+    return SceneryData("test", size[0], n, width=size[1])
+
+
+def show(jury: Jury, batches: Batches, total: int, real: bool = False) -> None:
+    """Every picture to the jury, with a bar on the main rank."""
+    world, what = jury.ranks.world, "reference" if real else "samples"
+    with tqdm(total=total, desc=what, unit="img", disable=not jury.ranks.is_main) as bar:
+        for images, captions in batches:
+            jury.look(images, captions, real)
+            bar.update(min(len(images) * world, total - bar.n))
+
+
+def read_captions(config: Config) -> list[str]:
+    """What sample i is asked to be; empty if nothing is asked."""
+    if config.captions is None:
+        return []
+    if config.captions == "scenery":
+        return [item["caption"] for item in scenery(config.n or 10_000, (16, 16))]
+    if not Path(config.captions).is_file():
+        raise ValueError(f'captions must be a text file or "scenery", got {config.captions}')
+    lines = Path(config.captions).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+# ------------------------------------------------------------------------------------------------
+# What is written down
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """One hash of all weights, by name, wherever they were loaded from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def machine(ranks: Ranks) -> str:
+    """What computed this, in words."""
+    cuda = ranks.device.type == "cuda"
+    chip = torch.cuda.get_device_name(ranks.device) if cuda else platform.processor()
+    return f"{ranks.world} × {ranks.device.type} ({chip or platform.machine()})"
+
+
+def line(result: dict) -> str:
+    spread = f" ± {result['std']:.2g}" if "std" in result else ""
+    return f"{result['name']:<12} {result['value']:.5g}{spread}"
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def main(config: Config) -> None:
+    check(config)
+    begun, ranks = time.time(), start(config.device)
+    least = max(FEWEST, ranks.world)
+
+    # Who judges
+    jury = Jury(config.metrics, ranks, config.inception, config.clip)
+    weights = jury.weights
+    reference = {"source": config.reference}
+    if is_stats(config.reference):
+        jury.read_stats(Path(config.reference))
+        reference |= {"n": jury.stats_n, "sha256": sha256_of(config.reference)}
+
+    # What is judged
+    captions = read_captions(config)
+    if config.images:
+        data = ImageFolder(config.images, strict=True, count=config.n)
+        n, batches = len(data), pictures(data, config.batch, part_of(len(data), ranks))
+    else:
+        model = ImageBART.from_pretrained(config.model, device=ranks.device)
+        weights["model"] = {"sha256": weights_sha256(model)}
+        n = config.n or len(captions) or 10_000
+        if captions and len(captions) < n:
+            raise ValueError(f"captions must be n or more, got {len(captions)} for {n} samples")
+        batches = samples(model, config, captions, part_of(n, ranks))
+    if n < least:
+        raise ValueError(f"n must be at least {least}, got {n}")
+
+    # What it is compared with: first of all, since a bad file should not show after long sampling
+    first = next(batches)
+    size = tuple(first[0].shape[-2:])
+    if {"fid", "kid"} & {*config.metrics} and not is_stats(config.reference):
+        data = open_reference(config.reference, n, size)
+        if len(data) < least:
+            raise ValueError(f"reference must have at least {least} pictures, got {len(data)}")
+        real = pictures(data, config.batch, part_of(len(data), ranks))
+        show(jury, real, len(data), real=True)
+        reference |= {"n": len(data)}
+    show(jury, chain([first], batches), n)
+
+    # The verdict
+    jury.meet()
+    if ranks.is_main:
+        results = jury.verdict(config.seed)
+        if jury.seen[True]:
+            reference |= {"sha256": jury.sha256(real=True)}
+        receipt = {
+            "metrics": results,
+            "samples": {"n": n, "size": size, "sha256": jury.sha256(real=False)},
+            "seeds": None if config.images else [config.seed, config.seed + n - 1],
+            "reference": reference,
+            "weights": weights,
+            "config": {name: plain(value) for name, value in asdict(config).items()},
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in PACKAGES},
+            "hardware": machine(ranks),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - begun, 1),
+        }
+        write_json(receipt, config.out)
+        if config.save_stats:
+            jury.save_stats(config.save_stats)
+        print(*map(line, results.values()), f"written to {config.out}", sep="\n")
+    finish(ranks)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except ValueError as error:
+        sys.exit(str(error))

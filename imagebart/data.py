@@ -1,0 +1,586 @@
+"""What is learned from: image folders, captions, scenery, and images already encoded as tokens.
+
+to_rgb, fit, to_tensor     any picture → RGB → size → b 3 H W in [-1, 1], one policy everywhere
+ImageFolder, SceneryData   data sets of dict(image, label, caption)
+Batches                    which images step s sees: a pure function of (seed, s)
+TokenWriter, TokenFile     x_1 of a whole data set, encoded once
+"""
+
+import csv
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from imagebart import scenery
+from imagebart.checkpoint import atomic_write, read_json, write_json
+
+PathLike = str | os.PathLike
+Size = int | tuple[int, int]
+
+# ── Pictures ──────────────────────────────────────────────────────────────────────────────────
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders that are tried
+MAX_PIXELS = 64_000_000  # a small file may unpack to gigabytes
+
+ORIENTATION = 0x0112  # the EXIF tag; value → what turns the stored pixels upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: PathLike) -> Image.Image:
+    """The picture in a file, as RGB; ValueError naming the file if it is not a whole picture."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} fit")
+            return to_rgb(image)
+    except Exception as error:  # decoders raise whatever a broken file drives them into
+        raise ValueError(f"{_printable(path)}: must be a readable image, got {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit RGB, upright.
+
+    The first frame of an animation; turned as its EXIF says; grey of 16 bits scaled, not clipped;
+    transparent parts laid on white; grey, palette and CMYK converted. ValueError for float pixels
+    and for integers beyond 16 bits, whose range nobody states.
+    """
+    if getattr(image, "is_animated", False):
+        image.seek(0)
+    image.load()
+    turn = TURNS.get(_orientation(image))
+
+    image = _eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # EXIF that cannot be parsed says nothing; the pixels are still good
+        return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """0 .. 65535 → 0 .. 255, to the nearest; other modes as they are."""
+    if image.mode == "F":
+        raise ValueError("pixels must be integers, got floats (mode F)")
+    if not image.mode.startswith("I"):
+        return image
+
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"grey must lie in 0..65535, got {values.min()}..{values.max()}")
+    grey = (values + 128) // 257
+    if "transparency" in image.info:  # one grey value that stands for transparent
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def fit(image: Image.Image, size: Size) -> Image.Image:
+    """The largest centred part of the shape `size` (a side, or (height, width)), at that size."""
+    height, width = (size, size) if isinstance(size, int) else size
+    scale = min(image.width / width, image.height / height)
+    left = max(0, (image.width - scale * width) / 2)  # rounding may leave -1e-14
+    top = max(0, (image.height - scale * height) / 2)
+    box = (left, top, image.width - left, image.height - top)
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def to_tensor(image: Image.Image | Sequence[Image.Image]) -> Tensor:
+    """x_0 of one RGB picture (3 H W), or of several of one size (b 3 H W), float32 in [-1, 1]."""
+    if not isinstance(image, Image.Image):
+        return torch.stack([to_tensor(each) for each in image])
+    return _to_tensor(np.asarray(image))
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(rearrange(pixels, "H W c -> c H W") / np.float32(127.5) - 1)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Pictures of x_0 (b 3 H W, or one 3 H W): to the nearest of 256 levels, clamped to [-1, 1]."""
+    batch = images if images.dim() == 4 else images[None]
+    levels = ((batch.detach().float() + 1) * 127.5).round().clamp(0, 255)
+    pixels = rearrange(levels.to("cpu", torch.uint8), "b c H W -> b H W c").numpy()
+    return [Image.fromarray(each) for each in pixels]
+
+
+# ── Data sets ─────────────────────────────────────────────────────────────────────────────────
+
+IN_A_ROW = 50  # so many unreadable images one after another mean that the disk is gone, or the path
+
+
+class ImageFolder(Dataset):
+    """Every image under `root`, in natural order (2 before 10): dict(image, label, caption).
+
+    Classes: the top-level folders, if every image lies in one; else label is -1 and `classes` ().
+    Captions: `metadata.jsonl` or `metadata.csv` in `root` (file_name, text); else beside `a.png`
+    its `a.txt`, one caption a line. An item has the first; `captions(index)` has all.
+
+    `size`: as in `fit`; None keeps each image's own. `flip` doubles the data set: index i + n is
+    the mirror image of i. `count` takes so many images, spread evenly over the folder.
+
+    A file that cannot be read is replaced by the next that can (the same at every visit) and
+    reported once; above 0.1 % of the images (10 are always allowed), or 50 in a row: ValueError.
+    `strict` raises at the first: a measurement over another set is another measurement.
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        size: Size | None = None,
+        flip: bool = False,
+        *,
+        strict: bool = False,
+        count: int | None = None,
+    ):
+        self.root, self.size, self.flip, self.strict = Path(root), size, flip, strict
+        self.files = _spread(_images(self.root), count, self.root)
+
+        folders = [name.split(os.sep)[0] if os.sep in name else None for name in self.files]
+        self.classes = () if None in folders else tuple(sorted(set(folders), key=_natural))
+        number = {name: label for label, name in enumerate(self.classes)}
+        self.labels = [number.get(folder, -1) for folder in folders]
+
+        self._texts = _metadata(self.root, self.files)
+        # Shared memory: the workers that load data see each other's findings.
+        self._bad = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.files) * (2 if self.flip else 1)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must lie in [0, {len(self)}), got {index}")
+        mirrored, first = divmod(int(index), len(self.files))
+
+        for step in range(min(IN_A_ROW, len(self.files))):
+            i = (first + step) % len(self.files)
+            if self._bad[i]:
+                continue
+            try:
+                return self._load(i, bool(mirrored))
+            except ValueError as error:
+                if self.strict:
+                    raise
+                self._report(i, error)
+        raise ValueError(
+            f"{self.root}: one image in {IN_A_ROW} at least must be readable, "
+            f"got none from {_printable(self.files[first])} on"
+        )
+
+    def captions(self, index: int) -> list[str]:
+        """Every caption of an image, none if it has none; ValueError if its text is not UTF-8."""
+        name = self.files[index % len(self.files)]
+        if self._texts is not None:
+            return self._texts.get(name, [])
+        path = (self.root / name).with_suffix(".txt")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{_printable(path)}: must be UTF-8 text, got {error}") from error
+        return [line.strip() for line in lines if line.strip()]
+
+    def _load(self, i: int, mirrored: bool) -> dict:
+        image = read_image(self.root / self.files[i])
+        if self.size is not None:
+            image = fit(image, self.size)
+        if mirrored:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        caption = (self.captions(i) or [""])[0]
+        return {"image": to_tensor(image), "label": self.labels[i], "caption": caption}
+
+    def _report(self, i: int, error: ValueError) -> None:
+        self._bad[i] = True
+        bad, allowed = int(self._bad.sum()), max(10, len(self.files) // 1000)
+        if bad > allowed:
+            raise ValueError(
+                f"{self.root}: at most {allowed} of {len(self.files)} images may be unreadable, "
+                f"got {bad}; the last: {error}"
+            )
+        warnings.warn(f"{error}; the next image takes its place", stacklevel=3)
+
+
+class SceneryData(Dataset):
+    """The first `count` landscapes of a split of `scenery`: dict(image, label, caption).
+
+    `size` is their height, and their width unless `width` is given.
+    """
+
+    def __init__(self, split: str, size: int, count: int, width: int | None = None):
+        self.split, self.height, self.width, self.count = split, size, width or size, count
+        self.classes = tuple(scenery.KINDS)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index must lie in [0, {self.count}), got {index}")
+        seed = scenery.scene_seed(self.split, int(index))
+        scene = scenery.render(seed, self.height, self.width)
+        label = self.classes.index(scene.kind)
+        return {"image": _to_tensor(scene.image), "label": label, "caption": scene.caption}
+
+
+SCENERY_COUNTS = {"train": 60_000}  # images of a split when nobody says how many; others 5000
+
+
+def open_data(
+    name: PathLike,
+    size: Size | None,
+    split: str = "train",
+    count: int | None = None,
+    *,
+    flip: bool = False,
+    strict: bool = False,
+) -> Dataset:
+    """The data set called `name`: "scenery", or a folder of images.
+
+    A folder with a sub-folder `train` has splits, and `split` must be one of its sub-folders; any
+    other folder is one split, and is given whole whatever `split` says.
+    """
+    if name == "scenery":
+        if not isinstance(size, int) or flip:
+            raise ValueError(f"scenery must have one size and no flip, got {size} and {flip}")
+        count = SCENERY_COUNTS.get(split, 5000) if count is None else count
+        return SceneryData(split, size, count)
+
+    root = Path(name)
+    if (root / "train").is_dir():
+        root = root / split
+    return ImageFolder(root, size, flip, strict=strict, count=count)
+
+
+def _images(root: Path) -> list[str]:
+    """The images under `root`, relative to it, in natural order; ValueError if there are none."""
+    try:
+        found = [os.path.relpath(path, root) for path in _walk(os.fspath(root))]
+    except OSError as error:
+        raise ValueError(f"{root}: must be a folder that can be read, got {error}") from error
+    images = [name for name in found if name.lower().endswith(EXTENSIONS)]
+    if not images:
+        raise ValueError(f"{root}: must hold images ({' '.join(EXTENSIONS)}), got none")
+    return sorted(images, key=_natural)
+
+
+def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
+    """Every file under `folder` but the hidden; links are followed, circles are not."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            folder_like = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+            if folder_like:
+                yield from _walk(entry.path, (*above, here))
+            else:
+                yield entry.path
+
+
+def _natural(name: str) -> tuple:
+    """Sorts a2 before a10, folder by folder; the name itself decides between a1 and a01."""
+    parts = name.split(os.sep)
+    split = [re.split(r"(\d+)", part) for part in parts]
+    return [[int(s) if s.isdecimal() else s for s in part] for part in split], name
+
+
+def _spread(files: list[str], count: int | None, root: Path) -> list[str]:
+    if count is None:
+        return files
+    if not 1 <= count <= len(files):
+        raise ValueError(f"{root}: count must lie in 1..{len(files)}, got {count}")
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def _metadata(root: Path, files: list[str]) -> dict[str, list[str]] | None:
+    """Captions by file name from metadata.jsonl or metadata.csv; None if there is neither."""
+    for name, rows_of in (("metadata.jsonl", _jsonl_rows), ("metadata.csv", _csv_rows)):
+        path = root / name
+        if not path.exists():
+            continue
+        texts: dict[str, list[str]] = {}
+        try:
+            for row in rows_of(path):
+                texts.setdefault(os.path.normpath(row["file_name"]), []).append(str(row["text"]))
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            raise ValueError(f"{path}: rows must have file_name and text, got {error!r}") from error
+        if texts.keys().isdisjoint(files):
+            raise ValueError(f"{path}: file_name must be relative to {root}, got none that is")
+        return texts
+    return None
+
+
+def _jsonl_rows(path: Path) -> Iterator[dict]:
+    with open(path, encoding="utf-8-sig") as file:
+        yield from (json.loads(line) for line in file if line.strip())
+
+
+def _csv_rows(path: Path) -> Iterator[dict]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _printable(path: PathLike) -> str:
+    """A path as text that can be printed, whatever bytes its name is made of."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+# ── Batches ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Batches(Sampler):
+    """Which images each step sees: step s is a pure function of (seed, s).
+
+    Epoch e is a permutation of the `count` images drawn from (seed, e); batches of `batch` run
+    through epoch after epoch without a seam, so every image is seen once an epoch. `steps` is the
+    length of the whole run and `start_step` where this process takes it up, so a resumed run sees
+    exactly what it would have seen. `part` is this rank's slice of a global batch (`share`): any
+    number of ranks together see what one would.
+
+        DataLoader(data, batch_sampler=Batches(...))    or    tokens.batch(batches.at(step))
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch: int,
+        seed: int = 0,
+        start_step: int = 0,
+        steps: int = 1,
+        part: slice = slice(None),
+    ):
+        if count < 1 or batch < 1:
+            raise ValueError(f"count and batch must be at least 1, got {count} and {batch}")
+        if not 0 <= start_step <= steps:
+            raise ValueError(f"start_step must lie in [0, steps], got {start_step} of {steps}")
+        self.count, self.batch, self.seed, self.part = count, batch, seed, part
+        self.start_step, self.steps = start_step, steps
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self.steps - self.start_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start_step, self.steps):
+            yield self.at(step).tolist()
+
+    def at(self, step: int) -> np.ndarray:
+        """This rank's images of step `step`, int64."""
+        places = np.arange(step * self.batch, (step + 1) * self.batch)[self.part]
+        epochs, places = np.divmod(places, self.count)
+        return np.concatenate([self._permuted(e, places[epochs == e]) for e in np.unique(epochs)])
+
+    def _permuted(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        if epoch != self._epoch:
+            generator = np.random.default_rng([self.seed, int(epoch)])
+            self._epoch, self._order = epoch, generator.permutation(self.count)
+        return self._order[places]
+
+
+# ── Token files ───────────────────────────────────────────────────────────────────────────────
+
+FORMAT = 1  # of a token file; raised when an old reader would misread a new file
+HEADER = "tokens.json"
+
+
+class TokenWriter:
+    """Writes the tokens x_1 of `count` images to a folder, batch after batch.
+
+        with TokenWriter(folder, count, (h, w), K, image_size=256, vqgan_sha256=…) as writer:
+            writer.append(grid, labels, captions)
+
+    tokens.npy (count n, uint16), labels.npy (int32) and captions.jsonl if given, and last of all
+    the header, tokens.json: without it there is nothing to read, so a killed encode leaves no half
+    file. Further keyword arguments go into the header (`data`, `split`, `classes` …).
+    """
+
+    def __init__(self, folder: PathLike, count: int, grid: tuple[int, int], K: int, **header):
+        if not 1 <= K <= 65536:
+            raise ValueError(f"K must lie in 1..65536, got {K}")
+        if count < 1 or min(grid) < 1:
+            raise ValueError(f"count and grid must be at least 1, got {count} and {grid}")
+        self.folder, self.count, self.grid, self.K = Path(folder), count, tuple(grid), K
+        if (self.folder / HEADER).exists():
+            raise ValueError(f"{self.folder}: must hold no finished token file, got {HEADER}")
+        self.header = {
+            "format": FORMAT,
+            "count": count,
+            "height": grid[0],
+            "width": grid[1],
+            "K": K,
+            **header,
+        }
+        for name in ("tokens.npy", "labels.npy", "captions.jsonl", ".tokens.npy.*.tmp"):
+            for leftover in self.folder.glob(name):  # of an encode that was killed
+                leftover.unlink()
+
+        self.written = 0
+        self._labels: list[int] = []
+        self._captions: list[str] = []
+        self._commit = atomic_write(self.folder / "tokens.npy")
+        # A plain file, not a memory map: writing to a map on a full disk kills without a word.
+        self._file = open(self._commit.__enter__(), "wb")  # noqa: SIM115 (closed by close)
+        layout = {"descr": "<u2", "fortran_order": False, "shape": (count, grid[0] * grid[1])}
+        np.lib.format.write_array_header_1_0(self._file, layout)
+
+    def append(
+        self,
+        tokens: Tensor,
+        labels: Tensor | np.ndarray | Sequence[int] | None = None,
+        captions: Sequence[str] | None = None,
+    ) -> None:
+        """Add a batch: tokens (b, h, w), labels and captions for every image or for none."""
+        b, left = len(tokens), self.count - self.written
+        if tuple(tokens.shape[1:]) != self.grid or b > left:
+            raise ValueError(
+                f"tokens must be at most {left} grids {self.grid}, got {tuple(tokens.shape)}"
+            )
+        if b and (tokens.min() < 0 or tokens.max() >= self.K):
+            raise ValueError(
+                f"tokens must lie in [0, {self.K}), got {tokens.min()}..{tokens.max()}"
+            )
+        self._file.write(tokens.cpu().numpy().astype("<u2").tobytes())
+        self._labels += [] if labels is None else [int(label) for label in labels]
+        self._captions += [] if captions is None else list(captions)
+        self.written += b
+        for name, rows in (("labels", self._labels), ("captions", self._captions)):
+            if len(rows) not in (0, self.written):
+                raise ValueError(f"{name} must be given for every image, got {len(rows)}")
+
+    def close(self) -> None:
+        """Commit: tokens, labels and captions first, the header last."""
+        if self.written != self.count:
+            error = ValueError(f"{self.folder}: must get {self.count} images, got {self.written}")
+            self.__exit__(ValueError, error, None)
+            raise error
+        if self._labels:
+            with atomic_write(self.folder / "labels.npy") as draft, open(draft, "wb") as file:
+                np.save(file, np.asarray(self._labels, np.int32))
+        if self._captions:
+            lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in self._captions)
+            with atomic_write(self.folder / "captions.jsonl") as draft:
+                draft.write_text(lines, encoding="utf-8")
+        self._file.close()
+        self._commit.__exit__(None, None, None)
+        write_json(self.header, self.folder / HEADER)
+
+    def __enter__(self) -> "TokenWriter":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+            self._commit.__exit__(kind, error, trace)
+
+
+class TokenFile:
+    """The tokens x_1 of a data set, as `TokenWriter` left them in a folder.
+
+    `count`, `height`, `width`, `K` and the other entries of `header`; `labels` (count,) int64 or
+    None; `captions`, a list or None. Tokens stay on the disk until a batch asks for them.
+    ValueError if the folder holds no finished token file, or its parts do not belong together.
+    """
+
+    def __init__(self, folder: PathLike):
+        self.folder = Path(folder)
+        if not (self.folder / HEADER).exists():
+            raise ValueError(f"{folder}: must hold finished tokens, got no {HEADER}")
+        self.header = _checked_header(read_json(self.folder / HEADER), self.folder / HEADER)
+        self.count, self.K = self.header["count"], self.header["K"]
+        self.height, self.width = self.header["height"], self.header["width"]
+        self.image_size = self.header.get("image_size")
+        self.classes = tuple(self.header.get("classes") or ())
+        self.vqgan_sha256 = self.header.get("vqgan_sha256")
+        self.data, self.split = self.header.get("data"), self.header.get("split")
+
+        shape = (self.count, self.height * self.width)
+        self._tokens = _open_array(self.folder / "tokens.npy", np.uint16, shape)
+        self.labels: Tensor | None = None
+        if (self.folder / "labels.npy").exists():
+            labels = _open_array(self.folder / "labels.npy", np.int32, (self.count,))
+            self.labels = torch.from_numpy(labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __reduce__(self):
+        return TokenFile, (self.folder,)  # a worker opens the files itself
+
+    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        """x_1 (b, n) int64 of the images `indices`; ValueError if a token is no code."""
+        tokens = torch.from_numpy(self._tokens[np.asarray(indices)].astype(np.int64))
+        if tokens.numel() and tokens.max() >= self.K:
+            raise ValueError(f"{self.folder}: tokens must lie in [0, {self.K}), got {tokens.max()}")
+        return tokens
+
+    @cached_property
+    def captions(self) -> list[str] | None:
+        """One caption an image, None if the data set has none."""
+        path = self.folder / "captions.jsonl"
+        if not path.exists():
+            return None
+        try:
+            captions = [
+                json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]
+            ]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: must hold one caption a line, got {error}") from error
+        if len(captions) != self.count:
+            raise ValueError(f"{path}: must hold {self.count} captions, got {len(captions)}")
+        return captions
+
+
+def _checked_header(header: object, path: Path) -> dict:
+    """A token file's header; ValueError if it is none, or of a version unknown here."""
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        version = header.get("format") if isinstance(header, dict) else None
+        raise ValueError(f"{path}: format must be {FORMAT}, got {version}")
+    for name in ("count", "height", "width", "K"):
+        if not isinstance(header.get(name), int) or header[name] < 1:
+            raise ValueError(f"{path}: {name} must be at least 1, got {header.get(name)}")
+    return header
+
+
+def _open_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """A .npy file mapped into memory; ValueError if it is not what the header promises."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: must be a whole array, got {error}") from error
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(
+            f"{path}: must be {np.dtype(dtype)} {shape}, got {array.dtype} {array.shape}"
+        )
+    return array

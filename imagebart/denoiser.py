@@ -1,0 +1,271 @@
+"""Remember: one scale of the chain, p_θ^{t-1}(x_{t-1} | x_t).   [section 3.3, eq. 7 to 9]
+
+    t < T   an encoder reads all of x_t, a causal decoder writes x_{t-1} and cross-attends to it
+    t = T   x_T is pure noise and says nothing, so the decoder stands alone
+
+    p_θ^{t-1}(x_{t-1} | x_t) = Π_i p_θ(x_{t-1}^i | x_{t-1}^{<i}, x_t)
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.notation import Float, Int, Logits, Tokens
+from imagebart.transformer import Decoder, Encoder, Sequence, in_tiles
+
+OUTPUTS = ("plain", "residual", "posterior")
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """The shape of one scale's transformer. The released models are rows of presets.py."""
+
+    grid: tuple[int, int] = (16, 16)  # tokens (h, w) of a training image
+    width: int = 256
+    heads: int = 8
+    head_width: int = 32  # heads · head_width need not equal the width
+    encoder_depth: int = 6  # unused at t = T
+    decoder_depth: int = 3
+    bias: bool = False  # biases of queries, keys and values
+    classes: int = 0  # 0: not conditional on a class
+    axial_positions: bool = True  # a row plus a column vector, not one vector a place
+    output: str = "posterior"  # what the logits are built from, see `Denoiser.logits`
+
+    def __post_init__(self):
+        object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives a list back
+        if self.output not in OUTPUTS:
+            raise ValueError(f"output must be one of {OUTPUTS}, got {self.output!r}")
+        if min(*self.grid, self.width, self.heads, self.head_width, self.decoder_depth) < 1:
+            raise ValueError(f"sizes must be at least 1, got {self}")
+
+    @property
+    def n(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class Denoiser(nn.Module):
+    """p_θ^{t-1}: tokens of scale t-1 given those of scale t, one after another."""
+
+    def __init__(self, config: DenoiserConfig, diffusion: MultinomialDiffusion, t: int):
+        super().__init__()
+        if not 2 <= t <= diffusion.T:
+            raise ValueError(f"t must lie in [2, {diffusion.T}], got {t}")
+        self.config, self.diffusion, self.t = config, diffusion, t
+        K, width = diffusion.K, config.width
+        shape = width, config.heads, config.head_width, config.bias
+        self.sees_x_t = t < diffusion.T
+        if self.sees_x_t:
+            self.noisy_tokens = Embedding(K, width)
+            self.noisy_positions = positions(config)
+            self.encoder_prefix = Prefix(config)
+            self.encoder = Encoder(config.encoder_depth, *shape)
+        self.tokens = Embedding(K, width)
+        self.positions = positions(config)
+        self.prefix = Prefix(config) if not self.sees_x_t else Start(width)
+        self.decoder = Decoder(
+            config.decoder_depth, *shape, cross=self.sees_x_t, prefix=self.prefix.length
+        )
+        self.head = nn.Linear(width, K)
+        self.log_gain = nn.Parameter(torch.zeros(())) if config.output == "residual" else None
+        self.apply(_initialise)
+
+    @property
+    def n(self) -> int:
+        return self.config.n
+
+    @property
+    def K(self) -> int:
+        return self.diffusion.K
+
+    def forward(
+        self, x_prev: Tokens, x_t: Tokens | None, condition: Int[Tensor, "b"] | None = None
+    ) -> Logits:
+        """Teacher-forced logits b×n×K: position i sees x_{t-1}^{<i}, all of x_t, the condition.
+
+        `condition` holds class ids (b,) for a class model. x_t is ignored at t = T.
+        """
+        memory = self.encode(x_t, condition)
+        prefix = self.decoder_prefix(len(x_prev), condition)
+        x = torch.cat([prefix, self.tokens(x_prev[:, :-1])], dim=1)
+        at = F.pad(self.positions(), (0, 0, self.prefix.length - 1, 0))
+        hidden = self.decoder(x + at, memory)[:, self.prefix.length - 1 :]
+        return self.logits(self.head(hidden), x_t)
+
+    # ── the encoder ───────────────────────────────────────────────────────────────────────────
+
+    def encode(self, x_t: Tokens | None, condition: Int[Tensor, "b"] | None) -> Sequence | None:
+        """What the decoder cross-attends to: prefix and x_t, read in both directions."""
+        if not self.sees_x_t:
+            return None
+        prefix = self.encoder_prefix(len(x_t), self._checked(condition))
+        x = self.noisy_tokens(x_t) + self.noisy_positions()
+        return self.encoder(torch.cat([prefix, x], dim=1))
+
+    # ── the decoder, a few positions at a time ────────────────────────────────────────────────
+
+    def start(self, x_t: Tokens | None, batch: int, condition: Int[Tensor, "b"] | None = None):
+        """Everything that is computed once a scale: memory, its keys and values, the prefix.
+
+        Each image goes through alone, so that its numbers do not depend on its neighbours.
+        """
+        memory = self._memory_of_each(x_t, condition)
+        cache = self.decoder.cache(batch, self.prefix.length + self.n - 1, memory)
+        prefix = self.decoder_prefix(batch, condition)
+        if self.prefix.length > 1:
+            slots = torch.arange(self.prefix.length, device=prefix.device)
+            at = F.pad(self.positions()[:1], (0, 0, self.prefix.length - 1, 0))
+            self.decoder.step(prefix + at, repeat(slots, "s -> b s", b=batch), cache)
+        return Decoding(cache, prefix[:, -1:], x_t)
+
+    def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding") -> Logits:
+        """Logits at positions `at` (b, s) of x_{t-1}, with the tokens before them in x_prev (b, n).
+
+        Positions below the smallest of `at` in each row must have been read in earlier steps.
+        """
+        before = x_prev.gather(1, (at - 1).clamp(min=0))
+        x = torch.where(at[..., None] == 0, decoding.first, self.tokens(before))
+        x = x + self.positions()[at]
+        hidden = self.decoder.step(x, at + self.prefix.length - 1, decoding.cache)
+        f = in_tiles(self.head, rearrange(hidden, "b s c -> (b s) c"))
+        f = rearrange(f, "(b s) K -> b s K", b=len(at))
+        x_t = None if decoding.x_t is None else decoding.x_t.gather(1, at)
+        return self.logits(f, x_t)
+
+    # ── from features to logits ───────────────────────────────────────────────────────────────
+
+    def logits(self, f: Logits, x_t: Tokens | None) -> Logits:
+        """The network's output f as logits of x_{t-1}; float32.
+
+        plain       f
+        residual    exp(s)·f + log q(x_t | x_{t-1}),  s learned           (the released models)
+        posterior   log( ᾱ_{t-1}·softmax(f) + (1-ᾱ_{t-1})/K ) + log q(x_t | x_{t-1})
+
+        The last is ours: f predicts x_1, and the noise that x_{t-1} carries, which is known,
+        is not left to the network.
+        """
+        f = f.float()
+        output, diffusion, t = self.config.output, self.diffusion, self.t
+        if output == "plain":
+            return f
+        if output == "residual":
+            f = self.log_gain.exp() * f
+        elif t > 2:
+            still = float(diffusion.alpha_bar[t - 1])
+            f = (still * f.softmax(-1) + (1 - still) / self.K).log()
+        return f + diffusion.log_likelihood(x_t, t) if self.sees_x_t else f
+
+    def initialise_from_codebook(
+        self, codes: Float[Tensor, "K c"], generator: torch.Generator | None = None
+    ) -> None:
+        """Start token embeddings as a random projection of the codes, so that near codes start
+        near; a little better than random vectors after short trainings."""
+        codes = F.normalize(codes - codes.mean(0), dim=1)
+        mix = torch.randn(codes.shape[1], self.config.width, generator=generator)
+        start = 0.02 * codes.cpu() @ mix
+        tables = [self.tokens] + ([self.noisy_tokens] if self.sees_x_t else [])
+        for table in tables:
+            table.weight.data.copy_(start)
+
+    # ── helpers ───────────────────────────────────────────────────────────────────────────────
+
+    def decoder_prefix(self, batch: int, condition: Int[Tensor, "b"] | None) -> Sequence:
+        return self.prefix(batch, None if self.sees_x_t else self._checked(condition))
+
+    def _memory_of_each(self, x_t: Tokens | None, condition) -> Sequence | None:
+        if not self.sees_x_t:
+            return None
+        if x_t.device.type != "cpu":
+            return self.encode(x_t, condition)
+        conditions = [None] * len(x_t) if condition is None else condition.split(1)
+        return torch.cat([self.encode(*one) for one in zip(x_t.split(1), conditions, strict=True)])
+
+    def _checked(self, condition: Int[Tensor, "b"] | None) -> Int[Tensor, "b"] | None:
+        classes = self.config.classes
+        if (condition is None) != (classes == 0):
+            wanted = f"class ids in [0, {classes})" if classes else "no condition"
+            raise ValueError(f"this denoiser takes {wanted}, got {condition}")
+        if classes and not (0 <= condition.min() and condition.max() < classes):
+            raise ValueError(f"class ids must lie in [0, {classes}), got {condition.tolist()}")
+        return condition
+
+
+@dataclass
+class Decoding:
+    """One scale being decoded: caches, the first input, and x_t."""
+
+    cache: list
+    first: Sequence
+    x_t: Tokens | None
+
+
+class Embedding(nn.Embedding):
+    """A table of vectors, one a token."""
+
+
+class Start(nn.Module):
+    """One learned vector that begins the sequence."""
+
+    length = 1
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.vector = nn.Parameter(0.02 * torch.randn(width))
+
+    def forward(self, batch: int, condition: None = None) -> Sequence:
+        return repeat(self.vector, "c -> b 1 c", b=batch)
+
+
+class Prefix(Start):
+    """The start vector, then the condition's."""
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__(config.width)
+        self.length = 1 + (config.classes > 0)
+        self.classes = Embedding(config.classes, config.width) if config.classes else None
+
+    def forward(self, batch: int, condition: Int[Tensor, "b"] | None = None) -> Sequence:
+        start = super().forward(batch)
+        if self.classes is None:
+            return start
+        return torch.cat([start, self.classes(condition)[:, None]], dim=1)
+
+
+class LearnedPositions(nn.Module):
+    """One vector a place."""
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__()
+        self.table = nn.Parameter(0.02 * torch.randn(config.n, config.width))
+
+    def forward(self) -> Float[Tensor, "n c"]:
+        return self.table
+
+
+class AxialPositions(nn.Module):
+    """A vector for the row plus one for the column."""
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__()
+        h, w = config.grid
+        self.rows = nn.Parameter(0.02 * torch.randn(h, config.width))
+        self.columns = nn.Parameter(0.02 * torch.randn(w, config.width))
+
+    def forward(self) -> Float[Tensor, "n c"]:
+        return rearrange(self.rows[:, None] + self.columns, "h w c -> (h w) c")
+
+
+def positions(config: DenoiserConfig) -> nn.Module:
+    """Positions are those of the token to be predicted (decoder) or read (encoder)."""
+    return AxialPositions(config) if config.axial_positions else LearnedPositions(config)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Weights normal(0, 0.02), biases zero."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,169 @@
+"""Ranks and devices: one process or many, the same script.
+
+Under `torchrun` every rank reads its place from the environment; under plain `python` there is one
+rank and no process group, and every function here still holds. Ranks only ever exchange gradients
+(DDP's work), a mean and a flag: each computes its own part of a global batch by itself.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands: `rank` of `world`, computing on `device`."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that logs and saves."""
+        return self.rank == 0
+
+
+def start(device: str | None = None) -> Ranks:
+    """Take this process's place: torchrun's (RANK, WORLD_SIZE, LOCAL_RANK), else rank 0 of 1.
+
+    `device` is as in `pick_device`; with several ranks "cuda" is one GPU a rank, and ranks talk
+    over NCCL there, over gloo elsewhere. ValueError if the machine has too few GPUs for its ranks.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = pick_device(device)
+    if world > 1 and chosen.type == "cuda":
+        chosen = _own_gpu(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+
+    if "RANK" in os.environ:
+        _die_with_parent()
+    if world > 1:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend,
+            store=_fresh_store(),
+            rank=rank,
+            world_size=world,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    return Ranks(rank, world, chosen)
+
+
+def finish(ranks: Ranks) -> None:
+    """Leave together: nobody takes the group down while another rank still needs it."""
+    if ranks.world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def share(total: int, ranks: Ranks, what: str = "batch") -> slice:
+    """This rank's equal part of a global `total`, as a slice of it; ValueError if it has none."""
+    if total % ranks.world or total < ranks.world:
+        raise ValueError(
+            f"{what} must be divisible by the number of ranks, got {total} over {ranks.world}"
+        )
+    part = total // ranks.world
+    return slice(ranks.rank * part, (ranks.rank + 1) * part)
+
+
+def mean(value: Tensor, ranks: Ranks) -> Tensor:
+    """The mean of `value` over ranks, on every rank, detached; `value` itself is untouched."""
+    value = value.detach()
+    if ranks.world == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / ranks.world
+
+
+def total(value: Tensor, ranks: Ranks) -> Tensor:
+    """The sum of `value` over ranks, on every rank, detached."""
+    return mean(value, ranks) * ranks.world
+
+
+def from_main(value: Tensor, ranks: Ranks) -> None:
+    """Overwrite `value` in place with the main rank's, on every rank."""
+    if ranks.world > 1:
+        dist.broadcast(value.detach(), src=0)
+
+
+def on_any_rank(flag: bool, ranks: Ranks) -> bool:
+    """True on every rank if `flag` is true on one: how ranks stop, or skip a step, together."""
+    if ranks.world == 1:
+        return flag
+    raised = torch.tensor(int(flag), device=ranks.device)
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return bool(raised.item())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Compute in `precision`: "fp32" as written, "bf16" with matrix products in bfloat16."""
+    if precision == "fp32":
+        return nullcontext()
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device called `name`; None or "auto" is the first CUDA GPU if there is one, else the CPU.
+
+    "mps" is taken only when named. ValueError for a device that is unknown or not in the machine.
+    """
+    cuda = torch.cuda.is_available()
+    if name is None or name == "auto":
+        name = "cuda" if cuda else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")  # not a device that computes: refused below
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {name!r}")
+
+    gpus = torch.cuda.device_count() if cuda else 0
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"device must be in this machine, got {name!r} and {gpus} CUDA GPUs")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device must be in this machine, got 'mps' without Metal")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _own_gpu(name: str | None) -> torch.device:
+    """One GPU a rank: the LOCAL_RANK-th of this machine."""
+    if name not in (None, "auto", "cuda"):
+        raise ValueError(f"device must be cuda, cpu or auto when there are ranks, got {name!r}")
+    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= gpus:
+        raise ValueError(f"every rank needs a GPU of its own, got {gpus} GPUs for rank {local}")
+    return torch.device("cuda", local)
+
+
+def _fresh_store() -> dist.Store:
+    """The store where ranks find each other, holding no address of a previous attempt.
+
+    When a rank dies torchrun starts all of them again over the *same* store, and ranks may dial
+    the addresses of the dead. On one machine the restart count names the attempt, so we prefix it.
+    On several machines the counts may differ, and torch's own keys are kept.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+    return store
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when torchrun is killed: no orphan goes on training unseen."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

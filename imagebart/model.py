@@ -1,0 +1,357 @@
+"""ImageBART: a VQGAN, a diffusion and the denoisers of scales 2 .. T, loaded as one model.
+
+    x_T ~ uniform  →  x_{t-1} ~ p_θ^{t-1}(· | x_t), t = T .. 2  →  x_0 = G(x_1)
+
+A model is a folder: `config.json`, `vqgan.safetensors`, `scale_2.safetensors` … and the model card
+`README.md`. Only JSON and safetensors are read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+
+from imagebart.checkpoint import load_tensors, read_json, save_tensors, write_json
+from imagebart.data import fit, to_pil, to_rgb, to_tensor
+from imagebart.denoiser import Denoiser, DenoiserConfig
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.distributed import pick_device
+from imagebart.notation import Float, Grid
+from imagebart.vqgan import VQGAN, VQGANConfig
+
+SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
+OUTPUT_TYPES = ("pil", "pt", "np")
+
+
+class ImageBART(nn.Module):
+    """The whole chain. `vqgan`, `diffusion`, `denoisers[t]` for t = 2 .. T, `T`, `K`.
+
+    Raises ValueError if a scale is missing or if the parts do not fit each other.
+    """
+
+    def __init__(
+        self, vqgan: VQGAN, diffusion: MultinomialDiffusion, denoisers: dict[int, Denoiser]
+    ):
+        super().__init__()
+        if set(denoisers) != set(range(2, diffusion.T + 1)):
+            raise ValueError(
+                f"a chain of T = {diffusion.T} needs scales 2 to {diffusion.T}, "
+                f"got {sorted(denoisers)}"
+            )
+        if vqgan.K != diffusion.K:
+            raise ValueError(f"K must be the VQGAN's {vqgan.K}, got a diffusion with {diffusion.K}")
+        self.vqgan, self.diffusion = vqgan, diffusion
+        self._scales = nn.ModuleDict({str(t): denoisers[t] for t in sorted(denoisers)})
+        self.eval().requires_grad_(False)
+
+    @property
+    def denoisers(self) -> dict[int, Denoiser]:
+        return {int(t): denoiser for t, denoiser in self._scales.items()}
+
+    @property
+    def T(self) -> int:
+        return self.diffusion.T
+
+    @property
+    def K(self) -> int:
+        return self.diffusion.K
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens (h, w) of an image."""
+        return self.denoisers[2].config.grid
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Pixels (H, W) of an image."""
+        h, w = self.grid
+        return h * self.vqgan.f, w * self.vqgan.f
+
+    @property
+    def classes(self) -> int:
+        """Number of classes that the model can be asked for; 0 if it takes none."""
+        return self.denoisers[self.T].config.classes
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # ── from noise to images ──────────────────────────────────────────────────────────────────
+
+    def sample(
+        self,
+        num_images: int = 1,
+        *,
+        output_type: str = "pil",
+        **options,
+    ) -> list[Image.Image] | Tensor | np.ndarray:
+        """Draw images. Options as `sample_steps`; `output_type` as `decode`."""
+        *_, last = self.sample_steps(num_images, **options)
+        return self.decode(last.tokens, output_type=output_type)
+
+    def sample_steps(self, num_images: int = 1, **options) -> Iterator:
+        """The chain as it runs: `step.t` from T (noise) to 1, `step.tokens` (b, h, w), `step.done`.
+
+        seed (int, or one an image: image i of one seed has seed + i), temperature, top_k, top_p
+        (a number, or one a scale from t = 2 to T; temperature 0 is greedy, top_k 0 and top_p 1
+        are off), classes (an id, or one an image), method ("parallel" or "sequential": same
+        tokens, other speed). Raises ValueError for values out of range.
+        """
+        from imagebart.sampling import sample_steps
+
+        return sample_steps(self, num_images, **options)
+
+    def inpaint(
+        self,
+        image: Image.Image,
+        mask: Image.Image | np.ndarray,
+        num_images: int = 1,
+        *,
+        output_type: str = "pil",
+        **options,
+    ) -> list[Image.Image] | Tensor | np.ndarray:
+        """Repaint where the mask is True / white; elsewhere pixels stay the input's exactly.
+
+        See `editing.inpaint`. Options as `sample_steps`; `output_type` as `decode`.
+        """
+        from imagebart.editing import inpaint
+
+        return self.present(inpaint(self, image, mask, num_images, **options), output_type)
+
+    # ── x_0 ↔ x_1 ─────────────────────────────────────────────────────────────────────────────
+
+    @torch.inference_mode()
+    def encode(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Grid:
+        """x_1: tokens (b, h, w) int64 of PIL images (resized and cropped to the model's size) or
+        of a tensor b×3×H×W in [0, 1] (taken as it is; H and W multiples of f)."""
+        pixels = self.pixels(images)
+        return torch.cat([self.vqgan.encode(x[None]) for x in pixels])
+
+    @torch.inference_mode()
+    def decode(
+        self, tokens: Grid, output_type: str = "pil"
+    ) -> list[Image.Image] | Tensor | np.ndarray:
+        """G(x_1): images of tokens (b, h, w), as PIL images, "pt" (b×3×H×W in [0, 1]) or "np"
+        (b×H×W×3 in [0, 1]). Raises ValueError for tokens outside [0, K)."""
+        if tokens.ndim != 3 or tokens.numel() == 0:
+            raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
+        if tokens.min() < 0 or tokens.max() >= self.K:
+            raise ValueError(f"tokens must lie in [0, {self.K}), got {tokens.max()}")
+        tokens = tokens.to(self.device)
+        # One at a time on a CPU: an image then does not depend on those beside it.
+        parts = tokens.split(1 if self.device.type == "cpu" else 32)
+        images = torch.cat([self.vqgan.decode(part).float() for part in parts])
+        return self.present(images, output_type)
+
+    def pixels(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
+        """PIL images or a tensor in [0, 1] as x_0: b×3×H×W in [-1, 1] on the model's device."""
+        if isinstance(images, Tensor):
+            if images.ndim != 4 or images.shape[1] != 3:
+                raise ValueError(f"images must be b×3×H×W, got shape {tuple(images.shape)}")
+            return (2 * images - 1).to(self.device, torch.float32)
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        fitted = [to_tensor(fit(to_rgb(image), self.image_size)) for image in images]
+        return torch.stack(fitted).to(self.device)
+
+    def present(self, images: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray:
+        """x_0 in [-1, 1] as the caller wants it."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        if output_type == "pil":
+            return to_pil(images)
+        images = (images.clamp(-1, 1) + 1) / 2
+        if output_type == "pt":
+            return images
+        return rearrange(images, "b c h w -> b h w c").cpu().numpy()
+
+    # ── the bound ─────────────────────────────────────────────────────────────────────────────
+
+    @torch.inference_mode()
+    def bits_per_token(
+        self, images: Image.Image | Sequence[Image.Image] | Tensor, *, seed: int = 0, classes=None
+    ) -> dict[int, Float[Tensor, "b"]]:
+        """{t: L_t of each image in bits per token}, one Monte-Carlo draw of the noise.  [eq. 2]"""
+        x_1 = rearrange(self.encode(images), "b h w -> b (h w)")
+        generator = torch.Generator().manual_seed(seed)
+        condition = self.class_ids(classes, len(x_1))
+        bits = {}
+        for t, denoiser in self.denoisers.items():
+            x_prev, x_t = self.diffusion.q_sample_pair(x_1.cpu(), t, generator)
+            x_prev, x_t = x_prev.to(self.device), x_t.to(self.device)
+            logits = denoiser(x_prev, x_t, condition)
+            nats = self.diffusion.loss_t(logits, x_t, x_1, t)
+            bits[t] = nats.mean(1) / float(np.log(2))
+        return bits
+
+    def class_ids(self, classes: int | Sequence[int] | None, batch: int) -> Tensor | None:
+        """Class ids (b,) as a tensor, one given for all or one each; None for a model without."""
+        if classes is None and not self.classes:
+            return None
+        if classes is None or not self.classes:
+            takes = f"classes in [0, {self.classes})" if self.classes else "no classes"
+            raise ValueError(f"this model takes {takes}, got {classes}")
+        ids = [classes] * batch if isinstance(classes, int) else list(classes)
+        if len(ids) != batch or not all(0 <= i < self.classes for i in ids):
+            raise ValueError(
+                f"classes must be one id in [0, {self.classes}), or {batch} of them, got {classes}"
+            )
+        return torch.tensor(ids, device=self.device)
+
+    # ── folders ───────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> "ImageBART":
+        """A model from a folder or a Hugging Face Hub id; None is the shipped scenery model.
+
+        Weights run in float32 unless `dtype` says otherwise. Raises ValueError, in a sentence, for
+        a folder that is missing or holds something else.
+        """
+        folder = find_folder(source, revision, local_files_only)
+        config = read_config(folder)
+        vqgan = load_vqgan(folder)
+        diffusion = MultinomialDiffusion(config["alpha_bar"], vqgan.K)
+        denoisers = {
+            int(t): load_denoiser(folder, int(t), shape, diffusion)
+            for t, shape in config["denoisers"].items()
+        }
+        model = cls(vqgan, diffusion, denoisers)
+        return model.to(device=pick_device(None if device is None else str(device)), dtype=dtype)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the folder that `from_pretrained` reads; `dtype` to store weights in, e.g. fp16."""
+        folder = Path(folder)
+        save_vqgan(self.vqgan, folder, dtype)
+        for t, denoiser in self.denoisers.items():
+            save_scale(denoiser.state_dict(), denoiser.config, self.diffusion, t, folder, dtype)
+
+
+def find_folder(
+    source: str | Path | None, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """Where a model lies on disk; ids of the form owner/name are fetched from the Hub."""
+    if source is None:
+        return SHIPPED
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    parts = str(source).split("/")
+    if len(parts) != 2 or not all(parts) or str(source).startswith((".", "~")):
+        raise ValueError(f"a model must be a folder or a Hub id owner/name, got {str(source)!r}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                str(source),
+                revision=revision,
+                local_files_only=local_files_only,
+                allow_patterns=["*.json", "*.safetensors", "README.md"],
+            )
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ValueError(
+            f"{source}: neither a folder here nor found on the Hub ({type(error).__name__})"
+        ) from None
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a model; ValueError if it is not one."""
+    config = read_json(Path(folder) / "config.json")
+    wanted = {"vqgan": dict, "alpha_bar": list, "denoisers": dict}
+    for name, kind in wanted.items():
+        if not isinstance(config, dict) or not isinstance(config.get(name), kind):
+            raise ValueError(f"{folder}/config.json must hold {', '.join(wanted)}: no {name} there")
+    return config
+
+
+def load_vqgan(folder: Path) -> VQGAN:
+    """The VQGAN of a folder, its own or a model's."""
+    config = read_json(Path(folder) / "config.json")
+    if not isinstance(config, dict) or "vqgan" not in config:
+        raise ValueError(f"{folder}/config.json must hold vqgan, got no such entry")
+    path = Path(folder) / "vqgan.safetensors"
+    tensors = load_tensors(path)
+    vqgan = VQGAN(_configured(VQGANConfig, config["vqgan"], folder))
+    if "quantiser.used" in tensors:
+        vqgan.quantiser.shrink(tensors["quantiser.used"])
+    _load(vqgan, tensors, path)
+    return vqgan
+
+
+def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a VQGAN's own folder, or its part of a model's."""
+    save_tensors(_as(vqgan.state_dict(), dtype), Path(folder) / "vqgan.safetensors")
+    update_config(Path(folder), {"vqgan": asdict(vqgan.config)})
+
+
+def load_denoiser(folder: Path, t: int, shape: dict, diffusion: MultinomialDiffusion) -> Denoiser:
+    path = Path(folder) / f"scale_{t}.safetensors"
+    denoiser = Denoiser(_configured(DenoiserConfig, shape, folder), diffusion, t)
+    _load(denoiser, load_tensors(path), path)
+    return denoiser
+
+
+def save_scale(
+    tensors: dict[str, Tensor],
+    config: DenoiserConfig,
+    diffusion: MultinomialDiffusion,
+    t: int,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write scale t of a model: its weights, and its rows of config.json."""
+    save_tensors(_as(tensors, dtype), Path(folder) / f"scale_{t}.safetensors")
+    schedule = diffusion.alpha_bar[1:].tolist()
+    update_config(Path(folder), {"alpha_bar": schedule, "denoisers": {str(t): asdict(config)}})
+
+
+def update_config(folder: Path, entries: dict) -> None:
+    """Merge entries into config.json, scales into scales, so that each can be saved on its own."""
+    path = folder / "config.json"
+    config = read_json(path) if path.exists() else {"format": 1}
+    scales = config.get("denoisers", {}) | entries.get("denoisers", {})
+    config |= entries
+    if scales:
+        config["denoisers"] = dict(sorted(scales.items()))
+    write_json(config, path)
+
+
+def _as(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    def cast(x: Tensor) -> Tensor:
+        return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+    return {name: cast(x) for name, x in tensors.items()}
+
+
+def _configured(kind: type, values: dict, folder: Path):
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{folder}/config.json must describe a {kind.__name__}: {error}") from None
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy weights into a module after checking names and shapes."""
+    wanted = {name: tuple(x.shape) for name, x in module.state_dict().items()}
+    got = {name: tuple(x.shape) for name, x in tensors.items()}
+    for name in sorted(wanted.keys() | got.keys()):
+        if wanted.get(name) != got.get(name):
+            raise ValueError(
+                f"{path}: {name} must be {wanted.get(name, 'absent')}, "
+                f"got {got.get(name, 'nothing')}"
+            )
+    module.load_state_dict(tensors)

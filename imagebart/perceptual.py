@@ -1,0 +1,129 @@
+"""What trains the VQGAN: how far a reconstruction is, to the eye.   [section 3.2, eq. 3, 4]
+
+    -log p_θ^0(x_0 | x_1) ∝ f_rec(x_0, G(x_1)) + adversarial term =: L_rec + L_adv
+
+f_rec is L1 plus a distance of deep features. Two kinds of features: `LPIPS`, the paper's, which
+needs the weights of a trained network on disk, and `RandomFeatures`, which needs nothing.
+Sampling never imports this file.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imagebart.notation import Float, Images
+
+VGG_FILE = "vgg16-397923af.pth"
+VGG_ADDRESS = f"https://download.pytorch.org/models/{VGG_FILE}"
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance on VGG16 features, one number an image.   [f_rec of eq. 3]
+
+    Raises ValueError if the backbone's weights are not on disk: nothing is downloaded silently.
+    """
+
+    def __init__(self):
+        super().__init__()
+        path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
+        if not path.is_file():
+            raise ValueError(f"LPIPS needs {VGG_ADDRESS} at {path}, or choose random features")
+        import lpips
+
+        self.distance = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+
+    def forward(self, image: Images, reconstruction: Images) -> Float[Tensor, "b"]:
+        return self.distance(image, reconstruction).flatten()
+
+
+class RandomFeatures(nn.Module):
+    """Distance of features of a fixed random network, one number an image.
+
+    Convolutions nobody trained still compare edges and textures at several sizes, tolerant of
+    small shifts; the discriminator does the rest. No download, and the same for everybody: the
+    weights are drawn from seed 0.
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 128)):
+        super().__init__()
+        self.stages = nn.ModuleList()
+        generator = torch.Generator().manual_seed(0)
+        width = 3
+        for out in widths:
+            conv = nn.Conv2d(width, out, 5, stride=2, padding=2, bias=False)
+            nn.init.orthogonal_(conv.weight, gain=2**0.5, generator=generator)
+            self.stages.append(conv)
+            width = out
+        self.requires_grad_(False)
+
+    def forward(self, image: Images, reconstruction: Images) -> Float[Tensor, "b"]:
+        both = torch.cat([image, reconstruction])
+        distance = both.new_zeros(len(image), dtype=torch.float32)
+        for stage in self.stages:
+            both = F.leaky_relu(stage(both), 0.1)
+            a, b = both.float().chunk(2)
+            scale = a.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-3
+            distance = distance + ((a - b) / scale).abs().mean(dim=(1, 2, 3))
+        return distance / len(self.stages)
+
+
+PERCEPTUAL = {"random": RandomFeatures, "lpips": LPIPS}
+
+
+class PatchDiscriminator(nn.Module):
+    """D_φ: says of every patch whether it is real.   [eq. 3, 4]
+
+    Group instead of batch normalisation, so that ranks need not talk and small batches work.
+    """
+
+    def __init__(self, channels: int = 64, layers: int = 3):
+        super().__init__()
+        blocks = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+        width = channels
+        for i in range(1, layers + 1):
+            out, stride = channels * min(2**i, 8), 1 if i == layers else 2
+            blocks += [nn.Conv2d(width, out, 4, stride, 1, bias=False), nn.GroupNorm(8, out)]
+            blocks += [nn.LeakyReLU(0.2)]
+            width = out
+        self.blocks = nn.Sequential(*blocks, nn.Conv2d(width, 1, 4, 1, 1))
+
+    def forward(self, image: Images) -> Float[Tensor, "b 1 h w"]:
+        return self.blocks(image)
+
+
+def reconstruction_loss(
+    image: Images, reconstruction: Images, perceptual: nn.Module, weight: float
+) -> Tensor:
+    """L_rec = mean |x_0 - G(x_1)| + weight · f_rec(x_0, G(x_1)).   [eq. 3]"""
+    l1 = (image - reconstruction.float()).abs().mean()
+    return l1 + weight * perceptual(image, reconstruction).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """L_adv for the generator: the hinge form of -log D_φ(G(x_1)).   [eq. 4]"""
+    return -fake.float().mean()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of D_φ on images and reconstructions.   [eq. 4]"""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+
+
+def adaptive_weight(rec_gradient: Tensor, adv_gradient: Tensor) -> Tensor:
+    """λ = ‖∇L_rec‖ / (‖∇L_adv‖ + 1e-4) at the decoder's last layer: neither term drowns the other."""
+    return (rec_gradient.norm() / (adv_gradient.norm() + 1e-4)).clamp(0, 1e4).detach()
+
+
+def psnr(image: Images, reconstruction: Images) -> Float[Tensor, "b"]:
+    """Peak signal-to-noise ratio in dB, one an image; pixels in [-1, 1]."""
+    mse = (image - reconstruction.clamp(-1, 1)).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(4 / mse.clamp(min=1e-10))
+
+
+def sharpness(image: Images) -> Float[Tensor, "b"]:
+    """Mean absolute difference of neighbouring pixels, one number an image."""
+    down = image.diff(dim=2).abs().mean(dim=(1, 2, 3))
+    right = image.diff(dim=3).abs().mean(dim=(1, 2, 3))
+    return (down + right) / 2

@@ -1,0 +1,238 @@
+"""Sample: run the reverse chain.   [section 3.3]
+
+Noise is drawn first and then used. An image has a fixed array of Gumbel noise for every
+(seed, t, pass), and its token i is
+
+    x_{t-1}^i = argmax_k( filtered logits_k / temperature + noise_{i,k} )
+
+which is a draw from the softmax. So a seed means the same image alone or in any batch, cached or
+not, and decoding becomes the fixed point x = F(x) of one parallel pass: `parallel` finds it in few
+passes, `sequential` in n, and both give the same tokens.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from imagebart.denoiser import Denoiser
+from imagebart.notation import Grid, Int, Logits, Mask, Tokens
+
+WINDOW = 32
+"""Positions that one parallel pass looks at."""
+
+Noise = Logits
+
+
+@dataclass(frozen=True)
+class Filter:
+    """How one scale's logits become a choice; off by default."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if self.top_k < 0 or self.top_k != int(self.top_k):
+            raise ValueError(f"top_k must be a whole number, at least 0, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stop of the chain: `tokens` are x_t, (b, h, w); `done` is the part of the way, 0 to 1."""
+
+    t: int
+    tokens: Grid
+    done: float
+
+
+# ── the chain ─────────────────────────────────────────────────────────────────────────────────
+
+
+@torch.inference_mode()
+def sample_steps(
+    model,
+    num_images: int = 1,
+    *,
+    seed: int | Sequence[int] = 0,
+    temperature: float | Sequence[float] = 1.0,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
+    classes: int | Sequence[int] | None = None,
+    method: str = "parallel",
+) -> Iterator[Step]:
+    """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each.
+
+    See `ImageBART.sample_steps`.
+    """
+    seeds = image_seeds(seed, num_images)
+    filters = scale_filters(model.T, temperature, top_k, top_p)
+    decode = decoder(method)
+    condition = model.class_ids(classes, num_images)
+    x_t = uniform_tokens(seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
+    yield step_of(model, model.T, x_t)
+    for t in range(model.T, 1, -1):
+        denoiser = model.denoisers[t]
+        noise = gumbel(seeds, t, denoiser.n, model.K).to(model.device)
+        x_t = decode(denoiser, x_t, noise, filters[t], condition)
+        yield step_of(model, t - 1, x_t)
+
+
+def step_of(model, t: int, x_t: Tokens) -> Step:
+    h, w = model.grid
+    return Step(t, rearrange(x_t, "b (h w) -> b h w", h=h), (model.T - t) / (model.T - 1))
+
+
+# ── one scale ─────────────────────────────────────────────────────────────────────────────────
+
+
+def decode_sequential(
+    denoiser: Denoiser,
+    x_t: Tokens,
+    noise: Noise,
+    choose: Filter,
+    condition: Int[Tensor, "b"] | None = None,
+    known: Mask | None = None,
+    x_known: Tokens | None = None,
+) -> Tokens:
+    """x_{t-1}, one position after another: n passes. Known positions keep their tokens."""
+    decoding = denoiser.start(x_t, len(x_t), condition)
+    x_prev = x_t.clone() if x_known is None else x_known.clone()
+    for i in range(denoiser.n):
+        at = torch.full((len(x_t), 1), i, device=x_t.device)
+        drawn = draw(denoiser.step(x_prev, at, decoding), noise[:, i : i + 1], choose)[:, 0]
+        x_prev[:, i] = drawn if known is None else torch.where(known[:, i], x_known[:, i], drawn)
+    return x_prev
+
+
+def decode_parallel(
+    denoiser: Denoiser,
+    x_t: Tokens,
+    noise: Noise,
+    choose: Filter,
+    condition: Int[Tensor, "b"] | None = None,
+    known: Mask | None = None,
+    x_known: Tokens | None = None,
+) -> Tokens:
+    """The same tokens in fewer passes.
+
+    Start from a guess (x_t, known tokens in place). Each pass draws a window of positions at once
+    from the guess before them; the leading positions whose guess was drawn again are right, and
+    so is the first that was not, since all before it was right. Every row moves on by its own
+    count, and the new draws are the next guess. A known position always agrees.
+    """
+    decoding = denoiser.start(x_t, len(x_t), condition)
+    x_prev = x_t.clone() if x_known is None else torch.where(known, x_known, x_t)
+    first = torch.zeros(len(x_t), dtype=torch.int64, device=x_t.device)
+    offset = torch.arange(min(WINDOW, denoiser.n), device=x_t.device)
+    while (first < denoiser.n).any():
+        at = (first[:, None] + offset).clamp(max=denoiser.n - 1)
+        drawn = draw(denoiser.step(x_prev, at, decoding), noise_at(noise, at), choose)
+        guess = x_prev.gather(1, at)
+        if known is not None:
+            drawn = torch.where(known.gather(1, at), guess, drawn)
+        agreed = (drawn == guess).cumprod(1).sum(1)
+        x_prev.scatter_(1, at, drawn)
+        first = first + (agreed + 1).clamp(max=len(offset))
+    return x_prev
+
+
+METHODS = {"parallel": decode_parallel, "sequential": decode_sequential}
+
+
+def decoder(method: str):
+    """The way of decoding called `method`."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
+    return METHODS[method]
+
+
+# ── one token ─────────────────────────────────────────────────────────────────────────────────
+
+
+def draw(logits: Logits, noise: Noise, choose: Filter) -> Tokens:
+    """argmax(filtered logits / temperature + noise); without noise at temperature 0."""
+    if choose.temperature == 0:
+        return logits.argmax(-1)
+    return (filtered(logits / choose.temperature, choose.top_k, choose.top_p) + noise).argmax(-1)
+
+
+def filtered(logits: Logits, top_k: int, top_p: float) -> Logits:
+    """-inf outside the k likeliest codes, and outside the fewest that hold a mass of p."""
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        p = ordered.softmax(-1)
+        outside = p.cumsum(-1) - p >= top_p
+        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    return logits
+
+
+# ── noise, drawn first ────────────────────────────────────────────────────────────────────────
+
+
+def gumbel(seeds: Sequence[int], t: int, n: int, K: int, turn: int = 0) -> Noise:
+    """Gumbel noise (b, n, K) of each image's seed at scale t, pass `turn`: -log of exponentials."""
+    noise = torch.empty(len(seeds), n, K)
+    for row, seed in zip(noise, seeds, strict=True):
+        row.exponential_(generator=generator_of(seed, t, turn, "gumbel"))
+    return noise.clamp_(min=1e-30).log_().neg_()
+
+
+def uniform_tokens(seeds: Sequence[int], t: int, n: int, K: int) -> Tokens:
+    """x_T: tokens (b, n) that know nothing."""
+    rows = [torch.randint(K, (n,), generator=generator_of(seed, t, 0, "tokens")) for seed in seeds]
+    return torch.stack(rows)
+
+
+def noise_at(noise: Noise, at: Int[Tensor, "b s"]) -> Noise:
+    row = torch.arange(len(at), device=at.device)[:, None]
+    return noise[row, at]
+
+
+def generator_of(seed: int, t: int, turn: int, use: str) -> torch.Generator:
+    """A generator of its own for every (seed, scale, pass, use)."""
+    digest = hashlib.sha256(f"{seed} {t} {turn} {use}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+
+
+# ── what the caller said ──────────────────────────────────────────────────────────────────────
+
+
+def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
+    """One seed an image: seed, seed + 1, … or those given."""
+    if not isinstance(num_images, int) or num_images < 1:
+        raise ValueError(f"num_images must be a whole number, at least 1, got {num_images!r}")
+    one = isinstance(seed, int) and not isinstance(seed, bool)
+    seeds = [seed + i for i in range(num_images)] if one else list(seed)
+    if len(seeds) != num_images:
+        raise ValueError(f"seed must be one number or {num_images} of them, got {len(seeds)}")
+    if not all(isinstance(s, int) and 0 <= s < 2**63 for s in seeds):
+        raise ValueError(f"seeds must be whole numbers in [0, 2^63), got {seed}")
+    return seeds
+
+
+def scale_filters(T: int, temperature, top_k, top_p) -> dict[int, Filter]:
+    """{t: Filter} from numbers or from one number a scale, t = 2 .. T."""
+    columns = [
+        per_scale(value, T, name)
+        for value, name in ((temperature, "temperature"), (top_k, "top_k"), (top_p, "top_p"))
+    ]
+    return {t: Filter(*row) for t, row in zip(range(2, T + 1), zip(*columns), strict=True)}
+
+
+def per_scale(value, T: int, name: str) -> list:
+    """One value for every scale t = 2 .. T."""
+    values = [value] * (T - 1) if isinstance(value, int | float) else list(value)
+    if len(values) != T - 1:
+        raise ValueError(f"{name} must be one number, or {T - 1} for t = 2 to {T}, got {value}")
+    return values

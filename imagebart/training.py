@@ -1,0 +1,41 @@
+"""What the training scripts share: the learning rate's course and the log."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+
+def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = 0.01) -> float:
+    """Factor of the learning rate at `step`: up a line in `warmup_steps`, down a cosine to `floor`."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Log:
+    """metrics.jsonl: one line of numbers a report. A resumed run drops what lies after its start."""
+
+    def __init__(self, path: Path, start_step: int, active: bool):
+        self.path, self.active = Path(path), active
+        self.began = time.time()
+        if active and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if _step(line) <= start_step]
+            self.path.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, step: int, **values: float) -> None:
+        if not self.active:
+            return
+        line = {"step": step, "seconds": round(time.time() - self.began, 1)}
+        line |= {name: round(float(value), 6) for name, value in values.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut short by a kill

@@ -1,0 +1,263 @@
+"""Transformer parts: attention, blocks, and the caches that make decoding cheap.   [section 3.3]
+
+Everything is pre-norm. Two ways through a decoder give the same numbers: `Decoder.forward` reads
+a whole sequence at once (training, likelihood); `Decoder.step` reads a few slots of it and takes
+the rest from a `Cache` (sampling).
+
+Rounding: a float32 product of few rows is not summed in the order of a product of many, so a token
+decoded alone could differ from the same token decoded in a batch. `step` therefore sends its rows
+through every layer in tiles of one fixed size. Equal seeds then give equal tokens, whatever comes
+along in the same pass: by construction, not by tolerance.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from imagebart.notation import Bool, Float, Int
+
+TILE = 16
+"""Rows that go through a layer together while decoding."""
+
+Sequence = Float[Tensor, "b s c"]
+Heads = Float[Tensor, "b heads s d"]
+Rows = Float[Tensor, "rows c"]
+
+
+class SelfAttention(nn.Module):
+    """softmax(q kᵀ / √d) v over the sequence itself."""
+
+    def __init__(self, width: int, heads: int, head_width: int, bias: bool):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=bias)
+        self.out = nn.Linear(heads * head_width, width)
+
+    def forward(self, x: Sequence, visible: Bool[Tensor, "s s"] | None = None) -> Sequence:
+        q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        return self.out(rearrange(a, "b h s d -> b s (h d)"))
+
+    def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
+        q, k, v = in_tiles(self.qkv, rows).chunk(3, dim=-1)
+        k, v = (window.to_sequence(part, self.heads) for part in (k, v))
+        cache.write(k, v, window.slots)
+        a = attend(window.to_sequence(q, self.heads), cache.k, cache.v, window.visible)
+        return in_tiles(self.out, window.to_rows(a))
+
+
+class CrossAttention(nn.Module):
+    """softmax(q kᵀ / √d) v with keys and values from the encoder's output."""
+
+    def __init__(self, width: int, heads: int, head_width: int, bias: bool):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, heads * head_width, bias=bias)
+        self.kv = nn.Linear(width, 2 * heads * head_width, bias=bias)
+        self.out = nn.Linear(heads * head_width, width)
+
+    def forward(self, x: Sequence, memory: Sequence) -> Sequence:
+        q = rearrange(self.q(x), "b s (h d) -> b h s d", h=self.heads)
+        a = F.scaled_dot_product_attention(q, *self.keys_values(memory))
+        return self.out(rearrange(a, "b h s d -> b s (h d)"))
+
+    def keys_values(self, memory: Sequence) -> tuple[Heads, Heads]:
+        k, v = rearrange(self.kv(memory), "b s (two h d) -> two b h s d", two=2, h=self.heads)
+        return k, v
+
+    def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
+        q = window.to_sequence(in_tiles(self.q, rows), self.heads)
+        a = attend(q, cache.memory_k, cache.memory_v, None)
+        return in_tiles(self.out, window.to_rows(a))
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear; four times as wide inside."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Sequence) -> Sequence:
+        return self.down(F.gelu(self.up(x)))
+
+    def step(self, rows: Rows) -> Rows:
+        return in_tiles(self.down, F.gelu(in_tiles(self.up, rows)))
+
+
+class EncoderBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int, head_width: int, bias: bool):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(
+            width, heads, head_width, bias
+        )
+        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
+
+    def forward(self, x: Sequence) -> Sequence:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, cross-attention if there is an encoder, MLP."""
+
+    def __init__(self, width: int, heads: int, head_width: int, bias: bool, cross: bool):
+        super().__init__()
+        shape = width, heads, head_width, bias
+        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(*shape)
+        self.norm_cross = nn.LayerNorm(width) if cross else None
+        self.cross = CrossAttention(*shape) if cross else None
+        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
+
+    def forward(
+        self, x: Sequence, visible: Bool[Tensor, "s s"], memory: Sequence | None
+    ) -> Sequence:
+        x = x + self.attention(self.norm1(x), visible)
+        if self.cross is not None:
+            x = x + self.cross(self.norm_cross(x), memory)
+        return x + self.mlp(self.norm2(x))
+
+    def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
+        rows = rows + self.attention.step(self.norm1(rows), cache, window)
+        if self.cross is not None:
+            rows = rows + self.cross.step(self.norm_cross(rows), cache, window)
+        return rows + self.mlp.step(self.norm2(rows))
+
+
+class Encoder(nn.Module):
+    """Bidirectional: every slot sees every slot."""
+
+    def __init__(self, depth: int, width: int, heads: int, head_width: int, bias: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            EncoderBlock(width, heads, head_width, bias) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Sequence) -> Sequence:
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """Causal after its first `prefix` slots, which see each other."""
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        head_width: int,
+        bias: bool,
+        cross: bool,
+        prefix: int,
+    ):
+        super().__init__()
+        self.heads, self.head_width, self.prefix = heads, head_width, prefix
+        self.blocks = nn.ModuleList(
+            DecoderBlock(width, heads, head_width, bias, cross) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Sequence, memory: Sequence | None = None) -> Sequence:
+        visible = causal(x.shape[1], self.prefix, x.device)
+        for block in self.blocks:
+            x = block(x, visible, memory)
+        return self.norm(x)
+
+    def cache(self, batch: int, slots: int, memory: Sequence | None) -> list["LayerCache"]:
+        """Room for `slots` slots a row; the memory's keys and values, once."""
+        weight = self.norm.weight
+        return [
+            LayerCache(
+                weight.new_zeros(2, batch, self.heads, slots, self.head_width),
+                None if memory is None else block.cross.keys_values(memory),
+            )
+            for block in self.blocks
+        ]
+
+    def step(
+        self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]
+    ) -> Sequence:
+        """The outputs at `slots` (b, s) of each row, given their inputs; the cache knows the rest.
+
+        Slots may differ from row to row. A slot sees those before it and the prefix, so whatever
+        lies before must have been read earlier or be part of this step.
+        """
+        window = Window(slots, cache[0].k.shape[2], self.prefix)
+        rows = window.to_rows(x)
+        for block, layer in zip(self.blocks, cache, strict=True):
+            rows = block.step(rows, layer, window)
+        return window.from_rows(self.norm(rows))
+
+
+class LayerCache:
+    """Keys and values of one layer: of the slots read so far, and of the encoder's memory."""
+
+    def __init__(self, kv: Tensor, memory: tuple[Heads, Heads] | None):
+        self.k, self.v = kv
+        self.memory_k, self.memory_v = memory if memory is not None else (None, None)
+
+    def write(self, k: Heads, v: Heads, slots: Int[Tensor, "b s"]) -> None:
+        row = torch.arange(len(slots), device=slots.device)[:, None]
+        self.k[row, :, slots] = rearrange(k, "b h s d -> b s h d")
+        self.v[row, :, slots] = rearrange(v, "b h s d -> b s h d")
+
+
+class Window:
+    """The slots of one step, and how they travel: as sequences to attention, as rows elsewhere."""
+
+    def __init__(self, slots: Int[Tensor, "b s"], total: int, prefix: int):
+        self.slots = slots
+        self.batch, self.length = slots.shape
+        key = torch.arange(total, device=slots.device)
+        seen = (key <= slots[..., None]) | (key < prefix)
+        self.visible = rearrange(seen, "b s key -> b 1 s key")
+        self.padding = -self.batch * self.length % TILE
+
+    def to_rows(self, x: Sequence) -> Rows:
+        """(b, s, c) → (b·s, c), filled up to whole tiles."""
+        return F.pad(rearrange(x, "b s c -> (b s) c"), (0, 0, 0, self.padding))
+
+    def from_rows(self, rows: Rows) -> Sequence:
+        real = rows[: self.batch * self.length]
+        return rearrange(real, "(b s) c -> b s c", b=self.batch)
+
+    def to_sequence(self, rows: Rows, heads: int) -> Heads:
+        return rearrange(self.from_rows(rows), "b s (h d) -> b h s d", h=heads)
+
+
+def attend(q: Heads, k: Heads, v: Heads, visible: Bool[Tensor, "b 1 s key"] | None) -> Sequence:
+    """softmax(q kᵀ / √d) v with at least `TILE` queries, so that one alone rounds as many do."""
+    count = q.shape[2]
+    short = max(TILE - count, 0)
+    q = F.pad(q, (0, 0, 0, short))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if visible is not None:
+        scores[:, :, :count].masked_fill_(~visible, -torch.inf)
+    a = scores.softmax(-1) @ v
+    return rearrange(a[:, :, :count], "b h s d -> b s (h d)")
+
+
+def causal(length: int, prefix: int, device: torch.device) -> Bool[Tensor, "s s"]:
+    """True where slot i (row) may see slot j (column): j <= i, or j in the prefix."""
+    slot = torch.arange(length, device=device)
+    return (slot <= slot[:, None]) | (slot < prefix)
+
+
+def in_tiles(layer: nn.Linear, rows: Rows) -> Rows:
+    """layer(rows), `TILE` rows at a time: every row meets a product of the same shape.
+
+    A matter of CPUs in float32; a GPU takes all rows at once.
+    """
+    count = len(rows)
+    if rows.device.type != "cpu" or count == TILE:
+        return layer(rows)
+    if count % TILE:
+        rows = F.pad(rows, (0, 0, 0, -count % TILE))
+    return torch.cat([layer(tile) for tile in rows.split(TILE)])[:count]

@@ -1,0 +1,170 @@
+"""Ranks: many see what one sees, each its own part, and a killed rank comes back."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagebart.distributed import (
+    Ranks,
+    autocast,
+    finish,
+    mean,
+    on_any_rank,
+    pick_device,
+    share,
+    start,
+)
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+
+WORKER = """
+import os, sys, time, torch
+from imagebart.distributed import finish, mean, on_any_rank, share, start
+
+ranks = start("cpu")
+me = float(ranks.rank)
+torch.testing.assert_close(mean(torch.tensor([me, 2.0]), ranks), torch.tensor([0.5, 2.0]))
+assert on_any_rank(ranks.rank == 1, ranks) and not on_any_rank(False, ranks)
+assert share(10, ranks) == slice(5 * ranks.rank, 5 * ranks.rank + 5)
+assert ranks.is_main == (ranks.rank == 0)
+
+folder, victim = sys.argv[1], int(sys.argv[2])
+attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]
+if victim == ranks.rank and attempt == "0":
+    os.kill(os.getpid(), 9)
+if victim == -2:
+    open(f"{folder}/pid_{os.getpid()}", "w").close()
+    time.sleep(60)
+mean(torch.zeros(1), ranks)
+open(f"{folder}/attempt_{attempt}_rank_{ranks.rank}", "w").close()
+finish(ranks)
+"""
+
+
+def torchrun(folder, victim: int) -> subprocess.Popen:
+    """Two ranks of WORKER; `victim` kills itself once (-1: nobody, -2: all wait to be killed)."""
+    script = folder / "worker.py"
+    script.write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=0.1"]
+    return subprocess.Popen(
+        [*command, str(script), str(folder), str(victim)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def test_a_killed_rank_comes_back_at_the_first_restart(tmp_path):
+    # Before the death the ranks have met, agreed on means and flags, and each taken its share.
+    assert torchrun(tmp_path, victim=1).wait(timeout=60) == 0
+    done = sorted(path.name for path in tmp_path.glob("attempt_*"))
+    assert done == ["attempt_1_rank_0", "attempt_1_rank_1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the death of a parent is told by Linux only")
+def test_no_rank_outlives_torchrun(tmp_path):
+    agent = torchrun(tmp_path, victim=-2)
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("pid_*"))) == 2, seconds=60)
+    finally:
+        agent.kill()
+        agent.wait()
+    pids = [int(path.name.removeprefix("pid_")) for path in tmp_path.glob("pid_*")]
+    wait_until(lambda: not any(alive(pid) for pid in pids), seconds=10)
+
+
+def wait_until(truth, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not truth():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_plain_python_is_one_rank_without_a_group(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    ranks = start("cpu")
+    assert ranks == Ranks(0, 1, CPU) and ranks.is_main
+    assert not torch.distributed.is_initialized()
+    assert share(7, ranks) == slice(0, 7)
+    assert mean(torch.tensor(3.0, requires_grad=True), ranks) == 3
+    assert not mean(torch.tensor(3.0, requires_grad=True), ranks).requires_grad
+    assert on_any_rank(True, ranks) and not on_any_rank(False, ranks)
+    finish(ranks)
+
+
+def test_shares_tile_the_batch():
+    parts = [list(range(12))[share(12, Ranks(rank, 4, CPU))] for rank in range(4)]
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused():
+    with pytest.raises(ValueError, match="images must be divisible by the number of ranks, got 10"):
+        share(10, Ranks(0, 4, CPU), what="images")
+    with pytest.raises(ValueError, match="got 0 over 4"):
+        share(0, Ranks(0, 4, CPU))
+
+
+def test_precision_is_what_its_name_says():
+    a = torch.randn(4, 4)
+    with autocast(CPU, "fp32"):
+        assert (a @ a).dtype == torch.float32
+    with autocast(CPU, "bf16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="fp32 or bf16, got 'fp16'"):
+        autocast(CPU, "fp16")
+
+
+def test_the_device_named_is_the_device_used(monkeypatch):
+    assert pick_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device() == pick_device("auto") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device() == pick_device("cuda") == torch.device("cuda", 0)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("name", ["tpu", "meta", "cuda:x", "", "gpu"])
+def test_an_unknown_device_is_refused(name):
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda, cuda:N or mps"):
+        pick_device(name)
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="got 'cuda' and 0 CUDA GPUs"):
+        pick_device("cuda")
+    with pytest.raises(ValueError, match="without Metal"):
+        pick_device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="got 'cuda:1' and 1 CUDA GPUs"):
+        pick_device("cuda:1")
+
+
+def test_every_rank_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="a GPU of its own, got 2 GPUs for rank 2"):
+        start("cuda")
+    with pytest.raises(ValueError, match="must be cuda, cpu or auto when there are ranks"):
+        start("cuda:0")

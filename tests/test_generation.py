@@ -1,0 +1,333 @@
+"""The figures of eval/generation.py are what their definitions say, on any number of ranks.
+
+The networks have random weights, in files placed where people put the published ones.
+"""
+
+import json
+import string
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from PIL import Image
+from torch import nn
+from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+from torchmetrics.image.fid import NoTrainInceptionV3
+from torchmetrics.image.kid import poly_mmd
+from torchmetrics.multimodal import CLIPScore
+
+from imagebart.distributed import Ranks
+
+EVAL = Path(__file__).parents[1] / "eval"
+sys.path.insert(0, str(EVAL))
+
+import generation  # noqa: E402
+import metrics  # noqa: E402
+from generation import Config  # noqa: E402
+
+ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
+N = 13  # over two ranks in batches of 3: two batches here, three there
+
+
+# ------------------------------------------------------------------------------------------------
+# A small world
+
+
+@pytest.fixture(scope="session")
+def torch_home(tmp_path_factory) -> Path:
+    """A folder as torch.hub keeps it, with Inception's weights drawn at random."""
+
+    def drawn(*_, **__) -> dict:
+        return {}
+
+    with (
+        patch.object(fidelity, "load_state_dict_from_url", drawn),
+        patch.object(nn.Module, "load_state_dict", lambda *_: None),
+    ):
+        net = fidelity.FeatureExtractorInceptionV3("inception", ["2048"])
+    torch.manual_seed(0)
+    for name, weight in net.named_parameters():
+        if name.endswith("conv.weight"):  # variance must survive a hundred layers
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    home = tmp_path_factory.mktemp("torch")
+    path = home / "hub" / "checkpoints" / metrics.INCEPTION
+    path.parent.mkdir(parents=True)
+    torch.save(net.state_dict(), path)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def at_home(torch_home, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(torch_home))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """A CLIP model in a folder, whose tokens are letters and whose longest text has twelve."""
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPProcessor,
+        CLIPTokenizer,
+    )
+
+    letters = [letter + end for letter in string.printable[:94] for end in ("", "</w>")]
+    vocabulary = [*letters, "<|startoftext|>", "<|endoftext|>"]
+    start, end = len(letters), len(letters) + 1
+    width = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 12, **ids, **width}
+    vision = {"image_size": 32, "patch_size": 8, **width}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+
+    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, merges=[])
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def paint(folder: Path, n: int, seed: int, size: int = 48) -> Path:
+    """n pictures of coloured blocks, each with its caption."""
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        blocks = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        blocks.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"blocks {i}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> tuple[str, str]:
+    """Pictures to judge, and a reference of as many."""
+    root = tmp_path_factory.mktemp("pictures")
+    return str(paint(root / "judged", N, seed=1)), str(paint(root / "real", N, seed=2))
+
+
+@pytest.fixture(scope="session")
+def config(folders) -> Config:
+    return Config(images=Path(folders[0]), reference=folders[1], batch=5, device="cpu")
+
+
+def run(config: Config) -> dict:
+    generation.main(config)
+    return json.loads(config.out.read_text())
+
+
+def pixels(folder: str) -> torch.Tensor:
+    """uint8 b 3 H W of a folder, in order."""
+    files = [Path(folder) / f"{i}.png" for i in range(N)]
+    return torch.stack([torch.from_numpy(np.array(Image.open(f))).permute(2, 0, 1) for f in files])
+
+
+def frechet(mu_1, sigma_1, mu_2, sigma_2) -> float:
+    """FID as its paper has it, with scipy's matrix square root."""
+    root = scipy.linalg.sqrtm(sigma_1 @ sigma_2).real
+    return float(np.sum((mu_1 - mu_2) ** 2) + np.trace(sigma_1 + sigma_2 - 2 * root))
+
+
+class Narrow(nn.Module):
+    """Stands for Inception where 2048 features are too many: 12 of them, of 4×3 pixels."""
+
+    sha256 = "narrow"
+
+    def __init__(self, path=None):
+        super().__init__()
+
+    def forward(self, images):
+        features = images.flatten(1).float() / 255
+        return features, 9 * features[:, :10]
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    monkeypatch.setattr(metrics, "Inception", Narrow)
+    monkeypatch.setattr(metrics.Given, "num_features", 12)
+
+
+def blocks(n: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shift = 40 * seed
+    return torch.randint(shift, shift + 100, (n, 3, 2, 2), generator=generator, dtype=torch.uint8)
+
+
+def judged(*names: str, n: int = 400) -> metrics.Jury:
+    jury = metrics.Jury(names, ALONE)
+    jury.look(blocks(n, seed=2), real=True)
+    for part in blocks(n, seed=1).split(37):
+        jury.look(part)
+    jury.meet()
+    return jury
+
+
+# ------------------------------------------------------------------------------------------------
+# The definitions
+
+
+def test_fid_is_the_distance_of_two_gaussians(narrow):
+    real, fake = (blocks(400, seed).flatten(1).numpy() / 255 for seed in (2, 1))
+    expected = frechet(fake.mean(0), np.cov(fake.T), real.mean(0), np.cov(real.T))
+    result = judged("fid").verdict(seed=0)["fid"]
+    assert result["name"] == "FID@400"
+    assert result["value"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_inception_score_is_the_information_about_the_class(narrow):
+    logits = 9 * blocks(400, seed=1).flatten(1)[:, :10].double() / 255
+    p = logits[torch.randperm(400, generator=torch.Generator().manual_seed(5))].softmax(1)
+    parts = [(q * (q.log() - q.mean(0).log())).sum(1).mean().exp() for q in p.chunk(10)]
+    result = judged("is").verdict(seed=5)["is"]
+    assert result["value"] == pytest.approx(float(torch.stack(parts).mean()), rel=1e-4)
+    assert result["std"] == pytest.approx(float(torch.stack(parts).std()), rel=1e-3)
+
+
+def test_kid_is_near_the_discrepancy_of_the_whole_sets(narrow):
+    real, fake = (blocks(400, seed).flatten(1).float() / 255 for seed in (2, 1))
+    result = judged("kid").verdict(seed=0)["kid"]
+    assert result["subset_size"] == 200
+    # The mean over 100 subsets is unbiased; 4 standard errors of independent subsets.
+    assert abs(result["value"] - float(poly_mmd(real, fake))) < 0.4 * result["std"]
+
+
+def test_verdict_depends_on_the_seed_and_on_no_other_draw(narrow):
+    jury = judged("is", "kid")
+    first = jury.verdict(seed=1)
+    torch.rand(99)
+    jury = judged("kid", "is")
+    assert jury.verdict(seed=1) == first
+    assert judged("is", "kid").verdict(seed=2)["kid"] != first["kid"]
+
+
+def test_only_ten_thousand_pictures_make_a_fid_without_its_number(narrow):
+    assert judged("fid", n=9_999).verdict(seed=0)["fid"]["name"] == "FID@9999"
+    assert judged("fid", n=10_000).verdict(seed=0)["fid"]["name"] == "FID"
+
+
+def test_clip_score_is_the_mean_cosine(clip, folders):
+    class Unwrapped(nn.Module):
+        """What torchmetrics 1.9 expects of transformers 4."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.config = model, model.config
+
+        def get_image_features(self, *args):
+            return self.model.get_image_features(*args).pooler_output
+
+        def get_text_features(self, *args):
+            return self.model.get_text_features(*args).pooler_output
+
+    images, captions = pixels(folders[0]), [f"blocks {i}" for i in range(N)]
+    jury = metrics.Jury(["clip"], ALONE, clip=clip)
+    for part in (slice(0, 6), slice(6, N)):
+        jury.look(images[part], captions[part])
+    jury.meet()
+    theirs = CLIPScore(lambda: (Unwrapped(jury.clip.model), jury.clip.processor))
+    theirs.update(images, captions)
+    mine = jury.verdict(seed=0)["clip"]
+    cosine = theirs.score / theirs.n_samples / 100  # before they clamp it at 0
+    assert mine["value"] == pytest.approx(float(cosine), rel=1e-5)
+    assert mine["std"] == pytest.approx(float(np.std(jury.cosines)))
+
+
+def test_long_captions_are_read_as_far_as_they_fit(clip, folders):
+    image, eyes = pixels(folders[0])[:1], metrics.Clip(clip)
+    assert torch.equal(eyes(image, ["0123456789"]), eyes(image, ["0123456789 and more"]))
+    assert not torch.equal(eyes(image, ["0123456789"]), eyes(image, ["012345678"]))
+
+
+# ------------------------------------------------------------------------------------------------
+# The script
+
+
+def test_receipt_tells_everything_that_a_second_run_needs(config, clip, folders, capsys):
+    names = ("fid", "is", "kid", "clip")
+    receipt = run(replace(config, metrics=names, clip=clip, save_stats=Path("real.npz")))
+
+    # FID of the same features, by torchmetrics' own network and the singular values of F₁ F₂ᵀ.
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / metrics.INCEPTION
+    net = NoTrainInceptionV3("inception", ["2048"], str(weights), antialias=False)
+    fake, real = (net(pixels(folder)).double().numpy() for folder in folders)
+    a, b = ((f - f.mean(0)) / np.sqrt(N - 1) for f in (fake, real))
+    overlap = scipy.linalg.svdvals(a @ b.T).sum()
+    expected = np.sum((fake.mean(0) - real.mean(0)) ** 2) + np.sum(a**2) + np.sum(b**2)
+    fid = receipt["metrics"]["fid"]
+    assert fid["name"] == f"FID@{N}"
+    assert fid["value"] == pytest.approx(expected - 2 * overlap, rel=1e-3)
+
+    assert [*receipt["metrics"]] == [*names]
+    assert all("std" in receipt["metrics"][name] for name in names[1:])
+    assert receipt["samples"]["n"] == receipt["reference"]["n"] == N
+    assert receipt["samples"]["size"] == [48, 48]
+    assert len({receipt[part]["sha256"] for part in ("samples", "reference")}) == 2
+    assert receipt["weights"]["inception"]["published"] is False
+    assert "model.safetensors" in receipt["weights"]["clip"]
+    assert receipt["config"]["batch"] == 5
+    assert {"torch", "torchmetrics", "python"} <= {*receipt["versions"]}
+    assert receipt["hardware"].startswith("1 × cpu")
+    assert receipt["date"] and receipt["seconds"] > 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (f"FID@{N}", "IS", "KID", "CLIP-score"))
+
+    # The statistics stand for their pictures; so do another project's, which know no more.
+    stats = replace(config, reference="real.npz", metrics=("fid",))
+    assert run(stats)["metrics"]["fid"]["value"] == pytest.approx(fid["value"], rel=1e-5)
+    with np.load("real.npz") as file:
+        assert file["mu"].shape == (2048,) and int(file["n"]) == N
+        np.savez("theirs.npz", mu=file["mu"], sigma=file["sigma"])
+        np.savez("others.npz", **{**file, "inception": "another file"})
+    theirs = run(replace(stats, reference="theirs.npz"))["metrics"]["fid"]
+    assert theirs["value"] == pytest.approx(fid["value"], rel=1e-5)
+    with pytest.raises(ValueError, match="same Inception"):
+        run(replace(stats, reference="others.npz"))
+
+
+def test_two_ranks_say_what_one_says(config, folders, clip):
+    judges = ["--metrics", "fid", "is", "kid", "clip", "--clip", str(clip), "--batch", "3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    pictures = ["--images", folders[0], "--reference", folders[1], "--device", "cpu"]
+    done = subprocess.run(
+        [*command, EVAL / "generation.py", *pictures, *judges, "--out", "two.json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("FID@") == 1
+    two = json.loads(Path("two.json").read_text())
+    one = run(replace(config, metrics=("fid", "is", "kid", "clip"), clip=clip, batch=3))
+    assert two["samples"] == one["samples"]
+    assert two["reference"] == one["reference"]
+    for name, result in one["metrics"].items():
+        assert two["metrics"][name] == pytest.approx(result, rel=1e-4), name
+    assert two["hardware"].startswith("2 × cpu")
+
+
+def test_absent_weights_give_one_sentence(folders, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    done = subprocess.run(
+        [sys.executable, EVAL / "generation.py", "--images", folders[0], "--reference", folders[1]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    (sentence,) = done.stderr.strip().splitlines()
+    assert metrics.INCEPTION_URL in sentence
+    assert str(tmp_path / "empty" / "hub" / "checkpoints") in sentence

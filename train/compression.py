@@ -1,0 +1,207 @@
+"""Train a VQGAN: x_0 ↔ x_1.   [section 3.2, eq. 3, 4]
+
+    python train/compression.py --preset scenery --data scenery --out runs/scenery/vqgan
+    torchrun --standalone --nproc-per-node gpu train/compression.py --preset ffhq --data DIR --out …
+    torchrun --nnodes 2 --nproc-per-node gpu --rdzv-backend c10d --rdzv-endpoint HOST:PORT train/…
+
+The same command again resumes. `--init DIR` starts from a trained VQGAN instead, to fine-tune it.
+OUT holds config.json and vqgan.safetensors (loadable at any time), metrics.jsonl, and
+reconstructions_*.png: renders above, reconstructions below.
+"""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from einops import rearrange
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from imagebart import distributed
+from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, run_lock
+from imagebart.data import Batches, open_data, to_pil
+from imagebart.model import load_vqgan, save_vqgan
+from imagebart.perceptual import (
+    PERCEPTUAL,
+    PatchDiscriminator,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    psnr,
+    reconstruction_loss,
+    sharpness,
+)
+from imagebart.presets import find_preset
+from imagebart.training import Log, warmup_cosine
+from imagebart.vqgan import VQGAN
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path  # folder of this run
+    data: str = "scenery"  # "scenery", or a folder of images
+    preset: str = "scenery"  # a row of imagebart/presets.py
+    init: Path | None = None  # start from this trained VQGAN (its shape, its weights)
+    steps: int | None = None  # instead of the preset's
+    batch: int | None = None  # instead of the preset's, over all ranks
+    learning_rate: float | None = None  # instead of the preset's
+    perceptual: str | None = None  # instead of the preset's: "lpips" or "random"
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2  # processes that load images, a rank
+    save_every: int = 250  # steps between checkpoints
+    look_every: int = 250  # steps between pictures and validation
+
+
+def main(config: Config, ranks: distributed.Ranks) -> None:
+    # ── where we run ──────────────────────────────────────────────────────────────────────────
+    preset = find_preset(config.preset)
+    names = ("steps", "batch", "learning_rate", "perceptual")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    recipe = replace(preset.compression, **given)
+    part = distributed.share(recipe.batch, ranks)
+    torch.manual_seed(config.seed)
+
+    # ── what we learn from ────────────────────────────────────────────────────────────────────
+    size = preset.vqgan.image_size
+    train = open_data(config.data, size, "train", preset.train_images or None)
+    held_out = open_data(config.data, size, "validation", 64)
+    look_at = torch.stack([held_out[i]["image"] for i in range(min(64, len(held_out)))])
+
+    # ── what we learn ─────────────────────────────────────────────────────────────────────────
+    vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
+    critic = PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
+    perceptual = PERCEPTUAL[recipe.perceptual]()
+    vqgan, critic, perceptual = (
+        module.to(ranks.device, memory_format=torch.channels_last)
+        for module in (vqgan, critic, perceptual)
+    )
+    vqgan_ranks, critic_ranks = vqgan, critic
+    if ranks.world > 1:
+        vqgan_ranks, critic_ranks = DistributedDataParallel(vqgan), DistributedDataParallel(critic)
+    rate = dict(lr=recipe.learning_rate, betas=(0.5, 0.9), weight_decay=0.0, fused=True)
+    optimiser = torch.optim.AdamW(vqgan.parameters(), **rate)
+    critic_optimiser = torch.optim.AdamW(critic.parameters(), **rate)
+    usage = torch.zeros(vqgan.K, device=ranks.device)
+
+    # ── where we left off ─────────────────────────────────────────────────────────────────────
+    parts = {"vqgan": vqgan, "critic": critic, "optimiser": optimiser, "critic_optimiser": critic_optimiser}
+    checkpoints = Checkpoints(config.out / "checkpoints")
+    step, left_off = checkpoints.latest() or (0, None)
+    if left_off:
+        for name, part_of_state in parts.items():
+            part_of_state.load_state_dict(left_off[name])
+        usage.copy_(left_off["usage"])
+    log = Log(config.out / "metrics.jsonl", step, ranks.is_main)
+    batches = Batches(len(train), recipe.batch, config.seed, step, recipe.steps, part)
+    loader = iter(DataLoader(train, batch_sampler=batches, num_workers=config.workers))
+
+    def save(step: int) -> None:
+        if ranks.is_main:
+            state = {name: part_of_state.state_dict() for name, part_of_state in parts.items()}
+            checkpoints.save(step, state | {"usage": usage})
+            save_vqgan(vqgan, config.out)
+
+    # ── the loop ──────────────────────────────────────────────────────────────────────────────
+    bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, unit="step", mininterval=5)
+    with StopSignal() as stop:
+        while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
+            image = next(loader)["image"].to(ranks.device, memory_format=torch.channels_last)
+            for group in optimiser.param_groups + critic_optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * warmup_cosine(
+                    step, recipe.steps, recipe.warmup_steps
+                )
+            if step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
+                revive(vqgan, image, usage, step, config.seed, ranks)
+            adversarial = step >= recipe.adversarial_start
+
+            # the VQGAN: x_0 → reconstruction
+            with distributed.autocast(ranks.device, recipe.precision):
+                reconstruction, codebook_loss, code = vqgan_ranks(image)
+                rec = reconstruction_loss(image, reconstruction, perceptual, recipe.perceptual_weight)
+                loss, balance = rec + codebook_loss, torch.zeros(())
+                if adversarial:
+                    critic.requires_grad_(False)
+                    adv = generator_loss(critic(reconstruction))
+                    balance = recipe.adversarial_weight * balanced(rec, adv, vqgan, ranks)
+                    loss = loss + balance * adv
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            usage += torch.bincount(code.flatten(), minlength=len(usage))
+
+            # the discriminator: real or reconstructed
+            critic_loss = torch.zeros(())
+            if adversarial:
+                critic.requires_grad_(True)
+                with distributed.autocast(ranks.device, recipe.precision):
+                    both = critic_ranks(torch.cat([image, reconstruction.detach()]))
+                    critic_loss = discriminator_loss(*both.chunk(2))
+                critic_optimiser.zero_grad(set_to_none=True)
+                critic_loss.backward()
+                critic_optimiser.step()
+
+            step += 1
+            bar.update()
+            if step % 25 == 0 or step == recipe.steps:
+                names = ("rec", "codebook", "balance", "critic")
+                values = torch.stack([v.detach().float().cpu() for v in (rec, codebook_loss, balance, critic_loss)])
+                log.write(step, **dict(zip(names, distributed.mean(values.to(ranks.device), ranks), strict=True)))
+                bar.set_postfix(rec=f"{rec.item():.3f}", refresh=False)
+                if not torch.isfinite(rec):
+                    raise SystemExit(f"loss must be finite, got {rec.item()} at step {step}")
+            if step % config.look_every == 0 or step == recipe.steps:
+                look(vqgan, look_at, config.out / f"reconstructions_{step:06d}.png", step, log, ranks)
+            if step % config.save_every == 0:
+                save(step)
+        if step % config.save_every:
+            save(step)
+    bar.close()
+
+
+def balanced(rec, adv, vqgan: VQGAN, ranks) -> torch.Tensor:
+    """λ of eq. 4's two terms, from the gradients of the whole batch."""
+    at = vqgan.last_layer()
+    gradients = (torch.autograd.grad(term, at, retain_graph=True)[0] for term in (rec, adv))
+    return adaptive_weight(*(distributed.mean(gradient, ranks) for gradient in gradients))
+
+
+def revive(vqgan: VQGAN, image, usage, step: int, seed: int, ranks) -> None:
+    """Move codes unused since the last revival onto this batch's latents (at step 0, all)."""
+    used = distributed.total(usage, ranks)
+    dead = used < 1 if step else torch.ones_like(used, dtype=torch.bool)
+    with torch.no_grad():
+        z = vqgan.latents(image)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    vqgan.quantiser.revive(dead, z, generator)
+    distributed.from_main(vqgan.quantiser.codebook.weight, ranks)
+    usage.zero_()
+
+
+@torch.no_grad()
+def look(vqgan: VQGAN, image, path: Path, step: int, log: Log, ranks) -> None:
+    """Reconstruct held-out images: numbers to the log, a picture to look at."""
+    if not ranks.is_main:
+        return
+    back = torch.cat([vqgan(x[None].to(ranks.device))[0].cpu() for x in image])
+    sharp = sharpness(back.clamp(-1, 1)).mean() / sharpness(image).mean()
+    log.write(step, psnr=psnr(image, back).mean(), sharpness=sharp)
+    rows = torch.stack([image[:8], back[:8], image[8:16], back[8:16]])
+    sheet = to_pil(rearrange(rows, "r c ch h w -> 1 ch (r h) (c w)"))[0]
+    with atomic_write(path) as draft:
+        sheet.save(draft, format="PNG")
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        ranks = distributed.start(config.device)
+        with run_lock(config.out) if ranks.is_main else nullcontext():
+            main(config, ranks)
+        distributed.finish(ranks)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

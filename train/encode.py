@@ -1,0 +1,86 @@
+"""Write the tokens of a data set once: images → token files.   [section 3.2]
+
+    python train/encode.py --vqgan runs/scenery/vqgan --data scenery --out runs/scenery/tokens
+
+The codebook is shrunk to the entries that held-out images use; every other entry is mapped to a
+random used one by a table drawn once. OUT holds the shrunk `vqgan/` and a token file each for
+`train/` and `validation/`.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from imagebart import distributed
+from imagebart.checkpoint import run_lock, sha256_of
+from imagebart.data import TokenWriter, open_data
+from imagebart.model import load_vqgan, save_vqgan
+
+
+@dataclass(frozen=True)
+class Config:
+    vqgan: Path  # folder of a trained VQGAN, or of an imported model
+    out: Path  # folder of the token files
+    data: str = "scenery"  # "scenery", or a folder of images
+    size: int | None = None  # pixels a side; the VQGAN's unless given
+    count: int | None = None  # images of the training split; all unless given
+    held_out: int = 2000  # images that decide which codes are in use
+    shrink: bool = True  # drop codes that held-out images do not use
+    batch: int = 32
+    workers: int = 2
+    precision: str = "bf16"
+    seed: int = 0  # of the table for unused codes
+    device: str = "auto"
+
+
+def main(config: Config) -> None:
+    # ── where we run ──────────────────────────────────────────────────────────────────────────
+    device = distributed.pick_device(config.device)
+    vqgan = load_vqgan(config.vqgan).to(device, memory_format=torch.channels_last).eval()
+
+    # ── what we encode ────────────────────────────────────────────────────────────────────────
+    size = config.size or vqgan.config.image_size
+    train = open_data(config.data, size, "train", config.count)
+    validation = open_data(config.data, size, "validation", config.held_out)
+
+    def code_batches(data, name: str):
+        """Grids, labels and captions, batch after batch."""
+        loader = DataLoader(data, config.batch, num_workers=config.workers)
+        for item in tqdm(loader, desc=name, mininterval=5):
+            image = item["image"].to(device, memory_format=torch.channels_last)
+            with torch.inference_mode(), distributed.autocast(device, config.precision):
+                yield vqgan.encode(image).cpu(), item["label"], item["caption"]
+
+    # ── the codes in use ──────────────────────────────────────────────────────────────────────
+    if config.shrink and vqgan.quantiser.used is None:
+        used = torch.cat([g.unique() for g, *_ in code_batches(validation, "codes in use")]).unique()
+        vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
+    save_vqgan(vqgan, config.out / "vqgan")
+
+    # ── the token files ───────────────────────────────────────────────────────────────────────
+    for name, data in (("train", train), ("validation", validation)):
+        header = {
+            "image_size": size,
+            "data": config.data,
+            "split": name,
+            "classes": list(data.classes),
+            "vqgan_sha256": sha256_of(config.out / "vqgan" / "vqgan.safetensors"),
+        }
+        grid = (size // vqgan.f, size // vqgan.f)
+        with TokenWriter(config.out / name, len(data), grid, vqgan.K, **header) as writer:
+            for tokens, labels, captions in code_batches(data, name):
+                writer.append(tokens, labels, captions)
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        with run_lock(config.out):
+            main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,179 @@
+"""Train one scale: p_θ^{t-1}(x_{t-1} | x_t).   [section 3.3, eq. 7, 8]
+
+    python train/scale.py --preset scenery --t 2 --tokens runs/scenery/tokens --out runs/scenery
+    torchrun --standalone --nproc-per-node gpu train/scale.py --preset … --t 3 --tokens … --out …
+    torchrun --nnodes 2 --nproc-per-node gpu --rdzv-backend c10d --rdzv-endpoint HOST:PORT train/…
+
+Scales never talk to each other: train them one after another or each on its own machine, into the
+same OUT. The same command again resumes. OUT is a model that loads once all scales are there; the
+run itself (checkpoints, metrics.jsonl) lies under OUT/checkpoints/scale_T.
+"""
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import tyro
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from imagebart import distributed
+from imagebart.checkpoint import EMA, Checkpoints, StopSignal, run_lock
+from imagebart.data import Batches, TokenFile
+from imagebart.denoiser import Denoiser
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.model import load_vqgan, save_scale, save_vqgan
+from imagebart.presets import find_preset
+from imagebart.training import Log, warmup_cosine
+
+
+@dataclass(frozen=True)
+class Config:
+    t: int  # the scale, 2 to T
+    tokens: Path  # what train/encode.py wrote
+    out: Path  # the model's folder, shared by all scales
+    preset: str = "scenery"  # a row of imagebart/presets.py
+    steps: int | None = None  # instead of the preset's
+    batch: int | None = None  # instead of the preset's, over all ranks
+    learning_rate: float | None = None  # instead of the preset's
+    precision: str | None = None  # instead of the preset's: "fp32" or "bf16"
+    seed: int = 0
+    device: str = "auto"
+    save_every: int = 500  # steps between checkpoints
+    look_every: int = 500  # steps between validations
+
+
+def main(config: Config, ranks: distributed.Ranks) -> None:
+    # ── where we run ──────────────────────────────────────────────────────────────────────────
+    preset, t, device = find_preset(config.preset), config.t, ranks.device
+    names = ("steps", "batch", "learning_rate", "precision")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    recipe = replace(preset.scale, **given)
+    part = distributed.share(recipe.batch, ranks)
+    torch.manual_seed(config.seed)
+
+    # ── what we learn from ────────────────────────────────────────────────────────────────────
+    tokens, held_out = TokenFile(config.tokens / "train"), TokenFile(config.tokens / "validation")
+    x_1_held_out = held_out.batch(range(min(512, len(held_out)))).to(device)
+    vqgan = load_vqgan(config.tokens / "vqgan")
+    diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
+
+    # ── what we learn ─────────────────────────────────────────────────────────────────────────
+    denoiser = Denoiser(preset.denoiser(t), diffusion, t).to(device)
+    if (tokens.height, tokens.width) != denoiser.config.grid:
+        raise ValueError(
+            f"tokens must be a grid of {denoiser.config.grid}, got {tokens.height, tokens.width}"
+        )
+    denoiser.initialise_from_codebook(vqgan.quantiser.token_embeddings().detach())
+    ema = EMA(denoiser, recipe.ema_decay)
+    denoiser_ranks = DistributedDataParallel(denoiser) if ranks.world > 1 else denoiser
+    optimiser = torch.optim.AdamW(
+        weight_groups(denoiser, recipe.weight_decay), recipe.learning_rate, (0.9, 0.95), fused=True
+    )
+
+    # ── where we left off ─────────────────────────────────────────────────────────────────────
+    parts = {"denoiser": denoiser, "ema": ema, "optimiser": optimiser}
+    checkpoints = Checkpoints(run_folder(config))
+    step, left_off = checkpoints.latest() or (0, {})
+    for name, state in left_off.items():
+        parts[name].load_state_dict(state)
+    log = Log(run_folder(config) / "metrics.jsonl", step, ranks.is_main)
+    batches = Batches(len(tokens), recipe.batch, config.seed, step, recipe.steps)
+
+    def save(step: int) -> None:
+        if ranks.is_main:
+            checkpoints.save(step, {name: part.state_dict() for name, part in parts.items()})
+            averaged = Denoiser(denoiser.config, diffusion, t)
+            ema.copy_to(averaged)
+            with run_lock(config.out):  # scales may share a folder
+                save_vqgan(vqgan, config.out)
+                save_scale(averaged.state_dict(), denoiser.config, diffusion, t, config.out)
+
+    # ── the loop ──────────────────────────────────────────────────────────────────────────────
+    bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, mininterval=5)
+    skipped = 0
+    with StopSignal() as stop:
+        while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
+            rate = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup_steps)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+            # forget: x_1 → x_{t-1} → x_t, for the global batch, of which this rank takes its part
+            x_1 = tokens.batch(batches.at(step))
+            generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (step + 1) + t)
+            pair = diffusion.q_sample_pair(x_1, t, generator)
+            x_1, x_prev, x_t = (x[part].to(device) for x in (x_1, *pair))
+
+            # remember: L_t, nats per token
+            with distributed.autocast(device, recipe.precision):
+                logits = denoiser_ranks(x_prev, x_t)
+            loss = diffusion.loss_t(logits, x_t, x_1, t).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(denoiser.parameters(), recipe.clip)
+            skipped = 0 if norm.isfinite() else skipped + 1
+            if skipped == 0:
+                optimiser.step()
+                ema.update()
+            elif skipped == 10:
+                raise ValueError(f"gradients must be finite, got ten steps that were not at {step}")
+
+            step += 1
+            bar.update()
+            if step % 50 == 0 or step == recipe.steps:
+                log.write(step, loss=distributed.mean(loss, ranks), norm=norm, learning_rate=rate)
+                bar.set_postfix(nats=f"{loss.item():.3f}", refresh=False)
+            if step % config.look_every == 0 or step == recipe.steps:
+                look(denoiser, ema, x_1_held_out, log, step, recipe.precision, ranks)
+            if step % config.save_every == 0:
+                save(step)
+        if step % config.save_every:
+            save(step)
+    bar.close()
+
+
+def weight_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Decay for matrices, none for biases, norms and positions."""
+    weights = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim <= 1]
+    return [
+        {"params": weights, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def look(denoiser, ema, x_1, log, step: int, precision: str, ranks) -> None:
+    """Held-out nats/token of the averaged weights, on the same noise every time."""
+    if not ranks.is_main:
+        return
+    averaged = Denoiser(denoiser.config, denoiser.diffusion, denoiser.t).to(x_1.device)
+    ema.copy_to(averaged)
+    x_prev, x_t = denoiser.diffusion.q_sample_pair(
+        x_1.cpu(), denoiser.t, torch.Generator().manual_seed(0)
+    )
+    total = 0.0
+    for rows in torch.arange(len(x_1)).split(64):
+        now, before = x_t[rows].to(x_1.device), x_prev[rows].to(x_1.device)
+        with distributed.autocast(x_1.device, precision):
+            logits = averaged(before, now)
+        total += denoiser.diffusion.loss_t(logits, now, x_1[rows], denoiser.t).sum().item()
+    log.write(step, held_out=total / x_1.numel())
+
+
+def run_folder(config: Config) -> Path:
+    return config.out / "checkpoints" / f"scale_{config.t}"
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        ranks = distributed.start(config.device)
+        with run_lock(run_folder(config)) if ranks.is_main else nullcontext():
+            main(config, ranks)
+        distributed.finish(ranks)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
