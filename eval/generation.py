@@ -64,6 +64,7 @@ def check(config: Config) -> None:
     asked, stats, keep = set(config.metrics), is_stats(config.reference), config.save_images
     rules = {
         "batch must be at least 1": config.batch >= 1,
+        f"n must be at least {FEWEST}": config.n is None or config.n >= FEWEST,
         "metrics must name one at least": asked,
         "fid and kid need --reference": config.reference or not asked & {"fid", "kid"},
         "kid needs reference pictures, not statistics": not (stats and "kid" in asked),

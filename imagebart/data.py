@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
@@ -447,9 +448,10 @@ class TokenWriter:
         self.written = 0
         self._labels: list[int] = []
         self._captions: list[str] = []
-        self._commit = atomic_write(self.folder / "tokens.npy")
         # A plain file, not a memory map: writing to a map on a full disk kills without a word.
-        self._file = open(self._commit.__enter__(), "wb")  # noqa: SIM115 (closed by close)
+        self._open = ExitStack()
+        draft = self._open.enter_context(atomic_write(self.folder / "tokens.npy"))
+        self._file = self._open.enter_context(open(draft, "wb"))  # noqa: SIM115
         layout = {"descr": "<u2", "fortran_order": False, "shape": (count, grid[0] * grid[1])}
         np.lib.format.write_array_header_1_0(self._file, layout)
 
@@ -479,19 +481,13 @@ class TokenWriter:
 
     def close(self) -> None:
         """Commit: tokens, labels and captions first, the header last."""
-        if self.written != self.count:
-            error = ValueError(f"{self.folder}: must get {self.count} images, got {self.written}")
-            self.__exit__(ValueError, error, None)
-            raise error
-        if self._labels:
-            with atomic_write(self.folder / "labels.npy") as draft, open(draft, "wb") as file:
-                np.save(file, np.asarray(self._labels, np.int32))
-        if self._captions:
-            lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in self._captions)
-            with atomic_write(self.folder / "captions.jsonl") as draft:
-                draft.write_text(lines, encoding="utf-8")
-        self._file.close()
-        self._commit.__exit__(None, None, None)
+        with self._open:
+            if self.written != self.count:
+                raise ValueError(f"{self.folder}: must get {self.count} images, got {self.written}")
+            if self._labels:
+                self._write_labels()
+            if self._captions:
+                self._write_captions()
         write_json(self.header, self.folder / HEADER)
 
     def __enter__(self) -> "TokenWriter":
@@ -501,8 +497,18 @@ class TokenWriter:
         if kind is None:
             self.close()
         else:
-            self._file.close()
-            self._commit.__exit__(kind, error, trace)
+            self._open.__exit__(kind, error, trace)
+
+    def _write_labels(self) -> None:
+        with atomic_write(self.folder / "labels.npy") as draft, open(draft, "wb") as file:
+            np.save(file, np.asarray(self._labels, np.int32))
+
+    def _write_captions(self) -> None:
+        with (
+            atomic_write(self.folder / "captions.jsonl") as draft,
+            open(draft, "w", encoding="utf-8", newline="\n") as file,
+        ):
+            file.writelines(json.dumps(text, ensure_ascii=False) + "\n" for text in self._captions)
 
 
 class TokenFile:

@@ -1157,7 +1157,7 @@ def iceberg(c: Canvas, name, x, y, tall):
 
 def paint_canyon(c: Canvas):
     hills(c, "plain", c.horizon + 0.04, 0.03, 1.5, rgb("d99a64"), SAND, 0.8)
-    mesas(c, "far", c.horizon + 0.05, 0.24, 2.4, 0.75, 0.4)
+    mesas(c, "far", c.horizon + 0.05, 0.24, 2.4, 0.75, 0.28)
     mesas(c, "mid", c.horizon + 0.16, 0.36, 1.9, 0.25, 0.46)
     floor = hills(c, "floor", c.horizon + 0.17, 0.05, 1.6, rgb("d99a64"), SAND, 0.08)
     if c.plan.view == "river":

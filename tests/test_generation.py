@@ -3,12 +3,14 @@
 The networks have random weights, in files placed where people put the published ones.
 """
 
+import hashlib
 import json
 import string
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -22,7 +24,12 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from torchmetrics.image.kid import poly_mmd
 from torchmetrics.multimodal import CLIPScore
 
+from imagebart import ImageBART
+from imagebart.data import ImageFolder, SceneryData
+from imagebart.denoiser import Denoiser, DenoiserConfig
+from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.distributed import Ranks
+from imagebart.vqgan import VQGAN, VQGANConfig
 
 EVAL = Path(__file__).parents[1] / "eval"
 sys.path.insert(0, str(EVAL))
@@ -125,6 +132,32 @@ def config(folders) -> Config:
     return Config(images=Path(folders[0]), reference=folders[1], batch=5, device="cpu")
 
 
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    """The folder of a class model with random weights: pictures of 16×16 in three classes."""
+    torch.manual_seed(0)
+    vqgan = VQGAN(
+        VQGANConfig(
+            image_size=16,
+            K=16,
+            embed_dim=8,
+            z_channels=8,
+            channels=32,
+            multipliers=(1, 1, 1),
+            blocks=1,
+            attention_levels=(),
+        )
+    )
+    diffusion = MultinomialDiffusion(geometric(3), K=16)
+    shape = DenoiserConfig(
+        grid=(4, 4), width=16, heads=2, head_width=8, encoder_depth=1, decoder_depth=1, classes=3
+    )
+    denoisers = {t: Denoiser(shape, diffusion, t) for t in (2, 3)}
+    folder = tmp_path_factory.mktemp("model")
+    ImageBART(vqgan, diffusion, denoisers).save_pretrained(folder)
+    return str(folder)
+
+
 def run(config: Config) -> dict:
     generation.main(config)
     return json.loads(config.out.read_text())
@@ -183,9 +216,21 @@ def judged(*names: str, n: int = 400) -> metrics.Jury:
 def test_fid_is_the_distance_of_two_gaussians(narrow):
     real, fake = (blocks(400, seed).flatten(1).numpy() / 255 for seed in (2, 1))
     expected = frechet(fake.mean(0), np.cov(fake.T), real.mean(0), np.cov(real.T))
-    result = judged("fid").verdict(seed=0)["fid"]
+    jury = judged("fid")
+    result = jury.verdict(seed=0)["fid"]
     assert result["name"] == "FID@400"
-    assert result["value"] == pytest.approx(expected, rel=1e-3)
+    assert result["value"] == pytest.approx(expected, rel=1e-6)
+    assert result["value"] == pytest.approx(float(jury.metrics["fid"].compute()), rel=1e-5)
+
+
+def test_fid_of_few_pictures_is_as_exact_as_of_many(narrow):
+    real, fake = (blocks(7, seed).flatten(1).double() / 255 for seed in (2, 1))
+    jury = judged("fid", n=7)  # covariances of rank 6 in 12 dimensions
+    a, b = ((f - f.mean(0)) / 6**0.5 for f in (fake, real))
+    overlap = torch.linalg.svdvals(a @ b.T).sum()  # tr (Σ₁ Σ₂)^½ without the root of a matrix
+    expected = (fake.mean(0) - real.mean(0)).square().sum() + a.square().sum() + b.square().sum()
+    value = jury.verdict(seed=0)["fid"]["value"]
+    assert value == pytest.approx(float(expected - 2 * overlap), rel=1e-6)
 
 
 def test_inception_score_is_the_information_about_the_class(narrow):
@@ -298,12 +343,46 @@ def test_receipt_tells_everything_that_a_second_run_needs(config, clip, folders,
         run(replace(stats, reference="others.npz"))
 
 
-def test_two_ranks_say_what_one_says(config, folders, clip):
-    judges = ["--metrics", "fid", "is", "kid", "clip", "--clip", str(clip), "--batch", "3"]
+def test_samples_are_the_models_and_so_are_the_kept_ones(model, capsys):
+    asked = Config(
+        model=model,
+        reference="scenery",
+        metrics=("fid", "is"),
+        n=N,
+        batch=4,
+        seed=7,
+        temperature=0.5,
+        top_k=3,
+        save_images=Path("kept"),
+        device="cpu",
+    )
+    receipt = run(asked)
+    assert receipt["seeds"] == [7, 7 + N - 1]
+    assert len(receipt["weights"]["model"]["sha256"]) == 64
+
+    drawn = ImageBART.from_pretrained(model, device="cpu").sample(
+        N, seed=7, classes=[i % 3 for i in range(N)], temperature=0.5, top_k=3
+    )
+    each = [hashlib.sha256(np.asarray(image).tobytes()).digest() for image in drawn]
+    assert len(set(each)) > 1
+    assert receipt["samples"]["sha256"] == hashlib.sha256(b"".join(each)).hexdigest()
+
+    again = run(
+        Config(
+            images=Path("kept"), reference="scenery", metrics=("fid", "is"), seed=7, device="cpu"
+        )
+    )
+    assert again["samples"] == receipt["samples"]
+    assert again["reference"] == receipt["reference"]
+    for name, result in receipt["metrics"].items():
+        assert again["metrics"][name] == pytest.approx(result, rel=1e-4), name
+
+
+def test_two_ranks_say_what_one_says(model, folders):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    pictures = ["--images", folders[0], "--reference", folders[1], "--device", "cpu"]
+    options = ["--model", model, "--reference", folders[1], "--n", str(N), "--batch", "3"]
     done = subprocess.run(
-        [*command, EVAL / "generation.py", *pictures, *judges, "--out", "two.json"],
+        [*command, EVAL / "generation.py", *options, "--device", "cpu", "--out", "two.json"],
         capture_output=True,
         text=True,
         timeout=300,
@@ -311,12 +390,102 @@ def test_two_ranks_say_what_one_says(config, folders, clip):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("FID@") == 1
     two = json.loads(Path("two.json").read_text())
-    one = run(replace(config, metrics=("fid", "is", "kid", "clip"), clip=clip, batch=3))
+    one = run(Config(model=model, reference=folders[1], n=N, batch=3, device="cpu"))
     assert two["samples"] == one["samples"]
     assert two["reference"] == one["reference"]
     for name, result in one["metrics"].items():
         assert two["metrics"][name] == pytest.approx(result, rel=1e-4), name
     assert two["hardware"].startswith("2 × cpu")
+
+
+def test_a_sample_has_its_caption_and_its_seed(tmp_path):
+    class Painter:
+        classes = 0
+        asked: ClassVar[list] = []
+
+        def sample(self, n, *, seed, prompt, output_type, **options):
+            self.asked += zip(seed, prompt, strict=True)
+            return torch.zeros(n, 3, 8, 8)
+
+    captions = [f"caption {i}" for i in range(9)]
+    config = Config(batch=2, seed=100, save_images=tmp_path / "kept")
+    seen = [*generation.samples(Painter(), config, captions, range(4, 9))]
+    assert Painter.asked == [(100 + i, f"caption {i}") for i in range(4, 9)]
+    assert [text for _, texts in seen for text in texts] == captions[4:]
+    kept = ImageFolder(tmp_path / "kept")
+    assert [kept[i]["caption"] for i in range(5)] == captions[4:]
+
+
+def test_captions_of_scenery_are_those_of_its_reference(tmp_path):
+    wanted = [item["caption"] for item in SceneryData("test", 32, 10)]
+    assert generation.read_captions(Config(captions="scenery", n=10)) == wanted
+    (tmp_path / "captions.txt").write_text("a lake\n\na desert \n")
+    assert generation.read_captions(Config(captions="captions.txt")) == ["a lake", "a desert"]
+    with pytest.raises(ValueError, match="text file"):
+        generation.read_captions(Config(captions="absent.txt"))
+
+
+def test_ranks_share_the_pictures_in_order():
+    ranks = [Ranks(rank, 3, torch.device("cpu")) for rank in range(3)]
+    parts = [generation.part_of(10, each) for each in ranks]
+    assert [i for part in parts for i in part] == [*range(10)]
+    assert [len(part) for part in parts] == [3, 3, 4]
+
+
+# ------------------------------------------------------------------------------------------------
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"reference": None}, "need --reference"),
+        ({"reference": "stats.npz"}, "kid needs reference pictures"),
+        ({"metrics": ("clip",), "clip": None}, "needs --clip"),
+        ({"metrics": ("clip",), "clip": Path("x"), "images": None}, "needs --captions"),
+        ({"save_stats": Path("x"), "metrics": ("is",)}, "save-stats needs fid"),
+        ({"model": "x"}, "--images excludes"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"n": 0}, "n must be at least 10"),
+        ({"metrics": ()}, "metrics must name"),
+        ({"metrics": ("fid",), "reference": "absent.npz"}, "absent.npz must be a file"),
+        ({"metrics": ("clip",), "clip": Path("absent")}, "folder of a CLIP model"),
+        ({"inception": Path("absent.pth")}, "Inception's weights must be at absent.pth"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_in_a_sentence(config, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(replace(config, **options))
+
+
+def test_files_that_are_something_else_are_refused(config):
+    torch.save({"a": torch.zeros(1)}, "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth must hold Inception"):
+        run(replace(config, inception=Path("other.pth")))
+    np.savez("other.npz", mu=np.zeros(64), sigma=np.zeros((64, 64)))
+    with pytest.raises(ValueError, match="2048 features"):
+        run(replace(config, metrics=("fid",), reference="other.npz"))
+
+
+def test_pictures_of_two_sizes_are_refused(config, tmp_path):
+    mixed = paint(tmp_path / "mixed", 12, seed=0)
+    Image.new("RGB", (40, 48)).save(mixed / "11.png")
+    with pytest.raises(ValueError, match=r"one size, got \[\(48, 40\), \(48, 48\)\]"):
+        run(replace(config, images=mixed))
+
+
+def test_pictures_without_captions_have_no_clip_score(config, clip, tmp_path):
+    bare = paint(tmp_path / "bare", 12, seed=0)
+    (bare / "3.txt").unlink()
+    with pytest.raises(ValueError, match="a caption for every picture"):
+        run(replace(config, images=bare, metrics=("clip",), clip=clip))
+
+
+def test_kept_samples_do_not_mix_with_other_files(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "000000.png").touch()
+    with pytest.raises(ValueError, match="empty folder"):
+        generation.check(Config(metrics=("is",), save_images=tmp_path / "full"))
 
 
 def test_absent_weights_give_one_sentence(folders, monkeypatch, tmp_path):

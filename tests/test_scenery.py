@@ -222,3 +222,19 @@ def test_unknown_splits_and_negative_indices_are_refused():
         scene_seed("holdout", 0)
     with pytest.raises(ValueError, match="index must be at least 0"):
         scene_seed("train", -1)
+
+
+def test_what_cannot_be_seen_is_not_mentioned():
+    """Planned, but hidden behind the land: a rainbow, clouds, cliffs, table mountains."""
+    for i, key, hidden in (
+        (2426, "weather", "rainbow"),
+        (295, "weather", "cloudy"),
+        (415, "view", "cliffs"),
+        (265, "view", "rocks"),
+    ):
+        seed = scene_seed("train", i)
+        plan = scenery.plan_of(np.random.Generator(np.random.PCG64(seed)))
+        scene = render(seed)
+        assert getattr(plan, key) == hidden
+        assert scene.attributes.get(key) != hidden
+        assert hidden.rstrip("y") not in scene.caption

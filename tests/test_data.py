@@ -1,0 +1,718 @@
+"""What is learned from: every picture has one reading, every step its images."""
+
+import json
+import os
+import pickle
+import resource
+import time
+import warnings
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader
+
+from imagebart import scenery
+from imagebart.data import (
+    Batches,
+    ImageFolder,
+    SceneryData,
+    TokenFile,
+    TokenWriter,
+    fit,
+    open_data,
+    read_image,
+    to_pil,
+    to_rgb,
+    to_tensor,
+)
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def ramp(height: int = 6, width: int = 9) -> Image.Image:
+    """An RGB picture in which every pixel and every direction is different."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([y * 255 // height, x * 255 // width, (3 * y + 7 * x) % 256], -1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def plain(path, colour=RED, size=(8, 8)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def colour_of(item: dict) -> tuple:
+    return to_pil(item["image"])[0].getpixel((0, 0))
+
+
+# ── Pictures ──────────────────────────────────────────────────────────────────────────────────
+
+
+def pixel(mode: str, value) -> Image.Image:
+    return Image.new(mode, (2, 3), value)
+
+
+def grey16(*values: int) -> Image.Image:
+    return Image.fromarray(np.array([values], np.uint16))
+
+
+def palette(transparent: bool) -> Image.Image:
+    image = pixel("P", 1)
+    image.putpalette([0, 0, 0, *RED])
+    if transparent:
+        image.info["transparency"] = 1
+    return image
+
+
+def keyed(mode: str, value, key) -> Image.Image:
+    image = pixel(mode, value)
+    image.info["transparency"] = key
+    return image
+
+
+READINGS = {
+    "RGB": (pixel("RGB", (1, 2, 3)), (1, 2, 3)),
+    "RGBA opaque": (pixel("RGBA", (1, 2, 3, 255)), (1, 2, 3)),
+    "RGBA clear": (pixel("RGBA", (1, 2, 3, 0)), WHITE),
+    "RGBA half": (pixel("RGBA", (255, 0, 0, 128)), (255, 127, 127)),
+    "RGBa premultiplied": (pixel("RGBa", (128, 0, 0, 128)), (255, 127, 127)),
+    "RGB keyed": (keyed("RGB", (1, 2, 3), (1, 2, 3)), WHITE),
+    "L": (pixel("L", 77), (77, 77, 77)),
+    "L keyed": (keyed("L", 77, 77), WHITE),
+    "LA clear": (pixel("LA", (77, 0)), WHITE),
+    "LA opaque": (pixel("LA", (77, 255)), (77, 77, 77)),
+    "1": (pixel("1", 1), WHITE),
+    "P": (palette(transparent=False), RED),
+    "P keyed": (palette(transparent=True), WHITE),
+    "CMYK": (pixel("CMYK", (0, 255, 255, 0)), RED),
+    "YCbCr": (pixel("YCbCr", (77, 128, 128)), (77, 77, 77)),
+    "I;16 low": (grey16(257), (1, 1, 1)),  # not 255: scaled, not clipped
+    "I;16 nearest": (grey16(257 * 5 - 128), (5, 5, 5)),
+    "I;16 high": (grey16(65535), WHITE),
+    "I;16B": (Image.frombytes("I;16B", (1, 1), b"\x80\x00"), (128, 128, 128)),
+    "I": (pixel("I", 257 * 100), (100, 100, 100)),
+}
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_every_mode_has_one_reading(name):
+    image, expected = READINGS[name]
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB" and rgb.size == image.size
+    assert rgb.getpixel((0, 0)) == expected
+
+
+@pytest.mark.parametrize("image", [pixel("F", 0.5), pixel("I", 65536), pixel("I", -1)])
+def test_a_range_that_nobody_states_is_refused(image):
+    with pytest.raises(
+        ValueError, match=r"must be integers, got floats|grey must lie in 0\.\.65535"
+    ):
+        to_rgb(image)
+
+
+def test_16_bits_read_alike_from_a_file(tmp_path):
+    values = [0, 257, 128 * 257, 65535]
+    for name in ("a.png", "a.tif"):
+        grey16(*values).save(tmp_path / name)
+        assert [p[0] for p in np.asarray(read_image(tmp_path / name))[0]] == [0, 1, 128, 255]
+    grey16(*values).save(tmp_path / "a.png", transparency=257)
+    assert [p[0] for p in np.asarray(read_image(tmp_path / "a.png"))[0]] == [0, 255, 128, 255]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright(tmp_path, orientation, suffix):
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    ramp().save(path, exif=exif, **lossless)
+
+    with Image.open(path) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    read = read_image(path)
+    assert read.size == ((6, 9) if orientation > 4 else (9, 6))
+    assert np.array_equal(np.asarray(read), np.asarray(expected))
+
+
+def test_broken_exif_turns_nothing(tmp_path):
+    ramp().save(tmp_path / "a.png", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\x7f")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert read_image(tmp_path / "a.png").size == (9, 6)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_of_an_animation_the_first_frame_counts(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255), (0, 255, 0))]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    with Image.open(path) as image:
+        assert image.n_frames == 3
+        image.seek(2)
+        assert to_rgb(image).getpixel((4, 4)) == RED
+    assert read_image(path).getpixel((4, 4)) == RED
+
+
+def truncated(path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def bomb(path):
+    Image.new("1", (8001, 8000)).save(path)
+
+
+def ghostscript(path):
+    Image.new("RGB", (8, 8)).save(path, format="EPS")
+
+
+NO_PICTURES = {
+    "truncated.png": truncated,
+    "truncated.jpg": truncated,
+    "truncated.webp": truncated,
+    "bomb.png": bomb,
+    "program.png": ghostscript,  # only picture formats are ever decoded, whatever the name says
+    "empty.png": lambda path: path.write_bytes(b""),
+    "text.jpg": lambda path: path.write_text("no picture"),
+    "drawing.png": lambda path: path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>"),
+    "folder.png": lambda path: path.mkdir(),
+    "dangling.png": lambda path: path.symlink_to("nowhere.png"),
+    "missing.png": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("name", NO_PICTURES)
+def test_what_is_no_whole_picture_is_refused_by_name(tmp_path, name):
+    NO_PICTURES[name](tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: must be a readable image, got ."):
+        read_image(tmp_path / name)
+
+
+def test_fit_keeps_the_centre():
+    image = Image.new("RGB", (30, 10), RED)
+    image.paste((0, 0, 255), (10, 0, 20, 10))
+    for upright in (image, image.rotate(90, expand=True)):
+        assert fit(upright, 10).getcolors() == [(100, (0, 0, 255))]
+    assert fit(image, (5, 15)).size == (15, 5)
+
+
+def test_a_picture_that_fits_is_left_alone():
+    assert np.array_equal(np.asarray(fit(ramp(), (6, 9))), np.asarray(ramp()))
+
+
+def test_fit_averages_what_it_shrinks():
+    checks = np.indices((64, 64)).sum(0) % 2 * 255
+    small = np.asarray(fit(Image.fromarray(checks.astype(np.uint8)).convert("RGB"), 8))
+    assert np.abs(small.astype(int) - 127).max() <= 4
+
+
+@given(*[st.integers(1, 300)] * 2, *[st.integers(1, 60)] * 2)
+@settings(max_examples=200, deadline=None)
+def test_every_picture_fits_every_size(width, height, new_height, new_width):
+    image = Image.new("RGB", (width, height), RED)
+    fitted = fit(image, (new_height, new_width))
+    assert fitted.size == (new_width, new_height)
+    assert fitted.getextrema() == ((255, 255), (0, 0), (0, 0))
+
+
+def test_pixels_survive_the_round_trip():
+    levels = Image.fromarray(np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(16, 16, 3))
+    x_0 = to_tensor(levels)
+    assert x_0.shape == (3, 16, 16) and x_0.dtype == torch.float32
+    assert x_0.min() == -1 and x_0.max() == 1
+    assert np.array_equal(np.asarray(to_pil(x_0)[0]), np.asarray(levels))
+    assert to_tensor([ramp(), ramp()]).shape == (2, 3, 6, 9)
+    assert len(to_pil(to_tensor([ramp(), ramp()]))) == 2
+
+
+def test_pixels_go_to_the_nearest_level_within_the_range():
+    levels = torch.tensor([-50.0, 0.4, 0.6, 99.4, 99.6, 254.6, 255.4, 1000.0])
+    x_0 = (levels / 127.5 - 1).expand(3, 1, 8)
+    pixels = np.asarray(to_pil(x_0)[0])
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 99, 100, 255, 255, 255]
+
+
+# ── Image folders ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_come_in_natural_order_and_rubbish_stays_out(tmp_path):
+    for name in ("a10.png", "a2.PNG", "a01.jpg", "b/c.webp", "a1.png"):
+        plain(tmp_path / name)
+    for name in ("._a2.png", ".cache/x.png"):
+        plain(tmp_path / name)
+    (tmp_path / "notes.md").write_text("no image")
+    files = ImageFolder(tmp_path).files
+    assert files == ["a01.jpg", "a1.png", "a2.PNG", "a10.png", os.path.join("b", "c.webp")]
+
+
+def test_folders_are_classes_when_every_image_lies_in_one(tmp_path):
+    for name in ("10/x.png", "9/y/x.png", "9/x.png"):
+        plain(tmp_path / name)
+    data = ImageFolder(tmp_path)
+    assert data.classes == ("9", "10")
+    assert [data[i]["label"] for i in range(3)] == [0, 0, 1]
+    plain(tmp_path / "loose.png")
+    data = ImageFolder(tmp_path)
+    assert data.classes == () and {data[i]["label"] for i in range(4)} == {-1}
+
+
+def test_an_item_has_its_image_label_and_caption(tmp_path):
+    plain(tmp_path / "a.png", size=(12, 8))
+    (tmp_path / "a.txt").write_text("\n a red square \na crimson square\n", encoding="utf-8-sig")
+    plain(tmp_path / "b.png", (0, 0, 255))
+    data = ImageFolder(tmp_path, size=4)
+    assert data[0]["image"].shape == (3, 4, 4) and colour_of(data[0]) == RED
+    assert data[0]["caption"] == "a red square" and data[1]["caption"] == ""
+    assert data.captions(0) == ["a red square", "a crimson square"] and data.captions(1) == []
+    assert ImageFolder(tmp_path)[0]["image"].shape == (3, 8, 12)
+    with pytest.raises(IndexError):
+        data[2]
+
+
+def test_captions_come_from_a_table_too(tmp_path):
+    plain(tmp_path / "in" / "a.png")
+    plain(tmp_path / "in" / "b.png")
+    (tmp_path / "metadata.csv").write_text('file_name,text\nin/a.png,"one, two"\nin/a.png,three\n')
+    data = ImageFolder(tmp_path)
+    assert data.captions(0) == ["one, two", "three"] and data[1]["caption"] == ""
+    row = {"file_name": "in/b.png", "text": "schön"}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n\n", encoding="utf-8")
+    data = ImageFolder(tmp_path)
+    assert data[0]["caption"] == "" and data[1]["caption"] == "schön"
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("{", "must have file_name and text"),
+        ('{"file_name": "a.png"}', "must have file_name and text"),
+        ("[1]", "must have file_name and text"),
+        ('{"file_name": "images/a.png", "text": "x"}', "must be relative to"),
+    ],
+)
+def test_a_table_of_captions_that_means_nothing_is_refused(tmp_path, table, sentence):
+    plain(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(table)
+    with pytest.raises(ValueError, match=rf"metadata\.jsonl: .*{sentence}"):
+        ImageFolder(tmp_path)
+
+
+def test_a_flip_doubles_the_data(tmp_path):
+    for name in ("a.png", "b.png"):
+        ramp().save(tmp_path / name)
+    data = ImageFolder(tmp_path, flip=True)
+    assert len(data) == 4
+    assert torch.equal(data[2]["image"], data[0]["image"].flip(-1))
+    assert not torch.equal(data[2]["image"], data[0]["image"])
+
+
+def test_a_count_is_spread_over_the_folder(tmp_path):
+    for i in range(9):
+        plain(tmp_path / f"{i // 3}" / f"{i}.png")
+    data = ImageFolder(tmp_path, count=3)
+    assert len(data) == 3 and data.labels == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"count must lie in 1\.\.9, got 10"):
+        ImageFolder(tmp_path, count=10)
+
+
+def test_no_images_is_an_error_that_says_what_was_sought(tmp_path):
+    with pytest.raises(ValueError, match=r"must hold images \(\.png \.jpg .*\), got none"):
+        ImageFolder(tmp_path)
+    with pytest.raises(ValueError, match="must be a folder that can be read"):
+        ImageFolder(tmp_path / "missing")
+
+
+def test_circles_of_links_end(tmp_path):
+    plain(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "up").symlink_to(tmp_path)
+    (tmp_path / "in" / "self").symlink_to("self")
+    (tmp_path / "alias").symlink_to(tmp_path / "in")
+    names = [Path(name).parts for name in ImageFolder(tmp_path).files]
+    assert ("in", "a.png") in names and ("alias", "a.png") in names
+    assert all(len(set(parts)) == len(parts) for parts in names)
+
+
+def test_names_may_be_any_bytes(tmp_path):
+    name = os.fsdecode(b"\xff\xfe.png")
+    plain(tmp_path / "1.png")
+    (tmp_path / name).write_bytes(b"broken")
+    data = ImageFolder(tmp_path, strict=True)
+    with pytest.raises(ValueError) as refusal:
+        data[1]
+    str(refusal.value).encode("utf-8")  # can be printed
+
+
+# ── Unreadable images ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Twelve images of which 2, 3 and 11 cannot be read; the colour tells the number."""
+    for i in range(12):
+        plain(tmp_path / f"{i}.png", (i, 0, 0))
+    for i in (2, 3, 11):
+        (tmp_path / f"{i}.png").write_bytes(b"broken")
+    return tmp_path
+
+
+def numbers(data, order) -> list[int]:
+    return [colour_of(data[i])[0] for i in order]
+
+
+def test_an_unreadable_image_gives_way_to_the_next_and_is_named_once(mixed):
+    data = ImageFolder(mixed)
+    with pytest.warns(UserWarning, match="next image takes its place") as told:
+        assert numbers(data, range(12)) == [0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 0]
+        assert numbers(data, range(12)) == [0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 0]
+    named = [str(warning.message).split(": ")[0] for warning in told]
+    assert named == [str(mixed / f"{i}.png") for i in (2, 3, 11)]
+
+
+def test_the_replacement_does_not_depend_on_the_way_there(mixed):
+    with pytest.warns(UserWarning):
+        assert numbers(ImageFolder(mixed), [2]) == numbers(ImageFolder(mixed), [3, 2])[1:] == [4]
+
+
+def test_a_mirror_image_is_replaced_by_a_mirror_image(mixed):
+    ramp().save(mixed / "4.png")
+    data = ImageFolder(mixed, flip=True)
+    with pytest.warns(UserWarning):
+        assert torch.equal(data[12 + 2]["image"], data[4]["image"].flip(-1))
+
+
+def test_workers_share_what_they_find(mixed):
+    data = ImageFolder(mixed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        items = list(DataLoader(data, batch_size=None, num_workers=2))
+    assert [colour_of(item)[0] for item in items] == [0, 1, 4, 4, 4, 5, 6, 7, 8, 9, 10, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the parent need not find them again
+        assert numbers(data, [2, 3, 11]) == [4, 4, 0]
+
+
+def test_measurements_stop_at_the_first(mixed):
+    data = ImageFolder(mixed, strict=True)
+    with pytest.raises(ValueError, match=r"2\.png: must be a readable image"):
+        numbers(data, range(12))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_too_many_unreadable_images_stop_the_run(tmp_path):
+    for i in range(30):
+        plain(tmp_path / f"{i}.png", (i, 0, 0))
+    data = ImageFolder(tmp_path)
+    for i in range(0, 22, 2):
+        (tmp_path / f"{i}.png").unlink()  # removed while the run goes on
+    assert numbers(data, range(0, 20, 2)) == list(range(1, 21, 2))
+    with pytest.raises(ValueError, match="at most 10 of 30 images may be unreadable, got 11"):
+        data[20]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_many_images_one_in_a_thousand_may_be_unreadable(tmp_path):
+    plain(tmp_path / "0.png")
+    for i in range(1, 12_000):
+        (tmp_path / f"{i}.png").symlink_to("0.png" if i % 100 else "nowhere.png")
+    data = ImageFolder(tmp_path)
+    for i in range(1, 13):
+        data[100 * i]
+    with pytest.raises(ValueError, match="at most 12 of 12000 images may be unreadable, got 13"):
+        data[1300]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_rubbish_stops_the_run(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"must be readable, got none from 1\.png on"):
+        ImageFolder(tmp_path)[1]
+
+
+def test_a_caption_that_is_not_text_is_an_unreadable_image(mixed):
+    (mixed / "0.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"0\.txt: must be UTF-8 text"):
+        ImageFolder(mixed, strict=True)[0]
+
+
+# ── Scenery, and data by name ─────────────────────────────────────────────────────────────────
+
+
+def test_scenery_is_rendered_as_its_seed_says():
+    data = SceneryData("validation", 32, count=3, width=48)
+    item = data[2]
+    scene = scenery.render(scenery.scene_seed("validation", 2), 32, 48)
+    assert np.array_equal(np.asarray(to_pil(item["image"])[0]), scene.image)
+    assert data.classes[item["label"]] == scene.kind and item["caption"] == scene.caption
+    assert data.classes == tuple(scenery.KINDS) and len(data) == 3
+    with pytest.raises(IndexError):
+        data[3]
+
+
+def test_data_are_opened_by_name(tmp_path):
+    assert isinstance(open_data("scenery", 32), SceneryData)
+    assert len(open_data("scenery", 32, "validation", 7)) == 7
+    plain(tmp_path / "all.png")
+    assert open_data(tmp_path, 8, "validation").files == ["all.png"]
+    plain(tmp_path / "train" / "a.png")
+    plain(tmp_path / "validation" / "b.png")
+    assert open_data(tmp_path, 8).files == ["a.png"]
+    assert open_data(str(tmp_path), 8, "validation").files == ["b.png"]
+    with pytest.raises(ValueError, match="test: must be a folder that can be read"):
+        open_data(tmp_path, 8, "test")
+    with pytest.raises(ValueError, match="scenery must have one size and no flip"):
+        open_data("scenery", 32, flip=True)
+
+
+# ── Batches ───────────────────────────────────────────────────────────────────────────────────
+
+SIZES = {"count": st.integers(1, 20), "batch": st.integers(1, 30), "seed": st.integers(0, 2**63)}
+
+
+@given(**SIZES)
+@settings(max_examples=100, deadline=None)
+def test_every_image_is_seen_once_an_epoch(count, batch, seed):
+    steps = 3 * count
+    seen = [i for indices in Batches(count, batch, seed, steps=steps) for i in indices]
+    assert len(seen) == steps * batch
+    for start in range(0, len(seen) - count + 1, count):
+        assert sorted(seen[start : start + count]) == list(range(count))
+
+
+@given(**SIZES, start=st.integers(0, 25))
+@settings(max_examples=100, deadline=None)
+def test_a_resumed_run_sees_what_it_would_have_seen(count, batch, seed, start):
+    whole = list(Batches(count, batch, seed, steps=25))
+    rest = Batches(count, batch, seed, start_step=start, steps=25)
+    assert list(rest) == whole[start:] and len(rest) == 25 - start
+    assert rest.at(3).tolist() == whole[3]  # steps may be asked for in any order
+
+
+@given(count=st.integers(1, 20), each=st.integers(1, 9), world=st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_ranks_together_see_what_one_sees(count, each, world):
+    batch = each * world
+    parts = [slice(each * rank, each * rank + each) for rank in range(world)]
+    shares = [Batches(count, batch, 5, steps=7, part=part) for part in parts]
+    together = [list(chain(*indices)) for indices in zip(*shares, strict=True)]
+    assert together == list(Batches(count, batch, 5, steps=7))
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    def epochs(seed):
+        return [tuple(Batches(100, 100, seed).at(epoch)) for epoch in range(2)]
+
+    assert len({*epochs(0), *epochs(1)}) == 4
+
+
+def test_the_order_is_the_same_in_every_release():
+    assert list(Batches(10, 4, seed=0, steps=3)) == [[4, 6, 2, 7], [3, 5, 9, 0], [8, 1, 9, 1]]
+
+
+def test_a_late_start_is_quick():
+    start = time.perf_counter()
+    indices = list(Batches(1_281_167, 256, 0, start_step=5_000_000, steps=5_000_020))
+    assert len(indices) == 20 and time.perf_counter() - start < 2
+
+
+def test_loaders_follow_the_batches(tmp_path):
+    for i in range(5):
+        plain(tmp_path / f"{i}.png", (i, 0, 0))
+    batches = Batches(5, 3, seed=1, start_step=1, steps=4)
+    loader = DataLoader(ImageFolder(tmp_path, 8), batch_sampler=batches, num_workers=2)
+    seen = [[image.getpixel((0, 0))[0] for image in to_pil(b["image"])] for b in loader]
+    assert seen == list(batches) and len(loader) == 3
+
+
+def test_batches_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="must be at least 1, got 0 and 4"):
+        Batches(0, 4)
+    with pytest.raises(ValueError, match=r"start_step must lie in \[0, steps\], got 3 of 2"):
+        Batches(5, 4, start_step=3, steps=2)
+
+
+# ── Token files ───────────────────────────────────────────────────────────────────────────────
+
+
+def grids(count: int = 5, K: int = 65536) -> torch.Tensor:
+    return torch.randint(0, K, (count, 2, 3), generator=torch.Generator().manual_seed(0))
+
+
+def write(folder, count: int = 5, K: int = 65536, **header) -> torch.Tensor:
+    tokens = grids(count, K)
+    with TokenWriter(folder, count, (2, 3), K, **header) as writer:
+        for start in range(0, count, 2):
+            part = slice(start, start + 2)
+            writer.append(tokens[part])
+    return tokens
+
+
+def test_tokens_come_back(tmp_path):
+    tokens = grids()
+    tokens[0, 0, :2] = torch.tensor([0, 65535])
+    captions = ["", "a\nb", "c\u2028d", "schön", '"']
+    header = {"image_size": 32, "classes": ["x", "y"], "vqgan_sha256": "f00", "data": "d"}
+    with TokenWriter(tmp_path / "t", 5, (2, 3), 65536, split="train", **header) as writer:
+        writer.append(tokens[:2], torch.tensor([1, 0]), captions[:2])
+        writer.append(tokens[2:], [1, 1, -1], captions[2:])
+    file = TokenFile(tmp_path / "t")
+    assert (len(file), file.height, file.width, file.K) == (5, 2, 3, 65536)
+    assert (file.image_size, file.classes, file.vqgan_sha256) == (32, ("x", "y"), "f00")
+    assert (file.data, file.split) == ("d", "train")
+    batch = file.batch([4, 0, 4])
+    assert batch.dtype == torch.int64 and torch.equal(batch, tokens[[4, 0, 4]].reshape(3, 6))
+    assert torch.equal(file.batch(torch.arange(5)), tokens.reshape(5, 6))
+    assert torch.equal(file.batch(Batches(5, 5).at(0)).sort(0)[0], tokens.reshape(5, 6).sort(0)[0])
+    assert file.labels.tolist() == [1, 0, 1, 1, -1] and file.labels.dtype == torch.int64
+    assert file.captions == captions
+
+
+def test_labels_and_captions_are_optional(tmp_path):
+    write(tmp_path)
+    assert TokenFile(tmp_path).labels is None and TokenFile(tmp_path).captions is None
+
+
+def test_tokens_stay_on_the_disk(tmp_path):
+    write(tmp_path, count=20_000)
+    file = TokenFile(tmp_path)
+    copy = pickle.dumps(file)
+    assert len(copy) < 1000
+    assert torch.equal(pickle.loads(copy).batch([7]), file.batch([7]))
+
+
+def test_an_encode_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), TokenWriter(tmp_path, 5, (2, 3), 9) as writer:
+        writer.append(grids(2, 9))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encode_that_is_killed_leaves_nothing_readable(tmp_path):
+    child = os.fork()
+    if child == 0:
+        writer = TokenWriter(tmp_path, 5, (2, 3), 9)
+        writer.append(grids(2, 9), [1, 2])
+        os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    assert any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="must hold finished tokens"):
+        TokenFile(tmp_path)
+    (tmp_path / "labels.npy").write_bytes(b"committed just before a kill")
+    tokens = write(tmp_path)
+    assert torch.equal(TokenFile(tmp_path).batch(range(5)), tokens.reshape(5, 6))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokens.json", "tokens.npy"]
+
+
+def test_the_header_comes_last(tmp_path, monkeypatch):
+    renamed = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (renamed.append(Path(b).name), replace(a, b)))
+    with TokenWriter(tmp_path, 1, (2, 3), 9) as writer:
+        writer.append(grids(1, 9), [1], ["one"])
+    assert sorted(renamed) == ["captions.jsonl", "labels.npy", "tokens.json", "tokens.npy"]
+    assert renamed[-1] == "tokens.json"
+
+
+def test_a_full_disk_leaves_nothing_readable(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            write(tmp_path, count=20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_tokens_are_never_overwritten(tmp_path):
+    tokens = write(tmp_path)
+    with pytest.raises(ValueError, match="must hold no finished token file"):
+        TokenWriter(tmp_path, 5, (2, 3), 9)
+    assert torch.equal(TokenFile(tmp_path).batch(range(5)), tokens.reshape(5, 6))
+
+
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        ({"tokens": grids(6, 9)}, "at most 5 grids"),
+        ({"tokens": torch.zeros(2, 3, 2, dtype=torch.long)}, "at most 5 grids"),
+        ({"tokens": torch.full((1, 2, 3), 9)}, r"must lie in \[0, 9\), got 9"),
+        ({"tokens": torch.full((1, 2, 3), -1)}, r"must lie in \[0, 9\), got -1"),
+        ({"tokens": grids(2, 9), "labels": [1]}, "labels must be given for every image"),
+        ({"tokens": grids(2, 9), "captions": ["a"]}, "captions must be given for every image"),
+    ],
+)
+def test_a_batch_that_does_not_belong_is_refused(tmp_path, batch, sentence):
+    with pytest.raises(ValueError, match=sentence), TokenWriter(tmp_path, 5, (2, 3), 9) as writer:
+        writer.append(**batch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_image_must_be_appended(tmp_path):
+    writer = TokenWriter(tmp_path, 5, (2, 3), 9)
+    writer.append(grids(3, 9))
+    with pytest.raises(ValueError, match="must get 5 images, got 3"):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def spoil_header(folder, **changes):
+    header = json.loads((folder / "tokens.json").read_text())
+    (folder / "tokens.json").write_text(json.dumps({**header, **changes}))
+
+
+def spoil_array(folder):
+    content = (folder / "tokens.npy").read_bytes()
+    (folder / "tokens.npy").write_bytes(content[:-1])
+
+
+def spoil_labels(folder):
+    np.save(folder / "labels.npy", np.zeros(4, np.int32))
+
+
+SPOILT = {
+    r"tokens\.json: format must be 1, got 2": lambda f: spoil_header(f, format=2),
+    r"tokens\.json: format must be 1, got None": lambda f: (f / "tokens.json").write_text("[]"),
+    r"tokens\.json: must be JSON": lambda f: (f / "tokens.json").write_text("{"),
+    r"tokens\.json: K must be at least 1, got None": lambda f: spoil_header(f, K=None),
+    r"tokens\.npy: must be uint16 \(6, 6\)": lambda f: spoil_header(f, count=6),
+    r"tokens\.npy: must be uint16 \(5, 9\)": lambda f: spoil_header(f, width=3, height=3),
+    r"tokens\.npy: must be a whole array": spoil_array,
+    r"tokens\.npy: must be a whole array, got .*No such": lambda f: (f / "tokens.npy").unlink(),
+    r"labels\.npy: must be int32 \(5,\)": spoil_labels,
+}
+
+
+@pytest.mark.parametrize("sentence", SPOILT)
+def test_parts_that_do_not_belong_together_are_refused(tmp_path, sentence):
+    write(tmp_path)
+    SPOILT[sentence](tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        TokenFile(tmp_path)
+
+
+def test_a_token_that_is_no_code_is_refused(tmp_path):
+    write(tmp_path)
+    spoil_header(tmp_path, K=10)
+    with pytest.raises(ValueError, match=r"tokens must lie in \[0, 10\)"):
+        TokenFile(tmp_path).batch([0])
+
+
+def test_captions_must_be_as_many_as_images(tmp_path):
+    write(tmp_path)
+    (tmp_path / "captions.jsonl").write_text('"one"\n')
+    with pytest.raises(ValueError, match="must hold 5 captions, got 1"):
+        _ = TokenFile(tmp_path).captions
+
+
+def test_K_must_fit_in_16_bits(tmp_path):
+    with pytest.raises(ValueError, match=r"K must lie in 1\.\.65536, got 65537"):
+        TokenWriter(tmp_path, 5, (2, 3), 65537)
