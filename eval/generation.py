@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -45,7 +45,9 @@ class Config:
     images: Path | None = None  # judge the pictures of this folder instead of a model's samples
     reference: str | None = None  # real pictures: a folder, "scenery", or their statistics (.npz)
     metrics: tuple[Literal["fid", "is", "kid", "clip"], ...] = ("fid", "is", "kid")
-    n: int | None = None  # how many; default: every picture or caption there is, or 10000 samples
+    # How many; default: every picture or caption there is, or 10000 samples. Also --n, which torchrun
+    # takes for one of its own.
+    num_images: Annotated[int | None, tyro.conf.arg(aliases=["--n"])] = None
     batch: int = 32  # pictures at a time on each device
     seed: int = 0  # of sample 0, and of the random subsets of IS and KID
     temperature: float = 1.0
@@ -64,7 +66,7 @@ def check(config: Config) -> None:
     asked, stats, keep = set(config.metrics), is_stats(config.reference), config.save_images
     rules = {
         "batch must be at least 1": config.batch >= 1,
-        f"n must be at least {FEWEST}": config.n is None or config.n >= FEWEST,
+        f"num_images must be at least {FEWEST}": (config.num_images or FEWEST) >= FEWEST,
         "metrics must name one at least": asked,
         "fid and kid need --reference": config.reference or not asked & {"fid", "kid"},
         "kid needs reference pictures, not statistics": not (stats and "kid" in asked),

@@ -121,7 +121,7 @@ class MultinomialDiffusion:
     def loss_t(self, logits: Logits, x_t: Tokens, x_1: Tokens, t: int) -> PerPosition:
         """L_t, nats per token: cross-entropy at t = 2 (eq. 8), the exact KL above (eq. 7)."""
         if t == 2:
-            return cross_entropy(logits, x_1)
+            return cross_entropy(logits.to(self.dtype), x_1)
         return self.posterior_kl(logits, x_t, x_1, t)
 
     def posterior_kl(self, logits: Logits, x_t: Tokens, x_1: Tokens, t: int) -> PerPosition:
@@ -185,4 +185,4 @@ class MultinomialDiffusion:
 
 def cross_entropy(logits: Logits, x_1: Tokens) -> PerPosition:
     """-log p_θ(x_1 | x_2), nats per token.   [eq. 8]"""
-    return F.cross_entropy(logits.float().transpose(1, 2), x_1, reduction="none")
+    return F.cross_entropy(logits.transpose(1, 2), x_1, reduction="none")

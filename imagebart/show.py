@@ -1,0 +1,321 @@
+"""show: pictures of tokens, chains, edits and small distributions, for notebooks and the app.
+
+    what is shown          source
+    images                 grid, strip, chain
+    one image              tokens, mask_overlay          (PIL images, to be put into a strip)
+    numbers                bars, curves
+
+Nothing here draws on a global canvas or changes a setting of matplotlib, PIL or torch.
+"""
+
+import inspect
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+import matplotlib
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from imagebart.notation import Bool, Grid, Int
+
+WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, between pictures
+INK, QUIET, PAPER = "#2b2d33", "#b9bdc6", "#ffffff"
+COLOURS = ("#3a6ea5", "#d9822b", "#4f9d69", "#8e6bb0", "#c2504d", "#6f7785")
+HOLE = (232, 80, 91)
+STYLE = {
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.edgecolor": QUIET,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "legend.frameon": False,
+    "figure.facecolor": PAPER,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that a notebook shows and stores once, as PNG or JPEG, whichever is smaller.
+
+    A bare PIL image is stored in both formats, which doubles the size of a notebook.
+    """
+
+    image: Image.Image
+
+    def save(self, path: str | Path) -> None:
+        self.image.save(path)
+
+    def __repr__(self) -> str:
+        return f"<Picture {self.image.width}×{self.image.height}>"
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        png = encoded(self.image, "PNG", optimize=True)
+        jpeg = encoded(self.image, "JPEG", quality=90, subsampling=0)
+        kind = ("image/png", png) if len(png) <= len(jpeg) else ("image/jpeg", jpeg)
+        return {"text/plain": repr(self), kind[0]: kind[1]}
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+# ── code ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Source:
+    """Code as text; a notebook shows it highlighted."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        return f"```python\n{self.text}\n```"
+
+
+def source(*functions: Callable) -> Source:
+    """The code of functions, methods or classes as it runs, under the file it stands in."""
+    return Source("\n\n".join(code_of(function) for function in functions))
+
+
+def code_of(function: Callable) -> str:
+    """A comment that names the file, then the code. ValueError for what has no Python source."""
+    function = function.fget if isinstance(function, property) else inspect.unwrap(function)
+    try:
+        code = dedent(inspect.getsource(function)).rstrip()
+    except (TypeError, OSError):
+        raise ValueError(f"source needs a function written in Python, got {function!r}") from None
+    return f"# {function.__module__.replace('.', '/')}.py\n{code}"
+
+
+# ── images side by side ───────────────────────────────────────────────────────────────────────
+
+
+def grid(
+    images: Iterable[Image.Image],
+    columns: int = 4,
+    captions: Sequence[str] | None = None,
+    height: int | None = None,
+) -> Picture:
+    """Images in rows of `columns`, each with its caption above; "" is no caption.
+
+    `height` is that of one image in pixels; by default as tall as fits, 256 at most. Raises
+    ValueError if there is no image, or not one caption an image.
+    """
+    images = [image.convert("RGB") for image in images]
+    captions = [""] * len(images) if captions is None else list(captions)
+    if not images or columns < 1:
+        raise ValueError(f"grid needs an image and a column, got {len(images)} and {columns}")
+    if len(captions) != len(images):
+        raise ValueError(f"captions must be one an image, {len(images)}, got {len(captions)}")
+    columns = min(columns, len(images))
+    height = height or fitting_height(images, columns)
+    images = [resized(image, height) for image in images]
+    starts = range(0, len(images), columns)
+    rows = [row_of(images[i : i + columns], captions[i : i + columns]) for i in starts]
+    return Picture(stacked(rows))
+
+
+def strip(
+    images: Iterable[Image.Image],
+    captions: Sequence[str] | None = None,
+    height: int | None = None,
+) -> Picture:
+    """Images in one row."""
+    images = list(images)
+    return grid(images, max(1, len(images)), captions, height)
+
+
+def chain(model, steps: Iterable, height: int | None = None) -> Picture:
+    """x_T … x_1, decoded, side by side: a row an image, a column a step of `sample_steps`."""
+    steps = list(steps)
+    decoded = [model.decode(step.tokens) for step in steps]
+    names = [step_name(step.t, model.T) for step in steps]
+    blank = [""] * len(steps) * (len(decoded[0]) - 1) if decoded else []
+    images = [column[row] for row in range(len(decoded[0])) for column in decoded]
+    return grid(images, len(steps), names + blank, height)
+
+
+def step_name(t: int, T: int) -> str:
+    """x₃ (noise), x₂, x₁ (clean)"""
+    return symbol("x", t) + {T: " (noise)", 1: " (clean)"}.get(t, "")
+
+
+def symbol(letter: str, t: int) -> str:
+    """A letter with a subscript: x₁₂"""
+    return letter + str(t).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+
+
+def fitting_height(images: Sequence[Image.Image], columns: int) -> int:
+    """The tallest height at which every row is at most WIDTH wide."""
+    aspects = [image.width / image.height for image in images]
+    widest = max(sum(aspects[i : i + columns]) for i in range(0, len(images), columns))
+    return max(1, min(HEIGHT, int((WIDTH - GAP * (columns - 1)) / widest)))
+
+
+def resized(image: Image.Image, height: int) -> Image.Image:
+    size = max(1, round(image.width * height / image.height)), height
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def row_of(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """One row, its captions centred over the images."""
+    top = 22 if any(captions) else 0
+    width = sum(image.width for image in images) + GAP * (len(images) - 1)
+    row = Image.new("RGB", (width, top + max(image.height for image in images)), PAPER)
+    pen, left = ImageDraw.Draw(row), 0
+    for image, caption in zip(images, captions, strict=True):
+        row.paste(image, (left, top))
+        middle = left + image.width / 2, top / 2 - 1
+        pen.text(middle, caption, INK, font_that_fits(caption, image.width), anchor="mm")
+        left += image.width + GAP
+    return row
+
+
+def font_that_fits(text: str, width: int) -> ImageFont.FreeTypeFont:
+    """matplotlib's own font, which has the Greek letters and subscripts, not wider than `width`."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = ImageFont.truetype(path, 13)
+    too_wide = font.getlength(text) / max(1, width)
+    return font if too_wide <= 1 else ImageFont.truetype(path, max(6, int(13 / too_wide)))
+
+
+def stacked(rows: Sequence[Image.Image]) -> Image.Image:
+    width = max(row.width for row in rows)
+    height = sum(row.height for row in rows) + GAP * (len(rows) - 1)
+    sheet, top = Image.new("RGB", (width, height), PAPER), 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + GAP
+    return sheet
+
+
+# ── tokens and masks ──────────────────────────────────────────────────────────────────────────
+
+
+def code_colours(model) -> Int[Tensor, "K 3"]:
+    """The mean colour each code decodes to, uint8.
+
+    All codes are decoded at once, as a mosaic of 3×3 tiles of which the middle token is read: a
+    decoder that normalises over the image never sees an image of one code only.
+    """
+    columns = math.ceil(math.sqrt(model.K))
+    codes = torch.arange(columns**2) % model.K
+    mosaic = repeat(codes, "(r c) -> 1 (r 3) (c 3)", c=columns)
+    pixels = model.decode(mosaic, output_type="pt")[0]
+    f = pixels.shape[-1] // mosaic.shape[-1]
+    tiles = rearrange(pixels, "d (r y) (c x) -> (r c) d y x", y=3 * f, x=3 * f)
+    middle = tiles[: model.K, :, f : 2 * f, f : 2 * f].mean((2, 3))
+    return (255 * middle + 0.5).to("cpu", torch.uint8)
+
+
+def tokens(token_grid: Grid, colours: Int[Tensor, "K 3"]) -> Image.Image:
+    """A token grid (h, w) or (1, h, w) as a map: every token in the colour of its code.
+
+    `colours` are `code_colours(model)`, so the map looks like the image and noise stands out.
+    """
+    token_grid = torch.as_tensor(token_grid).cpu()
+    if token_grid.ndim == 3 and len(token_grid) == 1:
+        token_grid = token_grid[0]
+    if token_grid.ndim != 2:
+        raise ValueError(f"tokens must be one grid (h, w), got shape {tuple(token_grid.shape)}")
+    if token_grid.min() < 0 or token_grid.max() >= len(colours):
+        raise ValueError(f"tokens must lie in [0, {len(colours)}), got {int(token_grid.max())}")
+    image = Image.fromarray(np.asarray(colours)[token_grid.numpy()])
+    cell = max(1, HEIGHT // image.height)
+    return image.resize((image.width * cell, image.height * cell), Image.Resampling.NEAREST)
+
+
+def mask_overlay(image: Image.Image, hole: Bool[np.ndarray, "H W"]) -> Image.Image:
+    """The image with the pixels to be repainted tinted; `hole` is True there."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    hole = np.asarray(hole, dtype=bool)
+    if hole.shape != pixels.shape[:2]:
+        raise ValueError(
+            f"hole must be as large as the image, {pixels.shape[:2]}, got {hole.shape}"
+        )
+    tinted = 0.4 * pixels + 0.6 * np.array(HOLE)
+    return Image.fromarray(np.where(hole[..., None], tinted, pixels).round().astype(np.uint8))
+
+
+# ── numbers ───────────────────────────────────────────────────────────────────────────────────
+
+
+def bars(
+    panels: Mapping[str, Sequence[float]],
+    names: Sequence[str] | None = None,
+    ylabel: str = "probability",
+) -> Picture:
+    """Small bar charts side by side, titled, on one scale; bars are called 0, 1, … or `names`.
+
+    Bars of the same name have the same colour if `names` are given, so that they can be followed.
+    """
+    panels = {title: numbers(values) for title, values in panels.items()}
+    if not panels:
+        raise ValueError("bars needs at least one panel, got none")
+    figure, axes = axes_of(len(panels), min(12.0, 1.0 + 2.2 * len(panels)))
+    axes[0].set_ylabel(ylabel)
+    for ax, (title, values) in zip(axes, panels.items(), strict=True):
+        colours = COLOURS[0] if names is None else COLOURS[: len(values)]
+        ax.bar(range(len(values)), values, color=colours, width=0.7)
+        ax.set_title(title)
+        ax.set_xticks(range(len(values)), names or [str(k) for k in range(len(values))])
+    axes[0].set_ylim(0, 1.05 * max(values.max() for values in panels.values()) or 1)
+    return drawn(figure)
+
+
+def curves(
+    lines: Mapping[str, Sequence[float]],
+    x: Sequence[float] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    width: float = 7.0,
+) -> Picture:
+    """Lines over x (0, 1, … by default), named beside the figure; short ones get markers."""
+    figure, (ax,) = axes_of(1, width)
+    for k, (name, values) in enumerate(lines.items()):
+        values = numbers(values)
+        at = range(len(values)) if x is None else x[: len(values)]
+        marker = "o" if len(values) <= 24 else None
+        ax.plot(at, values, marker=marker, ms=4, lw=1.6, color=COLOURS[k % 6], label=name)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    figure.legend(loc="outside right center")
+    return drawn(figure)
+
+
+def axes_of(panels: int, width: float) -> tuple[Figure, Sequence]:
+    """A figure 2.4 inches high with axes on one scale, in the style of this file."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, 2.4), dpi=100, layout="constrained")
+        return figure, figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+
+
+def drawn(figure: Figure) -> Picture:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png")
+    return Picture(Image.open(buffer).convert("RGB"))
+
+
+def numbers(values: Sequence[float] | Tensor) -> np.ndarray:
+    values = values.detach().cpu() if isinstance(values, Tensor) else values
+    return np.asarray(values, dtype=float).reshape(-1)
