@@ -10,14 +10,11 @@ A line per metric is printed; hashes, seeds, versions, hardware and time go to -
 """
 
 import hashlib
-import platform
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,6 +32,7 @@ from imagebart import ImageBART
 from imagebart.checkpoint import sha256_of, write_json
 from imagebart.data import ImageFolder, SceneryData
 from imagebart.distributed import Ranks, finish, start
+from imagebart.receipts import receipt
 
 PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 
@@ -45,8 +43,8 @@ class Config:
     images: Path | None = None  # judge the pictures of this folder instead of a model's samples
     reference: str | None = None  # real pictures: a folder, "scenery", or their statistics (.npz)
     metrics: tuple[Literal["fid", "is", "kid", "clip"], ...] = ("fid", "is", "kid")
-    # How many; default: every picture or caption there is, or 10000 samples. Also --n, which torchrun
-    # takes for one of its own.
+    # how many; default: every picture or caption there is, or 10000 samples (also --n, a name that
+    # torchrun mistakes for one of its own)
     num_images: Annotated[int | None, tyro.conf.arg(aliases=["--n"])] = None
     batch: int = 32  # pictures at a time on each device
     seed: int = 0  # of sample 0, and of the random subsets of IS and KID
@@ -58,7 +56,7 @@ class Config:
     save_images: Path | None = None  # keep the samples in this folder, as PNG
     save_stats: Path | None = None  # keep the reference's mu, sigma, n (.npz), for next time
     out: Path = Path("generation.json")  # the receipt
-    device: str | None = None  # default: a GPU if there is one
+    device: str = "auto"
 
 
 def check(config: Config) -> None:
@@ -66,7 +64,8 @@ def check(config: Config) -> None:
     asked, stats, keep = set(config.metrics), is_stats(config.reference), config.save_images
     rules = {
         "batch must be at least 1": config.batch >= 1,
-        f"num_images must be at least {FEWEST}": (config.num_images or FEWEST) >= FEWEST,
+        f"num_images must be at least {FEWEST}": config.num_images is None
+        or config.num_images >= FEWEST,
         "metrics must name one at least": asked,
         "fid and kid need --reference": config.reference or not asked & {"fid", "kid"},
         "kid needs reference pictures, not statistics": not (stats and "kid" in asked),
@@ -163,15 +162,15 @@ def show(jury: Jury, batches: Batches, total: int, real: bool = False) -> None:
             bar.update(min(len(images) * world, total - bar.n))
 
 
-def read_captions(config: Config) -> list[str]:
+def read_captions(name: str | None, n: int, size: tuple[int, int]) -> list[str]:
     """What sample i is asked to be; empty if nothing is asked."""
-    if config.captions is None:
+    if name is None:
         return []
-    if config.captions == "scenery":
-        return [item["caption"] for item in scenery(config.n or 10_000, (16, 16))]
-    if not Path(config.captions).is_file():
-        raise ValueError(f'captions must be a text file or "scenery", got {config.captions}')
-    lines = Path(config.captions).read_text(encoding="utf-8").splitlines()
+    if name == "scenery":  # size matters: a bird too small to be seen is not spoken of
+        return [item["caption"] for item in scenery(n, size)]
+    if not Path(name).is_file():
+        raise ValueError(f'captions must be a text file or "scenery", got {name}')
+    lines = Path(name).read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -190,13 +189,6 @@ def weights_sha256(model: nn.Module) -> str:
 
 def plain(value: object) -> object:
     return str(value) if isinstance(value, Path) else value
-
-
-def machine(ranks: Ranks) -> str:
-    """What computed this, in words."""
-    cuda = ranks.device.type == "cuda"
-    chip = torch.cuda.get_device_name(ranks.device) if cuda else platform.processor()
-    return f"{ranks.world} × {ranks.device.type} ({chip or platform.machine()})"
 
 
 def line(result: dict) -> str:
@@ -221,19 +213,19 @@ def main(config: Config) -> None:
         reference |= {"n": jury.stats_n, "sha256": sha256_of(config.reference)}
 
     # What is judged
-    captions = read_captions(config)
     if config.images:
-        data = ImageFolder(config.images, strict=True, count=config.n)
+        data = ImageFolder(config.images, strict=True, count=config.num_images)
         n, batches = len(data), pictures(data, config.batch, part_of(len(data), ranks))
     else:
         model = ImageBART.from_pretrained(config.model, device=ranks.device)
         weights["model"] = {"sha256": weights_sha256(model)}
-        n = config.n or len(captions) or 10_000
+        captions = read_captions(config.captions, config.num_images or 10_000, model.image_size)
+        n = config.num_images or len(captions) or 10_000
         if captions and len(captions) < n:
-            raise ValueError(f"captions must be n or more, got {len(captions)} for {n} samples")
+            raise ValueError(f"{n} samples need as many captions, got {len(captions)}")
         batches = samples(model, config, captions, part_of(n, ranks))
     if n < least:
-        raise ValueError(f"n must be at least {least}, got {n}")
+        raise ValueError(f"num_images must be at least {least}, got {n}")
 
     # What it is compared with: first of all, since a bad file should not show after long sampling
     first = next(batches)
@@ -253,20 +245,18 @@ def main(config: Config) -> None:
         results = jury.verdict(config.seed)
         if jury.seen[True]:
             reference |= {"sha256": jury.sha256(real=True)}
-        receipt = {
+        report = {
             "metrics": results,
             "samples": {"n": n, "size": size, "sha256": jury.sha256(real=False)},
             "seeds": None if config.images else [config.seed, config.seed + n - 1],
             "reference": reference,
             "weights": weights,
             "config": {name: plain(value) for name, value in asdict(config).items()},
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in PACKAGES},
-            "hardware": machine(ranks),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "ranks": ranks.world,
             "seconds": round(time.time() - begun, 1),
+            **receipt(ranks.device, PACKAGES),
         }
-        write_json(receipt, config.out)
+        write_json(report, config.out)
         if config.save_stats:
             jury.save_stats(config.save_stats)
         print(*map(line, results.values()), f"written to {config.out}", sep="\n")
@@ -277,4 +267,4 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Config, description=__doc__))
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {error}")

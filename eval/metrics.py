@@ -240,8 +240,9 @@ class Jury:
         if not path.is_file():
             raise ValueError(f"{path} must be a file of statistics, got none there")
         with np.load(path) as file:
-            if not {"mu", "sigma"} <= {*file} or file["sigma"].shape != (2048, 2048):
-                raise ValueError(f"{path} must hold mu and sigma of 2048 features, got {[*file]}")
+            d = Given.num_features
+            if not {"mu", "sigma"} <= {*file} or file["sigma"].shape != (d, d):
+                raise ValueError(f"{path} must hold mu and sigma of {d} features")
             if "inception" in file and str(file["inception"]) != self.inception.sha256:
                 raise ValueError(f"{path} must come from the same Inception weights, got others")
             self.stats = tuple(torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))

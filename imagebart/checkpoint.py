@@ -352,8 +352,8 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
-def run_lock(folder: PathLike) -> Iterator[None]:
-    """Hold `folder` for one run; ValueError at once if another process holds it.
+def run_lock(folder: PathLike, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` for one run; if another process holds it, ValueError at once, or wait for it.
 
     A POSIX record lock: the system frees it when its process ends, however it ends, and children
     (the workers that load data) do not inherit it.
@@ -364,7 +364,7 @@ def run_lock(folder: PathLike) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise ValueError(

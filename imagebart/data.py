@@ -104,11 +104,22 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def fit(image: Image.Image, size: Size) -> Image.Image:
     """The largest centred part of the shape `size` (a side, or (height, width)), at that size."""
     height, width = (size, size) if isinstance(size, int) else size
-    scale = min(image.width / width, image.height / height)
-    left = max(0, (image.width - scale * width) / 2)  # rounding may leave -1e-14
-    top = max(0, (image.height - scale * height) / 2)
-    box = (left, top, image.width - left, image.height - top)
+    box = fit_box(image.size, (height, width))
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+
+
+def fit_box(
+    image_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """What `fit` keeps of an image of `image_size` (width, height) for `size` (height, width).
+
+    (left, top, right, bottom), in pixels of the image.
+    """
+    (W, H), (height, width) = image_size, size
+    scale = min(W / width, H / height)
+    left = max(0.0, (W - scale * width) / 2)  # rounding may leave -1e-14
+    top = max(0.0, (H - scale * height) / 2)
+    return left, top, W - left, H - top
 
 
 def to_tensor(image: Image.Image | Sequence[Image.Image]) -> Tensor:
@@ -399,13 +410,15 @@ class Batches(Sampler):
         """This rank's images of step `step`, int64."""
         places = np.arange(step * self.batch, (step + 1) * self.batch)[self.part]
         epochs, places = np.divmod(places, self.count)
-        return np.concatenate([self._permuted(e, places[epochs == e]) for e in np.unique(epochs)])
+        parts = [self._order_of(e)[places[epochs == e]] for e in np.unique(epochs).tolist()]
+        return np.concatenate(parts)
 
-    def _permuted(self, epoch: int, places: np.ndarray) -> np.ndarray:
+    def _order_of(self, epoch: int) -> np.ndarray:
+        """The permutation of an epoch; the last one asked for is kept."""
         if epoch != self._epoch:
-            generator = np.random.default_rng([self.seed, int(epoch)])
+            generator = np.random.default_rng([self.seed, epoch])
             self._epoch, self._order = epoch, generator.permutation(self.count)
-        return self._order[places]
+        return self._order
 
 
 # ── Token files ───────────────────────────────────────────────────────────────────────────────

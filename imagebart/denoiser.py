@@ -1,11 +1,12 @@
 """Remember: one scale of the chain, p_θ^{t-1}(x_{t-1} | x_t).   [section 3.3, eq. 7 to 9]
 
-    t < T   an encoder reads all of x_t, a causal decoder writes x_{t-1} and cross-attends to it
-    t = T   x_T is pure noise and says nothing, so the decoder stands alone
+t < T   an encoder reads all of x_t, a causal decoder writes x_{t-1} and cross-attends to it
+t = T   x_T is pure noise and says nothing, so the decoder stands alone
 
-    p_θ^{t-1}(x_{t-1} | x_t) = Π_i p_θ(x_{t-1}^i | x_{t-1}^{<i}, x_t)
+p_θ^{t-1}(x_{t-1} | x_t) = Π_i p_θ(x_{t-1}^i | x_{t-1}^{<i}, x_t)
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,11 @@ from imagebart.notation import Float, Int, Logits, Tokens
 from imagebart.transformer import Decoder, Encoder, Sequence, in_tiles
 
 OUTPUTS = ("plain", "residual", "posterior")
+TEXT_VOCABULARY = 49_408
+"""Tokens of CLIP's byte-pair encoding."""
+
+Condition = Int[Tensor, "b *m"]
+"""What stands before the image: class ids (b,), or tokens (b, m) in the order class, text, map."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,11 @@ class DenoiserConfig:
     encoder_depth: int = 6  # unused at t = T
     decoder_depth: int = 3
     bias: bool = False  # biases of queries, keys and values
+    head_bias: bool = True  # bias of the output layer
     classes: int = 0  # 0: not conditional on a class
+    text_length: int = 0  # tokens of a caption; 0: not conditional on text
+    map_kinds: int = 0  # kinds in a semantic map, a token a place; 0: not conditional on one
+    joint: bool = False  # one network for every scale, T included
     axial_positions: bool = True  # a row plus a column vector, not one vector a place
     output: str = "posterior"  # what the logits are built from, see `Denoiser.logits`
 
@@ -41,14 +51,30 @@ class DenoiserConfig:
             raise ValueError(f"output must be one of {OUTPUTS}, got {self.output!r}")
         if min(*self.grid, self.width, self.heads, self.head_width, self.decoder_depth) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}")
+        if min(self.classes, self.text_length, self.map_kinds) < 0:
+            raise ValueError(f"conditions must be at least 0, got {self}")
 
     @property
     def n(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    @property
+    def condition_parts(self) -> dict[str, tuple[int, int]]:
+        """What stands before the image, in order: {name: (vocabulary, length)}."""
+        parts = {
+            "classes": (self.classes, 1 if self.classes else 0),
+            "text": (TEXT_VOCABULARY, self.text_length),
+            "map": (self.map_kinds, self.n if self.map_kinds else 0),
+        }
+        return {name: part for name, part in parts.items() if part[1]}
+
 
 class Denoiser(nn.Module):
-    """p_θ^{t-1}: tokens of scale t-1 given those of scale t, one after another."""
+    """p_θ^{t-1}: tokens of scale t-1 given those of scale t, one after another.
+
+    A joint network (the ablation of section 4.4) is one set of weights for all t: it has an encoder
+    at T too, a start vector and a gain for each scale, and `at(t)` is the same network at scale t.
+    """
 
     def __init__(self, config: DenoiserConfig, diffusion: MultinomialDiffusion, t: int):
         super().__init__()
@@ -57,11 +83,12 @@ class Denoiser(nn.Module):
         self.config, self.diffusion, self.t = config, diffusion, t
         K, width = diffusion.K, config.width
         shape = width, config.heads, config.head_width, config.bias
-        self.sees_x_t = t < diffusion.T
+        self.sees_x_t = t < diffusion.T or config.joint
+        scales = (diffusion.T - 1,) if config.joint else ()
         if self.sees_x_t:
             self.noisy_tokens = Embedding(K, width)
             self.noisy_positions = positions(config)
-            self.encoder_prefix = Prefix(config)
+            self.encoder_prefix = Prefix(config, scales)
             self.encoder = Encoder(config.encoder_depth, *shape)
         self.tokens = Embedding(K, width)
         self.positions = positions(config)
@@ -69,8 +96,8 @@ class Denoiser(nn.Module):
         self.decoder = Decoder(
             config.decoder_depth, *shape, cross=self.sees_x_t, prefix=self.prefix.length
         )
-        self.head = nn.Linear(width, K)
-        self.log_gain = nn.Parameter(torch.zeros(())) if config.output == "residual" else None
+        self.head = nn.Linear(width, K, bias=config.head_bias)
+        self.log_gain = nn.Parameter(torch.zeros(scales)) if config.output == "residual" else None
         self.apply(_initialise)
 
     @property
@@ -81,12 +108,23 @@ class Denoiser(nn.Module):
     def K(self) -> int:
         return self.diffusion.K
 
+    def at(self, t: int) -> "Denoiser":
+        """A joint network as the denoiser of scale t: the same weights, another t."""
+        if not self.config.joint:
+            raise ValueError(f"only a joint network serves every scale, got one of t = {self.t}")
+        if not 2 <= t <= self.diffusion.T:
+            raise ValueError(f"t must lie in [2, {self.diffusion.T}], got {t}")
+        same = copy.copy(self)  # shallow: parameters are shared
+        same.t = t
+        return same
+
     def forward(
-        self, x_prev: Tokens, x_t: Tokens | None, condition: Int[Tensor, "b"] | None = None
+        self, x_prev: Tokens, x_t: Tokens | None, condition: Condition | None = None
     ) -> Logits:
         """Teacher-forced logits b×n×K: position i sees x_{t-1}^{<i}, all of x_t, the condition.
 
-        `condition` holds class ids (b,) for a class model. x_t is ignored at t = T.
+        `condition` holds class ids (b,) for a class model, tokens (b, m) for text and maps.
+        x_t is ignored at t = T, unless the network is a joint one.
         """
         memory = self.encode(x_t, condition)
         prefix = self.decoder_prefix(len(x_prev), condition)
@@ -97,17 +135,17 @@ class Denoiser(nn.Module):
 
     # ── the encoder ───────────────────────────────────────────────────────────────────────────
 
-    def encode(self, x_t: Tokens | None, condition: Int[Tensor, "b"] | None) -> Sequence | None:
+    def encode(self, x_t: Tokens | None, condition: Condition | None) -> Sequence | None:
         """What the decoder cross-attends to: prefix and x_t, read in both directions."""
         if not self.sees_x_t:
             return None
-        prefix = self.encoder_prefix(len(x_t), self._checked(condition))
+        prefix = self.encoder_prefix(len(x_t), self._checked(condition), self.t)
         x = self.noisy_tokens(x_t) + self.noisy_positions()
         return self.encoder(torch.cat([prefix, x], dim=1))
 
     # ── the decoder, a few positions at a time ────────────────────────────────────────────────
 
-    def start(self, x_t: Tokens | None, batch: int, condition: Int[Tensor, "b"] | None = None):
+    def start(self, x_t: Tokens | None, batch: int, condition: Condition | None = None):
         """Everything that is computed once a scale: memory, its keys and values, the prefix.
 
         Each image goes through alone, so that its numbers do not depend on its neighbours.
@@ -121,7 +159,9 @@ class Denoiser(nn.Module):
             self.decoder.step(prefix + at, repeat(slots, "s -> b s", b=batch), cache)
         return Decoding(cache, prefix[:, -1:], x_t)
 
-    def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding") -> Logits:
+    def step(
+        self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding"
+    ) -> Float[Tensor, "b s K"]:
         """Logits at positions `at` (b, s) of x_{t-1}, with the tokens before them in x_prev (b, n).
 
         Positions below the smallest of `at` in each row must have been read in earlier steps.
@@ -152,7 +192,8 @@ class Denoiser(nn.Module):
         if output == "plain":
             return f
         if output == "residual":
-            f = self.log_gain.exp() * f
+            gain = self.log_gain[t - 2] if self.config.joint else self.log_gain
+            f = gain.exp() * f
         elif t > 2:
             still = float(diffusion.alpha_bar[t - 1])
             f = (still * f.softmax(-1) + (1 - still) / self.K).log()
@@ -172,7 +213,7 @@ class Denoiser(nn.Module):
 
     # ── helpers ───────────────────────────────────────────────────────────────────────────────
 
-    def decoder_prefix(self, batch: int, condition: Int[Tensor, "b"] | None) -> Sequence:
+    def decoder_prefix(self, batch: int, condition: Condition | None) -> Sequence:
         return self.prefix(batch, None if self.sees_x_t else self._checked(condition))
 
     def _memory_of_each(self, x_t: Tokens | None, condition) -> Sequence | None:
@@ -183,14 +224,24 @@ class Denoiser(nn.Module):
         conditions = [None] * len(x_t) if condition is None else condition.split(1)
         return torch.cat([self.encode(*one) for one in zip(x_t.split(1), conditions, strict=True)])
 
-    def _checked(self, condition: Int[Tensor, "b"] | None) -> Int[Tensor, "b"] | None:
-        classes = self.config.classes
-        if (condition is None) != (classes == 0):
-            wanted = f"class ids in [0, {classes})" if classes else "no condition"
+    def _checked(self, condition: Condition | None) -> Int[Tensor, "b m"] | None:
+        """The condition as tokens (b, m), every part within its vocabulary."""
+        parts = self.config.condition_parts
+        if not parts:
+            if condition is not None:
+                raise ValueError(f"this denoiser takes no condition, got {condition}")
+            return None
+        lengths = [length for _, length in parts.values()]
+        wanted = " and ".join(f"{name} of length {length}" for name, (_, length) in parts.items())
+        if condition is None:
             raise ValueError(f"this denoiser takes {wanted}, got {condition}")
-        if classes and not (0 <= condition.min() and condition.max() < classes):
-            raise ValueError(f"class ids must lie in [0, {classes}), got {condition.tolist()}")
-        return condition
+        tokens = condition.reshape(len(condition), -1)
+        if tokens.shape[1] != sum(lengths):
+            raise ValueError(f"this denoiser takes {wanted}, got {tuple(condition.shape)}")
+        for (name, (count, _)), part in zip(parts.items(), tokens.split(lengths, 1), strict=True):
+            if part.min() < 0 or part.max() >= count:
+                raise ValueError(f"{name} must lie in [0, {count}), got {part.tolist()}")
+        return tokens
 
 
 @dataclass
@@ -207,31 +258,52 @@ class Embedding(nn.Embedding):
 
 
 class Start(nn.Module):
-    """One learned vector that begins the sequence."""
+    """One learned vector that begins the sequence; a joint network has one for each scale."""
 
     length = 1
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, scales: tuple[int, ...] = ()):
         super().__init__()
-        self.vector = nn.Parameter(0.02 * torch.randn(width))
+        self.vector = nn.Parameter(0.02 * torch.randn(*scales, width))
 
-    def forward(self, batch: int, condition: None = None) -> Sequence:
-        return repeat(self.vector, "c -> b 1 c", b=batch)
+    def forward(self, batch: int, condition: None = None, t: int | None = None) -> Sequence:
+        vector = self.vector if self.vector.ndim == 1 else self.vector[t - 2]
+        return repeat(vector, "c -> b 1 c", b=batch)
 
 
 class Prefix(Start):
-    """The start vector, then the condition's."""
+    """The start vector, then the condition's: one a token."""
 
-    def __init__(self, config: DenoiserConfig):
-        super().__init__(config.width)
-        self.length = 1 + (config.classes > 0)
-        self.classes = Embedding(config.classes, config.width) if config.classes else None
+    def __init__(self, config: DenoiserConfig, scales: tuple[int, ...] = ()):
+        super().__init__(config.width, scales)
+        parts, width = config.condition_parts, config.width
+        self.lengths = [length for _, length in parts.values()]
+        self.length = 1 + sum(self.lengths)
+        self.classes = Embedding(config.classes, width) if "classes" in parts else None
+        self.text = PlacedTokens(*parts["text"], width) if "text" in parts else None
+        self.map = PlacedTokens(*parts["map"], width) if "map" in parts else None
 
-    def forward(self, batch: int, condition: Int[Tensor, "b"] | None = None) -> Sequence:
-        start = super().forward(batch)
-        if self.classes is None:
-            return start
-        return torch.cat([start, self.classes(condition)[:, None]], dim=1)
+    def forward(
+        self, batch: int, condition: Int[Tensor, "b m"] | None = None, t: int | None = None
+    ) -> Sequence:
+        vectors = [super().forward(batch, t=t)]
+        if condition is not None:
+            tables = [table for table in (self.classes, self.text, self.map) if table is not None]
+            parts = condition.split(self.lengths, dim=1)
+            vectors += [table(part) for table, part in zip(tables, parts, strict=True)]
+        return torch.cat(vectors, dim=1)
+
+
+class PlacedTokens(nn.Module):
+    """A vector for the token plus one for its place."""
+
+    def __init__(self, count: int, length: int, width: int):
+        super().__init__()
+        self.tokens = Embedding(count, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(length, width))
+
+    def forward(self, tokens: Int[Tensor, "b m"]) -> Sequence:
+        return self.tokens(tokens) + self.positions
 
 
 class LearnedPositions(nn.Module):

@@ -78,17 +78,15 @@ def share(total: int, ranks: Ranks, what: str = "batch") -> slice:
 
 def mean(value: Tensor, ranks: Ranks) -> Tensor:
     """The mean of `value` over ranks, on every rank, detached; `value` itself is untouched."""
-    value = value.detach()
-    if ranks.world == 1:
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / ranks.world
+    return total(value, ranks) / ranks.world
 
 
 def total(value: Tensor, ranks: Ranks) -> Tensor:
-    """The sum of `value` over ranks, on every rank, detached."""
-    return mean(value, ranks) * ranks.world
+    """The sum of `value` over ranks, on every rank, detached; `value` itself is untouched."""
+    summed = value.detach().clone()
+    if ranks.world > 1:
+        dist.all_reduce(summed)
+    return summed
 
 
 def from_main(value: Tensor, ranks: Ranks) -> None:

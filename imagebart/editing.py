@@ -4,16 +4,16 @@ Every token that must stay is the image's own, clean, at every scale; every othe
 and goes down the chain. No model is trained for it.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import repeat
 from PIL import Image
 from torch import Tensor
 
-from imagebart.data import fit, to_rgb, to_tensor
+from imagebart.data import fit_box, to_rgb
 from imagebart.notation import Bool, Grid, Images
 from imagebart.sampling import (
     Step,
@@ -97,12 +97,21 @@ def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.nda
 
 
 def token_hole(model, marked: np.ndarray) -> Bool[Tensor, "1 h w"]:
-    """True at every token of which any pixel is marked: maximum, never nearest."""
-    H, W = model.image_size
-    f = model.vqgan.f
-    picture = Image.fromarray(marked.astype(np.uint8) * 255).convert("RGB")
-    fitted = to_tensor(fit(picture, (H, W)))[0] > -1 + 1e-6
-    return F.max_pool2d(fitted[None, None].float(), f)[:, 0] > 0
+    """True at every token that a marked pixel touches, however thin the stroke.
+
+    Pixels are followed through `fit`'s resize and crop, so an image of any size will do.
+    """
+    h, w = model.grid
+    left, top, right, bottom = fit_box(marked.shape[::-1], model.image_size)
+    rows = [_touched(top, bottom, i, h) for i in range(h)]
+    columns = [_touched(left, right, j, w) for j in range(w)]
+    return torch.tensor([[[bool(marked[r, c].any()) for c in columns] for r in rows]])
+
+
+def _touched(start: float, stop: float, i: int, count: int) -> slice:
+    """The pixels that the i-th of `count` equal parts of [start, stop] touches."""
+    step = (stop - start) / count
+    return slice(math.floor(start + i * step + 1e-6), math.ceil(start + (i + 1) * step - 1e-6))
 
 
 def pixel_hole(model, hole: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:

@@ -4,7 +4,7 @@ A preset is data. `train/compression.py` reads its `vqgan` and `compression`, `t
 `alpha_bar`, its denoiser of scale t and `scale`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from imagebart.denoiser import DenoiserConfig
 from imagebart.diffusion import geometric
@@ -54,6 +54,7 @@ class Preset:
     last: DenoiserConfig
     compression: CompressionRecipe
     scale: ScaleRecipe
+    codes_in_use: int = 0  # tokens left once the codebook is shrunk; 0: all of it
     train_images: int = 0  # images of the procedural data set used for training
     encode_images: int = 0  # of which tokens are written for the chain
     extra: dict = field(default_factory=dict)
@@ -61,6 +62,11 @@ class Preset:
     @property
     def T(self) -> int:
         return len(self.alpha_bar)
+
+    @property
+    def K(self) -> int:
+        """Tokens that the chain knows."""
+        return self.codes_in_use or self.vqgan.K
 
     def denoiser(self, t: int) -> DenoiserConfig:
         """The shape of scale t's transformer."""
@@ -83,7 +89,7 @@ _TINY_VQGAN = VQGANConfig(
 _SCENERY_VQGAN = VQGANConfig(
     image_size=128,
     K=1024,
-    embed_dim=32,
+    embed_dim=8,
     z_channels=192,
     channels=96,
     multipliers=(1, 2),
@@ -91,6 +97,7 @@ _SCENERY_VQGAN = VQGANConfig(
     attention_levels=(),
     mid_attention=False,
     patch=4,
+    spherical=True,
 )
 
 PRESETS = {
@@ -122,12 +129,14 @@ PRESETS = {
         between=DenoiserConfig(width=256, heads=8, encoder_depth=6, decoder_depth=3),
         last=DenoiserConfig(width=256, heads=8, decoder_depth=9),
         compression=CompressionRecipe(
-            steps=3_200,
-            batch=16,
-            learning_rate=5e-4,
+            steps=6_000,
+            batch=4,
+            learning_rate=1e-3,
+            warmup_steps=50,
             perceptual="random",
+            perceptual_weight=0.4,
             adversarial_weight=0.5,
-            adversarial_start=1_000,
+            adversarial_start=2_000,
             discriminator_channels=32,
             discriminator_layers=2,
             revive_every=50,
@@ -135,6 +144,121 @@ PRESETS = {
         scale=ScaleRecipe(steps=6_000, batch=32),
         train_images=1_000_000,
         encode_images=60_000,
+    ),
+}
+
+# ── the released models, and the paper's that were not ────────────────────────────────────────
+
+_F16 = VQGANConfig()  # 256×256 pixels, 16×16 tokens
+_F16_16384 = VQGANConfig(K=16_384)
+_F16_RECIPE = CompressionRecipe(  # of taming-transformers, on 8 GPUs; the one for FFHQ is not known
+    steps=500_000,
+    batch=32,
+    learning_rate=1.44e-4,  # 4.5e-6 an image
+    adversarial_start=250_000,
+    precision="fp32",
+)
+_LARGE = dict(width=1152, heads=16, head_width=64, encoder_depth=32, decoder_depth=6)
+_SMALL = dict(width=752, heads=16, head_width=64, encoder_depth=18, decoder_depth=6)
+_LARGE_LAST = dict(width=1216, heads=16, head_width=76, encoder_depth=1, decoder_depth=36)
+_SMALL_LAST = dict(width=800, heads=16, head_width=50, encoder_depth=1, decoder_depth=26)
+
+# ᾱ_1 .. ᾱ_T: every step costs the same perceptual distance.
+_FFHQ_3 = (1.0, 0.6360475420951843, 0.0)
+_IMAGENET_4 = (1.0, 0.8482712507247925, 0.652629554271698, 0.0)
+_IMAGENET_5 = (1.0, 0.8870543241500854, 0.7619231939315796, 0.5747190713882446, 0.0)
+_IMAGENET_6 = (
+    *(1.0, 0.9098888635635376, 0.8150968551635742),
+    *(0.7016333937644958, 0.5149837732315063, 0.0),
+)
+
+
+def _published(
+    about: str,
+    vqgan: VQGANConfig,
+    codes_in_use: int,
+    alpha_bar: tuple[float, ...],
+    steps: int,
+    batch: int,
+    large: bool = True,
+    learning_rate: float = 2e-4,
+    output: str = "plain",
+    **condition: int,
+) -> Preset:
+    """A row of the paper: batch and learning rate are those of one GPU, with accumulation."""
+    shared = dict(axial_positions=False, **condition)
+    between, last = (_LARGE, _LARGE_LAST) if large else (_SMALL, _SMALL_LAST)
+    return Preset(
+        about=about,
+        vqgan=vqgan,
+        alpha_bar=alpha_bar,
+        between=DenoiserConfig(**between, **shared, output=output),
+        last=DenoiserConfig(**last, **shared, output="plain", bias=True, head_bias=False),
+        compression=_F16_RECIPE,
+        scale=ScaleRecipe(
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            warmup_steps=10_000,
+            clip=float("inf"),
+            ema_decay=0.9999,
+            precision="fp32",
+        ),
+        codes_in_use=codes_in_use,
+    )
+
+
+_FFHQ_4 = _published(
+    *("FFHQ, T = 5, geometric: the released model of four scales", _F16, 548),
+    *(tuple(geometric(5)), 1_500_000, 16),
+    large=False,
+    learning_rate=1e-4,
+    output="residual",
+)
+_JOINT = replace(_FFHQ_4.between, joint=True)
+
+PRESETS |= {
+    "ffhq-2": _published(
+        *("FFHQ, T = 3: the released model of two scales", _F16, 548, _FFHQ_3, 1_500_000, 18),
+        learning_rate=1.125e-4,
+    ),
+    "ffhq-4": _FFHQ_4,
+    "ffhq-4-joint": replace(
+        _FFHQ_4, about="FFHQ, T = 5: one network for all four scales", between=_JOINT, last=_JOINT
+    ),
+    "churches": _published(
+        "LSUN churches, T = 4: the released model",
+        *(_F16_16384, 1022, _IMAGENET_4, 1_300_000, 32),
+    ),
+    "bedrooms": _published(
+        "LSUN bedrooms, T = 4: the released model",
+        *(_F16_16384, 1017, _IMAGENET_4, 5_000_000, 32),
+    ),
+    "cats": _published(
+        "LSUN cats, T = 4: the released model",
+        *(_F16_16384, 1014, _IMAGENET_4, 5_000_000, 32),
+    ),
+    "imagenet-4": _published(
+        "ImageNet by class, T = 5, geometric: the released model of four scales",
+        *(_F16_16384, 973, tuple(geometric(5)), 10_000_000, 32),
+        output="residual",
+        classes=1000,
+    ),
+    "imagenet-5": _published(
+        "ImageNet by class, T = 6: the released model of five scales",
+        *(_F16_16384, 973, _IMAGENET_6, 10_000_000, 32),
+        classes=1000,
+    ),
+    "captions": _published(
+        "Conceptual Captions by text, T = 5: never released; sizes as for ImageNet",
+        *(_F16_16384, 973, _IMAGENET_5, 10_000_000, 32),
+        text_length=77,
+    ),
+    "semantic": _published(
+        "Landscapes by semantic map, T = 5, geometric: never released; sizes as for ImageNet",
+        *(_F16_16384, 973, tuple(geometric(5)), 1_500_000, 32),
+        output="residual",
+        map_kinds=182,
     ),
 }
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -44,6 +45,9 @@ STYLE = {
     "ytick.major.size": 0,
     "legend.frameon": False,
     "figure.facecolor": PAPER,
+    "figure.constrained_layout.use": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
 }
 
 
@@ -259,6 +263,7 @@ def mask_overlay(image: Image.Image, hole: Bool[np.ndarray, "H W"]) -> Image.Ima
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────
 
 
+@matplotlib.rc_context(STYLE)
 def bars(
     panels: Mapping[str, Sequence[float]],
     names: Sequence[str] | None = None,
@@ -266,53 +271,49 @@ def bars(
 ) -> Picture:
     """Small bar charts side by side, titled, on one scale; bars are called 0, 1, … or `names`.
 
-    Bars of the same name have the same colour if `names` are given, so that they can be followed.
+    With `names`, every bar has a colour of its own, so that it can be followed across charts.
     """
     panels = {title: numbers(values) for title, values in panels.items()}
     if not panels:
-        raise ValueError("bars needs at least one panel, got none")
-    figure, axes = axes_of(len(panels), min(12.0, 1.0 + 2.2 * len(panels)))
-    axes[0].set_ylabel(ylabel)
+        raise ValueError("bars needs at least one chart, got none")
+    figure = Figure(figsize=(min(12.0, 1.0 + 2.2 * len(panels)), 2.4), dpi=100)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        colours = COLOURS[0] if names is None else COLOURS[: len(values)]
-        ax.bar(range(len(values)), values, color=colours, width=0.7)
-        ax.set_title(title)
+        ax.bar(range(len(values)), values, width=0.7, color=COLOURS[: len(values) if names else 1])
         ax.set_xticks(range(len(values)), names or [str(k) for k in range(len(values))])
-    axes[0].set_ylim(0, 1.05 * max(values.max() for values in panels.values()) or 1)
+        ax.set_title(title)
+    axes[0].set_ylabel(ylabel)
     return drawn(figure)
 
 
+@matplotlib.rc_context(STYLE)
 def curves(
     lines: Mapping[str, Sequence[float]],
     x: Sequence[float] | None = None,
     xlabel: str = "",
     ylabel: str = "",
-    width: float = 7.0,
 ) -> Picture:
-    """Lines over x (0, 1, … by default), named beside the figure; short ones get markers."""
-    figure, (ax,) = axes_of(1, width)
+    """Lines over x (0, 1, … by default), named beside the figure; short ones have markers.
+
+    A line shorter than x ends early.
+    """
+    figure = Figure(figsize=(7.5, 2.4), dpi=100)
+    ax = figure.subplots()
     for k, (name, values) in enumerate(lines.items()):
         values = numbers(values)
         at = range(len(values)) if x is None else x[: len(values)]
         marker = "o" if len(values) <= 24 else None
-        ax.plot(at, values, marker=marker, ms=4, lw=1.6, color=COLOURS[k % 6], label=name)
+        ax.plot(at, values, marker=marker, color=COLOURS[k % len(COLOURS)], label=name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     figure.legend(loc="outside right center")
     return drawn(figure)
 
 
-def axes_of(panels: int, width: float) -> tuple[Figure, Sequence]:
-    """A figure 2.4 inches high with axes on one scale, in the style of this file."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 2.4), dpi=100, layout="constrained")
-        return figure, figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-
-
 def drawn(figure: Figure) -> Picture:
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png")
     return Picture(Image.open(buffer).convert("RGB"))
 
 

@@ -21,7 +21,9 @@ TILE = 16
 """Rows that go through a layer together while decoding."""
 
 Sequence = Float[Tensor, "b s c"]
+Memory = Float[Tensor, "b m c"]
 Heads = Float[Tensor, "b heads s d"]
+Keys = Float[Tensor, "b heads key d"]
 Rows = Float[Tensor, "rows c"]
 
 
@@ -57,13 +59,20 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * heads * head_width, bias=bias)
         self.out = nn.Linear(heads * head_width, width)
 
-    def forward(self, x: Sequence, memory: Sequence) -> Sequence:
+    def forward(self, x: Sequence, memory: Memory) -> Sequence:
         q = rearrange(self.q(x), "b s (h d) -> b h s d", h=self.heads)
         a = F.scaled_dot_product_attention(q, *self.keys_values(memory))
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
-    def keys_values(self, memory: Sequence) -> tuple[Heads, Heads]:
+    def keys_values(self, memory: Memory) -> tuple[Keys, Keys]:
         k, v = rearrange(self.kv(memory), "b s (two h d) -> two b h s d", two=2, h=self.heads)
+        return k, v
+
+    def cached_keys_values(self, memory: Memory) -> tuple[Keys, Keys]:
+        """The same in tiles: an image's do not depend on how many others there are."""
+        rows = in_tiles(self.kv, rearrange(memory, "b m c -> (b m) c"))
+        b, heads = len(memory), self.heads
+        k, v = rearrange(rows, "(b m) (two h d) -> two b h m d", b=b, two=2, h=heads)
         return k, v
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
@@ -114,7 +123,7 @@ class DecoderBlock(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
 
     def forward(
-        self, x: Sequence, visible: Bool[Tensor, "s s"], memory: Sequence | None
+        self, x: Sequence, visible: Bool[Tensor, "s s"], memory: Memory | None
     ) -> Sequence:
         x = x + self.attention(self.norm1(x), visible)
         if self.cross is not None:
@@ -164,19 +173,19 @@ class Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Sequence, memory: Sequence | None = None) -> Sequence:
+    def forward(self, x: Sequence, memory: Memory | None = None) -> Sequence:
         visible = causal(x.shape[1], self.prefix, x.device)
         for block in self.blocks:
             x = block(x, visible, memory)
         return self.norm(x)
 
-    def cache(self, batch: int, slots: int, memory: Sequence | None) -> list["LayerCache"]:
+    def cache(self, batch: int, slots: int, memory: Memory | None) -> list["LayerCache"]:
         """Room for `slots` slots a row; the memory's keys and values, once."""
         weight = self.norm.weight
         return [
             LayerCache(
                 weight.new_zeros(2, batch, self.heads, slots, self.head_width),
-                None if memory is None else block.cross.keys_values(memory),
+                None if memory is None else block.cross.cached_keys_values(memory),
             )
             for block in self.blocks
         ]
@@ -199,7 +208,7 @@ class Decoder(nn.Module):
 class LayerCache:
     """Keys and values of one layer: of the slots read so far, and of the encoder's memory."""
 
-    def __init__(self, kv: Tensor, memory: tuple[Heads, Heads] | None):
+    def __init__(self, kv: Tensor, memory: tuple[Keys, Keys] | None):
         self.k, self.v = kv
         self.memory_k, self.memory_v = memory if memory is not None else (None, None)
 
@@ -232,7 +241,7 @@ class Window:
         return rearrange(self.from_rows(rows), "b s (h d) -> b h s d", h=heads)
 
 
-def attend(q: Heads, k: Heads, v: Heads, visible: Bool[Tensor, "b 1 s key"] | None) -> Sequence:
+def attend(q: Heads, k: Keys, v: Keys, visible: Bool[Tensor, "b 1 s key"] | None) -> Sequence:
     """softmax(q kᵀ / √d) v with at least `TILE` queries, so that one alone rounds as many do."""
     count = q.shape[2]
     short = max(TILE - count, 0)
@@ -250,7 +259,7 @@ def causal(length: int, prefix: int, device: torch.device) -> Bool[Tensor, "s s"
     return (slot <= slot[:, None]) | (slot < prefix)
 
 
-def in_tiles(layer: nn.Linear, rows: Rows) -> Rows:
+def in_tiles(layer: nn.Linear, rows: Rows) -> Float[Tensor, "rows c_out"]:
     """layer(rows), `TILE` rows at a time: every row meets a product of the same shape.
 
     A matter of CPUs in float32; a GPU takes all rows at once.

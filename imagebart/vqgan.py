@@ -32,6 +32,7 @@ class VQGANConfig:
     mid_attention: bool = True  # self-attention between the two middle blocks
     patch: int = 1  # pixels a side folded into channels at the door
     commitment: float = 0.25  # weight of the encoder's pull towards its code
+    spherical: bool = False  # latents and codes on the unit sphere: all of a small codebook is used
 
     def __post_init__(self):
         for name in ("multipliers", "attention_levels"):  # JSON gives lists back
@@ -68,7 +69,9 @@ class VQGAN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
-        self.quantiser = Quantiser(config.K, config.embed_dim, config.commitment)
+        self.quantiser = Quantiser(
+            config.K, config.embed_dim, config.commitment, config.spherical
+        )
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
 
@@ -96,15 +99,15 @@ class VQGAN(nn.Module):
         *_, H, W = image.shape
         if H % self.f or W % self.f or not H or not W:
             raise ValueError(f"image sides must be multiples of f = {self.f}, got {H}×{W}")
-        return self.quant_conv(self.encoder(image))
+        return self.quantiser.place(self.quant_conv(self.encoder(image)))
 
     def generate(self, z_q: Latents) -> Images:
         return self.decoder(self.post_quant_conv(z_q))
 
     def forward(self, image: Images) -> tuple[Images, Tensor, Grid]:
-        """Reconstruction, codebook loss and tokens, differentiable: what training needs."""
-        z_q, loss, grid = self.quantiser(self.latents(image))
-        return self.generate(z_q), loss, grid
+        """Reconstruction, codebook loss and codes, differentiable: what training needs."""
+        z_q, loss, code = self.quantiser(self.latents(image))
+        return self.generate(z_q), loss, code
 
     def last_layer(self) -> Tensor:
         """The weight at which the adversarial term is balanced (see perceptual.py)."""
@@ -119,8 +122,9 @@ class Quantiser(nn.Module):
     an unused one being mapped to a random used one, drawn once (section 3.2).
     """
 
-    def __init__(self, K: int, dim: int, commitment: float):
+    def __init__(self, K: int, dim: int, commitment: float, spherical: bool = False):
         super().__init__()
+        self.spherical = spherical
         self.codebook = nn.Embedding(K, dim)
         nn.init.uniform_(self.codebook.weight, -1 / K, 1 / K)
         self.commitment = commitment
@@ -144,6 +148,15 @@ class Quantiser(nn.Module):
         device = self.codebook.weight.device
         self.used, self.token_of = used.to(device), token_of.to(device)
 
+    def place(self, z: Latents) -> Latents:
+        """z where codes live: on the unit sphere, or anywhere."""
+        return F.normalize(z, dim=1) if self.spherical else z
+
+    def codes(self) -> Float[Tensor, "K c"]:
+        """e_k, the full codebook."""
+        weight = self.codebook.weight
+        return F.normalize(weight, dim=1) if self.spherical else weight
+
     @torch.no_grad()
     def revive(self, dead: Bool[Tensor, "K"], z: Latents, generator: torch.Generator) -> None:
         """Move codes that nobody uses onto latents drawn from z, where they will be used."""
@@ -159,7 +172,7 @@ class Quantiser(nn.Module):
 
     def nearest_code(self, z: Latents) -> Grid:
         """argmin_k ‖z‖² - 2 z·e_k + ‖e_k‖² over the full codebook, in float32."""
-        e = self.codebook.weight.float()
+        e = self.codes().float()
         rows = rearrange(z, "b c h w -> (b h w) c").float()
         distance = e.square().sum(1) - 2 * rows @ e.T
         return rearrange(
@@ -169,12 +182,11 @@ class Quantiser(nn.Module):
     def lookup(self, grid: Grid) -> Latents:
         """e_{x_1}: the codes of tokens."""
         code = grid if self.used is None else self.used[grid]
-        return rearrange(self.codebook(code), "b h w c -> b c h w")
+        return self._at(code)
 
     def token_embeddings(self) -> Float[Tensor, "K c"]:
         """The code of every token, in token order."""
-        weight = self.codebook.weight
-        return weight if self.used is None else weight[self.used]
+        return self.codes() if self.used is None else self.codes()[self.used]
 
     def forward(self, z: Latents) -> tuple[Latents, Tensor, Grid]:
         """Straight-through: z_q forwards, the identity backwards.   [L_cb of eq. 4]
@@ -182,9 +194,12 @@ class Quantiser(nn.Module):
         L_cb = ‖sg[z] - e‖² + commitment · ‖z - sg[e]‖²
         """
         code = self.nearest_code(z)
-        e = rearrange(self.codebook(code), "b h w c -> b c h w")
+        e = self._at(code)
         loss = F.mse_loss(e, z.detach()) + self.commitment * F.mse_loss(z, e.detach())
         return z + (e - z).detach(), loss, code
+
+    def _at(self, code: Grid) -> Latents:
+        return rearrange(F.embedding(code, self.codes()), "b h w c -> b c h w")
 
 
 class Encoder(nn.Module):
@@ -231,6 +246,9 @@ class Decoder(nn.Module):
             width = out
         self.norm_out = norm(width)
         self.conv_out = conv3(width, 3 * config.patch**2)
+        with torch.no_grad():  # the pixels of a patch start equal, so that no checkerboard is learned
+            first = self.conv_out.weight[:3].clone()
+            self.conv_out.weight.copy_(first.repeat_interleave(config.patch**2, dim=0))
 
     def forward(self, z_q: Latents) -> Images:
         h = self.mid(self.conv_in(z_q))

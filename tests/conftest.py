@@ -2,19 +2,87 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads would only wait for each other
 
 import torch
+from beartype import beartype
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Before the first import of imagebart. Only the modules whose signatures speak of tensors: the
-# others say in a ValueError what was wrong with a value, which a type checker would forestall.
-SHAPED = "diffusion editing model perceptual sampling transformer denoiser vqgan".split()
-install_import_hook([f"imagebart.{name}" for name in SHAPED], "beartype.beartype")
+
+def check_shapes(function):
+    """Check the arguments that are tensors: their shapes, against `imagebart.notation`.
+
+    Other arguments are the library's to check, in a ValueError.
+    """
+    hints = function.__annotations__.items()
+    function.__annotations__ = {name: hint for name, hint in hints if "Tensor" in str(hint)}
+    return beartype(function)
+
+
+install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first import of it
 
 import pytest  # noqa: E402
+from imagebart.denoiser import Denoiser, DenoiserConfig  # noqa: E402
+from imagebart.diffusion import MultinomialDiffusion, geometric  # noqa: E402
+from imagebart.model import ImageBART  # noqa: E402
+from imagebart.vqgan import VQGAN, VQGANConfig  # noqa: E402
+from torch import nn  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 settings.register_profile("stable", derandomize=True, deadline=None, max_examples=150)
 settings.load_profile("stable")
+
+
+def lively(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights so large that every input shows in every output it may reach."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        p.data = 2 * noise / p.shape[-1] ** 0.5 if p.ndim > 1 else p.data + 0.2 * noise
+    return module.eval().requires_grad_(False)
+
+
+def new_denoiser(t: int = 2, T: int = 3, K: int = 12, seed: int = 0, **shape) -> Denoiser:
+    """One scale with random weights: 4×4 tokens, width 16, unless said otherwise."""
+    small = dict(grid=(4, 4), width=16, heads=2, head_width=8, encoder_depth=1, decoder_depth=2)
+    config = DenoiserConfig(**{**small, **shape})
+    return lively(Denoiser(config, MultinomialDiffusion(geometric(T), K), t), seed + t)
+
+
+def new_vqgan(seed: int = 0, **shape) -> VQGAN:
+    """A VQGAN with random weights: 32×32 pixels, f = 8, 12 codes, unless said otherwise."""
+    small = dict(image_size=32, K=12, embed_dim=4, z_channels=32, channels=32, blocks=1)
+    level = dict(multipliers=(1, 1), attention_levels=(), mid_attention=True, patch=4)
+    torch.manual_seed(seed)
+    vqgan = VQGAN(VQGANConfig(**{**small, **level, **shape}))
+    nn.init.normal_(vqgan.quantiser.codebook.weight)
+    return vqgan.eval()
+
+
+def new_model(T: int = 4, seed: int = 0, **shape) -> ImageBART:
+    """A whole chain with random weights."""
+    vqgan = new_vqgan(seed)
+    scales = {t: new_denoiser(t, T, vqgan.K, seed, **shape) for t in range(2, T + 1)}
+    return ImageBART(vqgan, scales[2].diffusion, scales)
+
+
+@pytest.fixture(scope="session")
+def make_denoiser():
+    return new_denoiser
+
+
+@pytest.fixture(scope="session")
+def make_vqgan():
+    return new_vqgan
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return new_model
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A chain of T = 4 over 4×4 tokens of 12 codes: for tests that only read it."""
+    return new_model()

@@ -518,9 +518,9 @@ def test_the_order_is_the_same_in_every_release():
 
 
 def test_a_late_start_is_quick():
-    start = time.perf_counter()
+    start = time.process_time()
     indices = list(Batches(1_281_167, 256, 0, start_step=5_000_000, steps=5_000_020))
-    assert len(indices) == 20 and time.perf_counter() - start < 2
+    assert len(indices) == 20 and time.process_time() - start < 2
 
 
 def test_loaders_follow_the_batches(tmp_path):
@@ -598,11 +598,13 @@ def test_an_encode_that_fails_leaves_nothing(tmp_path):
 def test_an_encode_that_is_killed_leaves_nothing_readable(tmp_path):
     child = os.fork()
     if child == 0:
-        writer = TokenWriter(tmp_path, 5, (2, 3), 9)
-        writer.append(grids(2, 9), [1, 2])
-        os.kill(os.getpid(), 9)
+        try:
+            writer = TokenWriter(tmp_path, 5, (2, 3), 9)
+            writer.append(grids(2, 9), [1, 2])
+        finally:
+            os._exit(1)  # as abrupt as a kill: nothing is closed, nothing is cleaned up
     os.waitpid(child, 0)
-    assert any(tmp_path.iterdir())
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
     with pytest.raises(ValueError, match="must hold finished tokens"):
         TokenFile(tmp_path)
     (tmp_path / "labels.npy").write_bytes(b"committed just before a kill")

@@ -18,6 +18,7 @@ from imagebart.distributed import (
     pick_device,
     share,
     start,
+    total,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -25,11 +26,16 @@ CPU = torch.device("cpu")
 
 WORKER = """
 import os, sys, time, torch
-from imagebart.distributed import finish, mean, on_any_rank, share, start
+from imagebart.distributed import finish, from_main, mean, on_any_rank, share, start, total
 
 ranks = start("cpu")
 me = float(ranks.rank)
-torch.testing.assert_close(mean(torch.tensor([me, 2.0]), ranks), torch.tensor([0.5, 2.0]))
+assert mean(torch.tensor([me, 2.0]), ranks).tolist() == [0.5, 2]
+assert total(torch.tensor([me, 2.0]), ranks).tolist() == [1, 4]
+mine = torch.tensor([me])
+assert total(mine, ranks) == 1 and mine == me
+from_main(mine, ranks)
+assert mine == 0
 assert on_any_rank(ranks.rank == 1, ranks) and not on_any_rank(False, ranks)
 assert share(10, ranks) == slice(5 * ranks.rank, 5 * ranks.rank + 5)
 assert ranks.is_main == (ranks.rank == 0)
@@ -40,7 +46,7 @@ if victim == ranks.rank and attempt == "0":
     os.kill(os.getpid(), 9)
 if victim == -2:
     open(f"{folder}/pid_{os.getpid()}", "w").close()
-    time.sleep(60)
+    time.sleep(600)
 mean(torch.zeros(1), ranks)
 open(f"{folder}/attempt_{attempt}_rank_{ranks.rank}", "w").close()
 finish(ranks)
@@ -63,7 +69,7 @@ def torchrun(folder, victim: int) -> subprocess.Popen:
 
 def test_a_killed_rank_comes_back_at_the_first_restart(tmp_path):
     # Before the death the ranks have met, agreed on means and flags, and each taken its share.
-    assert torchrun(tmp_path, victim=1).wait(timeout=60) == 0
+    assert torchrun(tmp_path, victim=1).wait(timeout=300) == 0
     done = sorted(path.name for path in tmp_path.glob("attempt_*"))
     assert done == ["attempt_1_rank_0", "attempt_1_rank_1"]
 
@@ -72,12 +78,12 @@ def test_a_killed_rank_comes_back_at_the_first_restart(tmp_path):
 def test_no_rank_outlives_torchrun(tmp_path):
     agent = torchrun(tmp_path, victim=-2)
     try:
-        wait_until(lambda: len(list(tmp_path.glob("pid_*"))) == 2, seconds=60)
+        wait_until(lambda: len(list(tmp_path.glob("pid_*"))) == 2, seconds=300)
     finally:
         agent.kill()
         agent.wait()
     pids = [int(path.name.removeprefix("pid_")) for path in tmp_path.glob("pid_*")]
-    wait_until(lambda: not any(alive(pid) for pid in pids), seconds=10)
+    wait_until(lambda: not any(alive(pid) for pid in pids), seconds=30)
 
 
 def wait_until(truth, seconds: float) -> None:
@@ -103,6 +109,7 @@ def test_plain_python_is_one_rank_without_a_group(monkeypatch):
     assert not torch.distributed.is_initialized()
     assert share(7, ranks) == slice(0, 7)
     assert mean(torch.tensor(3.0, requires_grad=True), ranks) == 3
+    assert total(torch.tensor(3), ranks) == 3
     assert not mean(torch.tensor(3.0, requires_grad=True), ranks).requires_grad
     assert on_any_rank(True, ranks) and not on_any_rank(False, ranks)
     finish(ranks)

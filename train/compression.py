@@ -83,7 +83,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     vqgan_ranks, critic_ranks = vqgan, critic
     if ranks.world > 1:
         vqgan_ranks, critic_ranks = DistributedDataParallel(vqgan), DistributedDataParallel(critic)
-    rate = dict(lr=recipe.learning_rate, betas=(0.5, 0.9), weight_decay=0.0, fused=True)
+    rate = dict(lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     optimiser = torch.optim.AdamW(vqgan.parameters(), **rate)
     critic_optimiser = torch.optim.AdamW(critic.parameters(), **rate)
     usage = torch.zeros(vqgan.K, device=ranks.device)
@@ -171,9 +171,9 @@ def balanced(rec, adv, vqgan: VQGAN, ranks) -> torch.Tensor:
 
 
 def revive(vqgan: VQGAN, image, usage, step: int, seed: int, ranks) -> None:
-    """Move codes unused since the last revival onto this batch's latents (at step 0, all)."""
+    """Move codes unused since the last revival onto this batch's latents (the first time, all)."""
     used = distributed.total(usage, ranks)
-    dead = used < 1 if step else torch.ones_like(used, dtype=torch.bool)
+    dead = used < 1
     with torch.no_grad():
         z = vqgan.latents(image)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)

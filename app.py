@@ -1,0 +1,636 @@
+"""The browser demo: draw pictures, and repaint parts of a picture.
+
+    python app.py                                          the shipped model, http://127.0.0.1:7860
+    python app.py --model runs/mine                        a folder, or a Hugging Face Hub id
+    python app.py --host 0.0.0.0 --auth anna:secret        for others; never without a password
+
+A tab is one function. The endpoints `/sample` and `/inpaint` are open to programs as well (the link
+"API" at the foot of the page shows how), so they check everything again that the page checks.
+"""
+
+import inspect
+import ipaddress
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import gradio as gr
+import numpy as np
+import tyro
+from PIL import Image
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
+from imagebart import ImageBART, scenery
+from imagebart.data import FORMATS, fit, to_rgb
+from imagebart.editing import edit_steps, pixel_hole, token_hole
+
+MOST_IMAGES = 16
+MOST_PIXELS = 16_000_000
+LONGEST_PROMPT = 1000
+EACH_ANOTHER = "each another"
+EXAMPLES = 8
+PAINT = "#ff9a3c"
+HOLES = {  # in quarters of the image, # = repaint
+    "Upper half": "#### #### .... ....",
+    "Centre": ".... .##. .##. ....",
+    "Outer frame": "#### #..# #..# ####",
+}
+
+
+@dataclass
+class Config:
+    """Where the model is and who may see the page."""
+
+    model: str | None = None  # a folder or a Hugging Face Hub id; the shipped model if not given
+    host: str = "127.0.0.1"  # the address to listen on; others than this machine need --auth
+    port: int | None = None  # the first free one from 7860 if not given
+    device: str | None = None  # "cpu", "cuda" …; the best there is if not given
+    auth: str | None = None  # USER:PASSWORD that visitors must give
+
+
+# ── what a visitor asked for ──────────────────────────────────────────────────────────────────
+
+
+def whole(value: Any, name: str, low: int, high: int) -> int:
+    """A whole number in [low, high]; text is read too, as JSON numbers are exact to 2^53 only."""
+    number = None
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = int(value)
+    if number is None or (isinstance(value, float) and number != value):
+        raise ValueError(f"{name} must be a whole number, got {short(value)}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must lie in {low} to {high}, got {short(value)}")
+    return number
+
+
+def real(value: Any, name: str, low: float, high: float) -> float:
+    """A number in [low, high]."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not fits:
+        raise ValueError(f"{name} must be a number from {low} to {high}, got {short(value)}")
+    return float(value)
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def read_request(model: ImageBART, prompt, num_images, seed, temperature, top_k, kind) -> tuple:
+    """(number of images, options of the chain, a remark); ValueError if one cannot be met."""
+    count = whole(num_images, "num_images", 1, MOST_IMAGES)
+    options = {
+        "seed": whole(seed, "seed", 0, 2**63 - count),  # image i has the seed seed + i
+        "temperature": real(temperature, "temperature", 0, 5),
+        "top_k": whole(top_k, "top_k", 0, model.K),
+    }
+    if model.classes:
+        options["classes"] = read_classes(model, kind, options["seed"], count)
+    if not isinstance(prompt, str | None) or len(prompt or "") > LONGEST_PROMPT:
+        raise ValueError(f"prompt must be text of at most {LONGEST_PROMPT} characters")
+    remark = " This model takes no text: the prompt was not used." if (prompt or "").strip() else ""
+    return count, options, remark
+
+
+def read_classes(model: ImageBART, kind: Any, seed: int, count: int) -> list[int]:
+    """One class for all images; or another for each, which its seed decides."""
+    if kind == EACH_ANOTHER:
+        return [(seed + i) % model.classes for i in range(count)]
+    return [whole(kind, "kind", 0, model.classes - 1)] * count
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Errors reach the visitor as one sentence, never as a traceback."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    except Exception as error:  # gradio writes the traceback to the log
+        raise gr.Error("something went wrong here; the server's log says what") from error
+
+
+# ── pictures ──────────────────────────────────────────────────────────────────────────────────
+
+
+def read_picture(file: Any, flatten_on_white: bool = False) -> Image.Image | None:
+    """A picture that the editor sent, through the library's reader; a layer as its mask.
+
+    Takes the place of `ImageEditor.convert_and_format_image`, which would clip 16-bit grey and
+    ignore EXIF turns. A layer has no white background: there `flatten_on_white` is False.
+    """
+    if file is None:
+        return None
+    source = BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file.path
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            return to_rgb(image) if flatten_on_white else layer_mask(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        most = f"{MOST_PIXELS // 10**6} million pixels"
+        raise gr.Error(f"an image must have at most {most}", print_exception=False) from None
+    except Exception:  # decoders raise whatever a broken file drives them into
+        sentence = "an image must be a whole PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM file"
+        raise gr.Error(sentence, print_exception=False) from None
+
+
+def layer_mask(layer: Image.Image) -> Image.Image:
+    """White where a layer is painted: not transparent or, without transparency, itself white."""
+    if not layer.has_transparency_data:
+        return layer.convert("L").point(lambda grey: 255 * (grey >= 128))
+    return layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 0))
+
+
+def read_editor(model: ImageBART, editor: dict | None) -> tuple[Image.Image, Any]:
+    """(the image at the model's size, the tokens to repaint) of what the editor holds."""
+    if not editor or editor.get("background") is None:
+        raise ValueError("there is no image yet: upload one, paste one, or take an example")
+    image = editor["background"]
+    marked = np.zeros((image.height, image.width), bool)
+    for layer in editor["layers"]:
+        if layer.size != image.size:
+            raise ValueError(
+                f"the mask must be as large as the image, {image.width}×{image.height}, "
+                f"got {layer.width}×{layer.height}"
+            )
+        marked |= np.asarray(layer) > 0
+    return fit(image, model.image_size), token_hole(model, marked)
+
+
+def token_map(model: ImageBART, image: Image.Image, mask: Image.Image) -> Image.Image:
+    """The image with its grid of tokens: those to be repainted tinted, the others dimmed."""
+    scale = max(1, 512 // image.width)
+    dimmed = Image.blend(image, Image.new("RGB", image.size, "#101820"), 0.6)
+    tinted = Image.blend(image, Image.new("RGB", image.size, PAINT), 0.6)
+    picture = Image.composite(tinted, dimmed, mask)
+    picture = picture.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    cell, pixels = model.vqgan.f * scale, np.array(picture)
+    pixels[cell::cell], pixels[:, cell::cell] = 90, 90
+    return Image.fromarray(pixels)
+
+
+def hole_mask(model: ImageBART, hole: Any) -> Image.Image:
+    """The pixels of the tokens in the hole, as a mask for PIL."""
+    return Image.fromarray(pixel_hole(model, hole)[0, 0].cpu().numpy())
+
+
+def hole_of(name: str, size: tuple[int, int]) -> Image.Image:
+    """One of `HOLES` as a layer for the editor, size = (W, H)."""
+    chart = [[255 * (mark == "#") for mark in row] for row in HOLES[name].split()]
+    alpha = Image.fromarray(np.array(chart, np.uint8)).resize(size, Image.Resampling.NEAREST)
+    layer = Image.new("RGB", size, PAINT)
+    layer.putalpha(alpha)
+    return layer
+
+
+def for_editor(image: Image.Image, *layers: Image.Image) -> dict:
+    """A value that shows in the editor; None would not clear what is there."""
+    return {
+        "background": stored(image),
+        "layers": [stored(layer) for layer in layers],
+        "composite": None,
+    }
+
+
+def stored(image: Image.Image) -> str:
+    """A PNG file of its own for gradio, which deletes it when it is old.
+
+    Given the image itself, gradio writes it anew at every yield, even while a browser reads it.
+    """
+    path = Path(os.environ["GRADIO_TEMP_DIR"], uuid4().hex, "image.png")
+    path.parent.mkdir()
+    image.save(path)
+    return str(path)
+
+
+@sentences()
+def chosen_for_editor(results: list | None, index: int) -> dict:
+    """The result that is selected in a gallery, the first if none is, for the editor."""
+    if not results:
+        raise ValueError("there is no picture yet")
+    path, _ = results[min(index, len(results) - 1)]
+    if not Path(path).is_file():
+        raise ValueError("this picture is too old and gone, draw it again")
+    return for_editor(Image.open(path))
+
+
+# ── the endpoints ─────────────────────────────────────────────────────────────────────────────
+
+
+def sample(
+    model: ImageBART, prompt="", num_images=1, seed=0, temperature=1.0, top_k=0, kind=EACH_ANOTHER
+) -> Iterator[tuple]:
+    """(the first image's chain, status, images) after every scale."""
+    count, options, remark = read_request(model, prompt, num_images, seed, temperature, top_k, kind)
+    began, chain = time.perf_counter(), []
+    for step in model.sample_steps(count, **options):
+        images = [stored(image) for image in model.decode(step.tokens)]
+        chain.append((images[0], caption(model, step.t)))
+        yield chain, status(step, options["seed"], count, began, remark), images
+
+
+def inpaint(
+    model: ImageBART,
+    editor,
+    prompt="",
+    num_images=1,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    kind=EACH_ANOTHER,
+) -> Iterator[tuple]:
+    """(tokens to repaint, status, images) after every scale."""
+    count, options, remark = read_request(model, prompt, num_images, seed, temperature, top_k, kind)
+    image, hole = read_editor(model, editor)
+    if not hole.any():
+        raise ValueError("nothing is marked yet: paint over what should be repainted")
+
+    began, mask = time.perf_counter(), hole_mask(model, hole)
+    shown = stored(token_map(model, image, mask))
+    for step in edit_steps(model, model.encode(image), hole, count, **options):
+        painted = model.decode(step.tokens)
+        images = [stored(Image.composite(new, image, mask)) for new in painted]
+        yield shown, status(step, options["seed"], count, began, remark), images
+
+
+def caption(model: ImageBART, t: int) -> str:
+    return f"t = {t}, noise" if t == model.T else f"t = {t}, image" if t == 1 else f"t = {t}"
+
+
+def status(step, seed: int, count: int, began: float, remark: str) -> str:
+    if step.t > 1:
+        return f"At scale t = {step.t}, {step.done:.0%} of the way …"
+    seeds = f"Seed {seed}" if count == 1 else f"Seeds {seed} to {seed + count - 1}"
+    return f"{seeds}, {time.perf_counter() - began:.1f} s.{remark}"
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────
+
+FONT = ("ui-sans-serif", "system-ui", "Helvetica", "Arial", "sans-serif")
+THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONT).set(
+    button_secondary_background_fill="*neutral_100",
+    button_secondary_background_fill_hover="*neutral_200",
+    button_large_text_weight="500",
+    button_large_text_size="*text_md",
+)
+CSS = """
+.gradio-container, .gradio-container main { width: 100%; max-width: 1120px !important; }
+.gradio-container { margin: 0 auto !important; }
+#title h1 { margin-bottom: 0.2rem; }
+#title p { color: var(--body-text-color-subdued); font-size: var(--text-lg); }
+.shelf .grid-wrap, .tiles .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
+.shelf .grid-container { grid-template-columns: repeat(auto-fill, var(--thumb)) !important; }
+.tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)) !important; }
+#chain { --thumb: 150px; }
+#examples { --thumb: 64px; }
+#examples .thumbnail-item { aspect-ratio: 1; height: auto; }
+#examples .gallery-item { height: auto; }
+"""
+TITLE = """
+# ImageBART
+Draws pictures from noise, one scale of a diffusion after the other, and repaints the part of a
+picture that you mark.
+"""
+
+
+def unchecked(component: gr.components.Component) -> gr.components.Component:
+    """A component that hands on what came: the endpoint checks it, and says what is wrong."""
+    component.preprocess = lambda payload: payload
+    return component
+
+
+def controls(model: ImageBART) -> list:
+    """What both endpoints ask for, in the order in which they take it."""
+    prompt = unchecked(
+        gr.Textbox("", label="Prompt", placeholder="This model takes no text", max_lines=3)
+    )
+    count = unchecked(gr.Slider(1, MOST_IMAGES, 1, step=1, label="Number of images"))
+    dice = gr.Button("Random", size="sm", render=False)
+    seed = unchecked(gr.Number(0, label="Seed", precision=0, buttons=[dice]))
+    kinds = [EACH_ANOTHER, *range(model.classes)]
+    kind = [unchecked(gr.Dropdown(kinds, label="Class"))] if model.classes else []
+    with gr.Accordion("Advanced", open=False):
+        temperature = unchecked(
+            gr.Slider(
+                0, 5, 1, step=0.05, label="Temperature", info="0 takes the likeliest token always"
+            )
+        )
+        top_k = unchecked(
+            gr.Slider(
+                0, model.K, 0, step=1, label="Top-k", info="Only the k likeliest tokens; 0 is all"
+            )
+        )
+    dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)")
+    return [prompt, count, seed, temperature, top_k, *kind]
+
+
+def results_gallery(**options) -> tuple[gr.Gallery, gr.State]:
+    """A gallery of results, and which of them is selected."""
+    gallery = shelf_of(buttons=["download", "download_all", "fullscreen"], **options)
+    index = gr.State(0)
+
+    def select(event: gr.SelectData) -> int:
+        return event.index
+
+    gallery.select(select, None, index, api_visibility="private", queue=False)
+    return gallery, index
+
+
+def shelf_of(value: list | None = None, **options) -> gr.Gallery:
+    """Pictures to look at, without loss."""
+    plain = {"format": "png", "interactive": False, "object_fit": "contain", "show_label": False}
+    return gr.Gallery(value, **plain, **options)
+
+
+def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        run = gr.Button(label, variant="primary", scale=3, min_width=140)
+        stop = gr.Button("Stop", scale=1, min_width=80)
+    return run, stop
+
+
+def endpoint(steps: Callable, model: ImageBART) -> Callable:
+    """`steps` with its model, its errors in sentences, and the names of its other parameters."""
+
+    def run(*args):
+        with sentences():
+            yield from steps(model, *args)
+
+    _, *parameters = inspect.signature(steps).parameters.values()
+    run.__name__, run.__signature__ = steps.__name__, inspect.Signature(parameters)
+    return run
+
+
+def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, index) -> None:
+    """Run calls the endpoint, one visitor after another; Stop ends it after the scale it is at."""
+    run, stop = buttons
+    event = run.click(
+        endpoint(steps, model),
+        inputs,
+        outputs,
+        api_name=steps.__name__,
+        api_description=steps.__doc__,
+        concurrency_limit=1,
+        concurrency_id="model",
+        show_progress="minimal",
+        show_progress_on=outputs[1],
+    )
+    run.click(lambda: 0, None, index, api_visibility="private", queue=False)
+    stop.click(
+        lambda: "Stopped.", None, outputs[1], cancels=[event], api_visibility="private", queue=False
+    )
+
+
+def sample_tab(model: ImageBART) -> SimpleNamespace:
+    """Draw pictures and watch the chain; what the other tabs connect to."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            inputs = controls(model)
+            buttons = run_buttons("Sample")
+            line = gr.Markdown(elem_id="sample-status", min_height=28)
+        with gr.Column(scale=3, min_width=320):
+            gallery, index = results_gallery(
+                label="Images", height="min(640px, 96vw)", columns=2, elem_id="samples"
+            )
+            send = gr.Button("Send the selected image to Edit")
+    gr.Markdown("#### How the first image formed")
+    chain = shelf_of(
+        label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
+    )
+    connect(model, sample, buttons, inputs, [chain, line, gallery], index)
+    return SimpleNamespace(send=send, gallery=gallery, index=index)
+
+
+def edit_tab(model: ImageBART) -> SimpleNamespace:
+    """Mark a part of a picture and repaint it; what the other tabs connect to."""
+    H, W = model.image_size
+    scenes = [scenery.render(scenery.scene_seed("test", i), H, W) for i in range(EXAMPLES)]
+    examples = [Image.fromarray(scene.image) for scene in scenes]
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            editor = image_editor(W, H)
+            with gr.Row():
+                holes = [gr.Button(name, size="sm", min_width=90) for name in HOLES]
+            gr.Markdown("Upload or paste a picture above, or take one of these:")
+            shelf = shelf_of(
+                examples, allow_preview=False, buttons=[], elem_id="examples", elem_classes="shelf"
+            )
+        with gr.Column(scale=2, min_width=300):
+            inputs = controls(model)
+            buttons = run_buttons("Repaint")
+            line = gr.Markdown(elem_id="edit-status", min_height=28)
+            shown = gr.Image(
+                label="Tokens to repaint",
+                format="png",
+                interactive=False,
+                height=250,
+                buttons=[],
+                elem_id="tokens",
+            )
+    gr.Markdown("#### Results")
+    gallery, index = results_gallery(label="Results", elem_id="edits", elem_classes="tiles")
+    again = gr.Button("Use the selected result as input")
+
+    def pick(event: gr.SelectData) -> dict:
+        return for_editor(examples[event.index])
+
+    @sentences()
+    def fitted(value: dict | None) -> dict:
+        image, _ = read_editor(model, value)
+        if image.size == value["background"].size:
+            return gr.skip()  # an upload is also what the editor calls a value that we set
+        return for_editor(image)
+
+    @sentences()
+    def mark(name: str, value: dict | None) -> dict:
+        image, _ = read_editor(model, value)
+        return for_editor(image, hole_of(name, image.size))
+
+    connect(model, inpaint, buttons, [editor, *inputs], [shown, line, gallery], index)
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    shelf.select(pick, None, editor, **private)
+    editor.upload(fitted, editor, editor, **private)
+    for name, button in zip(HOLES, holes, strict=True):
+        button.click(partial(mark, name), editor, editor, **private)
+    again.click(chosen_for_editor, [gallery, index], editor, **private)
+    return SimpleNamespace(editor=editor)
+
+
+def image_editor(W: int, H: int) -> gr.ImageEditor:
+    """An editor in which one paints over the tokens to be replaced, sized for W×H pictures."""
+    radius = max(2, W // 16)
+    editor = gr.ImageEditor(
+        label="Paint over what should change",
+        type="pil",
+        image_mode="RGBA",
+        format="png",  # the default is lossy
+        sources=["upload", "clipboard"],
+        transforms=(),
+        layers=False,
+        height=460,
+        brush=gr.Brush(radius, colors=[PAINT], color_mode="fixed"),
+        eraser=gr.Eraser(radius),
+        canvas_size=(W, H),
+        fixed_canvas=False,
+        buttons=[],
+        elem_id="editor",
+    )
+    editor.convert_and_format_image = read_picture
+    return editor
+
+
+def build(model: ImageBART) -> gr.Blocks:
+    """The page."""
+    with gr.Blocks(title="ImageBART", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(TITLE, elem_id="title")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Sample", id="sample"):
+                samples = sample_tab(model)
+            with gr.Tab("Edit", id="edit"):
+                edits = edit_tab(model)
+        samples.send.click(
+            lambda results, i: (chosen_for_editor(results, i), gr.Tabs(selected="edit")),
+            [samples.gallery, samples.index],
+            [edits.editor, tabs],
+            api_visibility="private",
+            show_progress="hidden",
+        )
+    return page.queue(max_size=64)
+
+
+# ── the server ────────────────────────────────────────────────────────────────────────────────
+
+HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"content-security-policy": b"frame-ancestors 'self'",
+}
+LOGINS_A_MINUTE = 10
+
+
+class Guard:
+    """What the server below does not refuse: other sites' requests, and guessing of passwords.
+
+    `hosts` are the names that this server goes by, none if it cannot know them.
+    """
+
+    def __init__(self, app: Callable, hosts: tuple[str, ...] = ()):
+        self.app, self.hosts = app, hosts
+        self.logins: dict[str, deque] = {}
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        refusal = self.refusal(scope)
+        if refusal is not None:
+            return await refusal(scope, receive, send)
+
+        async def send_guarded(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS.items()]
+            await send(message)
+
+        await self.app(scope, receive, send_guarded)
+
+    def refusal(self, scope: dict) -> PlainTextResponse | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        if self.hosts and urlsplit(f"//{host}").hostname not in self.hosts:
+            return PlainTextResponse("this server goes by another name", 400)
+        if origin is not None and urlsplit(origin).netloc != host:
+            return PlainTextResponse("requests of other sites are refused", 403)
+        if scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login"):
+            return self.too_many_logins(scope["client"][0])
+        return None
+
+    def too_many_logins(self, visitor: str) -> PlainTextResponse | None:
+        now = time.monotonic()
+        self.logins = {who: at for who, at in self.logins.items() if at[-1] > now - 60}
+        times = self.logins.setdefault(visitor, deque(maxlen=LOGINS_A_MINUTE))
+        if len(times) == LOGINS_A_MINUTE and times[0] > now - 60:
+            return PlainTextResponse("too many logins, wait a minute", 429)
+        times.append(now)
+        return None
+
+
+def is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_auth(config: Config) -> tuple[str, str] | None:
+    """(user, password); ValueError if others could come in without."""
+    user, colon, password = (config.auth or "").partition(":")
+    if config.auth is not None and not (user and password):
+        raise ValueError("--auth must be USER:PASSWORD, got no user or no password")
+    if config.auth is None and not is_this_machine(config.host):
+        raise ValueError(
+            f"--host {config.host} lets others in, so --auth USER:PASSWORD must be given, got none"
+        )
+    return (user, password) if colon else None
+
+
+def launch(page: gr.Blocks, config: Config, **options) -> Any:
+    """Serve the page, safely; `options` as `gr.Blocks.launch`."""
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    hosts = ("127.0.0.1", "localhost", "::1", config.host) if is_this_machine(config.host) else ()
+    return page.launch(
+        server_name=config.host,
+        server_port=config.port,
+        auth=read_auth(config),
+        share=False,
+        ssr_mode=False,
+        mcp_server=False,
+        show_error=False,
+        enable_monitoring=False,
+        run_history=False,
+        max_file_size="10mb",
+        allowed_paths=[],
+        blocked_paths=[str(Path(__file__).parent), str(Path.home())],
+        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)]},
+        footer_links=["api"],
+        theme=THEME,
+        css=CSS,
+        **options,
+    )
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Pictures of visitors lie in a folder that only this user can read, and go when we go."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    with tempfile.TemporaryDirectory(prefix="imagebart-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        yield
+
+
+def main(config: Config) -> None:
+    read_auth(config)
+    model = ImageBART.from_pretrained(config.model, device=config.device)
+    with private_files():
+        launch(build(model), config)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,81 @@
+"""The pictures of the README and of a model card, from fixed seeds.
+
+python eval/pictures.py --model imagebart/pretrained/scenery --out docs
+
+samples.png           16 samples above 16 held-out renders
+chain.png             x_T … x_1 of two samples
+edits.png             a render, what is marked, and three ways to repaint it
+reconstructions.png   held-out renders above what the VQGAN makes of them
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from imagebart import ImageBART, scenery, show
+from imagebart.checkpoint import atomic_write
+from imagebart.model import SHIPPED
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Path = SHIPPED
+    out: Path = Path("docs")
+    seed: int = 0  # of the first sample
+    device: str = "auto"
+
+
+def main(config: Config) -> None:
+    model = ImageBART.from_pretrained(config.model, device=config.device)
+    renders = [held_out(model, i) for i in range(16)]
+    config.out.mkdir(parents=True, exist_ok=True)
+
+    samples = model.sample(16, seed=config.seed)
+    save(show.grid([*samples, *renders], columns=8), config.out / "samples.png")
+
+    steps = list(model.sample_steps(2, seed=config.seed))
+    save(show.chain(model, steps), config.out / "chain.png")
+
+    rows, captions = [], []
+    for image, hole in ((renders[0], "upper half"), (renders[1], "right half")):
+        mask = half(model.image_size, hole)
+        edits = model.inpaint(image, mask, 3, seed=config.seed)
+        rows += [image, show.mask_overlay(image, mask), *edits]
+        captions += ["input", hole, "", "", ""]
+    save(show.grid(rows, columns=5, captions=captions), config.out / "edits.png")
+
+    back = model.decode(model.encode(renders[:8]))
+    save(show.grid([*renders[:8], *back], columns=8), config.out / "reconstructions.png")
+
+
+def held_out(model: ImageBART, index: int) -> Image.Image:
+    """Picture `index` of scenery's validation split."""
+    seed = scenery.scene_seed("validation", index)
+    return Image.fromarray(scenery.render(seed, *model.image_size).image)
+
+
+def half(size: tuple[int, int], name: str) -> np.ndarray:
+    """H×W booleans, True in the named half."""
+    mask = np.zeros(size, bool)
+    if name == "upper half":
+        mask[: size[0] // 2] = True
+    else:
+        mask[:, size[1] // 2 :] = True
+    return mask
+
+
+def save(picture: show.Picture, path: Path) -> None:
+    with atomic_write(path) as draft:
+        picture.image.save(draft, format="PNG", optimize=True)
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

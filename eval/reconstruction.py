@@ -1,0 +1,83 @@
+"""How well a VQGAN compresses: held-out scenery, encoded and decoded.   [eq. 3, table 4]
+
+    python eval/reconstruction.py --model imagebart/pretrained/scenery --out reconstruction.json
+
+PSNR, sharpness (mean absolute gradient against the renders'), share of the codebook in use, and
+the part of small bright detail that survives: stars, and windows and edges of buildings at night
+(slope of the reconstruction's fine structure on the render's, 1 = all of it, 0 = blurred away).
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebart import distributed, scenery
+from imagebart.checkpoint import sha256_of, write_json
+from imagebart.data import to_tensor
+from imagebart.model import SHIPPED, load_vqgan
+from imagebart.perceptual import psnr, sharpness
+from imagebart.receipts import receipt
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Path = SHIPPED  # folder with a vqgan.safetensors
+    out: Path | None = None  # where the JSON goes
+    n: int = 1000  # held-out images
+    device: str = "auto"
+
+
+def main(config: Config) -> dict:
+    device = distributed.pick_device(config.device)
+    vqgan = load_vqgan(config.model).to(device).eval()
+    size = vqgan.config.image_size
+    scores = {"psnr": 0.0, "sharpness_of_renders": 0.0, "sharpness_of_reconstructions": 0.0}
+    details, codes = {"stars": [], "night_buildings": []}, set()
+    for i in tqdm(range(config.n), mininterval=5):
+        scene = scenery.render(scenery.scene_seed("validation", i), size, size)
+        image = to_tensor(Image.fromarray(scene.image))[None].to(device)
+        with torch.inference_mode():
+            tokens = vqgan.encode(image)
+            back = vqgan.decode(tokens).clamp(-1, 1)
+        codes.update(tokens.flatten().tolist())
+        scores["psnr"] += psnr(image, back).item() / config.n
+        scores["sharpness_of_renders"] += sharpness(image).item() / config.n
+        scores["sharpness_of_reconstructions"] += sharpness(back).item() / config.n
+        labels = torch.from_numpy(scene.semantic_map).to(device)
+        places = {"stars": labels == scenery.STAR}
+        if scene.attributes.get("time") == "night":
+            places["night_buildings"] = labels == scenery.BUILDING
+        for name, place in places.items():
+            if place.any():
+                details[name].append((fine(image)[0, :, place], fine(back)[0, :, place]))
+    scores["sharpness"] = scores["sharpness_of_reconstructions"] / scores["sharpness_of_renders"]
+    for name, pairs in details.items():
+        render, kept = (torch.cat(part, dim=1) for part in zip(*pairs, strict=True))
+        scores[f"{name}_kept"] = ((render * kept).sum() / render.square().sum()).item()
+    scores["codes_in_use"] = len(codes) / vqgan.K
+    weights = {"vqgan": sha256_of(Path(config.model) / "vqgan.safetensors")}
+    return {"n": config.n, "split": "validation", **scores, "sha256": weights, **receipt(device)}
+
+
+def fine(image: Tensor) -> Tensor:
+    """What a 9×9 blur would lose."""
+    return image - F.avg_pool2d(image, 9, stride=1, padding=4, count_include_pad=False)
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        report = main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for name, value in report.items():
+        print(f"{name:30} {value:.4f}" if isinstance(value, float) else f"{name:30} {value}")
+    if config.out:
+        write_json(report, config.out)

@@ -1,0 +1,33 @@
+"""What a figure needs to be believed: versions, hardware, date. Every script of eval/ adds it."""
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "torchvision", "numpy")
+
+
+def receipt(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict:
+    """Versions, hardware and date (UTC), as plain values for a JSON file."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"versions": versions, "hardware": hardware(device), "date": date}
+
+
+def hardware(device: torch.device) -> str:
+    """The chip that computes on `device`, and how many of its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,204 @@
+"""One scale: what each logit sees, what it is built from, and that it can be learned."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagebart.denoiser import Denoiser, DenoiserConfig
+from imagebart.diffusion import MultinomialDiffusion, geometric
+
+N = 16  # tokens of the small denoisers: a 4×4 grid
+
+
+def tokens(batch: int, K: int = 12, seed: int = 0) -> torch.Tensor:
+    return torch.randint(K, (batch, N), generator=torch.Generator().manual_seed(seed))
+
+
+def seen_through(table, logits, x) -> torch.Tensor:
+    """Which tokens x (1, n), all different, each logit row depends on: (n, n), by gradient."""
+    rows = []
+    for row in logits[0]:
+        (gradient,) = torch.autograd.grad(row[0] - row[1], table.weight, retain_graph=True)
+        rows.append(gradient[x[0]].abs().sum(1) > 0)
+    return torch.stack(rows)
+
+
+@pytest.fixture
+def watched(make_denoiser):
+    """A denoiser with gradients whose grid can hold every code once."""
+
+    def make(t, **shape):
+        return make_denoiser(t, K=N, **shape).requires_grad_(True)
+
+    return make
+
+
+# ── what each logit sees ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("t", [2, 3])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_logit_sees_the_tokens_before_it_and_no_other(watched, t, classes):
+    denoiser = watched(t, classes=classes)
+    x = torch.randperm(N, generator=torch.Generator().manual_seed(0))[None]
+    condition = torch.tensor([1]) if classes else None
+    seen = seen_through(denoiser.tokens, denoiser(x, x.flip(1), condition), x)
+    assert torch.equal(seen, torch.ones(N, N).tril(-1).bool())
+
+
+def test_every_logit_sees_all_of_x_t(watched):
+    denoiser = watched(2, output="plain")
+    x = torch.randperm(N, generator=torch.Generator().manual_seed(0))[None]
+    assert seen_through(denoiser.noisy_tokens, denoiser(x.flip(1), x), x).all()
+
+
+def test_the_last_scale_ignores_x_t(make_denoiser):
+    denoiser, x = make_denoiser(3), tokens(2)
+    assert torch.equal(denoiser(x, None), denoiser(x, tokens(2, seed=1)))
+
+
+@pytest.mark.parametrize("t", [2, 3])
+def test_the_condition_matters_everywhere(make_denoiser, t):
+    denoiser, x = make_denoiser(t, classes=3), tokens(1)
+    first, second = (denoiser(x, x, torch.tensor([c])) for c in (0, 2))
+    assert ((first - second).abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("t", [2, 3])
+def test_every_place_is_told_apart(make_denoiser, t):
+    """With equal tokens everywhere only positions can make a difference."""
+    for axial in (True, False):
+        denoiser = make_denoiser(t, axial_positions=axial)
+        same = torch.zeros(1, N, dtype=torch.int64)
+        rows = denoiser(same, same)[0]
+        assert len(torch.unique(rows, dim=0)) == N
+
+
+def test_what_a_denoiser_cannot_take_is_refused(make_denoiser):
+    x, plain, conditional = tokens(2), make_denoiser(2), make_denoiser(2, classes=3)
+    for denoiser, condition in (
+        (plain, torch.tensor([0, 1])),
+        (conditional, None),
+        (conditional, torch.tensor([0, 3])),
+        (conditional, torch.tensor([-1, 0])),
+    ):
+        with pytest.raises(ValueError, match=r"must lie in \[0, 3\)|this denoiser takes"):
+            denoiser(x, x, condition)
+
+
+def test_what_is_no_denoiser_is_refused():
+    diffusion = MultinomialDiffusion(geometric(3), 4)
+    with pytest.raises(ValueError, match="output must be one of"):
+        DenoiserConfig(output="logits")
+    with pytest.raises(ValueError, match="sizes must be at least 1"):
+        DenoiserConfig(grid=(0, 4))
+    for t in (1, 4):
+        with pytest.raises(ValueError, match=rf"t must lie in \[2, 3\], got {t}"):
+            Denoiser(DenoiserConfig(), diffusion, t)
+
+
+# ── decoding gives the logits of training ─────────────────────────────────────────────────────
+
+
+@settings(max_examples=25)
+@given(
+    t=st.integers(2, 3),
+    classes=st.sampled_from([0, 3]),
+    output=st.sampled_from(["plain", "residual", "posterior"]),
+    cuts=st.sets(st.integers(1, N - 1), max_size=5),
+)
+def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, classes, output, cuts):
+    denoiser = make_denoiser(t, classes=classes, output=output)
+    x_prev, x_t = tokens(2), tokens(2, seed=1)
+    condition = torch.tensor([2, 0]) if classes else None
+    decoding = denoiser.start(x_t, 2, condition)
+    ends = [0, *sorted(cuts), N]
+    steps = [
+        denoiser.step(x_prev, torch.arange(a, b).expand(2, -1), decoding)
+        for a, b in zip(ends, ends[1:], strict=False)
+    ]
+    expected = denoiser(x_prev, x_t, condition)
+    torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [2, 3])
+@pytest.mark.parametrize("shape", [dict(), dict(width=128, heads=4, head_width=32, grid=(2, 2))])
+def test_an_image_alone_gets_the_bits_it_gets_in_company(make_denoiser, t, shape):
+    denoiser = make_denoiser(t, classes=3, **shape)
+    x_prev, x_t = tokens(7)[:, : denoiser.n], tokens(7, seed=1)[:, : denoiser.n]
+    condition = torch.arange(7) % 3
+
+    def logits(rows: slice) -> torch.Tensor:
+        decoding = denoiser.start(x_t[rows], len(x_t[rows]), condition[rows])
+        at = torch.arange(denoiser.n).expand(len(x_t[rows]), -1)
+        return denoiser.step(x_prev[rows], at, decoding)
+
+    together = logits(slice(7))
+    for i in range(7):
+        assert torch.equal(logits(slice(i, i + 1)), together[i : i + 1])
+
+
+# ── what the logits are built from ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("t", [2, 3, 4])
+def test_a_network_that_knows_x_1_gives_the_posterior(make_denoiser, t):
+    """posterior: with softmax(f) = onehot(x_1), the logits are q(x_{t-1} | x_t, x_1) itself."""
+    denoiser = make_denoiser(t, T=4, K=5)
+    x_1, x_t = tokens(2, K=5), tokens(2, K=5, seed=1)
+    f = 200 * torch.nn.functional.one_hot(x_1, 5).float()
+    x_t_said = x_t if denoiser.sees_x_t else None
+    p = denoiser.logits(f, x_t_said).softmax(-1)
+    torch.testing.assert_close(p, denoiser.diffusion.q_posterior(x_t, x_1, t), rtol=0, atol=1e-6)
+
+
+def test_a_residual_network_starts_from_what_x_t_says(make_denoiser):
+    denoiser, x_t = make_denoiser(2, output="residual"), tokens(1)
+    likelihood = denoiser.diffusion.log_likelihood(x_t, 2)
+    f = torch.randn(1, N, 12)
+    assert torch.equal(denoiser.logits(torch.zeros(1, N, 12), x_t), likelihood)
+    denoiser.log_gain.fill_(math.log(3))
+    torch.testing.assert_close(denoiser.logits(f, x_t), 3 * f + likelihood)
+
+
+def test_a_plain_network_says_what_it_says(make_denoiser):
+    f = torch.randn(1, N, 12)
+    assert torch.equal(make_denoiser(2, output="plain").logits(f, tokens(1)), f)
+
+
+def test_near_codes_start_near(make_denoiser):
+    codes = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    codes[1] = codes[0] + 0.01
+    denoiser = make_denoiser(2)
+    denoiser.initialise_from_codebook(codes, torch.Generator().manual_seed(0))
+    assert torch.equal(denoiser.tokens.weight, denoiser.noisy_tokens.weight)
+    distance = torch.cdist(denoiser.tokens.weight, denoiser.tokens.weight)
+    others = distance[0, 2:].min()
+    assert 0 < distance[0, 1] < 0.2 * others
+
+
+# ── it can be learned ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("T", [2, 3])
+def test_one_batch_is_learned_down_to_its_entropy(T):
+    """t = 2. Eight sequences cost log 8 nats to tell apart: log 8 / 16 a token. For T = 3 the
+    denoiser sees x_2, which tells them apart already."""
+    torch.manual_seed(0)
+    diffusion = MultinomialDiffusion(geometric(T), 12)
+    shape = dict(grid=(4, 4), width=32, heads=2, head_width=16, encoder_depth=1, decoder_depth=1)
+    denoiser = Denoiser(DenoiserConfig(**shape), diffusion, 2)
+    optimiser = torch.optim.AdamW(denoiser.parameters(), 5e-3)
+    x_1 = tokens(8)
+    x_2 = diffusion.q_sample_marginal(x_1, 2, torch.Generator().manual_seed(0))
+    for step in range(150):
+        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 150)
+        loss = diffusion.loss_t(denoiser(x_1, x_2), x_2, x_1, 2).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    floor = math.log(8) / N if T == 2 else 0
+    assert floor - 1e-3 <= loss.item() <= floor + 0.03

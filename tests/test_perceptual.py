@@ -1,0 +1,95 @@
+"""What trains the VQGAN: distances that are zero at home, a critic of patches, a fair weight."""
+
+import pytest
+import torch
+
+from imagebart.perceptual import (
+    LPIPS,
+    PatchDiscriminator,
+    RandomFeatures,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    psnr,
+    reconstruction_loss,
+    sharpness,
+)
+
+
+def images(b=2, size=32, seed=0) -> torch.Tensor:
+    return torch.rand(b, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_random_features_measure_a_distance():
+    features, x, y = RandomFeatures(), images(), images(seed=1)
+    assert torch.equal(features(x, x), torch.zeros(2))
+    near = features(x, x + 0.05 * (y - x))
+    assert (near > 0).all() and (near < features(x, y)).all()
+    swapped = features(torch.stack([x[1], x[0]]), torch.stack([y[1], y[0]]))
+    torch.testing.assert_close(features(x, y), swapped.flip(0))
+
+
+def test_random_features_are_the_same_for_everybody():
+    torch.manual_seed(1)
+    one = RandomFeatures()
+    torch.manual_seed(2)
+    for a, b in zip(one.parameters(), RandomFeatures().parameters(), strict=True):
+        assert torch.equal(a, b) and not a.requires_grad
+
+
+def test_lpips_downloads_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match=r"LPIPS needs https://.*vgg16.* at .*or choose random"):
+        LPIPS()
+
+
+def test_the_reconstruction_loss_is_l1_plus_features():
+    x, y = images(), images(seed=1)
+    features = RandomFeatures()
+    expected = (x - y).abs().mean() + 0.5 * features(x, y).mean()
+    torch.testing.assert_close(reconstruction_loss(x, y, features, 0.5), expected)
+
+
+def test_the_critic_judges_patches():
+    """One verdict a patch; with group norm left out, a verdict sees no pixel far away."""
+    critic = PatchDiscriminator(channels=8, layers=2)
+    verdicts = critic(images(size=64))
+    assert verdicts.shape[:2] == (2, 1) and min(verdicts.shape[2:]) > 4
+    for block in critic.blocks:
+        if isinstance(block, torch.nn.GroupNorm):
+            block.forward = lambda x: x
+    image = images(1, 64).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(image)[0, 0, 0, 0], image)
+    seen = gradient.abs().sum((0, 1)) > 0
+    assert seen[:16, :16].any() and not seen[40:].any() and not seen[:, 40:].any()
+
+
+def test_the_hinge_rests_beyond_its_margin():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
+    assert discriminator_loss(real, fake).item() == pytest.approx((2.5 / 3 + 3 / 3) / 2)
+    assert discriminator_loss(torch.tensor([1.0]), torch.tensor([-1.0])) == 0
+    assert generator_loss(fake).item() == pytest.approx(2 / 3)
+
+
+def test_the_adaptive_weight_makes_both_gradients_equally_long():
+    """λ‖∇L_adv‖ = ‖∇L_rec‖."""
+    rec, adv = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 10.0])
+    assert adaptive_weight(rec, adv).item() == pytest.approx(0.5, rel=1e-4)
+    assert adaptive_weight(rec, torch.zeros(2)).item() == 1e4
+    assert not adaptive_weight(rec.requires_grad_(), adv).requires_grad
+
+
+def test_psnr_is_in_decibels_of_the_full_range():
+    x = torch.zeros(1, 3, 4, 4)
+    assert psnr(x, x + 0.2).item() == pytest.approx(20.0)
+    assert psnr(x, x).item() == pytest.approx(106.0, abs=0.1)
+    assert psnr(torch.ones_like(x), torch.full_like(x, 5.0)).item() > 100  # pixels are clamped
+
+
+def test_sharpness_is_the_mean_step_between_neighbours():
+    flat = torch.zeros(1, 3, 8, 8)
+    stripes = flat.clone()
+    stripes[..., ::2] = 1
+    assert sharpness(flat) == 0
+    assert sharpness(stripes).item() == pytest.approx(0.5)
+    assert sharpness(images()).min() > sharpness(0.1 * images()).max()

@@ -1,0 +1,259 @@
+"""Sampling: the noise is drawn first, so a seed is an image, whatever the way and the company."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from imagebart import sampling
+from imagebart.sampling import (
+    Filter,
+    decode_parallel,
+    decode_sequential,
+    draw,
+    filtered,
+    gumbel,
+    image_seeds,
+    scale_filters,
+    uniform_tokens,
+)
+
+CHOICES = [
+    dict(),
+    dict(temperature=0.7),
+    dict(temperature=0),
+    dict(top_k=3),
+    dict(top_p=0.8),
+    dict(temperature=1.3, top_k=5, top_p=0.9),
+]
+
+
+def run(model, seeds, **options) -> list[torch.Tensor]:
+    """Every stop of the chain, T first, as tokens (b, h, w)."""
+    return [step.tokens for step in model.sample_steps(len(seeds), seed=seeds, **options)]
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# ── one seed, one image ───────────────────────────────────────────────────────────────────────
+
+
+def test_parallel_is_sequential_for_a_thousand_seeds(tiny):
+    """Over all scales, T = 4: the tokens of every stop of the chain."""
+    seeds = list(range(1000))
+    assert equal(run(tiny, seeds), run(tiny, seeds, method="sequential"))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("method", ["parallel", "sequential"])
+def test_same_seed_same_tokens_whatever_the_batch(tiny, choice, method):
+    seeds = list(range(100, 116))
+    together = run(tiny, seeds, method="parallel", **choice)
+    for size in (1, 2, 7, 16):
+        parts = [
+            run(tiny, seeds[i : i + size], method=method, **choice) for i in range(0, 16, size)
+        ]
+        stops = [torch.cat(stop) for stop in zip(*parts, strict=True)]
+        assert equal(stops, together)
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_same_seed_same_tokens_at_real_widths(make_model, width):
+    """Where products of few rows round differently from products of many."""
+    model = make_model(T=3, width=width, heads=width // 32, head_width=32)
+    seeds = list(range(7))
+    together = run(model, seeds)
+    alone = [run(model, [seed], method="sequential") for seed in seeds]
+    assert equal([torch.cat(stop) for stop in zip(*alone, strict=True)], together)
+
+
+@pytest.mark.parametrize("window", [1, 8, 16, 32, 64])
+def test_the_window_changes_no_token(make_denoiser, monkeypatch, window):
+    denoiser = make_denoiser(2, grid=(8, 8), classes=3)
+    x_t, noise = uniform_tokens(range(6), 2, 64, 12), gumbel(range(6), 2, 64, 12)
+    condition = torch.arange(6) % 3
+    expected = decode_sequential(denoiser, x_t, noise, Filter(), condition)
+    monkeypatch.setattr(sampling, "WINDOW", window)
+    assert torch.equal(decode_parallel(denoiser, x_t, noise, Filter(), condition), expected)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_parallel_is_sequential_however_tokens_are_chosen(make_denoiser, choice):
+    denoiser, choose = make_denoiser(2, grid=(6, 7)), Filter(**choice)
+    x_t, noise = uniform_tokens(range(9), 2, 42, 12), gumbel(range(9), 2, 42, 12)
+    expected = decode_sequential(denoiser, x_t, noise, choose)
+    assert torch.equal(decode_parallel(denoiser, x_t, noise, choose), expected)
+
+
+def test_a_guess_that_is_right_costs_one_pass(make_denoiser, monkeypatch):
+    """The fixed point, handed in as the guess, is verified at once."""
+    denoiser, noise = make_denoiser(3), gumbel([0], 3, 16, 12)
+    x = decode_sequential(denoiser, uniform_tokens([0], 3, 16, 12), noise, Filter())
+    passes = itertools.count(1)
+    step = denoiser.step
+    monkeypatch.setattr(denoiser, "step", lambda *a: (next(passes), step(*a))[1])
+    assert torch.equal(decode_parallel(denoiser, x, noise, Filter()), x)
+    assert next(passes) == 2
+
+
+def test_image_i_of_one_seed_has_its_own(tiny):
+    together = run(tiny, [7, 8, 9])
+    steps = [step.tokens for step in tiny.sample_steps(3, seed=7)]
+    assert equal(steps, together)
+    assert len(torch.unique(steps[-1], dim=0)) == 3
+
+
+def test_noise_belongs_to_seed_scale_and_pass():
+    one = gumbel([5], 2, 4, 3)
+    assert torch.equal(gumbel([4, 5], 2, 4, 3)[1:], one)
+    for other in (gumbel([6], 2, 4, 3), gumbel([5], 3, 4, 3), gumbel([5], 2, 4, 3, turn=1)):
+        assert not torch.equal(other, one)
+    assert not torch.equal(uniform_tokens([5], 3, 64, 99), uniform_tokens([6], 3, 64, 99))
+
+
+def test_sampling_neither_uses_nor_moves_the_global_generator(tiny):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    once = run(tiny, [3])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert equal(run(tiny, [3]), once)
+
+
+def test_the_chain_runs_from_noise_to_x_1(tiny):
+    steps = list(tiny.sample_steps(2, seed=1))
+    assert [step.t for step in steps] == [4, 3, 2, 1]
+    assert [step.done for step in steps] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    for step in steps:
+        assert step.tokens.shape == (2, 4, 4) and step.tokens.dtype == torch.int64
+        assert 0 <= step.tokens.min() and step.tokens.max() < tiny.K
+
+
+# ── one token ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("choice", [dict(), dict(temperature=0.5), dict(top_k=4), dict(top_p=0.7)])
+def test_draws_have_the_odds_of_the_filtered_softmax(choice):
+    """Chi-square over 200 000 draws of 8 codes, fixed seed: right code fails with odds 1 in 10⁶;
+    a temperature wrong by 5 % would score above 200."""
+    draws, K = 200_000, 8
+    logits = torch.linspace(-1.5, 1.5, K).expand(1, draws, K)
+    choose = Filter(**choice)
+    drawn = draw(logits, gumbel([0], 2, draws, K), choose)
+    scaled = logits[:, :1] / choose.temperature
+    p = filtered(scaled, choose.top_k, choose.top_p).softmax(-1)[0, 0].double()
+    seen = torch.bincount(drawn[0], minlength=K).double()
+    assert seen[p == 0].sum() == 0
+    chi_square = ((seen - draws * p).square() / (draws * p))[p > 0].sum().item()
+    # The mean of χ² is its degrees of freedom d; beyond d + 5.5 √(2d) + 15 lies less than 1e-6.
+    freedom = int((p > 0).sum()) - 1
+    assert chi_square < freedom + 5.5 * math.sqrt(2 * freedom) + 15
+
+
+def test_x_T_is_uniform():
+    """48 000 tokens of 12 codes, fixed seeds; the bound has odds below 1 in 10⁶."""
+    seen = torch.bincount(uniform_tokens(range(3000), 3, 16, 12).flatten(), minlength=12).double()
+    assert ((seen - 4000).square() / 4000).sum() < 11 + 5.5 * math.sqrt(22) + 15
+
+
+def test_no_noise_is_infinite():
+    noise = gumbel(range(50), 2, 64, 256)
+    assert noise.isfinite().all()
+    # Gumbel: mean γ = 0.5772, variance π²/6; 819 200 draws, within 5 standard errors.
+    assert abs(noise.mean() - 0.5772) < 5 * (math.pi**2 / 6 / noise.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-6])
+def test_temperature_zero_is_greedy(temperature):
+    logits = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(0))
+    drawn = draw(logits, gumbel([0, 1, 2], 2, 5, 9), Filter(temperature=temperature))
+    assert torch.equal(drawn, logits.argmax(-1))
+
+
+def test_a_greedy_chain_differs_only_by_where_it_starts(tiny, monkeypatch):
+    greedy = run(tiny, [1, 2], temperature=0)
+    monkeypatch.setattr(sampling, "gumbel", lambda seeds, t, n, K: torch.full((2, n, K), torch.nan))
+    assert equal(run(tiny, [1, 2], temperature=0), greedy)
+
+
+rows = st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12)
+
+
+@given(rows, st.integers(1, 14))
+def test_top_k_keeps_the_k_likeliest(row, k):
+    assume(len(set(row)) == len(row))
+    kept = filtered(torch.tensor([[row]]), k, 1.0)[0, 0]
+    expected = sorted(row, reverse=True)[:k]
+    assert sorted(kept[kept.isfinite()].tolist(), reverse=True) == expected
+    assert all(kept[i] == row[i] for i in range(len(row)) if kept[i].isfinite())
+
+
+@given(rows, st.floats(0.01, 0.999))
+def test_top_p_keeps_the_fewest_that_hold_p(row, p):
+    assume(len(set(row)) == len(row))
+    logits = torch.tensor([[row]])
+    kept = filtered(logits, 0, p)[0, 0].isfinite()
+    odds = logits[0, 0].double().softmax(-1)
+    mass, least = odds[kept].sum(), odds[kept].min()
+    assert kept.any() and odds[kept].min() > odds[~kept].max() if (~kept).any() else True
+    assert mass >= p - 1e-6
+    assert mass - least < p + 1e-6
+
+
+def test_filters_that_are_off_change_nothing():
+    logits = torch.randn(2, 3, 7)
+    for k in (0, 7, 100):
+        assert torch.equal(filtered(logits, k, 1.0), logits)
+
+
+# ── what the caller said ──────────────────────────────────────────────────────────────────────
+
+
+def test_each_scale_may_have_its_own_choice(tiny):
+    filters = scale_filters(4, [0.5, 1, 2], 3, [1, 0.9, 0.8])
+    assert filters == {2: Filter(0.5, 3, 1), 3: Filter(1, 3, 0.9), 4: Filter(2, 3, 0.8)}
+    last_greedy = run(tiny, [1], temperature=[1, 1, 0])
+    assert torch.equal(last_greedy[1], run(tiny, [1], temperature=0)[1])
+    assert not torch.equal(last_greedy[1], run(tiny, [1])[1])
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (dict(temperature=-0.1), "temperature must be at least 0, got -0.1"),
+        (dict(temperature=math.nan), "temperature must be at least 0, got nan"),
+        (dict(temperature=math.inf), "temperature must be at least 0, got inf"),
+        (dict(top_k=-1), "top_k must be a whole number, at least 0, got -1"),
+        (dict(top_k=1.5), "top_k must be a whole number"),
+        (dict(top_p=0.0), r"top_p must lie in \(0, 1\], got 0.0"),
+        (dict(top_p=1.1), r"top_p must lie in \(0, 1\], got 1.1"),
+        (dict(temperature=[1, 1]), "temperature must be one number, or 3 for t = 2 to 4"),
+        (dict(top_p=[]), "top_p must be one number, or 3"),
+        (dict(method="fast"), "method must be one of"),
+        (dict(seed=-1), r"seeds must be whole numbers in \[0, 2\^63\), got -1"),
+        (dict(seed=2**63), r"seeds must be whole numbers in \[0, 2\^63\)"),
+        (dict(seed=2**63 - 1), r"seeds must be whole numbers"),  # the second image's is too large
+        (dict(seed=[1]), "seed must be one number or 2 of them, got 1"),
+        (dict(seed=[1, 2, 3]), "seed must be one number or 2 of them, got 3"),
+        (dict(classes=0), "this model takes no classes"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(tiny, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny.sample(2, **options)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_at_least_one_image_is_drawn(tiny, count):
+    with pytest.raises(ValueError, match=f"num_images must be a whole number, .* got {count}"):
+        tiny.sample(count)
+
+
+def test_the_largest_seeds_work(tiny):
+    assert image_seeds(2**63 - 2, 2) == [2**63 - 2, 2**63 - 1]
+    assert run(tiny, [0, 2**63 - 1])[-1].shape == (2, 4, 4)

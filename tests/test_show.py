@@ -1,0 +1,232 @@
+"""Pictures say what they are given, and drawing them changes nothing else."""
+
+import inspect
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from einops import repeat
+from PIL import Image
+
+from imagebart import show
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.sampling import Step, sample_steps
+
+RED, GREEN, BLUE, GREY = (200, 20, 30), (20, 190, 40), (30, 40, 210), (120, 120, 120)
+PAINT = torch.tensor([RED, GREEN, BLUE, GREY, (250, 250, 0)], dtype=torch.uint8)
+
+
+class Painter:
+    """A model whose decoder paints the token k as 4×4 pixels of the colour PAINT[k]."""
+
+    T, K = 3, 5
+
+    def decode(self, tokens, output_type="pil"):
+        pixels = repeat(PAINT[tokens], "b h w c -> b (h y) (w x) c", y=4, x=4)
+        if output_type == "pt":
+            return pixels.permute(0, 3, 1, 2).float() / 255
+        return [Image.fromarray(image.numpy()) for image in pixels]
+
+
+def plain(colour, size=(32, 32)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def colours_in(picture) -> set:
+    """Colours of more than a hundred pixels."""
+    image = picture.image if isinstance(picture, show.Picture) else picture
+    return {colour for count, colour in image.getcolors(1 << 24) if count > 100}
+
+
+# ── code ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_source_is_the_code_that_runs():
+    code = show.source(MultinomialDiffusion.q_step).text
+    assert code.startswith("# imagebart/diffusion.py\ndef q_step(self")
+    body = inspect.getsource(MultinomialDiffusion.q_step)
+    assert [line.strip() for line in code.splitlines()[1:]] == [
+        line.strip() for line in body.splitlines()
+    ]
+
+
+def test_source_sees_through_decorators_and_properties():
+    assert "yield step_of" in show.source(sample_steps).text
+    assert "def image(self)" in show.source(Framed.image).text
+
+
+class Framed:
+    @property
+    def image(self):
+        return plain(RED)
+
+
+def test_source_of_several_functions_keeps_their_order():
+    code = show.source(show.strip, show.grid).text
+    assert code.index("def strip") < code.index("def grid")
+    assert show.source(show.strip, show.grid)._repr_markdown_() == f"```python\n{code}\n```"
+
+
+def test_what_is_not_written_in_python_has_no_source():
+    with pytest.raises(ValueError, match="written in Python"):
+        show.source(len)
+
+
+# ── images side by side ───────────────────────────────────────────────────────────────────────
+
+
+def test_a_grid_reads_row_by_row():
+    picture = show.grid([plain(c) for c in (RED, GREEN, BLUE, GREY)], columns=2, height=32).image
+    step = 32 + show.GAP
+    assert picture.size == (32 + step, 32 + step)
+    at = [picture.getpixel((x + 16, y + 16)) for y in (0, step) for x in (0, step)]
+    assert at == [RED, GREEN, BLUE, GREY]
+
+
+def test_captions_stand_above_and_cover_nothing():
+    picture = show.strip([plain(RED)], ["x₁"], height=32).image
+    assert picture.crop((0, picture.height - 32, 32, picture.height)).getcolors() == [(1024, RED)]
+    assert picture.crop((0, 0, 32, picture.height - 32)).convert("L").getextrema()[0] < 120
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+@pytest.mark.parametrize("size", [(128, 128), (64, 64), (768, 256)])
+def test_a_row_is_never_wider_than_the_page(count, size):
+    picture = show.strip([plain(RED, size)] * count).image
+    assert picture.width <= show.WIDTH and picture.height <= show.HEIGHT
+
+
+def test_pictures_of_several_widths_share_a_height():
+    picture = show.strip([plain(RED, (64, 32)), plain(BLUE)], height=32).image
+    assert picture.size == (64 + show.GAP + 32, 32)
+
+
+def test_captions_must_be_one_an_image():
+    with pytest.raises(ValueError, match="captions must be one an image, 2, got 1"):
+        show.strip([plain(RED), plain(BLUE)], ["red"])
+
+
+def test_no_image_is_refused():
+    with pytest.raises(ValueError, match="needs an image"):
+        show.strip([])
+
+
+def test_a_chain_is_a_row_an_image_and_a_column_a_scale():
+    grids = [torch.tensor([first, second])[:, None, None] for first, second in ((0, 1), (2, 3))]
+    steps = [Step(t, x.expand(2, 2, 2), 0.0) for t, x in zip((3, 1), grids, strict=True)]
+    picture = show.chain(Painter(), steps, height=32).image
+    xs, ys = (16, picture.width - 16), (picture.height - 32 - show.GAP - 16, picture.height - 16)
+    assert [picture.getpixel((x, y)) for y in ys for x in xs] == [RED, BLUE, GREEN, GREY]
+
+
+def test_scales_are_called_by_their_symbols():
+    names = [show.step_name(t, 12) for t in (12, 5, 1)]
+    assert names == ["x₁₂ (noise)", "x₅", "x₁ (clean)"]
+
+
+# ── tokens and masks ──────────────────────────────────────────────────────────────────────────
+
+
+def test_codes_have_the_colours_they_decode_to():
+    assert torch.equal(show.code_colours(Painter()), PAINT)
+
+
+def test_a_token_map_shows_every_token():
+    image = show.tokens(torch.tensor([[0, 1, 2], [3, 3, 0]]), PAINT)
+    cell = image.height // 2
+    middles = [(cell * x + cell // 2, cell * y + cell // 2) for y in range(2) for x in range(3)]
+    assert [image.getpixel(at) for at in middles] == [RED, GREEN, BLUE, GREY, GREY, RED]
+
+
+@pytest.mark.parametrize(
+    "grid, sentence",
+    [
+        (torch.tensor([[0, 5]]), r"tokens must lie in \[0, 5\), got 5"),
+        (torch.tensor([[-1, 0]]), r"tokens must lie in \[0, 5\), got -1"),
+        (torch.zeros(2, 3, 3, dtype=torch.int64), "one grid"),
+    ],
+)
+def test_tokens_that_are_no_grid_of_codes_are_refused(grid, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        show.tokens(grid, PAINT)
+
+
+def test_only_the_hole_is_tinted():
+    hole = np.zeros((32, 32), dtype=bool)
+    hole[8:20, 4:] = True
+    before, after = np.asarray(plain(GREY)), np.asarray(show.mask_overlay(plain(GREY), hole))
+    assert np.array_equal((before != after).any(axis=2), hole)
+
+
+def test_a_hole_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="as large as the image"):
+        show.mask_overlay(plain(RED), np.zeros((8, 8), dtype=bool))
+
+
+# ── numbers ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_bars_are_as_high_as_their_values():
+    image = np.asarray(show.bars({"a": [1.0], "b": [0.25]}).image)
+    blue = (image == [0x3A, 0x6E, 0xA5]).all(axis=2)
+    half = blue.shape[1] // 2
+    heights = [blue[:, :half].any(axis=1).sum(), blue[:, half:].any(axis=1).sum()]
+    assert heights[1] / heights[0] == pytest.approx(0.25, abs=0.02)
+
+
+def test_named_bars_have_colours_of_their_own():
+    named = colours_in(show.bars({"": [1, 1, 1]}, ["p", "q", "r"]))
+    alike = colours_in(show.bars({"": [1, 1, 1]}))
+    assert len(named) == len(alike) + 2
+
+
+def test_a_short_line_ends_early():
+    both = np.asarray(show.curves({"a": [1, 1], "b": [0, 0, 0, 0]}, x=[1, 2, 3, 4]).image)
+    ends = [
+        (both == [int(c[i : i + 2], 16) for i in (1, 3, 5)]).all(axis=2).nonzero()[1]
+        for c in show.COLOURS[:2]
+    ]
+    assert [len(end) > 0 for end in ends] == [True, True]
+    plot = both.shape[1] * 0.75  # the legend is on the right
+    assert ends[0][ends[0] < plot].max() < 0.6 * ends[1][ends[1] < plot].max()
+
+
+def test_figures_fit_the_page():
+    many = show.bars({str(k): [0.5, 0.5] for k in range(12)}).image
+    assert many.width <= 1200 and many.height <= 250
+
+
+def test_a_chart_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one chart"):
+        show.bars({})
+
+
+# ── side effects ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_drawing_changes_no_global_state():
+    settings, noise = dict(matplotlib.rcParams), torch.get_rng_state()
+    numpy_noise = np.random.get_state()[1].copy()
+    show.bars({"": [1]})
+    show.curves({"": [1, 2]})
+    show.strip([show.tokens(torch.zeros(1, 2, dtype=torch.int64), show.code_colours(Painter()))])
+    assert dict(matplotlib.rcParams) == settings
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert np.array_equal(np.random.get_state()[1], numpy_noise)
+
+
+@pytest.mark.parametrize(
+    "image, kind",
+    [(plain(RED), "image/png"), (Image.effect_noise((64, 64), 60).convert("RGB"), "image/jpeg")],
+)
+def test_a_picture_is_stored_once_in_the_smaller_format(image, kind):
+    bundle = show.Picture(image)._repr_mimebundle_()
+    assert {name for name in bundle if name.startswith("image/")} == {kind}
+    other = show.encoded(image, "JPEG" if kind == "image/png" else "PNG")
+    assert len(bundle[kind]) < len(other)
+
+
+def test_a_picture_can_be_saved(tmp_path):
+    show.strip([plain(RED)], height=32).save(tmp_path / "red.png")
+    assert Image.open(tmp_path / "red.png").getcolors() == [(1024, RED)]

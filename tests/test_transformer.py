@@ -1,0 +1,166 @@
+"""Attention, blocks and caches: who sees whom, and that decoding gives the numbers of training."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from imagebart.transformer import TILE, Decoder, Encoder, attend, causal, in_tiles
+
+
+def make_decoder(width=16, heads=2, prefix=1, cross=True, depth=2, seed=0) -> Decoder:
+    torch.manual_seed(seed)
+    shape = depth, width, heads, width // heads, True
+    decoder = Decoder(*shape, cross=cross, prefix=prefix)
+    for p in decoder.parameters():
+        p.data += 0.3 * torch.randn(p.shape) / p.shape[-1] ** 0.5
+    return decoder.eval().requires_grad_(False)
+
+
+def split(total: int, cuts) -> list[range]:
+    """0 .. total in consecutive windows that end at the `cuts`."""
+    ends = sorted({c for c in cuts if 0 < c < total} | {total})
+    return [range(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def stepped(decoder: Decoder, x, memory, windows) -> torch.Tensor:
+    """The outputs of `Decoder.step`, window after window."""
+    cache = decoder.cache(len(x), x.shape[1], memory)
+    slots = [torch.tensor([list(w)] * len(x)) for w in windows]
+    return torch.cat([decoder.step(x[:, list(s[0])], s, cache) for s in slots], dim=1)
+
+
+def seen_by(output, x) -> torch.Tensor:
+    """Which slots of x (1, s, c) the outputs (1, s, c) depend on, by gradient: (s, s) booleans."""
+    rows = [torch.autograd.grad(o[0], x, retain_graph=True)[0] for o in output[0]]
+    return torch.stack([row[0].abs().sum(-1) > 0 for row in rows])
+
+
+# ── who sees whom ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_mask_is_a_staircase_behind_an_open_prefix():
+    for length in range(1, 6):
+        for prefix in range(length + 1):
+            visible = causal(length, prefix, torch.device("cpu"))
+            for i in range(length):
+                for j in range(length):
+                    assert visible[i, j] == (j <= i or j < prefix)
+
+
+@pytest.mark.parametrize("prefix", [1, 3])
+@pytest.mark.parametrize("cross", [True, False])
+def test_a_decoder_sees_its_past_and_its_prefix(prefix, cross):
+    decoder = make_decoder(prefix=prefix, cross=cross)
+    x = torch.randn(1, 7, 16, requires_grad=True)
+    memory = torch.randn(1, 5, 16) if cross else None
+    seen = seen_by(decoder(x, memory), x)
+    assert torch.equal(seen, causal(7, prefix, x.device))
+
+
+def test_a_decoder_sees_all_of_the_memory():
+    decoder = make_decoder()
+    memory = torch.randn(1, 5, 16, requires_grad=True)
+    assert seen_by(decoder(torch.randn(1, 4, 16), memory), memory).all()
+
+
+def test_an_encoder_sees_in_both_directions():
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 16, requires_grad=True)
+    assert seen_by(Encoder(1, 16, 2, 8, True)(x), x).all()
+
+
+# ── decoding gives the numbers of training ────────────────────────────────────────────────────
+
+
+@settings(max_examples=50)
+@given(
+    prefix=st.integers(1, 3),
+    length=st.integers(4, 40),
+    cuts=st.lists(st.integers(1, 40), max_size=8),
+    cross=st.booleans(),
+)
+def test_any_windows_give_what_one_reading_gives(prefix, length, cuts, cross):
+    """Slots of the prefix see each other, so they must be read together."""
+    decoder = make_decoder(prefix=prefix, cross=cross)
+    generator = torch.Generator().manual_seed(length)
+    x = torch.randn(2, length, 16, generator=generator)
+    memory = torch.randn(2, 5, 16, generator=generator) if cross else None
+    windows = split(length, [c for c in cuts if c >= prefix])
+    together = decoder(x, memory)
+    torch.testing.assert_close(stepped(decoder, x, memory, windows), together, rtol=0, atol=2e-5)
+
+
+def test_rows_may_stand_at_different_slots():
+    decoder = make_decoder(cross=False)
+    x = torch.randn(2, 9, 16)
+    together = decoder(x)
+    cache = decoder.cache(2, 9, None)
+    decoder.step(x[:, :4], torch.arange(4).expand(2, -1), cache)
+    slots = torch.tensor([[4, 5, 6], [2, 3, 4]])
+    there = x.gather(1, slots[..., None].expand(-1, -1, 16))
+    expected = together.gather(1, slots[..., None].expand(-1, -1, 16))
+    torch.testing.assert_close(decoder.step(there, slots, cache), expected, rtol=0, atol=2e-5)
+
+
+def test_what_was_guessed_wrong_is_forgotten_when_read_again():
+    decoder = make_decoder(cross=False)
+    x = torch.randn(1, 6, 16)
+    cache = decoder.cache(1, 6, None)
+    decoder.step(torch.randn(1, 6, 16), torch.arange(6)[None], cache)
+    again = decoder.step(x, torch.arange(6)[None], cache)
+    torch.testing.assert_close(again, decoder(x), rtol=0, atol=2e-5)
+
+
+# ── rounding: a row's numbers do not depend on its company ────────────────────────────────────
+
+
+@pytest.fixture
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("width, threads", [(64, 1), (256, 1), (256, 2)], indirect=["threads"])
+def test_a_row_alone_rounds_as_in_any_batch(width, threads):
+    """Bit for bit: what makes one seed one image."""
+    decoder = make_decoder(width=width, heads=width // 32, depth=1)
+    x, memory = torch.randn(17, 8, width), torch.randn(17, 9, width)
+    windows = split(8, [1, 2])
+    alone = torch.cat([stepped(decoder, x[i : i + 1], memory[i : i + 1], windows) for i in range(17)])
+    for size in (2, 7, 17):
+        assert torch.equal(stepped(decoder, x[:size], memory[:size], windows), alone[:size])
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_windows_of_any_size_round_alike(width):
+    """Bit for bit, from one slot at a time to all at once."""
+    decoder = make_decoder(width=width, heads=width // 32, depth=1)
+    x, memory = torch.randn(2, 40, width), torch.randn(2, 41, width)
+    one_by_one = stepped(decoder, x, memory, split(40, range(40)))
+    for size in (2, 8, 15, 16, 17, 32, 40):
+        windows = split(40, range(0, 40, size))
+        assert torch.equal(stepped(decoder, x, memory, windows), one_by_one)
+
+
+@pytest.mark.parametrize("rows", [1, TILE - 1, TILE, TILE + 1, 3 * TILE])
+def test_tiles_change_no_number(rows):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 40), torch.randn(rows, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(in_tiles(layer, x), layer(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("queries", [1, 5, TILE, TILE + 3])
+def test_padded_attention_is_attention(queries):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, s, 8) for s in (queries, 11, 11))
+    visible = torch.rand(2, 1, queries, 11) < 0.7
+    visible[..., 0] = True
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    got = attend(q, k, v, visible).unflatten(-1, (3, 8)).transpose(1, 2)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)

@@ -1,0 +1,208 @@
+"""Compression: what is rounded, what the gradient sees, and which images fit."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagebart.vqgan import VQGAN, Quantiser, VQGANConfig
+
+
+@pytest.fixture(scope="module")
+def vqgan(make_vqgan):
+    return make_vqgan()
+
+
+def make_quantiser(K=7, dim=3, **options) -> Quantiser:
+    quantiser = Quantiser(K, dim, 0.25, **options)
+    weight = torch.randn(K, dim, generator=torch.Generator().manual_seed(0))
+    quantiser.codebook.weight.data.copy_(weight)
+    return quantiser
+
+
+def latents(b=2, c=3, h=4, w=5, seed=1) -> torch.Tensor:
+    return torch.randn(b, c, h, w, generator=torch.Generator().manual_seed(seed))
+
+
+# ── rounding to codes ─────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=50)
+@given(K=st.integers(1, 20), dim=st.integers(1, 8), seed=st.integers(0, 99))
+def test_the_nearest_code_is_the_nearest(K, dim, seed):
+    quantiser = make_quantiser(K, dim)
+    z = latents(c=dim, seed=seed)
+    distance = (z[:, None] - quantiser.codebook.weight[:, :, None, None]).square().sum(2)
+    chosen = distance.gather(1, quantiser.nearest(z)[:, None])
+    assert (chosen[:, 0] <= distance.amin(1) + 1e-5).all()
+
+
+def test_a_code_is_nearest_to_itself():
+    quantiser = make_quantiser()
+    grid = torch.arange(7).reshape(1, 1, 7)
+    assert torch.equal(quantiser.nearest(quantiser.lookup(grid).detach()), grid)
+
+
+def test_lookup_lays_codes_out_as_the_grid_is():
+    quantiser, grid = make_quantiser(), torch.tensor([[[1, 4], [0, 6], [2, 2]]])
+    e = quantiser.lookup(grid)
+    assert e.shape == (1, 3, 3, 2)
+    for i in range(3):
+        for j in range(2):
+            assert torch.equal(e[0, :, i, j], quantiser.codebook.weight[grid[0, i, j]])
+
+
+def test_spherical_codes_have_length_one_and_are_nearest_by_angle():
+    quantiser = make_quantiser(spherical=True)
+    z = quantiser.place(5 * latents())
+    for vectors in (z, quantiser.lookup(quantiser.nearest(z)), quantiser.codes().T[None, :, None]):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones_like(vectors[:, 0]))
+    weight = torch.nn.functional.normalize(quantiser.codebook.weight, dim=1)
+    cosine = torch.einsum("bchw,kc->bkhw", z, weight)
+    assert torch.equal(quantiser.nearest(z), cosine.argmax(1))
+
+
+# ── the straight-through gradient ─────────────────────────────────────────────────────────────
+
+
+def test_gradient_passes_straight_through():
+    quantiser, z = make_quantiser(), latents().requires_grad_()
+    z_q, _, _ = quantiser(z)
+    downstream = latents(seed=2)
+    (gradient,) = torch.autograd.grad((z_q * downstream).sum(), z)
+    assert torch.equal(gradient, downstream)
+
+
+def test_what_goes_forward_is_the_code():
+    quantiser, z = make_quantiser(), latents()
+    z_q, _, code = quantiser(z)
+    assert torch.equal(code, quantiser.nearest_code(z))
+    torch.testing.assert_close(z_q, quantiser.lookup(code), rtol=0, atol=1e-6)
+
+
+def test_the_codebook_loss_pulls_each_side_with_its_weight():
+    """‖sg[z] - e‖² moves the codes, commitment · ‖z - sg[e]‖² the encoder."""
+    quantiser, z = make_quantiser(), latents().requires_grad_()
+    _, loss, code = quantiser(z)
+    e = quantiser.lookup(code)
+    torch.testing.assert_close(loss, 1.25 * (z - e).square().mean())
+    to_z, to_codes = torch.autograd.grad(loss, (z, quantiser.codebook.weight))
+    torch.testing.assert_close(to_z, 0.25 * 2 * (z - e) / z.numel())
+    pull = torch.zeros(7, 3)
+    rows = (2 * (e - z) / z.numel()).permute(0, 2, 3, 1).reshape(-1, 3)
+    pull.index_add_(0, code.flatten(), rows)
+    torch.testing.assert_close(to_codes, pull)
+
+
+def test_every_part_learns_from_a_reconstruction(vqgan):
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    back, codebook_loss, _ = vqgan(image)
+    loss = (image - back).abs().mean() + codebook_loss
+    for name, gradient in zip(
+        dict(vqgan.named_parameters()),
+        torch.autograd.grad(loss, list(vqgan.parameters())),
+        strict=True,
+    ):
+        assert gradient.abs().sum() > 0, name
+
+
+# ── the codes in use ──────────────────────────────────────────────────────────────────────────
+
+USED = torch.tensor([1, 2, 5])
+
+
+def test_shrinking_keeps_what_is_used():
+    quantiser = make_quantiser()
+    z, grid = latents(), make_quantiser().nearest(latents())
+    quantiser.shrink(USED)
+    assert quantiser.K == 3
+    assert torch.equal(quantiser.token_embeddings(), quantiser.codebook.weight[USED])
+    kept = torch.isin(grid, USED)
+    assert kept.any() and not kept.all()
+    tokens = quantiser.nearest(z)
+    assert torch.equal(USED[tokens][kept], grid[kept])
+    assert 0 <= tokens.min() and tokens.max() < 3
+    assert torch.equal(quantiser.lookup(tokens), make_quantiser().lookup(USED[tokens]))
+
+
+def test_an_unused_code_maps_to_one_used_code_drawn_once():
+    quantiser = make_quantiser(K=500)
+    quantiser.shrink(USED, torch.Generator().manual_seed(0))
+    table = quantiser.token_of
+    assert set(table.tolist()) == {0, 1, 2}
+    assert torch.equal(table[USED], torch.arange(3))
+    again, other = make_quantiser(K=500), make_quantiser(K=500)
+    again.shrink(USED, torch.Generator().manual_seed(0))
+    other.shrink(USED, torch.Generator().manual_seed(1))
+    assert torch.equal(again.token_of, table) and not torch.equal(other.token_of, table)
+    z = latents()
+    assert torch.equal(quantiser.nearest(z), quantiser.nearest(z))
+    assert torch.equal(quantiser.nearest(z), table[quantiser.nearest_code(z)])
+
+
+@pytest.mark.parametrize("used", [[], [-1, 2], [2, 7], [2, 1], [1, 1]])
+def test_used_codes_are_sorted_codes(used):
+    with pytest.raises(ValueError, match="used codes must"):
+        make_quantiser().shrink(torch.tensor(used, dtype=torch.int64))
+
+
+def test_dead_codes_are_revived_where_latents_are():
+    quantiser, z = make_quantiser(), latents()
+    before = quantiser.codebook.weight.detach().clone()
+    dead = torch.tensor([True, False, False, True, False, False, True])
+    quantiser.revive(dead, z, torch.Generator().manual_seed(0))
+    after = quantiser.codebook.weight.detach()
+    assert torch.equal(after[~dead], before[~dead])
+    places = z.permute(0, 2, 3, 1).reshape(-1, 3)
+    for code in after[dead]:
+        assert (places == code).all(1).any()
+
+
+# ── images in, images out ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("H, W", [(32, 32), (8, 8), (16, 40), (64, 24)])
+def test_any_multiple_of_f_will_do(vqgan, H, W):
+    image = torch.rand(2, 3, H, W) * 2 - 1
+    grid = vqgan.encode(image)
+    assert grid.shape == (2, H // 8, W // 8) and grid.dtype == torch.int64
+    assert 0 <= grid.min() and grid.max() < vqgan.K
+    assert vqgan.decode(grid).shape == image.shape
+
+
+@pytest.mark.parametrize("H, W", [(32, 31), (4, 8), (9, 16), (0, 8)])
+def test_other_sizes_are_refused(vqgan, H, W):
+    with pytest.raises(ValueError, match=f"image sides must be multiples of f = 8, got {H}×{W}"):
+        vqgan.encode(torch.zeros(1, 3, H, W))
+
+
+def test_f_is_patch_times_halvings():
+    assert VQGANConfig().f == 16 and VQGANConfig().grid == (16, 16)
+    assert VQGANConfig(patch=4, multipliers=(1, 2), attention_levels=()).f == 8
+
+
+def test_a_config_survives_json():
+    assert VQGANConfig(multipliers=[1, 2], attention_levels=[1]) == VQGANConfig(
+        multipliers=(1, 2), attention_levels=(1,)
+    )
+
+
+@pytest.mark.parametrize(
+    "shape, sentence",
+    [
+        (dict(channels=40), "channels must be a multiple of 32"),
+        (dict(multipliers=(1, 0), attention_levels=()), "multipliers at least 1"),
+        (dict(image_size=100), "image_size must be a multiple of 16, got 100"),
+        (dict(attention_levels=(5,)), r"attention_levels must lie in \[0, 5\)"),
+    ],
+)
+def test_what_is_no_vqgan_is_refused(shape, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        VQGANConfig(**shape)
+
+
+def test_the_published_shape_has_the_published_size():
+    """The f = 16 VQGAN with 1024 codes: 72 million weights, attention at its coarsest level."""
+    with torch.device("meta"):
+        vqgan = VQGAN(VQGANConfig())
+    assert sum(p.numel() for p in vqgan.parameters()) == pytest.approx(72e6, rel=0.03)
