@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +35,7 @@ from starlette.responses import PlainTextResponse
 
 from imagebart import ImageBART, scenery
 from imagebart.data import FORMATS, fit, to_rgb
-from imagebart.editing import edit_steps, pixel_hole, token_hole
+from imagebart.editing import edit_steps, hole_pixels, pixel_hole, token_hole
 
 MOST_IMAGES = 16
 MOST_PIXELS = 16_000_000
@@ -130,24 +129,22 @@ def sentences() -> Iterator[None]:
 # ── pictures ──────────────────────────────────────────────────────────────────────────────────
 
 
-def read_picture(file: Any, flatten_on_white: bool = False) -> Image.Image | None:
-    """A picture that the editor sent, through the library's reader; a layer as its mask.
+def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
+    """A picture that was uploaded, converted; ValueError if it is none.
 
-    Takes the place of `ImageEditor.convert_and_format_image`, which would clip 16-bit grey and
-    ignore EXIF turns. A layer has no white background: there `flatten_on_white` is False.
+    Gradio's own reader would clip 16-bit grey and pass over EXIF turns.
     """
-    if file is None:
-        return None
-    source = BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file.path
     try:
-        with Image.open(source, formats=FORMATS) as image:
-            return to_rgb(image) if flatten_on_white else layer_mask(image)
+        with Image.open(file["path"], formats=FORMATS) as image:
+            pixels = convert(image)
+            pixels.info.clear()  # where and when it was taken; and EXIF would turn it once more
+            return pixels
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        most = f"{MOST_PIXELS // 10**6} million pixels"
-        raise gr.Error(f"an image must have at most {most}", print_exception=False) from None
+        most = MOST_PIXELS // 10**6
+        raise ValueError(f"an image must have at most {most} million pixels, got more") from None
     except Exception:  # decoders raise whatever a broken file drives them into
-        sentence = "an image must be a whole PNG, JPEG, WEBP, BMP, GIF, TIFF or PPM file"
-        raise gr.Error(sentence, print_exception=False) from None
+        names = ", ".join(FORMATS)
+        raise ValueError(f"an image must be a whole file, one of {names}, got another") from None
 
 
 def layer_mask(layer: Image.Image) -> Image.Image:
@@ -158,18 +155,13 @@ def layer_mask(layer: Image.Image) -> Image.Image:
 
 
 def read_editor(model: ImageBART, editor: dict | None) -> tuple[Image.Image, Any]:
-    """(the image at the model's size, the tokens to repaint) of what the editor holds."""
-    if not editor or editor.get("background") is None:
+    """(the image at the model's size, the tokens to repaint) of what the editor sent."""
+    if not editor or not editor.get("background"):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
-    image = editor["background"]
+    image = read_picture(editor["background"])
     marked = np.zeros((image.height, image.width), bool)
-    for layer in editor["layers"]:
-        if layer.size != image.size:
-            raise ValueError(
-                f"the mask must be as large as the image, {image.width}×{image.height}, "
-                f"got {layer.width}×{layer.height}"
-            )
-        marked |= np.asarray(layer) > 0
+    for file in editor.get("layers") or []:
+        marked |= hole_pixels(read_picture(file, layer_mask), image.size)
     return fit(image, model.image_size), token_hole(model, marked)
 
 
@@ -309,33 +301,19 @@ picture that you mark.
 """
 
 
-def unchecked(component: gr.components.Component) -> gr.components.Component:
-    """A component that hands on what came: the endpoint checks it, and says what is wrong."""
-    component.preprocess = lambda payload: payload
-    return component
-
-
 def controls(model: ImageBART) -> list:
     """What both endpoints ask for, in the order in which they take it."""
-    prompt = unchecked(
-        gr.Textbox("", label="Prompt", placeholder="This model takes no text", max_lines=3)
-    )
-    count = unchecked(gr.Slider(1, MOST_IMAGES, 1, step=1, label="Number of images"))
+    prompt = gr.Textbox("", label="Prompt", placeholder="This model takes no text", max_lines=3)
+    count = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Number of images")
     dice = gr.Button("Random", size="sm", render=False)
-    seed = unchecked(gr.Number(0, label="Seed", precision=0, buttons=[dice]))
+    seed = gr.Number(0, label="Seed", precision=0, buttons=[dice])
     kinds = [EACH_ANOTHER, *range(model.classes)]
-    kind = [unchecked(gr.Dropdown(kinds, label="Class"))] if model.classes else []
+    kind = [gr.Dropdown(kinds, label="Class")] if model.classes else []
     with gr.Accordion("Advanced", open=False):
-        temperature = unchecked(
-            gr.Slider(
-                0, 5, 1, step=0.05, label="Temperature", info="0 takes the likeliest token always"
-            )
-        )
-        top_k = unchecked(
-            gr.Slider(
-                0, model.K, 0, step=1, label="Top-k", info="Only the k likeliest tokens; 0 is all"
-            )
-        )
+        about = "0 takes the likeliest token always"
+        temperature = gr.Slider(0, 5, 1, step=0.05, label="Temperature", info=about)
+        about = "Only the k likeliest tokens; 0 is all"
+        top_k = gr.Slider(0, model.K, 0, step=1, label="Top-k", info=about)
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)")
     return [prompt, count, seed, temperature, top_k, *kind]
 
@@ -384,6 +362,7 @@ def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, 
         endpoint(steps, model),
         inputs,
         outputs,
+        preprocess=False,  # the endpoint checks what came, and says what is wrong
         api_name=steps.__name__,
         api_description=steps.__doc__,
         concurrency_limit=1,
@@ -452,10 +431,10 @@ def edit_tab(model: ImageBART) -> SimpleNamespace:
 
     @sentences()
     def fitted(value: dict | None) -> dict:
-        image, _ = read_editor(model, value)
-        if image.size == value["background"].size:
-            return gr.skip()  # an upload is also what the editor calls a value that we set
-        return for_editor(image)
+        image = read_picture(value["background"])
+        if image.size == (W, H):
+            return gr.skip()  # setting a value counts as an upload, too
+        return for_editor(fit(image, (H, W)))
 
     @sentences()
     def mark(name: str, value: dict | None) -> dict:
@@ -465,9 +444,9 @@ def edit_tab(model: ImageBART) -> SimpleNamespace:
     connect(model, inpaint, buttons, [editor, *inputs], [shown, line, gallery], index)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shelf.select(pick, None, editor, **private)
-    editor.upload(fitted, editor, editor, **private)
+    editor.upload(fitted, editor, editor, preprocess=False, **private)
     for name, button in zip(HOLES, holes, strict=True):
-        button.click(partial(mark, name), editor, editor, **private)
+        button.click(partial(mark, name), editor, editor, preprocess=False, **private)
     again.click(chosen_for_editor, [gallery, index], editor, **private)
     return SimpleNamespace(editor=editor)
 
@@ -475,10 +454,8 @@ def edit_tab(model: ImageBART) -> SimpleNamespace:
 def image_editor(W: int, H: int) -> gr.ImageEditor:
     """An editor in which one paints over the tokens to be replaced, sized for W×H pictures."""
     radius = max(2, W // 16)
-    editor = gr.ImageEditor(
+    return gr.ImageEditor(
         label="Paint over what should change",
-        type="pil",
-        image_mode="RGBA",
         format="png",  # the default is lossy
         sources=["upload", "clipboard"],
         transforms=(),
@@ -491,8 +468,6 @@ def image_editor(W: int, H: int) -> gr.ImageEditor:
         buttons=[],
         elem_id="editor",
     )
-    editor.convert_and_format_image = read_picture
-    return editor
 
 
 def build(model: ImageBART) -> gr.Blocks:

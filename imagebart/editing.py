@@ -36,8 +36,8 @@ def inpaint(
     a token is repainted if any pixel of it is marked, and pixels of all other tokens are the
     (resized) input's, exactly. Raises ValueError if the sizes differ.
     """
+    image = to_rgb(image)  # upright: the mask is drawn on what is seen
     marked = hole_pixels(mask, image.size)
-    image = to_rgb(image)
     x_0 = model.pixels(image)
     hole = token_hole(model, marked)
     pixels = pixel_hole(model, hole).to(x_0.device)

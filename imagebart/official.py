@@ -275,7 +275,9 @@ class Source:
         x = _read(stored).detach()
         if not x.isfinite().all():
             raise ValueError(f"{key} must be finite, got NaN or infinity")
-        x = x.to(torch.float32, copy=x is stored)  # the caller's tensors stay the caller's
+        x = x.to(
+            torch.float32, copy=isinstance(stored, Tensor)
+        )  # the caller's tensors stay the caller's
         return x[: shape[0]].clone() if rows > shape[0] else x
 
     def require_nothing_else(self, dead: str) -> None:

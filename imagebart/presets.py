@@ -25,6 +25,7 @@ class CompressionRecipe:
     adversarial_start: int = 10_000  # step at which the discriminator joins
     discriminator_channels: int = 64
     discriminator_layers: int = 3
+    round_start: int = 0  # step from which latents are rounded to codes; an autoencoder before
     revive_every: int = 100  # steps between revivals of codes that nobody used
     precision: str = "bf16"
 
@@ -56,7 +57,6 @@ class Preset:
     scale: ScaleRecipe
     codes_in_use: int = 0  # tokens left once the codebook is shrunk; 0: all of it
     train_images: int = 0  # images of the procedural data set used for training
-    encode_images: int = 0  # of which tokens are written for the chain
     extra: dict = field(default_factory=dict)
 
     @property
@@ -90,14 +90,13 @@ _SCENERY_VQGAN = VQGANConfig(
     image_size=128,
     K=1024,
     embed_dim=8,
-    z_channels=192,
-    channels=96,
+    z_channels=128,
+    channels=64,
     multipliers=(1, 2),
-    blocks=2,
+    blocks=1,
     attention_levels=(),
     mid_attention=False,
     patch=4,
-    spherical=True,
 )
 
 PRESETS = {
@@ -120,30 +119,29 @@ PRESETS = {
         ),
         scale=ScaleRecipe(steps=400, batch=64, learning_rate=3e-3, warmup_steps=20, ema_decay=0.99),
         train_images=10_000,
-        encode_images=4_000,
     ),
     "scenery": Preset(
         about="the shipped model: 128×128 scenery, 16×16 tokens, T = 3",
         vqgan=_SCENERY_VQGAN,
         alpha_bar=tuple(geometric(3)),
-        between=DenoiserConfig(width=256, heads=8, encoder_depth=6, decoder_depth=3),
-        last=DenoiserConfig(width=256, heads=8, decoder_depth=9),
+        between=DenoiserConfig(width=192, heads=6, encoder_depth=4, decoder_depth=3),
+        last=DenoiserConfig(width=192, heads=6, decoder_depth=7),
         compression=CompressionRecipe(
             steps=6_000,
-            batch=4,
+            batch=8,
             learning_rate=1e-3,
             warmup_steps=50,
             perceptual="random",
             perceptual_weight=0.4,
             adversarial_weight=0.5,
-            adversarial_start=2_000,
+            adversarial_start=2_500,
+            round_start=600,
             discriminator_channels=32,
             discriminator_layers=2,
             revive_every=50,
         ),
-        scale=ScaleRecipe(steps=6_000, batch=32),
+        scale=ScaleRecipe(steps=2_000, batch=16, learning_rate=2e-3),
         train_images=1_000_000,
-        encode_images=60_000,
     ),
 }
 

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.denoiser import Denoiser
-from imagebart.notation import Grid, Int, Logits, Mask, Tokens
+from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 
 WINDOW = 32
 """Positions that one parallel pass looks at."""
@@ -194,7 +194,7 @@ def uniform_tokens(seeds: Sequence[int], t: int, n: int, K: int) -> Tokens:
     return torch.stack(rows)
 
 
-def noise_at(noise: Noise, at: Int[Tensor, "b s"]) -> Noise:
+def noise_at(noise: Noise, at: Int[Tensor, "b s"]) -> Float[Tensor, "b s K"]:
     row = torch.arange(len(at), device=at.device)[:, None]
     return noise[row, at]
 

@@ -20,12 +20,13 @@ import matplotlib
 import numpy as np
 import torch
 from einops import rearrange, repeat
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from imagebart.notation import Bool, Grid, Int
+from imagebart.notation import Bool, Int
 
 WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, between pictures
 INK, QUIET, PAPER = "#2b2d33", "#b9bdc6", "#ffffff"
@@ -215,7 +216,7 @@ def stacked(rows: Sequence[Image.Image]) -> Image.Image:
 # ── tokens and masks ──────────────────────────────────────────────────────────────────────────
 
 
-def code_colours(model) -> Int[Tensor, "K 3"]:
+def code_colours(model) -> UInt8[Tensor, "K 3"]:
     """The mean colour each code decodes to, uint8.
 
     All codes are decoded at once, as a mosaic of 3×3 tiles of which the middle token is read: a
@@ -231,7 +232,7 @@ def code_colours(model) -> Int[Tensor, "K 3"]:
     return (255 * middle + 0.5).to("cpu", torch.uint8)
 
 
-def tokens(token_grid: Grid, colours: Int[Tensor, "K 3"]) -> Image.Image:
+def tokens(token_grid: Int[Tensor, "... h w"], colours: UInt8[Tensor, "K 3"]) -> Image.Image:
     """A token grid (h, w) or (1, h, w) as a map: every token in the colour of its code.
 
     `colours` are `code_colours(model)`, so the map looks like the image and noise stands out.
@@ -241,8 +242,9 @@ def tokens(token_grid: Grid, colours: Int[Tensor, "K 3"]) -> Image.Image:
         token_grid = token_grid[0]
     if token_grid.ndim != 2:
         raise ValueError(f"tokens must be one grid (h, w), got shape {tuple(token_grid.shape)}")
-    if token_grid.min() < 0 or token_grid.max() >= len(colours):
-        raise ValueError(f"tokens must lie in [0, {len(colours)}), got {int(token_grid.max())}")
+    least, most = int(token_grid.min()), int(token_grid.max())
+    if least < 0 or most >= len(colours):
+        raise ValueError(f"tokens must lie in [0, {len(colours)}), got {least} to {most}")
     image = Image.fromarray(np.asarray(colours)[token_grid.numpy()])
     cell = max(1, HEIGHT // image.height)
     return image.resize((image.width * cell, image.height * cell), Image.Resampling.NEAREST)
@@ -307,7 +309,8 @@ def curves(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    figure.legend(loc="outside right center")
+    if any(lines):
+        figure.legend(loc="outside right center")
     return drawn(figure)
 
 
@@ -317,6 +320,6 @@ def drawn(figure: Figure) -> Picture:
     return Picture(Image.open(buffer).convert("RGB"))
 
 
-def numbers(values: Sequence[float] | Tensor) -> np.ndarray:
+def numbers(values: Iterable | Tensor) -> np.ndarray:
     values = values.detach().cpu() if isinstance(values, Tensor) else values
     return np.asarray(values, dtype=float).reshape(-1)

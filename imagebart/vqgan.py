@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from imagebart.notation import Bool, Float, Grid, Images, Latents
 
+Maps = Float[Tensor, "b _ _ _"]
+"""Feature maps, where a layer may change their number and size."""
+
 
 @dataclass(frozen=True)
 class VQGANConfig:
@@ -104,10 +107,16 @@ class VQGAN(nn.Module):
     def generate(self, z_q: Latents) -> Images:
         return self.decoder(self.post_quant_conv(z_q))
 
-    def forward(self, image: Images) -> tuple[Images, Tensor, Grid]:
-        """Reconstruction, codebook loss and codes, differentiable: what training needs."""
-        z_q, loss, code = self.quantiser(self.latents(image))
-        return self.generate(z_q), loss, code
+    def forward(self, image: Images, rounds: bool = True) -> tuple[Images, Tensor, Grid]:
+        """Reconstruction, codebook loss and codes, differentiable: what training needs.
+
+        Without `rounds` latents go to the decoder as they are. A run that begins so, as a plain
+        autoencoder, finds out what to say before it is told to say it in K words; rounded from
+        the start, latents collapse to the two or three directions that codes already tell apart.
+        """
+        z = self.latents(image)
+        z_q, loss, code = self.quantiser(z)
+        return self.generate(z_q if rounds else z), loss if rounds else 0 * loss, code
 
     def last_layer(self) -> Tensor:
         """The weight at which the adversarial term is balanced (see perceptual.py)."""
@@ -266,7 +275,7 @@ class Level(nn.Module):
         self.attention = nn.ModuleList(SelfAttention(out) for _ in range(blocks if attend else 0))
         self.after = after
 
-    def forward(self, h: Latents) -> Latents:
+    def forward(self, h: Maps) -> Maps:
         for i, block in enumerate(self.blocks):
             h = block(h)
             if len(self.attention):
@@ -283,7 +292,7 @@ class Residual(nn.Module):
         self.norm2, self.conv2 = norm(out), conv3(out, out)
         self.shortcut = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
-    def forward(self, h: Latents) -> Latents:
+    def forward(self, h: Maps) -> Maps:
         residual = self.conv1(F.silu(self.norm1(h)))
         residual = self.conv2(F.silu(self.norm2(residual)))
         return self.shortcut(h) + residual
@@ -309,7 +318,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
-    def forward(self, h: Latents) -> Latents:
+    def forward(self, h: Maps) -> Maps:
         return self.conv(F.pad(h, (0, 1, 0, 1)))  # right and below only, as published
 
 
@@ -318,7 +327,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv3(width, width)
 
-    def forward(self, h: Latents) -> Latents:
+    def forward(self, h: Maps) -> Maps:
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 

@@ -2,7 +2,8 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads would only wait for each other
+# The tensors are small: a second thread would only wait for the first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from beartype import beartype
@@ -23,11 +24,12 @@ def check_shapes(function):
 install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first import of it
 
 import pytest  # noqa: E402
+from torch import nn  # noqa: E402
+
 from imagebart.denoiser import Denoiser, DenoiserConfig  # noqa: E402
 from imagebart.diffusion import MultinomialDiffusion, geometric  # noqa: E402
 from imagebart.model import ImageBART  # noqa: E402
 from imagebart.vqgan import VQGAN, VQGANConfig  # noqa: E402
-from torch import nn  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 settings.register_profile("stable", derandomize=True, deadline=None, max_examples=150)

@@ -1,5 +1,6 @@
 """One scale: what each logit sees, what it is built from, and that it can be learned."""
 
+import itertools
 import math
 
 import pytest
@@ -118,7 +119,7 @@ def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, classes, o
     ends = [0, *sorted(cuts), N]
     steps = [
         denoiser.step(x_prev, torch.arange(a, b).expand(2, -1), decoding)
-        for a, b in zip(ends, ends[1:], strict=False)
+        for a, b in itertools.pairwise(ends)
     ]
     expected = denoiser(x_prev, x_t, condition)
     torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=1e-4)

@@ -67,8 +67,8 @@ def test_rows_sum_to_one(diffusion, data):
     t = data.draw(st.integers(2, diffusion.T))
     x_t, x_1 = pairs_of(diffusion)
     assume(possible(diffusion, x_t, x_1, t))
-    rows = diffusion.q_step(x_1, t), diffusion.q_marginal(x_1, t), diffusion.q_posterior(x_t, x_1, t)
-    for q in rows:
+    posterior = diffusion.q_posterior(x_t, x_1, t)
+    for q in (diffusion.q_step(x_1, t), diffusion.q_marginal(x_1, t), posterior):
         assert (q >= 0).all()
         assert (q.sum(-1) - 1).abs().max() <= 1e-12
 
@@ -269,8 +269,9 @@ def test_a_pair_is_drawn_from_the_joint(t):
 def test_draws_differ_between_positions_and_follow_the_generator():
     diffusion = MultinomialDiffusion([1.0, 0.5, 0.0], 64)
     x = torch.zeros(2, 64, dtype=torch.int64)
-    once, again = (diffusion.q_sample_marginal(x, 3, torch.Generator().manual_seed(1)) for _ in "ab")
-    other = diffusion.q_sample_marginal(x, 3, torch.Generator().manual_seed(2))
+    once, again, other = (
+        diffusion.q_sample_marginal(x, 3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(once, again) and not torch.equal(once, other)
     assert not torch.equal(once[0], once[1]) and len(once.unique()) > 32
 

@@ -1,14 +1,27 @@
 """The released models give the released outputs: fixtures hold what the published code computed."""
 
+import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from released import (
+    VQGANReference,
+    encoder_decoder,
+    encoder_decoder_shapes,
+    gpt,
+    gpt_shapes,
+    random_tensors,
+    scale_file,
+)
 from safetensors.torch import load_file
 
-from imagebart.diffusion import cross_entropy
+from imagebart.denoiser import Denoiser
+from imagebart.diffusion import MultinomialDiffusion, cross_entropy, geometric
 from imagebart.official import denoiser_from_released, vqgan_from_released
+from imagebart.presets import PRESETS
 from imagebart.sampling import Filter, decode_parallel, decode_sequential
 
 FIXTURES = Path(__file__).parent / "fixtures" / "official_a"
@@ -82,7 +95,9 @@ def test_vqgan_decodes_as_released(vqgan):
     io = fixture("vqgan_io.safetensors")
     z_q = vqgan.quantiser.lookup(io["square.dec_indices"])
     torch.testing.assert_close(z_q, io["square.dec_quant"], **CLOSE)
-    torch.testing.assert_close(vqgan.decode(io["square.dec_indices"]), io["square.dec_image"], **CLOSE)
+    torch.testing.assert_close(
+        vqgan.decode(io["square.dec_indices"]), io["square.dec_image"], **CLOSE
+    )
 
 
 @torch.no_grad()
@@ -134,7 +149,13 @@ def test_losses_are_the_released_ones(scale):
     logits = denoiser(io["x_tm1"], io["x_t"])
     hard = cross_entropy(logits, io["x_tm1"]).mean()
     soft = diffusion.posterior_kl(logits, io["x_t"], io["x0"], t).mean()
-    for alpha, name in ((0, "hard"), (1, "soft"), (0, "alpha0.0"), (1, "alpha1.0"), (0.35, "alpha0.35")):
+    for alpha, name in (
+        (0, "hard"),
+        (1, "soft"),
+        (0, "alpha0.0"),
+        (1, "alpha1.0"),
+        (0.35, "alpha0.35"),
+    ):
         ours = alpha * soft + (1 - alpha) * hard
         torch.testing.assert_close(ours, io[f"loss_{name}"].squeeze(), **CLOSE)
 
@@ -155,3 +176,339 @@ def test_guided_greedy_decoding_is_the_released_one(scale, decode):
     with torch.inference_mode():
         drawn = decode(denoiser, start, noise, GREEDY, None, known, start)
     assert torch.equal(drawn, io["greedy_guided"])
+
+
+# ── other shapes, classes, grids that are no square ───────────────────────────────────────────
+
+N, K, CLASSES = 15, 11, 17  # 3×5 tokens; more classes than codes
+GRID = (3, 5)
+ALPHA_BAR = {"geometric": [1.0, 2 / 3, 1 / 3, 0.0], "custom": [1.0, 0.9, 0.4, 0.0]}
+
+
+def released_config(target: str, network: dict, single_scale: int | None, **options) -> dict:
+    ddconfig = dict(double_z=False, z_channels=32, resolution=48, in_channels=3, out_ch=3, ch=32)
+    ddconfig |= dict(ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[24], dropout=0.0)
+    first_stage = {"params": dict(embed_dim=8, n_embed=20, ddconfig=ddconfig)}
+    params = dict(n_scales=3, transformer_config={"target": f"a.b.{target}", "params": network})
+    params |= dict(first_stage_config=first_stage, redraw_prob="custom", **options)
+    if single_scale is not None:
+        params["single_scale"] = single_scale
+    return {"target": "a.b.Denoiser", "params": params}
+
+
+def encoder_decoder_case(target: str, single_scale: int | None, conditional: bool):
+    """A random released scale of 3×5 tokens: (file, configuration, its two sets of weights)."""
+    residual = target.startswith("Residual")
+    rows, places = (max(CLASSES, K), N + 2) if conditional else (K, N + 1)
+    scales = 3 if residual else 0
+    shapes = encoder_decoder_shapes(40, 2, (3, 2), rows, K, places, N, scales)
+    network = dict(wrap_decoder=False, dim=40, enc_num_tokens=rows, enc_depth=3, enc_heads=2)
+    network |= dict(enc_max_seq_len=places, dec_num_tokens=K, dec_depth=2, dec_heads=2)
+    network |= dict(tie_token_emb=False, dec_max_seq_len=N)
+    if residual:
+        start = 1 + conditional
+        network |= dict(scale_pos=0, n_scales=3, xt_start=start, xt_size=N)
+    config = released_config(target, network, single_scale)
+    return _case(shapes, config, residual, conditional)
+
+
+def gpt_case(conditional: bool):
+    """A random released last scale of 3×5 tokens, as above."""
+    rows, block = (max(CLASSES, K), N + 2) if conditional else (K, N)
+    network = dict(vocab_size=K, block_size=block, n_layer=3, n_head=2, n_embd=36)
+    if conditional:
+        network |= dict(input_vocab_size=rows, n_unmasked=2)
+    config = released_config("GPT", network, 3)
+    return _case(gpt_shapes(36, 3, rows, K, block), config, False, conditional)
+
+
+def _case(shapes: dict, config: dict, geometric: bool, conditional: bool):
+    kind = "geometric" if geometric else "custom"
+    config["params"]["redraw_prob"] = kind
+    if conditional:
+        config["params"]["conditioner_config"] = {"params": {"key": "class_label"}}
+    file = scale_file(random_tensors(shapes), ALPHA_BAR[kind])
+    raw = {n.removeprefix("transformer."): x for n, x in file.items() if n[:12] == "transformer."}
+    average = {
+        name: file[f"transformer_ema.{name.replace('.', '')}"]
+        for name in raw
+        if not name.endswith("mask")
+    }
+    return file, config, {False: raw, True: average}
+
+
+def random_input(conditional: bool):
+    torch.manual_seed(1)
+    x_t, x_prev = torch.randint(K, (2, 2, N))
+    return x_t, x_prev, torch.tensor([0, CLASSES - 1]) if conditional else None
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("target", ["XTransformer", "ResidualScaledXTransformer"])
+@torch.no_grad()
+def test_encoder_decoders_of_other_shapes_agree_with_the_formulas(target, conditional, ema):
+    file, config, weights = encoder_decoder_case(target, 2, conditional)
+    denoiser, _, t = denoiser_from_released(file, config, ema, grid=GRID)
+    assert (t, denoiser.config.grid) == (3, GRID)
+    x_t, x_prev, classes = random_input(conditional)
+    alpha = 0.5 if target.startswith("Residual") else None
+    logits, memory = encoder_decoder(weights[ema], 2, x_t, x_prev, classes, K, alpha)
+    torch.testing.assert_close(denoiser.encode(x_t, classes), memory, **CLOSE)
+    torch.testing.assert_close(denoiser(x_prev, x_t, classes), logits, **CLOSE)
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("conditional", [False, True])
+@torch.no_grad()
+def test_decoders_of_other_shapes_agree_with_the_formulas(conditional, ema):
+    file, config, weights = gpt_case(conditional)
+    denoiser, diffusion, t = denoiser_from_released(file, config, ema, grid=GRID)
+    assert t == diffusion.T == 4
+    _, x_prev, classes = random_input(conditional)
+    logits = gpt(weights[ema], 3, x_prev, classes, heads=2)
+    torch.testing.assert_close(denoiser(x_prev, None, classes), logits, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_joint_network_is_the_released_one_at_every_scale():
+    file, config, weights = encoder_decoder_case("ResidualScaledXTransformer", None, False)
+    joint, diffusion, t = denoiser_from_released(file, config, grid=GRID)
+    assert t == diffusion.T == 4
+    x_t, x_prev, _ = random_input(False)
+    for t in (2, 3, 4):
+        alpha = float(diffusion.alpha[t])
+        logits, _ = encoder_decoder(weights[True], t - 1, x_t, x_prev, None, K, alpha)
+        torch.testing.assert_close(joint.at(t)(x_prev, x_t), logits, **CLOSE)
+        noise = torch.zeros(2, N, K)
+        with torch.inference_mode():
+            drawn = decode_parallel(joint.at(t), x_t, noise, GREEDY)
+            assert torch.equal(drawn, decode_sequential(joint.at(t), x_t, noise, GREEDY))
+
+
+def test_grid_is_found_where_the_file_leaves_a_choice():
+    for block in (16, 17):  # 256 places hold 256 tokens, 258 hold a class and 256
+        file, config, _ = gpt_case(False)
+        config["params"]["transformer_config"]["params"]["block_size"] = block
+        config["params"]["first_stage_config"]["params"]["ddconfig"]["resolution"] = 8
+        file = scale_file(random_tensors(gpt_shapes(36, 3, K, K, block)), ALPHA_BAR["custom"])
+        assert denoiser_from_released(file, config)[0].config.grid == (4, 4)
+    file, config, _ = encoder_decoder_case("XTransformer", 1, True)
+    assert denoiser_from_released(file, config)[0].n == N
+    with pytest.raises(ValueError, match="grid must have 15 tokens"):
+        denoiser_from_released(file, config, grid=(4, 4))
+
+
+@torch.no_grad()
+def test_vqgan_of_another_shape_on_a_wide_image_agrees_with_the_formulas():
+    keys = fixture("vqgan_weights.safetensors")
+    config = fixture("vqgan_config.json")
+    vqgan = vqgan_from_released(keys, config).eval()
+    reference = VQGANReference(keys, levels=5, blocks=1)
+    torch.manual_seed(0)
+    image = torch.rand(2, 3, 32, 80) * 2 - 1
+    z = reference.prequant(image)
+    torch.testing.assert_close(vqgan.latents(image), z, **CLOSE)
+    torch.testing.assert_close(vqgan.generate(z), reference.image(z), **CLOSE)
+    assert vqgan.encode(image).shape == (2, 2, 5)
+
+
+# ── what does not fit is refused before it is read ────────────────────────────────────────────
+
+
+def test_the_callers_tensors_stay_the_callers():
+    file, config, _ = encoder_decoder_case("XTransformer", 1, True)
+    before = {name: x.clone() for name, x in file.items()}
+    denoiser, _, _ = denoiser_from_released(file, config, ema=False)
+    for p in denoiser.parameters():
+        p.data.fill_(9.0)
+    assert all(torch.equal(before[name], file[name]) for name in file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda f: f.pop("transformer.decoder.norm.bias"), "must be there"),
+        (lambda f: f.update({"transformer.decoder.norm.more": torch.ones(1)}), "more"),
+        (
+            lambda f: f.update({"transformer.decoder.norm.bias": torch.ones(41)}),
+            r"of shape \(40,\)",
+        ),
+        (lambda f: f.update({"transformer.decoder.norm.bias": torch.ones(40).long()}), "floating"),
+        (lambda f: f["transformer.decoder.norm.bias"].fill_(torch.nan), "finite"),
+        (lambda f: f["alphacum"].fill_(0.3), "alphacum"),
+        (lambda f: f.pop("alphacum"), "alphacum"),
+        (lambda f: f.update(alphacum=torch.tensor([1.0, 0.5, 0.0])), "4 entries"),
+        (lambda f: [f.pop(k) for k in list(f) if k[:12] == "transformer."], "no such tensors"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(spoil, sentence):
+    file, config, _ = encoder_decoder_case("ResidualScaledXTransformer", 2, False)
+    spoil(file)
+    with pytest.raises(ValueError, match=sentence):
+        denoiser_from_released(file, config, ema=False)
+
+
+def test_a_scale_under_another_scales_name_is_refused():
+    file, config, _ = encoder_decoder_case("ResidualScaledXTransformer", 2, False)
+    file["transformer.log_scalors"] = torch.tensor([0.0, 0.0, 0.7])  # only one's own is trained
+    with pytest.raises(ValueError, match=r"must hold scale 2, got one .* scale 3"):
+        denoiser_from_released(file, config, ema=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dict(ff_glu=True), "ff_glu"),
+        (dict(tie_token_emb=True), "tie_token_emb"),
+        (dict(dec_heads=4), "as many heads"),
+        (dict(xt_start=2), "xt_start must be 1"),
+        (dict(xt_size=16), "xt_size"),
+    ],
+)
+def test_configurations_that_were_never_released_are_refused(change, sentence):
+    file, config, _ = encoder_decoder_case("ResidualScaledXTransformer", 2, False)
+    config["params"]["transformer_config"]["params"] |= change
+    with pytest.raises(ValueError, match=sentence):
+        denoiser_from_released(file, config)
+
+
+def test_a_network_that_is_not_known_is_refused():
+    file, config, _ = gpt_case(False)
+    config["params"]["transformer_config"]["target"] = "a.ViT"
+    with pytest.raises(ValueError, match="one of XTransformer, ResidualScaledXTransformer, GPT"):
+        denoiser_from_released(file, config)
+
+
+# ── presets: the released sizes, counted ──────────────────────────────────────────────────────
+
+KEYS = json.loads(gzip.decompress((FIXTURES.parent / "official_keys.json.gz").read_bytes()))
+
+# preset, t, released configuration, their parameters and buffers, ours
+COUNTS = [
+    ("ffhq-2", 2, "ffhq/2_scales/ffhq-custom-scale1", 614_638_024, 614_007_332),
+    ("ffhq-2", 3, "ffhq/2_scales/ffhq-custom-scale2", 643_354_240, 640_996_160),
+    ("ffhq-4", 2, "ffhq/4_scales/ffhq-geometric-scale1", 203_214_812, 202_802_917),
+    ("ffhq-4", 5, "ffhq/4_scales/ffhq-geometric-scale4", 202_737_536, 201_034_400),
+    ("ffhq-4-joint", 2, "ffhq/4_scales/ffhq-geometric-scale1", 203_214_812, 202_805_176),
+    ("churches", 2, "lsun-churches/lsun-churches-scale1", 616_824_316, 615_645_950),
+    ("churches", 4, "lsun-churches/lsun-churches-scale3", 644_507_008, 642_148_928),
+    ("imagenet-4", 2, "imagenet/4_scales/imagenet_geometric_scale1", 616_660_665, 616_628_558),
+    ("imagenet-4", 5, "imagenet/4_scales/imagenet_geometric_scale4", 644_460_112, 643_245_760),
+    ("imagenet-5", 2, "imagenet/5_scales/imagenet-custom-scale1", 616_660_661, 616_628_557),
+    ("imagenet-5", 6, "imagenet/4_scales/imagenet_geometric_scale4", 644_460_112, 643_245_760),
+]
+
+
+def parameters(preset: str, t: int) -> int:
+    row = PRESETS[preset]
+    with torch.device("meta"):
+        denoiser = Denoiser(row.denoiser(t), MultinomialDiffusion(row.alpha_bar, row.K), t)
+    return sum(p.numel() for p in denoiser.parameters())
+
+
+@pytest.mark.parametrize(("preset", "t", "config", "theirs", "ours"), COUNTS)
+def test_presets_have_the_released_parameters(preset, t, config, theirs, ours):
+    """Ours are theirs less what is dropped plus what slicing a shared table duplicates."""
+    row = PRESETS[preset]
+    shapes = {
+        name.removeprefix("transformer."): shape
+        for name, shape, _ in KEYS[f"configs/{config}.yaml"]
+        if name.startswith("transformer.")
+    }
+    assert sum(map(math.prod, shapes.values())) == theirs
+
+    width, n, classes = row.denoiser(t).width, 256, row.denoiser(t).classes
+    dead = [name for name in shapes if "encoder.to_logits" in name or "attn.mask" in name]
+    dropped = sum(math.prod(shapes[name]) for name in dead)
+    if t == row.T:
+        dropped += (shapes["pos_emb"][1] - n) * width
+        dropped += (shapes["tok_emb.weight"][0] - row.K) * width  # rows of classes, now their own
+        duplicated = width + classes * width  # the start vector; the class table
+    else:
+        dropped += (shapes["encoder.pos_emb.emb.weight"][0] - n) * width
+        dropped += (shapes["encoder.token_emb.weight"][0] - row.K) * width
+        scales = row.T - 1 if row.denoiser(t).joint else 1
+        dropped += shapes.get("log_scalors", [scales])[0] - scales  # gains of other scales
+        duplicated = scales * width + width + classes * width  # start vectors; the class table
+    assert parameters(preset, t) == theirs - dropped + duplicated == ours
+
+
+def test_presets_without_a_released_list_have_the_stated_sizes():
+    for preset, millions in (("bedrooms", 615.6), ("cats", 615.6)):
+        assert parameters(preset, 2) == pytest.approx(millions * 1e6, abs=0.05e6)
+        assert parameters(preset, 4) == pytest.approx(642.1e6, abs=0.05e6)
+    for t in (2, 5):  # text: 77 of 49408 tokens; maps: 256 of 182 kinds
+        for preset, count, length in (("captions", 49_408, 77), ("semantic", 182, 256)):
+            plain = "imagenet-4"
+            width = PRESETS[preset].denoiser(t).width
+            gains = 0 if preset == "semantic" or t == 5 else 1
+            table = (count + length) * width
+            assert parameters(preset, t) + gains == parameters(plain, t) - 1000 * width + table
+
+
+@pytest.mark.parametrize("name", ["taming_f16_1024_disc3", "taming_f16_16384_disc2"])
+def test_vqgan_presets_have_the_released_tensors(name):
+    """A VQGAN is renamed, nothing else: every tensor of the list is taken, but for the losses."""
+    K = int(name.split("_")[2])
+    config = fixture("vqgan_config.json")
+    ddconfig = dict(ch=128, ch_mult=[1, 1, 2, 2, 4], num_res_blocks=2, z_channels=256)
+    config["params"]["ddconfig"] |= dict(**ddconfig, resolution=256)
+    config["params"] |= dict(n_embed=K, embed_dim=256)
+    file = {key: torch.zeros(shape) for key, shape, _ in KEYS[name]}
+    vqgan = vqgan_from_released(file, config)
+    theirs = sum(x.numel() for key, x in file.items() if not key.startswith("loss."))
+    assert sum(p.numel() for p in vqgan.parameters()) == theirs
+    preset = PRESETS["ffhq-4" if K == 1024 else "imagenet-4"].vqgan
+    assert vqgan.config == preset
+
+
+def test_released_schedules_are_those_of_the_paper():
+    """Table 5 prints the chance of redrawing, to three digits."""
+    for preset, redraw in {
+        "ffhq-2": [0.364, 1],
+        "ffhq-4": [0.25, 0.333, 0.5, 1],
+        "churches": [0.152, 0.231, 1],
+        "imagenet-5": [0.09, 0.104, 0.139, 0.266, 1],
+        "captions": [0.113, 0.141, 0.246, 1],
+    }.items():
+        row = PRESETS[preset]
+        beta = MultinomialDiffusion(row.alpha_bar, row.K).beta[2:]
+        assert beta.tolist() == pytest.approx(redraw, abs=6e-4)
+    assert PRESETS["imagenet-4"].alpha_bar == tuple(geometric(5))
+
+
+def test_averaged_names_without_dots_stay_distinct():
+    for name, keys in KEYS.items():
+        own = [key for key, *_ in keys if key.startswith("transformer.")]
+        assert len({key.replace(".", "") for key in own}) == len(own), name
+
+
+# ── conditions that nobody released ───────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("t", [2, 3])
+@pytest.mark.parametrize(
+    "shape", [dict(text_length=5), dict(map_kinds=7), dict(classes=3, text_length=5)]
+)
+@torch.no_grad()
+def test_text_and_maps_are_read_by_every_scale(make_denoiser, shape, t):
+    denoiser = make_denoiser(t, T=3, K=12, **shape)
+    parts = denoiser.config.condition_parts.values()
+    torch.manual_seed(0)
+    x_t, x_prev = torch.randint(12, (2, 2, 16))
+    condition = torch.cat([torch.randint(count, (2, length)) for count, length in parts], 1)
+    logits = denoiser(x_prev, x_t, condition)
+    for i in range(condition.shape[1]):
+        other = condition.clone()
+        other[:, i] = (other[:, i] + 1) % 3
+        assert not torch.allclose(denoiser(x_prev, x_t, other), logits)
+    noise = torch.zeros(2, 16, 12)
+    with torch.inference_mode():
+        drawn = decode_parallel(denoiser, x_t, noise, GREEDY, condition)
+        assert torch.equal(drawn, denoiser(drawn, x_t, condition).argmax(-1))
+        assert torch.equal(drawn, decode_sequential(denoiser, x_t, noise, GREEDY, condition))
+    with pytest.raises(ValueError, match="this denoiser takes"):
+        denoiser(x_prev, x_t, condition[:, 1:])
+    with pytest.raises(ValueError, match="must lie in"):
+        denoiser(x_prev, x_t, condition - condition.max() - 1)

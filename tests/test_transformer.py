@@ -131,7 +131,8 @@ def test_a_row_alone_rounds_as_in_any_batch(width, threads):
     decoder = make_decoder(width=width, heads=width // 32, depth=1)
     x, memory = torch.randn(17, 8, width), torch.randn(17, 9, width)
     windows = split(8, [1, 2])
-    alone = torch.cat([stepped(decoder, x[i : i + 1], memory[i : i + 1], windows) for i in range(17)])
+    each = zip(x.split(1), memory.split(1), strict=True)
+    alone = torch.cat([stepped(decoder, *one, windows) for one in each])
     for size in (2, 7, 17):
         assert torch.equal(stepped(decoder, x[:size], memory[:size], windows), alone[:size])
 

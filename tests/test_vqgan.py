@@ -121,7 +121,7 @@ def test_shrinking_keeps_what_is_used():
     assert kept.any() and not kept.all()
     tokens = quantiser.nearest(z)
     assert torch.equal(USED[tokens][kept], grid[kept])
-    assert 0 <= tokens.min() and tokens.max() < 3
+    assert tokens.min() >= 0 and tokens.max() < 3
     assert torch.equal(quantiser.lookup(tokens), make_quantiser().lookup(USED[tokens]))
 
 
@@ -166,7 +166,7 @@ def test_any_multiple_of_f_will_do(vqgan, H, W):
     image = torch.rand(2, 3, H, W) * 2 - 1
     grid = vqgan.encode(image)
     assert grid.shape == (2, H // 8, W // 8) and grid.dtype == torch.int64
-    assert 0 <= grid.min() and grid.max() < vqgan.K
+    assert grid.min() >= 0 and grid.max() < vqgan.K
     assert vqgan.decode(grid).shape == image.shape
 
 

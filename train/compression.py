@@ -115,13 +115,14 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 group["lr"] = recipe.learning_rate * warmup_cosine(
                     step, recipe.steps, recipe.warmup_steps
                 )
-            if step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
+            rounds = step >= recipe.round_start
+            if rounds and step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
                 revive(vqgan, image, usage, step, config.seed, ranks)
             adversarial = step >= recipe.adversarial_start
 
             # the VQGAN: x_0 → reconstruction
             with distributed.autocast(ranks.device, recipe.precision):
-                reconstruction, codebook_loss, code = vqgan_ranks(image)
+                reconstruction, codebook_loss, code = vqgan_ranks(image, rounds)
                 rec = reconstruction_loss(image, reconstruction, perceptual, recipe.perceptual_weight)
                 loss, balance = rec + codebook_loss, torch.zeros(())
                 if adversarial:
@@ -132,7 +133,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
-            usage += torch.bincount(code.flatten(), minlength=len(usage))
+            if rounds:
+                usage += torch.bincount(code.flatten(), minlength=len(usage))
 
             # the discriminator: real or reconstructed
             critic_loss = torch.zeros(())
@@ -155,7 +157,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 if not torch.isfinite(rec):
                     raise SystemExit(f"loss must be finite, got {rec.item()} at step {step}")
             if step % config.look_every == 0 or step == recipe.steps:
-                look(vqgan, look_at, config.out / f"reconstructions_{step:06d}.png", step, log, ranks)
+                path = config.out / f"reconstructions_{step:06d}.png"
+                look(vqgan, look_at, rounds, path, step, log, ranks)
             if step % config.save_every == 0:
                 save(step)
         if step % config.save_every:
@@ -183,11 +186,11 @@ def revive(vqgan: VQGAN, image, usage, step: int, seed: int, ranks) -> None:
 
 
 @torch.no_grad()
-def look(vqgan: VQGAN, image, path: Path, step: int, log: Log, ranks) -> None:
+def look(vqgan: VQGAN, image, rounds: bool, path: Path, step: int, log: Log, ranks) -> None:
     """Reconstruct held-out images: numbers to the log, a picture to look at."""
     if not ranks.is_main:
         return
-    back = torch.cat([vqgan(x[None].to(ranks.device))[0].cpu() for x in image])
+    back = torch.cat([vqgan(x[None].to(ranks.device), rounds)[0].cpu() for x in image])
     sharp = sharpness(back.clamp(-1, 1)).mean() / sharpness(image).mean()
     log.write(step, psnr=psnr(image, back).mean(), sharpness=sharp)
     rows = torch.stack([image[:8], back[:8], image[8:16], back[8:16]])

@@ -1,0 +1,473 @@
+"""The demo: what programs get from its endpoints, what a visitor gets in a browser."""
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+import app
+from imagebart import ImageBART
+from imagebart.data import fit, to_rgb
+from imagebart.model import SHIPPED
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+# ── a server, its model, and what to send it ──────────────────────────────────────────────────
+
+
+class Server:
+    """`python app.py` in a process of its own, as a user starts it."""
+
+    def __init__(self, *arguments: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--device", "cpu"]
+        self.process = subprocess.Popen(
+            [*command, *arguments],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while self.process.poll() is None:
+            try:
+                httpx.get(self.url, timeout=60)
+                return
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise RuntimeError(f"the app ended at once: {self.process.stdout.read()}")
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def model(make_model, tmp_path_factory) -> ImageBART:
+    folder = tmp_path_factory.mktemp("model")
+    make_model(T=3).save_pretrained(folder)
+    model = ImageBART.from_pretrained(folder, device="cpu")
+    model.folder = folder
+    return model
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    with Server("--model", str(model.folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory) -> Client:
+    return Client(server.url, verbose=False, download_files=tmp_path_factory.mktemp("got"))
+
+
+def pixels(images) -> list[np.ndarray]:
+    """RGB of a gallery that a client got, or of PIL images."""
+    if not isinstance(images[0], Image.Image):
+        images = [Image.open(entry["image"]) for entry in images]
+    return [np.asarray(image.convert("RGB")) for image in images]
+
+
+def assert_same(got, expected) -> None:
+    assert len(got) == len(expected)
+    for one, other in zip(pixels(got), pixels(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+
+
+def stroke(width: int, height: int) -> tuple[np.ndarray, Image.Image]:
+    """A thin stroke: where it is, and as an editor's layer."""
+    marked = np.zeros((height, width), bool)
+    marked[height // 5 : height // 2, width // 3] = True
+    layer = np.zeros((height, width, 4), np.uint8)
+    layer[marked] = 255, 150, 60, 255
+    return marked, Image.fromarray(layer)
+
+
+def saved(image: Image.Image, folder: Path, name: str = "image.png", **options):
+    image.save(folder / name, **options)
+    return handle_file(folder / name)
+
+
+def editor(background, layer=None) -> dict:
+    return {"background": background, "layers": [layer] if layer else [], "composite": None}
+
+
+# ── the endpoints ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_endpoints_have_these_names_and_defaults(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    options = {"prompt": "", "num_images": 1, "seed": 0, "temperature": 1, "top_k": 0}
+    got = {
+        name: {p["parameter_name"]: p["parameter_default"] for p in endpoint["parameters"]}
+        for name, endpoint in named.items()
+    }
+    assert got == {"/sample": options, "/inpaint": {"editor": None, **options}}
+
+
+def test_sample_gives_what_the_model_gives(client, model):
+    chain, status, gallery = client.predict(api_name="/sample")
+    assert_same(gallery, model.sample(1, seed=0))
+    assert [frame["caption"] for frame in chain] == ["t = 3, noise", "t = 2", "t = 1, image"]
+    assert_same(chain[-1:], gallery)
+    assert status.startswith("Seed 0, ")
+
+    options = {"num_images": 3, "seed": 7, "temperature": 0.7, "top_k": 4}
+    *_, gallery = client.predict(**options, api_name="/sample")
+    assert_same(gallery, model.sample(3, seed=7, temperature=0.7, top_k=4))
+
+
+def test_every_scale_is_streamed(client, model):
+    job = client.submit(num_images=2, seed=3, api_name="/sample")
+    steps = list(job)
+    assert [len(chain) for chain, _, _ in steps] == [1, 2, 3]
+    for step, (_, _, gallery) in zip(model.sample_steps(2, seed=3), steps, strict=True):
+        assert_same(gallery, model.decode(step.tokens))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (75, 50)])
+def test_an_edit_keeps_every_pixel_outside_the_painted_tokens(client, model, tmp_path, size):
+    image, (marked, layer) = picture(*size), stroke(*size)
+    request = editor(saved(image, tmp_path), saved(layer, tmp_path, "layer.png"))
+    *_, gallery = client.predict(request, num_images=2, seed=5, api_name="/inpaint")
+    assert_same(gallery, model.inpaint(image, marked, 2, seed=5))
+
+    fitted = np.asarray(fit(image, model.image_size))
+    hole = app.token_hole(model, marked)
+    kept = ~np.asarray(app.hole_mask(model, hole))
+    assert 0 < kept.sum() < kept.size
+    for result in pixels(gallery):
+        np.testing.assert_array_equal(result[kept], fitted[kept])
+        assert (result[~kept] != fitted[~kept]).any()
+
+
+def test_a_layer_without_transparency_marks_where_it_is_white(client, model, tmp_path):
+    image, (marked, _) = picture(32, 32), stroke(32, 32)
+    layer = saved(Image.fromarray(marked), tmp_path, "mask.png")
+    *_, gallery = client.predict(editor(saved(image, tmp_path), layer), api_name="/inpaint")
+    assert_same(gallery, model.inpaint(image, marked))
+
+
+def test_a_seed_means_the_same_picture_among_other_visitors(client, server, model):
+    others = Client(server.url, verbose=False, download_files=client.download_files)
+    seeds = [0, 1, 2**53 + 1, str(2**63 - 1), 4, 5, 6, "7"]
+    jobs = [
+        visitor.submit(seed=seed, api_name="/sample")
+        for seed, visitor in zip(seeds, [client, others] * 4, strict=True)
+    ]
+    for seed, job in zip(seeds, jobs, strict=True):
+        assert_same(job.result()[-1], model.sample(1, seed=int(seed)))
+
+
+# ── wrong values ──────────────────────────────────────────────────────────────────────────────
+
+WRONG = [
+    ({"num_images": 0}, "num_images must lie in 1 to 16, got 0"),
+    ({"num_images": 17}, "num_images must lie in 1 to 16, got 17"),
+    ({"num_images": 1.5}, "num_images must be a whole number, got 1.5"),
+    ({"num_images": True}, "num_images must be a whole number, got True"),
+    ({"seed": -1}, f"seed must lie in 0 to {2**63 - 1}, got -1"),
+    ({"seed": 2**63}, f"seed must lie in 0 to {2**63 - 1}, got {2**63}"),
+    ({"seed": "abc"}, "seed must be a whole number, got 'abc'"),
+    ({"seed": float("nan")}, "seed must be a whole number, got nan"),
+    ({"seed": [1]}, "seed must be a whole number, got [1]"),
+    ({"temperature": 5.5}, "temperature must be a number from 0 to 5, got 5.5"),
+    ({"temperature": "hot"}, "temperature must be a number from 0 to 5, got 'hot'"),
+    ({"top_k": -1}, "top_k must lie in 0 to 12, got -1"),
+    ({"prompt": "x" * 1001}, "prompt must be text of at most 1000 characters"),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), WRONG)
+def test_a_wrong_value_comes_back_as_one_sentence(client, tmp_path, values, sentence):
+    values = {k: None if v != v else v for k, v in values.items()}  # JSON has no NaN
+    sentence = sentence.replace("nan", "None")
+    with pytest.raises(AppError, match=f"^{re.escape(sentence)}$"):
+        client.predict(**values, api_name="/sample")
+
+
+def test_an_edit_says_what_it_misses(client, tmp_path):
+    with pytest.raises(AppError, match=r"^there is no image yet"):
+        client.predict(None, api_name="/inpaint")
+    image = saved(picture(32, 32), tmp_path)
+    clear = saved(Image.new("RGBA", (32, 32)), tmp_path, "clear.png")
+    for request in (editor(image), editor(image, clear)):
+        with pytest.raises(AppError, match=r"^nothing is marked yet"):
+            client.predict(request, api_name="/inpaint")
+    layer = saved(stroke(20, 32)[1], tmp_path, "narrow.png")
+    with pytest.raises(
+        AppError, match=r"^the mask must be as large as the image, 32×32, got 20×32"
+    ):
+        client.predict(editor(image, layer), api_name="/inpaint")
+
+
+def test_a_prompt_is_answered_by_a_remark(client, model):
+    _, status, gallery = client.predict("a lake at dawn", api_name="/sample")
+    assert status.endswith("This model takes no text: the prompt was not used.")
+    assert_same(gallery, model.sample(1, seed=0))
+
+
+def test_each_image_has_the_class_that_was_asked_for(make_model):
+    model = make_model(T=3, classes=5)
+    *_, (_, _, by_class) = app.sample(model, num_images=2, seed=3, kind="4")
+    assert_same([Image.open(path) for path in by_class], model.sample(2, seed=3, classes=4))
+    *_, (_, _, mixed) = app.sample(model, num_images=2, seed=3)
+    assert_same([Image.open(path) for path in mixed], model.sample(2, seed=3, classes=[3, 4]))
+    with pytest.raises(ValueError, match="kind must lie in 0 to 4, got 5"):
+        next(app.sample(model, kind=5))
+
+
+@pytest.fixture(autouse=True)
+def own_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
+# ── odd pictures ──────────────────────────────────────────────────────────────────────────────
+
+
+def odd_pictures() -> dict[str, tuple[Image.Image, str, dict]]:
+    clear = picture(32, 32, "RGBA", 1)
+    clear.putalpha(Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))))
+    deep = Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "palette": (picture(32, 32, "P"), "png", {}),
+        "alpha": (clear, "png", {}),
+        "16-bit": (deep, "png", {}),
+        "turned": (picture(40, 32), "jpg", {"exif": turned}),
+        "CMYK": (picture(32, 32, "CMYK"), "jpg", {}),
+        "one pixel": (picture(1, 1), "png", {}),
+    }
+
+
+@pytest.mark.parametrize("name", odd_pictures())
+def test_odd_pictures_are_read_as_the_library_reads_them(client, model, tmp_path, name):
+    image, suffix, options = odd_pictures()[name]
+    background = saved(image, tmp_path, f"odd.{suffix}", **options)
+    upright = to_rgb(Image.open(tmp_path / f"odd.{suffix}"))
+    upright.info.clear()
+    mask = np.ones(upright.size[::-1], bool)
+    mask[: upright.height // 2] = False
+    layer = saved(Image.fromarray(mask), tmp_path, "mask.png")
+    *_, gallery = client.predict(editor(background, layer), seed=2, api_name="/inpaint")
+    assert_same(gallery, model.inpaint(upright, mask, seed=2))
+
+
+def broken_pictures() -> dict[str, bytes]:
+    whole, huge = BytesIO(), BytesIO()
+    picture(64, 64).save(whole, "PNG")
+    Image.new("1", (5000, 5000)).save(huge, "PNG")
+    return {
+        "truncated": whole.getvalue()[:5000],
+        "text": b"not a picture",
+        "empty": b"",
+        "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+        "huge": huge.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("name", broken_pictures())
+def test_a_broken_picture_comes_back_as_one_sentence(client, tmp_path, name):
+    (tmp_path / "broken.png").write_bytes(broken_pictures()[name])
+    expected = "at most 16 million pixels" if name == "huge" else "must be a whole file, one of PNG"
+    with pytest.raises(AppError, match=expected) as error:
+        client.predict(editor(handle_file(tmp_path / "broken.png")), api_name="/inpaint")
+    assert "/" not in str(error.value)
+
+
+# ── who may ask ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_of_the_machine_stay_here(server):
+    for path in ("/etc/passwd", ROOT / "app.py", ROOT / "imagebart/model.py"):
+        assert httpx.get(f"{server.url}/gradio_api/file={path}").status_code in (403, 404)
+    assert httpx.get(f"{server.url}/monitoring").status_code in (403, 404)
+    big = httpx.post(f"{server.url}/gradio_api/upload", files={"files": b"0" * 11_000_000})
+    assert big.status_code == 413
+
+
+def test_other_sites_are_refused(server):
+    assert httpx.get(server.url, headers={"host": "evil.example"}).status_code == 400
+    assert httpx.get(server.url, headers={"origin": "http://evil.example"}).status_code == 403
+    own = httpx.get(server.url, headers={"origin": server.url})
+    assert own.status_code == 200
+    assert own.headers["content-security-policy"] == "frame-ancestors 'self'"
+
+
+def test_passwords_cannot_be_guessed_fast(monkeypatch):
+    guard = app.Guard(app=None)
+    now = 1000.0
+    monkeypatch.setattr(app.time, "monotonic", lambda: now)
+    answers = [guard.too_many_logins("1.2.3.4") for _ in range(11)]
+    assert answers[:10] == [None] * 10
+    assert answers[10].status_code == 429
+    assert guard.too_many_logins("5.6.7.8") is None
+    now = 1061.0
+    assert guard.too_many_logins("1.2.3.4") is None
+
+
+def test_a_guarded_login_answers_429():
+    async def passed(scope, receive, send):
+        seen.append("passed")
+
+    async def send(message):
+        seen.append(message.get("status"))
+
+    async def ask(times: int):
+        guard = app.Guard(passed)
+        scope = {"type": "http", "method": "POST", "path": "/login", "headers": []}
+        for _ in range(times):
+            await guard(scope | {"client": ("1.2.3.4", 1)}, None, send)
+
+    seen = []
+    asyncio.run(ask(11))
+    assert seen[:11] == ["passed"] * 10 + [429]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org"])
+def test_others_come_in_with_a_password_only(host):
+    with pytest.raises(ValueError, match="--auth USER:PASSWORD must be given, got none"):
+        app.main(app.Config(host=host))
+    assert app.read_auth(app.Config(host=host, auth="anna:a:b")) == ("anna", "a:b")
+    for auth in ("", "anna", "anna:", ":secret"):
+        with pytest.raises(ValueError, match="--auth must be USER:PASSWORD"):
+            app.read_auth(app.Config(host=host, auth=auth))
+
+
+def test_this_machine_needs_no_password():
+    for host in ("127.0.0.1", "localhost", "::1"):
+        assert app.read_auth(app.Config(host=host)) is None
+
+
+def test_a_missing_model_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="must be a folder or a Hub id"):
+        app.main(app.Config(model=str(tmp_path / "none")))
+
+
+def test_stop_ends_the_run_it_stands_beside(model):
+    functions = app.build(model).config["dependencies"]
+    named = {f["api_name"]: f["id"] for f in functions if f["api_visibility"] == "public"}
+    cancelled = [f["cancels"] for f in functions if f["cancels"]]
+    assert cancelled == [[named["sample"]], [named["inpaint"]]]
+
+
+# ── in a browser ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def page(server):
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.complaints = []
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
+        page.goto(server.url)
+        yield page
+        browser.close()
+
+
+def shown(page, gallery: str) -> np.ndarray:
+    """The first picture of a gallery, as the browser got it."""
+    source = page.locator(f"{gallery} .grid-container img").first.get_attribute("src")
+    return np.asarray(Image.open(BytesIO(page.request.get(source).body())).convert("RGB"))
+
+
+def dab(page, row: int, column: int, model) -> None:
+    """Touch the middle of one token with the brush, which is smaller than a token."""
+    (h, w), (H, W) = model.grid, model.image_size
+    undo = page.locator('#editor button[aria-label="Undo"]')
+    zoom = int(page.locator("#editor").get_by_text("%").inner_text().rstrip("%")) / 100
+    box = page.locator("#editor canvas").first.bounding_box()
+    x = box["x"] + box["width"] / 2 + ((column + 0.5) / w - 0.5) * W * zoom
+    y = box["y"] + box["height"] / 2 + ((row + 0.5) / h - 0.5) * H * zoom
+    for _ in range(60):  # the editor takes strokes some time after it shows its picture
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 1, y + 1)
+        page.mouse.up()
+        page.wait_for_timeout(500)
+        if undo.is_enabled():
+            return
+    raise AssertionError("the editor never took the stroke")
+
+
+def repaint(page, seed: int) -> np.ndarray:
+    tab = page.get_by_role("tabpanel").filter(has=page.locator("#editor"))
+    tab.get_by_label("Seed").fill(str(seed))
+    tab.get_by_role("button", name="Repaint", exact=True).click()
+    page.locator("#edit-status").get_by_text(f"Seed {seed},").wait_for()
+    return shown(page, "#edits")
+
+
+def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.locator("#sample-status").get_by_text("Seed 0,").wait_for()
+    sampled = shown(page, "#samples")
+    np.testing.assert_array_equal(sampled, np.asarray(model.sample(1, seed=0)[0]))
+
+    page.get_by_role("button", name="Send the selected image to Edit").click()
+    page.locator("#editor canvas").first.wait_for()
+    dab(page, 1, 2, model)
+    edited = repaint(page, 9)
+    kept = np.ones((4, 4), bool)
+    kept[1, 2] = False
+    kept = kept.repeat(8, 0).repeat(8, 1)
+    np.testing.assert_array_equal(edited[kept], sampled[kept])
+    assert (edited[~kept] != sampled[~kept]).any()
+
+    uploaded = picture(90, 60, seed=4)
+    uploaded.save(tmp_path / "photo.png")
+    page.locator("#editor input[type=file]").first.set_input_files(tmp_path / "photo.png")
+    fitted = np.asarray(fit(uploaded, model.image_size))
+    page.wait_for_timeout(3000)
+    page.get_by_role("button", name="Upper half").click()
+    page.wait_for_timeout(3000)
+    edited = repaint(page, 10)
+    np.testing.assert_array_equal(edited[16:], fitted[16:])
+    assert (edited[:16] != fitted[:16]).any()
+    assert page.complaints == []
+
+
+# ── the shipped model ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(
+    not (SHIPPED / "config.json").exists(), reason="no shipped model in this checkout"
+)
+def test_the_shipped_model_answers(tmp_path):
+    with Server() as server:
+        client = Client(server.url, verbose=False, download_files=tmp_path)
+        *_, gallery = client.predict(num_images=2, seed=1, api_name="/sample")
+    assert_same(gallery, ImageBART.from_pretrained(device="cpu").sample(2, seed=1))

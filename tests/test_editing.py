@@ -1,0 +1,221 @@
+"""Editing: what is known survives, what is marked is repainted, and the seed still decides."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagebart.data import fit
+from imagebart.editing import edit_steps, hole_pixels, pixel_hole, token_hole
+from imagebart.sampling import uniform_tokens
+
+ORIENTATION = 0x0112  # the EXIF entry
+
+
+def picture(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def blank(width: int = 32, height: int = 32) -> np.ndarray:
+    return np.zeros((height, width), dtype=bool)
+
+
+def corner() -> np.ndarray:
+    """A mask over the upper left quarter: 2×2 of the 4×4 tokens."""
+    mask = blank()
+    mask[:16, :16] = True
+    return mask
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.size == b.size and a.mode == b.mode and a.tobytes() == b.tobytes()
+
+
+def holes(count: int) -> list[torch.Tensor]:
+    """Holes of every size, as (1, 4, 4) booleans."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.linspace(0.05, 0.95, count)
+    return [torch.rand(1, 4, 4, generator=generator) < part for part in parts]
+
+
+# ── what is known ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("method", ["parallel", "sequential"])
+def test_known_tokens_survive(tiny, method):
+    """At every scale they are the image's own, clean; the hole starts as noise."""
+    x_1 = torch.randint(12, (1, 4, 4), generator=torch.Generator().manual_seed(0))
+    for hole in holes(6):
+        here = hole.expand(3, -1, -1)
+        steps = list(edit_steps(tiny, x_1, hole, 3, seed=5, method=method))
+        assert [step.t for step in steps] == [4, 3, 2, 1]
+        for step in steps:
+            assert torch.equal(step.tokens[~here], x_1.expand(3, -1, -1)[~here])
+        noise = uniform_tokens([5, 6, 7], 4, 16, 12).view(3, 4, 4)
+        assert torch.equal(steps[0].tokens[here], noise[here])
+        assert not hole.any() or not torch.equal(steps[-1].tokens[here], steps[0].tokens[here])
+
+
+def test_pixels_outside_the_hole_are_the_input(tiny):
+    image, mask = picture(), corner()
+    for edit in tiny.inpaint(image, mask, 3, seed=1):
+        before, after = np.asarray(image), np.asarray(edit)
+        assert np.array_equal(after[~mask], before[~mask])
+        assert not np.array_equal(after[mask], before[mask])
+
+
+def test_the_hole_is_painted_with_what_the_chain_drew(tiny):
+    image, mask = picture(), corner()
+    hole = token_hole(tiny, mask)
+    *_, last = edit_steps(tiny, tiny.encode(image), hole, 2, seed=1)
+    painted = tiny.decode(last.tokens)
+    for edit, whole in zip(tiny.inpaint(image, mask, 2, seed=1), painted, strict=True):
+        assert np.array_equal(np.asarray(edit)[mask], np.asarray(whole)[mask])
+
+
+def test_an_empty_mask_returns_the_input(tiny):
+    image = picture()
+    edits = tiny.inpaint(image, blank(), 2, seed=3)
+    assert len(edits) == 2 and all(same(edit, image) for edit in edits)
+
+
+def test_a_full_hole_is_plain_sampling(tiny):
+    edits = tiny.inpaint(picture(), ~blank(), 3, seed=11, top_k=5)
+    for edit, sample in zip(edits, tiny.sample(3, seed=11, top_k=5), strict=True):
+        assert same(edit, sample)
+
+
+# ── the seed decides ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("choice", [dict(), dict(temperature=0.6, top_k=4), dict(temperature=0)])
+def test_parallel_is_sequential_around_holes(tiny, choice):
+    x_1 = torch.randint(12, (1, 4, 4), generator=torch.Generator().manual_seed(1))
+    for hole in holes(8):
+        parallel, sequential = (
+            [s.tokens for s in edit_steps(tiny, x_1, hole, 20, seed=9, method=m, **choice)]
+            for m in ("parallel", "sequential")
+        )
+        for a, b in zip(parallel, sequential, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_an_edit_alone_is_the_edit_in_company(tiny):
+    together = tiny.inpaint(picture(), corner(), 3, seed=4)
+    for i in range(3):
+        assert same(tiny.inpaint(picture(), corner(), seed=4 + i)[0], together[i])
+
+
+def test_known_tokens_cost_no_pass(make_model, monkeypatch):
+    """A window that holds one unknown position is settled in one pass, two at most."""
+    model = make_model(T=2)
+    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
+    hole[0, 3, 3] = True
+    denoiser, passes = model.denoisers[2], []
+    step = denoiser.step
+    monkeypatch.setattr(denoiser, "step", lambda *a: (passes.append(1), step(*a))[1])
+    list(edit_steps(model, torch.zeros(1, 4, 4, dtype=torch.int64), hole))
+    assert 1 <= len(passes) <= 2
+
+
+# ── which tokens a mask marks ─────────────────────────────────────────────────────────────────
+
+
+@given(st.integers(5, 90), st.integers(5, 90), st.data())
+def test_every_marked_pixel_marks_its_token(tiny, width, height, data):
+    """One pixel of an image of any size, where the crop keeps it."""
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    mask = blank(width, height)
+    mask[y, x] = True
+    hole = token_hole(tiny, mask)[0]
+    side = min(width, height)
+    across, down = ((v + 0.5 - (size - side) / 2) / side for v, size in ((x, width), (y, height)))
+    if 0 < across < 1 and 0 < down < 1:
+        assert hole[int(4 * down), int(4 * across)]
+        assert hole.sum() <= max(1, -(-4 // side) + 1) ** 2 * 4
+    elif not (-1 / side < across < 1 + 1 / side and -1 / side < down < 1 + 1 / side):
+        assert not hole.any()
+
+
+def test_a_thin_stroke_marks_all_it_crosses(tiny):
+    mask = blank(320, 320)
+    mask[100] = True
+    assert token_hole(tiny, mask)[0].tolist() == [[False] * 4, [True] * 4, [False] * 4, [False] * 4]
+
+
+def test_the_hole_in_pixels_is_that_of_whole_tokens(tiny):
+    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
+    hole[0, 1, 2] = True
+    pixels = pixel_hole(tiny, hole)[0, 0]
+    assert pixels.sum() == 64 and pixels[8:16, 16:24].all()
+
+
+def test_all_kinds_of_masks_say_the_same():
+    mask = corner()
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    kinds = [mask, mask.astype(np.uint8), mask.astype(float), np.dstack([mask] * 3), grey]
+    kinds += [grey.convert("RGB"), grey.convert("1"), grey.convert("RGBA")]
+    for kind in kinds:
+        assert np.array_equal(hole_pixels(kind, (32, 32)), mask)
+
+
+@pytest.mark.parametrize("shape", [(32, 31), (64, 64), (0, 0), (32,)])
+def test_the_mask_is_as_large_as_the_image(tiny, shape):
+    with pytest.raises(ValueError, match="the mask must be as large as the image, 32×32, got"):
+        tiny.inpaint(picture(), np.ones(shape, dtype=bool))
+
+
+# ── which images can be edited ────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
+def test_any_mode_is_edited_as_rgb(tiny, mode):
+    image = picture().convert(mode)
+    edit = tiny.inpaint(image, blank())[0]
+    assert same(edit, image.convert("RGB"))
+
+
+def test_transparent_parts_are_white(tiny):
+    image = picture().convert("RGBA")
+    image.putalpha(0)
+    assert same(tiny.inpaint(image, blank())[0], Image.new("RGB", (32, 32), "white"))
+
+
+def test_the_mask_lies_on_the_upright_image(tiny, tmp_path):
+    """A photo stored lying on its side is 32×64 to the eye, and so is its mask."""
+    upright, mask = picture(32, 64), blank(32, 64)
+    mask[16:24, :] = True  # of 64 rows the crop keeps 16 to 47
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    path = tmp_path / "photo.png"
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    with Image.open(path) as photo:
+        assert photo.size == (64, 32)
+        edit = tiny.inpaint(photo, mask, seed=2)[0]
+    assert same(edit, tiny.inpaint(upright, mask, seed=2)[0])
+    below = np.s_[8:, :]
+    assert np.array_equal(np.asarray(edit)[below], np.asarray(fit(upright, 32))[below])
+
+
+def test_another_size_is_fitted_first(tiny):
+    image, mask = picture(96, 48), blank(96, 48)
+    mask[:24] = True  # the upper half
+    edit = np.asarray(tiny.inpaint(image, mask, seed=0)[0])
+    expected = np.asarray(fit(image, 32))
+    assert edit.shape == (32, 32, 3)
+    assert np.array_equal(edit[16:], expected[16:])
+    assert not np.array_equal(edit[:16], expected[:16])
+
+
+def test_the_output_is_what_was_asked_for(tiny):
+    image, mask = picture(), corner()
+    pil = tiny.inpaint(image, mask, 2, seed=0)
+    pt = tiny.inpaint(image, mask, 2, seed=0, output_type="pt")
+    as_array = tiny.inpaint(image, mask, 2, seed=0, output_type="np")
+    assert pt.shape == (2, 3, 32, 32) and as_array.shape == (2, 32, 32, 3)
+    for i in range(2):
+        assert np.array_equal(np.round(as_array[i] * 255), np.asarray(pil[i]))
+        assert np.allclose(pt[i].permute(1, 2, 0).numpy(), as_array[i])

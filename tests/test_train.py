@@ -1,0 +1,319 @@
+"""The scripts: from an empty folder to pictures, through kills, signals and wrong inputs."""
+
+import hashlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imagebart import ImageBART, checkpoint, perceptual, presets
+from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
+from imagebart.data import TokenFile
+
+ROOT = Path(__file__).parents[1]
+ALONE = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+SIZE = ("--preset", "tiny", "--batch", "4")
+
+
+def train(script: str, *arguments) -> None:
+    """Run train/<script>.py in this process, as `python` would; SystemExit is its exit."""
+    before = sys.argv
+    sys.argv = [script, *map(str, arguments)]
+    try:
+        runpy.run_path(str(ROOT / "train" / f"{script}.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def train_scale(chain: Path, out: Path, *arguments, t: int = 2) -> None:
+    given = ("--t", t, "--tokens", chain / "tokens", "--out", out, "--precision", "fp32")
+    train("scale", *SIZE, *given, *arguments)
+
+
+def launch(*command) -> subprocess.Popen:
+    """A script as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        env=ALONE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def metrics(path: Path) -> list[dict]:
+    """The log without its clock."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file but the lock's, by content."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
+
+
+def flat(state, name: str = "") -> dict[str, torch.Tensor]:
+    """Every tensor and number in a checkpoint, by its path."""
+    if isinstance(state, dict):
+        return {k: v for key in state for k, v in flat(state[key], f"{name}/{key}").items()}
+    if isinstance(state, list | tuple):
+        return {k: v for i, item in enumerate(state) for k, v in flat(item, f"{name}/{i}").items()}
+    return {name: torch.as_tensor(state)} if isinstance(state, torch.Tensor | int | float) else {}
+
+
+def assert_same_state(a: Path, b: Path) -> None:
+    """Bit for bit: weights, averages, optimisers."""
+    (step_a, state_a), (step_b, state_b) = Checkpoints(a).latest(), Checkpoints(b).latest()
+    first, second = flat(state_a), flat(state_b)
+    assert step_a == step_b and first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Path:
+    """The committed commands on the `tiny` preset, a few steps each: `vqgan`, `tokens`, `model`."""
+    folder = tmp_path_factory.mktemp("chain")
+    few = ("--workers", 0, "--out")
+    train("compression", *SIZE, "--steps", 4, *few, folder / "vqgan")
+    counts = ("--count", 24, "--held-out", 16, "--batch", 8, "--vqgan", folder / "vqgan")
+    train("encode", *counts, *few, folder / "tokens")
+    for t in (2, 3):
+        train_scale(folder, folder / "model", "--steps", 4, t=t)
+    return folder
+
+
+# ── from an empty folder to pictures ──────────────────────────────────────────────────────────
+
+
+def test_an_empty_folder_becomes_a_model_that_paints(chain):
+    model = ImageBART.from_pretrained(chain / "model", device="cpu")
+    images = model.sample(2, seed=0)
+    assert [image.size for image in images] == [(64, 64)] * 2
+    tokens = TokenFile(chain / "tokens" / "train")
+    assert (len(tokens), tokens.height, tokens.width, tokens.K) == (24, 8, 8, model.K)
+    assert tokens.vqgan_sha256 == sha256_of(chain / "tokens" / "vqgan" / "vqgan.safetensors")
+    assert tokens.vqgan_sha256 == sha256_of(chain / "model" / "vqgan.safetensors")
+    assert len(TokenFile(chain / "tokens" / "validation").captions) == 16
+
+
+def test_tokens_are_those_of_the_images(chain):
+    from imagebart.data import open_data
+    from imagebart.model import load_vqgan
+
+    vqgan = load_vqgan(chain / "tokens" / "vqgan").eval()
+    data = open_data("scenery", 64, "train", 24)
+    x_1 = TokenFile(chain / "tokens" / "train").batch([0, 23])
+    image = torch.stack([data[0]["image"], data[23]["image"]])
+    with torch.inference_mode():
+        expected = vqgan.encode(image).flatten(1)
+    assert (x_1 == expected).float().mean() > 0.9  # encoded in bf16, where ties may fall otherwise
+
+
+def test_a_run_tells_what_it_measured(chain):
+    rows = metrics(chain / "vqgan" / "metrics.jsonl")
+    assert rows[-1]["step"] == 4 and {"rec", "psnr"} <= {key for row in rows for key in row}
+    for t in (2, 3):
+        rows = metrics(chain / "model" / "checkpoints" / f"scale_{t}" / "metrics.jsonl")
+        assert {"loss", "held_out"} <= {key for row in rows for key in row}
+    assert (chain / "vqgan" / "reconstructions_000004.png").stat().st_size > 1000
+
+
+def test_a_finished_run_changes_nothing(chain):
+    before = digests(chain)
+    train("compression", *SIZE, "--steps", 4, "--workers", 0, "--out", chain / "vqgan")
+    train_scale(chain, chain / "model", "--steps", 4)
+    assert digests(chain) == before
+
+
+# ── through kills and signals ─────────────────────────────────────────────────────────────────
+
+
+class Killed(BaseException):
+    """What no script catches."""
+
+
+def die_at(call: int, function):
+    """`function`, until it is called for the `call`-th time."""
+    calls = []
+
+    def mortal(*arguments):
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return function(*arguments)
+
+    return mortal
+
+
+@pytest.mark.parametrize("t", [2, 3])
+def test_a_killed_scale_resumes_as_if_never_stopped(chain, tmp_path, monkeypatch, t):
+    """Killed in step 6 of 8, two steps after its checkpoint: same log, same bits."""
+    steps = ("--steps", 8, "--save-every", 4, "--look-every", 1)
+    train_scale(chain, tmp_path / "whole", *steps, t=t)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint.EMA, "update", die_at(6, checkpoint.EMA.update))
+        train_scale(chain, tmp_path / "killed", *steps, t=t)
+    run = Path("checkpoints", f"scale_{t}")
+    assert Checkpoints(tmp_path / "killed" / run).latest()[0] == 4
+    train_scale(chain, tmp_path / "killed", *steps, t=t)
+
+    whole, resumed = (tmp_path / name / run for name in ("whole", "killed"))
+    assert metrics(resumed / "metrics.jsonl") == metrics(whole / "metrics.jsonl")
+    assert_same_state(resumed, whole)
+    name = f"scale_{t}.safetensors"
+    assert sha256_of(tmp_path / "killed" / name) == sha256_of(tmp_path / "whole" / name)
+
+
+def test_a_killed_compression_resumes_as_if_never_stopped(tmp_path, monkeypatch):
+    """With the discriminator on and codes being revived."""
+    tiny = presets.PRESETS["tiny"]
+    recipe = replace(tiny.compression, adversarial_start=2, revive_every=2, precision="fp32")
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
+
+    def run(out: Path) -> None:
+        often = ("--save-every", 3, "--look-every", 2)
+        train("compression", *SIZE, "--steps", 6, *often, "--workers", 0, "--out", out)
+
+    run(tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(perceptual, "reconstruction_loss", die_at(5, perceptual.reconstruction_loss))
+        run(tmp_path / "killed")
+    run(tmp_path / "killed")
+    whole, resumed = tmp_path / "whole", tmp_path / "killed"
+    assert metrics(resumed / "metrics.jsonl") == metrics(whole / "metrics.jsonl")
+    assert_same_state(resumed / "checkpoints", whole / "checkpoints")
+    assert sha256_of(resumed / "vqgan.safetensors") == sha256_of(whole / "vqgan.safetensors")
+
+
+def test_a_run_told_to_stop_saves_first(chain, tmp_path):
+    """SIGTERM, far from any checkpoint that was due: exit code 0, and the work is on the disk."""
+    run = tmp_path / "checkpoints" / "scale_2"
+    endless = ("--steps", 10**6, "--save-every", 10**6, "--look-every", 2)
+    scale = ("train/scale.py", *SIZE, "--t", 2, "--tokens", chain / "tokens", "--out", tmp_path)
+    process = launch(ROOT / scale[0], *scale[1:], *endless)
+    log = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert Checkpoints(run).latest()[0] >= 2
+    assert (tmp_path / "scale_2.safetensors").exists()
+
+
+def test_two_ranks_learn_what_one_does(chain, tmp_path):
+    """The same global batch, in fp32: sums are ordered differently, nothing else."""
+    steps = ("--steps", 4, "--look-every", 4)
+    train_scale(chain, tmp_path / "one", *steps)
+    tokens = ("--tokens", chain / "tokens", "--out", tmp_path / "two", "--precision", "fp32")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    process = launch(*torchrun, ROOT / "train/scale.py", *SIZE, "--t", 2, *tokens, *steps)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+
+    one, two = (load_file(tmp_path / name / "scale_2.safetensors") for name in ("one", "two"))
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5)
+    run = Path("checkpoints", "scale_2", "metrics.jsonl")
+    for a, b in zip(metrics(tmp_path / "one" / run), metrics(tmp_path / "two" / run), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+# ── wrong inputs ──────────────────────────────────────────────────────────────────────────────
+
+
+def refusal(*arguments) -> str:
+    """What a script says when it exits with code 1: one sentence."""
+    with pytest.raises(SystemExit) as raised:
+        train(*arguments)
+    said = raised.value.code
+    assert isinstance(said, str) and said.startswith("error: ") and "\n" not in said
+    return said
+
+
+def test_wrong_inputs_give_one_sentence(chain, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out, tokens = ("--out", tmp_path / "out"), ("--tokens", chain / "tokens")
+    for said, arguments in {
+        "preset must be one of": ("compression", "--preset", "huge", *out),
+        "preset must be one of tiny,": ("scale", "--preset", "huge", "--t", 2, *tokens, *out),
+        "empty": ("compression", *SIZE, "--data", empty, *out),
+        "must hold finished tokens": ("scale", *SIZE, "--t", 2, "--tokens", empty, *out),
+        "tokens must be a grid of (16, 16), got (8, 8)": (
+            *("scale", "--preset", "scenery", "--t", 3),
+            *(*tokens, *out),
+        ),
+        "t must lie in [2, 3], got 4": ("scale", *SIZE, "--t", 4, *tokens, *out),
+        "t must lie in [2, 3], got 1": ("scale", *SIZE, "--t", 1, *tokens, *out),
+        "precision must be fp32 or bf16": (
+            *("scale", *SIZE, "--t", 2, "--precision", "fp8"),
+            *(*tokens, *out),
+        ),
+        "config.json: must be a file": ("encode", "--vqgan", empty, *out),
+        "must hold no finished token file": (
+            *("encode", "--vqgan", chain / "vqgan", "--count", 8, "--held-out", 8),
+            *("--workers", 0, "--out", chain / "tokens"),
+        ),
+        "device must be": ("compression", *SIZE, "--device", "quantum", *out),
+    }.items():
+        assert said in refusal(*arguments)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(chain, tmp_path):
+    run = tmp_path / "checkpoints" / "scale_2"
+    with run_lock(run):
+        tokens = ("--tokens", chain / "tokens", "--out", tmp_path)
+        process = launch(ROOT / "train/scale.py", *SIZE, "--t", 2, *tokens)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert f"one run at a time must use a folder, got a second one while process {os.getpid()}" in (
+        said
+    )
+
+
+# ── the whole of it ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.slow
+def test_the_tiny_preset_goes_from_nothing_to_pictures(tmp_path, capfd):
+    """The commands of the README as processes, every step of them: some five minutes on two
+    cores. Scales must know more than the frequencies of tokens, reconstructions show the scene."""
+    began = time.monotonic()
+    vqgan, tokens, model = (tmp_path / name for name in ("vqgan", "tokens", "model"))
+    tiny = ("--preset", "tiny")
+    commands = [
+        ("train/compression.py", *tiny, "--out", vqgan),
+        ("train/encode.py", "--vqgan", vqgan, "--count", 4000, "--out", tokens),
+        *(("train/scale.py", *tiny, "--t", t, "--tokens", tokens, "--out", model) for t in (2, 3)),
+    ]
+    for script, *arguments in commands:
+        process = launch(ROOT / script, *arguments)
+        _, said = process.communicate(timeout=1800)
+        assert process.returncode == 0, said
+    images = ImageBART.from_pretrained(model, device="cpu").sample(16, seed=0)
+    with capfd.disabled():
+        print(f"\nfrom an empty folder to {len(images)} pictures: {time.monotonic() - began:.0f} s")
+
+    psnr = [row["psnr"] for row in metrics(vqgan / "metrics.jsonl") if "psnr" in row]
+    assert psnr[-1] > 16
+    counts = torch.bincount(TokenFile(tokens / "train").batch(range(4000)).flatten()).double()
+    p = counts[counts > 0] / counts.sum()
+    log = metrics(model / "checkpoints" / "scale_2" / "metrics.jsonl")
+    held_out = [row["held_out"] for row in log if "held_out" in row]
+    assert held_out[-1] < -(p * p.log()).sum()
+    digest = {hashlib.sha256(image.tobytes()).hexdigest() for image in images}
+    assert len(digest) == 16
