@@ -11,6 +11,7 @@ A tab is one function. The endpoints `/sample` and `/inpaint` are open to progra
 import inspect
 import ipaddress
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -228,7 +229,11 @@ def chosen_for_editor(results: list | None, index: int) -> dict:
 def sample(
     model: ImageBART, prompt="", num_images=1, seed=0, temperature=1.0, top_k=0, kind=EACH_ANOTHER
 ) -> Iterator[tuple]:
-    """(the first image's chain, status, images) after every scale."""
+    """Draw images: (the first one's chain, status, images), after every scale.
+
+    num_images 1 to 16, image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers
+    are not exact; temperature 0 to 5, 0 is greedy; top_k 0 (off) to the size of the codebook.
+    """
     count, options, remark = read_request(model, prompt, num_images, seed, temperature, top_k, kind)
     began, chain = time.perf_counter(), []
     for step in model.sample_steps(count, **options):
@@ -247,7 +252,11 @@ def inpaint(
     top_k=0,
     kind=EACH_ANOTHER,
 ) -> Iterator[tuple]:
-    """(tokens to repaint, status, images) after every scale."""
+    """Repaint what is marked: (the tokens that are, status, images), after every scale.
+
+    editor: {"background": image, "layers": [mask], "composite": null}; the mask is as large as the
+    image, repaint = not transparent, or white where nothing is. The rest as in `sample`.
+    """
     count, options, remark = read_request(model, prompt, num_images, seed, temperature, top_k, kind)
     image, hole = read_editor(model, editor)
     if not hole.any():
@@ -364,7 +373,7 @@ def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, 
         outputs,
         preprocess=False,  # the endpoint checks what came, and says what is wrong
         api_name=steps.__name__,
-        api_description=steps.__doc__,
+        api_description=inspect.cleandoc(steps.__doc__),
         concurrency_limit=1,
         concurrency_id="model",
         show_progress="minimal",
@@ -579,7 +588,6 @@ def launch(page: gr.Blocks, config: Config, **options) -> Any:
         run_history=False,
         max_file_size="10mb",
         allowed_paths=[],
-        blocked_paths=[str(Path(__file__).parent), str(Path.home())],
         app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)]},
         footer_links=["api"],
         theme=THEME,
@@ -592,6 +600,7 @@ def launch(page: gr.Blocks, config: Config, **options) -> Any:
 def private_files() -> Iterator[None]:
     """Pictures of visitors lie in a folder that only this user can read, and go when we go."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which leaves the block below
     with tempfile.TemporaryDirectory(prefix="imagebart-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         yield

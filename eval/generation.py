@@ -192,6 +192,7 @@ def plain(value: object) -> object:
 
 
 def line(result: dict) -> str:
+    """A metric for the terminal, its spread to two digits."""
     spread = f" ± {result['std']:.2g}" if "std" in result else ""
     return f"{result['name']:<12} {result['value']:.5g}{spread}"
 
@@ -207,8 +208,9 @@ def main(config: Config) -> None:
     # Who judges
     jury = Jury(config.metrics, ranks, config.inception, config.clip)
     weights = jury.weights
-    reference = {"source": config.reference}
-    if is_stats(config.reference):
+    compares = {"fid", "kid"} & {*config.metrics}
+    reference = {"source": config.reference if compares else None}
+    if compares and is_stats(config.reference):
         jury.read_stats(Path(config.reference))
         reference |= {"n": jury.stats_n, "sha256": sha256_of(config.reference)}
 
@@ -230,7 +232,7 @@ def main(config: Config) -> None:
     # What it is compared with: first of all, since a bad file should not show after long sampling
     first = next(batches)
     size = tuple(first[0].shape[-2:])
-    if {"fid", "kid"} & {*config.metrics} and not is_stats(config.reference):
+    if compares and not is_stats(config.reference):
         data = open_reference(config.reference, n, size)
         if len(data) < least:
             raise ValueError(f"reference must have at least {least} pictures, got {len(data)}")
@@ -260,6 +262,8 @@ def main(config: Config) -> None:
         if config.save_stats:
             jury.save_stats(config.save_stats)
         print(*map(line, results.values()), f"written to {config.out}", sep="\n")
+        if not weights.get("inception", {"published": True})["published"]:
+            print("Inception's weights are not the published ones: compare with nobody's figures")
     finish(ranks)
 
 

@@ -214,7 +214,10 @@ class Checkpoints:
         """Remove what a good save made superfluous: the old, the damaged, drafts of the killed."""
         drafts = self.folder.glob(".step_*.tmp")
         for path in [*self._intact()[self.keep :], *self._damaged, *drafts]:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:  # too much on the disk is no reason to end a run
+                warnings.warn(f"{path}: cannot be removed, {error.strerror}", stacklevel=3)
         self._damaged.clear()
 
     @staticmethod

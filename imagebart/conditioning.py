@@ -29,7 +29,7 @@ MERGES = Path(__file__).with_name("clip_bpe_merges.txt.gz")  # see THIRD_PARTY.m
 SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
 WORD = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
-    regex.IGNORECASE,  # after lower(), for letters such as ſ, which is an s here
+    regex.IGNORECASE,  # for what lower() leaves, such as ſ, an s here
 )
 ENDLESS = regex.compile("&#[0-9]{4301,};?")  # Python reads no decimal number of more digits
 
@@ -136,7 +136,7 @@ def _pieces(text: str) -> Iterator[int]:
 
 
 def _clean(text: str) -> str:
-    """Mojibake repaired, HTML escapes undone twice, lower-case. White space stays: no word has any."""
+    """Mojibake repaired, HTML escapes undone twice, lower-case. White space is left to `WORD`."""
     return _unescape(_unescape(ftfy.fix_text(text))).lower()
 
 

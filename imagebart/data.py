@@ -268,7 +268,7 @@ def open_data(
     name: PathLike,
     size: Size | None,
     split: str = "train",
-    count: int | None = None,
+    at_most: int | None = None,
     *,
     flip: bool = False,
     strict: bool = False,
@@ -276,17 +276,18 @@ def open_data(
     """The data set called `name`: "scenery", or a folder of images.
 
     A folder with a sub-folder `train` has splits, and `split` must be one of its sub-folders; any
-    other folder is one split, and is given whole whatever `split` says.
+    other folder is one split, and is given whole whatever `split` says. `at_most` so many images
+    are taken, spread evenly over a folder.
     """
     if name == "scenery":
         if not isinstance(size, int) or flip:
             raise ValueError(f"scenery must have one size and no flip, got {size} and {flip}")
-        count = SCENERY_COUNTS.get(split, 5000) if count is None else count
-        return SceneryData(split, size, count)
+        return SceneryData(split, size, at_most or SCENERY_COUNTS.get(split, 5000))
 
     root = Path(name)
     if (root / "train").is_dir():
         root = root / split
+    count = None if at_most is None else min(at_most, len(_images(root)))
     return ImageFolder(root, size, flip, strict=strict, count=count)
 
 

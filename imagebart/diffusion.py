@@ -166,7 +166,8 @@ class MultinomialDiffusion:
         bar = self.alpha_bar
         keep_1, noise_1 = self._at(bar, t - 1, 1), self._at(1 - bar, t - 1, 1) / self.K
         same = (x_t == x_1).to(self.dtype)
-        keep_t, noise_t, keep_1, noise_1 = (v.squeeze(-1) for v in (keep_t, noise_t, keep_1, noise_1))
+        values = keep_t, noise_t, keep_1, noise_1
+        keep_t, noise_t, keep_1, noise_1 = (value.squeeze(-1) for value in values)
         at_1 = (keep_1 + noise_1) * (noise_t + same * keep_t)
         at_t = (noise_1 + same * keep_1) * (keep_t + noise_t)
         rest = noise_1 * noise_t

@@ -1,11 +1,15 @@
 """Edit: the masked process, known tokens held while the rest is drawn.   [section 4.3, A.3]
 
 Every token that must stay is the image's own, clean, at every scale; every other starts as noise
-and goes down the chain. No model is trained for it.
+and goes down the chain. No model is trained for it. Two ways down:
+
+    single      every scale once
+    annealed    every scale several times, noised again in between and less each time: the
+                procedure of the released editing script
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,12 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from imagebart.data import fit_box, to_rgb
-from imagebart.notation import Bool, Grid, Images
+from imagebart.diffusion import geometric
+from imagebart.notation import Bool, Grid, Images, Tokens
 from imagebart.sampling import (
     Step,
     decoder,
+    generator_of,
     gumbel,
     image_seeds,
+    per_scale,
     scale_filters,
     step_of,
     uniform_tokens,
@@ -28,22 +35,31 @@ from imagebart.sampling import (
 
 @torch.inference_mode()
 def inpaint(
-    model, image: Image.Image, mask: Image.Image | np.ndarray, num_images: int = 1, **options
+    model,
+    image: Image.Image,
+    mask: Image.Image | np.ndarray,
+    num_images: int = 1,
+    *,
+    process: str = "single",
+    **options,
 ) -> Images:
     """Images in [-1, 1] that are `image` where the mask is False / black, repainted where True.
 
     The mask is as large as the image. Image and mask are resized and cropped to the model's size;
     a token is repainted if any pixel of it is marked, and pixels of all other tokens are the
-    (resized) input's, exactly. Raises ValueError if the sizes differ.
+    (resized) input's, exactly. `process` is "single" (`edit_steps`) or "annealed"
+    (`annealed_steps`), whose options it takes. Raises ValueError if the sizes differ.
     """
-    image = to_rgb(image)  # upright: the mask is drawn on what is seen
+    if process not in PROCESSES:
+        raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {process!r}")
+    image = upright(image)
     marked = hole_pixels(mask, image.size)
     x_0 = model.pixels(image)
     hole = token_hole(model, marked)
     pixels = pixel_hole(model, hole).to(x_0.device)
     if not hole.any():
         return repeat(x_0, "1 c h w -> b c h w", b=num_images)
-    *_, last = edit_steps(model, model.encode(image), hole, num_images, **options)
+    *_, last = PROCESSES[process](model, model.encode(image), hole, num_images, **options)
     parts = last.tokens.split(1 if model.device.type == "cpu" else 32)
     painted = torch.cat([model.vqgan.decode(part).float() for part in parts])
     return torch.where(pixels, painted, x_0)
@@ -83,6 +99,88 @@ def edit_steps(
         yield step_of(model, t - 1, x_t)
 
 
+@torch.inference_mode()
+def annealed_steps(
+    model,
+    x_1: Grid,
+    hole: Bool[Tensor, "1 h w"],
+    num_images: int = 1,
+    *,
+    chains: int | Sequence[int] | None = None,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    classes=None,
+    method: str = "parallel",
+) -> Iterator[Step]:
+    """The released procedure: at every scale, forget a little and remember again, n_t times.
+
+        x_t ← redraw(x_{t-1}, (1 - i / n_t) · β_t),   x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t),   i < n_t
+
+    The first pass (i = 0) takes x_t as it comes; the redraws of later passes fall on known tokens
+    too, which the pass puts back. `chains` is n_t: one number, or one for each t = 2 .. T; None is
+    as released, see `released_chains`. Temperature and top-k hold at every scale. Arguments and
+    steps are those of `edit_steps`.
+    """
+    seeds = image_seeds(seed, num_images)
+    filters = scale_filters(model.T, temperature, top_k, top_p)
+    passes = released_chains(model) if chains is None else chain_lengths(model.T, chains)
+    decode = decoder(method)
+    condition = model.class_ids(classes, num_images)
+    x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
+    known = ~repeat(hole, "1 h w -> b (h w)", b=num_images).to(x_1.device)
+    noise_tokens = uniform_tokens(seeds, model.T, known.shape[1], model.K).to(x_1.device)
+    x = torch.where(known, x_known, noise_tokens)
+    yield step_of(model, model.T, x)
+    for t in range(model.T, 1, -1):
+        denoiser, beta = model.denoisers[t], float(model.diffusion.beta[t])
+        for turn in range(passes[t]):
+            if turn:
+                x = redraw(x, (1 - turn / passes[t]) * beta, model.K, seeds, t, turn)
+            noise = gumbel(seeds, t, denoiser.n, model.K, turn).to(x_1.device)
+            x = decode(denoiser, x, noise, filters[t], condition, known, x_known)
+        yield step_of(model, t - 1, x)
+
+
+PROCESSES = {"single": edit_steps, "annealed": annealed_steps}
+
+
+def redraw(x: Tokens, chance: float, K: int, seeds: Sequence[int], t: int, turn: int) -> Tokens:
+    """x with every token redrawn from all K with this chance; the noise is each image's own."""
+    rows = []
+    for row, seed in zip(x, seeds, strict=True):
+        generator = generator_of(seed, t, turn, "redraw")
+        where = torch.rand(len(row), generator=generator) < chance
+        fresh = torch.randint(K, (len(row),), generator=generator)
+        rows.append(torch.where(where.to(x.device), fresh.to(x.device), row))
+    return torch.stack(rows)
+
+
+def released_chains(model) -> dict[int, int]:
+    """{t: passes} as released: 3 on a geometric schedule, 5 on others, and one at t = T.
+
+    The released script repeats T too on a geometric schedule, but nothing is read there: each
+    repeat is another independent draw, and only the last is kept.
+    """
+    exact = torch.tensor(geometric(model.T), dtype=torch.float64)
+    several = 3 if torch.allclose(model.diffusion.alpha_bar[1:], exact, atol=1e-6) else 5
+    return {t: several if t < model.T else 1 for t in range(2, model.T + 1)}
+
+
+def chain_lengths(T: int, chains: int | Sequence[int]) -> dict[int, int]:
+    """{t: passes} from one number, or one for each scale t = 2 .. T."""
+    lengths = per_scale(chains, T, "chains")
+    if not all(isinstance(n, int) and n >= 1 for n in lengths):
+        raise ValueError(f"chains must be whole numbers, at least 1, got {chains}")
+    return dict(zip(range(2, T + 1), lengths, strict=True))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as it is seen and masked: RGB, turned as its EXIF says, and only once."""
+    return Image.fromarray(np.asarray(to_rgb(image)))  # bare pixels, without the EXIF
+
+
 def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The mask as H×W booleans; ValueError unless it is as large as the image, `size` = (W, H)."""
     if isinstance(mask, Image.Image):
@@ -118,5 +216,3 @@ def pixel_hole(model, hole: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:
     """The pixels of the tokens in the hole."""
     f = model.vqgan.f
     return repeat(hole, "1 h w -> 1 1 (h fh) (w fw)", fh=f, fw=f)
-
-

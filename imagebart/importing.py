@@ -41,7 +41,7 @@ from imagebart.official import (
     under,
 )
 from imagebart.presets import Preset, find_preset
-from imagebart.untrusted import StoredTensor, read_checkpoint
+from imagebart.untrusted import StoredTensor, is_zip, read_checkpoint
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 Progress = Callable[[str, int, int], None]
@@ -158,7 +158,7 @@ def _import_chain(name: str, source: Path, draft: Path, ema: bool, progress: Pro
     sources, codebook, bar = {}, None, None
     with opened(source, draft) as members:
         scales = _scale_members(source, members, preset.T - 1)
-        if zipfile.is_zipfile(source):
+        if is_zip(source):
             sources[source.name] = sha256_of(source)
         for t, member in scales.items():
             label = f"converting {_base(member)} ({t - 1} of {preset.T - 1})"
@@ -261,7 +261,7 @@ def opened(source: Path, scratch: Path) -> Iterator[Members]:
         yield {str(path): _in_place(path) for path in paths if path.is_file()}
     elif not source.is_file():
         raise ValueError(f"{source}: must be a file or a folder, got nothing there")
-    elif is_checkpoint(source) or source.suffix == ".ckpt" or not zipfile.is_zipfile(source):
+    elif is_checkpoint(source) or source.suffix == ".ckpt" or not is_zip(source):
         yield {str(source): _in_place(source)}
     else:
         try:

@@ -31,7 +31,7 @@ FIRST_STAGE = "first_stage_model."
 # ── the public door ───────────────────────────────────────────────────────────────────────────
 
 
-def vqgan_from_released(state_dict: Mapping[str, Tensor], config: dict) -> VQGAN:
+def vqgan_from_released(state_dict: Mapping, config: dict) -> VQGAN:
     """A released VQGAN as ours.
 
     `state_dict` and `config` are a VQGAN's own, or those of a scale, which hold one. The used
@@ -45,7 +45,7 @@ def vqgan_from_released(state_dict: Mapping[str, Tensor], config: dict) -> VQGAN
 
 
 def denoiser_from_released(
-    state_dict: Mapping[str, Tensor],
+    state_dict: Mapping,
     config: dict,
     ema: bool = True,
     *,
@@ -140,14 +140,16 @@ def _encoder_decoder(kind: str, params: dict, options: dict, grid) -> Scale:
         output=ENCODER_DECODERS[kind],
         joint=joint,
     )
-    T = params["n_scales"] + 1
+    T, sos = params["n_scales"] + 1, params.get("sos_token", 0)
+    if not 0 <= sos < options["dec_num_tokens"]:
+        raise ValueError(f"sos_token must be a code, got {sos}")
     return Scale(
         denoiser,
         K=options["dec_num_tokens"],
         T=T,
         t=T if joint else params["single_scale"] + 1,
         vocabulary=options["enc_num_tokens"],
-        sos=params.get("sos_token", 0),
+        sos=sos,
     )
 
 
@@ -225,15 +227,14 @@ def vqgan_config(config: dict) -> VQGANConfig:
         raise ValueError(f"the configuration of a VQGAN must hold {error}") from None
 
 
-def schedule(
-    state_dict: Mapping[str, Tensor], redraw_prob: str | None, scale: Scale
-) -> MultinomialDiffusion:
+def schedule(state_dict: Mapping, redraw_prob: str | None, scale: Scale) -> MultinomialDiffusion:
     """The diffusion of a released scale: `alphacum`, which its file holds, is ᾱ_1 .. ᾱ_T."""
     if "alphacum" not in state_dict:
         raise ValueError("a released scale must hold alphacum, got a file without")
+    shape = tuple(state_dict["alphacum"].shape)
+    if shape != (scale.T,):
+        raise ValueError(f"alphacum must have {scale.T} entries, got shape {shape}")
     bar = _read(state_dict["alphacum"]).double().tolist()
-    if len(bar) != scale.T:
-        raise ValueError(f"alphacum must have {scale.T} entries, got {len(bar)}")
     exact = geometric(scale.T) if redraw_prob == "geometric" else [1.0, *bar[1:-1], 0.0]
     # Stored in float32: rounded, but not to be mistaken for another schedule.
     if not all(abs(a - b) < 1e-5 for a, b in zip(bar, exact, strict=True)):
@@ -253,7 +254,7 @@ class Source:
     nothing is read: `take` checks and returns tensors without storage.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], key: Callable[[str], str] = str):
+    def __init__(self, tensors: Mapping, key: Callable[[str], str] = str):
         self.tensors, self.key, self.checking = tensors, key, True
         self.taken: set[str] = set()
 
@@ -275,9 +276,8 @@ class Source:
         x = _read(stored).detach()
         if not x.isfinite().all():
             raise ValueError(f"{key} must be finite, got NaN or infinity")
-        x = x.to(
-            torch.float32, copy=isinstance(stored, Tensor)
-        )  # the caller's tensors stay the caller's
+        # A copy: the caller's tensors stay the caller's.
+        x = x.to(torch.float32, copy=isinstance(stored, Tensor))
         return x[: shape[0]].clone() if rows > shape[0] else x
 
     def require_nothing_else(self, dead: str) -> None:
@@ -328,7 +328,7 @@ VQGAN_WORDS = (
 VQGAN_DEAD = r"loss\..*|quantize\.used"
 
 
-def convert_vqgan(state_dict: Mapping[str, Tensor], config: VQGANConfig) -> VQGAN:
+def convert_vqgan(state_dict: Mapping, config: VQGANConfig) -> VQGAN:
     """A VQGAN of the given shape from released tensors."""
     with torch.device("meta"):
         vqgan = VQGAN(config)
@@ -341,8 +341,6 @@ def convert_vqgan(state_dict: Mapping[str, Tensor], config: VQGANConfig) -> VQGA
             for name, x in vqgan.state_dict().items()
         }
 
-    shapes = {name: x.shape for name, x in vqgan.state_dict().items()}
-    assert all(shapes.values())
     used = _used(state_dict, config)
     _fill(vqgan, source, weights, VQGAN_DEAD)
     if used is not None:
@@ -351,7 +349,7 @@ def convert_vqgan(state_dict: Mapping[str, Tensor], config: VQGANConfig) -> VQGA
     return vqgan
 
 
-def _used(state_dict: Mapping[str, Tensor], config: VQGANConfig) -> Tensor | None:
+def _used(state_dict: Mapping, config: VQGANConfig) -> Tensor | None:
     if "quantize.used" not in state_dict:
         return None
     used = state_dict["quantize.used"]
@@ -410,7 +408,7 @@ GPT_LAYERS = {
 
 
 def convert_denoiser(
-    state_dict: Mapping[str, Tensor], scale: Scale, diffusion: MultinomialDiffusion, ema: bool
+    state_dict: Mapping, scale: Scale, diffusion: MultinomialDiffusion, ema: bool
 ) -> Denoiser:
     """A denoiser of the given shape from a released scale's tensors."""
     with torch.device("meta"):

@@ -42,8 +42,9 @@ class RandomFeatures(nn.Module):
     """Distance of features of a fixed random network, one number an image.
 
     Convolutions nobody trained still compare edges and textures at several sizes, tolerant of
-    small shifts; the discriminator does the rest. No download, and the same for everybody: the
-    weights are drawn from seed 0.
+    small shifts; squares make a lost star or window cost more than a slightly wrong sky, and the
+    discriminator does the rest. No download, and the same for everybody: the weights are drawn
+    from seed 0.
     """
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128)):
@@ -65,7 +66,7 @@ class RandomFeatures(nn.Module):
             both = F.leaky_relu(stage(both), 0.1)
             a, b = both.float().chunk(2)
             scale = a.square().mean(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-3
-            distance = distance + ((a - b) / scale).abs().mean(dim=(1, 2, 3))
+            distance = distance + ((a - b) / scale).square().mean(dim=(1, 2, 3))
         return distance / len(self.stages)
 
 
@@ -112,7 +113,7 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(rec_gradient: Tensor, adv_gradient: Tensor) -> Tensor:
-    """λ = ‖∇L_rec‖ / (‖∇L_adv‖ + 1e-4) at the decoder's last layer: neither term drowns the other."""
+    """λ = ‖∇L_rec‖ / (‖∇L_adv‖ + 1e-4) at the last layer: neither term drowns the other."""
     return (rec_gradient.norm() / (adv_gradient.norm() + 1e-4)).clamp(0, 1e4).detach()
 
 

@@ -23,6 +23,7 @@ class CompressionRecipe:
     perceptual_weight: float = 1.0
     adversarial_weight: float = 0.8
     adversarial_start: int = 10_000  # step at which the discriminator joins
+    critic_learning_rate: float = 4e-4  # of the discriminator, constant
     discriminator_channels: int = 64
     discriminator_layers: int = 3
     round_start: int = 0  # step from which latents are rounded to codes; an autoencoder before
@@ -141,6 +142,28 @@ PRESETS = {
             revive_every=50,
         ),
         scale=ScaleRecipe(steps=2_000, batch=16, learning_rate=2e-3),
+        train_images=1_000_000,
+    ),
+    "scenery-sharpen": Preset(
+        about="the second run of the scenery VQGAN: a short adversarial fine-tuning (--init)",
+        vqgan=_SCENERY_VQGAN,
+        alpha_bar=tuple(geometric(3)),
+        between=DenoiserConfig(),
+        last=DenoiserConfig(),
+        compression=CompressionRecipe(
+            steps=3_600,
+            batch=8,
+            learning_rate=3e-4,
+            warmup_steps=20,
+            perceptual="random",
+            perceptual_weight=0.5,
+            adversarial_weight=0.3,
+            adversarial_start=0,
+            discriminator_channels=32,
+            discriminator_layers=2,
+            revive_every=200,
+        ),
+        scale=ScaleRecipe(steps=1, batch=1),
         train_images=1_000_000,
     ),
 }

@@ -86,8 +86,8 @@ def sample_steps(
 
 
 def step_of(model, t: int, x_t: Tokens) -> Step:
-    h, w = model.grid
-    return Step(t, rearrange(x_t, "b (h w) -> b h w", h=h), (model.T - t) / (model.T - 1))
+    grid = rearrange(x_t, "b (h w) -> b h w", h=model.grid[0])
+    return Step(t, grid, (model.T - t) / (model.T - 1))
 
 
 # ── one scale ─────────────────────────────────────────────────────────────────────────────────
@@ -227,7 +227,7 @@ def scale_filters(T: int, temperature, top_k, top_p) -> dict[int, Filter]:
         per_scale(value, T, name)
         for value, name in ((temperature, "temperature"), (top_k, "top_k"), (top_p, "top_p"))
     ]
-    return {t: Filter(*row) for t, row in zip(range(2, T + 1), zip(*columns), strict=True)}
+    return {t: Filter(*row) for t, row in zip(range(2, T + 1), zip(*columns, strict=True), strict=True)}
 
 
 def per_scale(value, T: int, name: str) -> list:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = 0.01) -> float:
-    """Factor of the learning rate at `step`: up a line in `warmup_steps`, down a cosine to `floor`."""
+    """Factor of the learning rate: up a line in `warmup_steps`, down a cosine to `floor`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
@@ -15,7 +15,7 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = 0.01)
 
 
 class Log:
-    """metrics.jsonl: one line of numbers a report. A resumed run drops what lies after its start."""
+    """metrics.jsonl: a line of numbers a report. A resumed run drops what lies after its start."""
 
     def __init__(self, path: Path, start_step: int, active: bool):
         self.path, self.active = Path(path), active

@@ -72,9 +72,7 @@ class VQGAN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
-        self.quantiser = Quantiser(
-            config.K, config.embed_dim, config.commitment, config.spherical
-        )
+        self.quantiser = Quantiser(config.K, config.embed_dim, config.commitment, config.spherical)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
 
@@ -255,7 +253,9 @@ class Decoder(nn.Module):
             width = out
         self.norm_out = norm(width)
         self.conv_out = conv3(width, 3 * config.patch**2)
-        with torch.no_grad():  # the pixels of a patch start equal, so that no checkerboard is learned
+        with (
+            torch.no_grad()
+        ):  # the pixels of a patch start equal, so that no checkerboard is learned
             first = self.conv_out.weight[:3].clone()
             self.conv_out.weight.copy_(first.repeat_interleave(config.patch**2, dim=0))
 

@@ -229,9 +229,9 @@ def test_only_the_newest_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     (tmp_path / ".step_00000001.pt.1234abcd.tmp").write_text("left by a run that was killed")
     (tmp_path / "metrics.jsonl").write_text("not ours")
-    for step in (5, 50, 500, 100_000_000):
+    for step in (5, 500, 99_999_999, 100_000_000):
         checkpoints.save(step, state_of(1))
-    kept = ["metrics.jsonl", "step_00000050.pt", "step_00000500.pt", "step_100000000.pt"]
+    kept = ["metrics.jsonl", "step_00000500.pt", "step_100000000.pt", "step_99999999.pt"]
     assert names(tmp_path) == kept
     assert checkpoints.latest()[0] == 100_000_000
 
@@ -285,6 +285,13 @@ def test_a_good_save_clears_the_damaged_and_keeps_what_it_came_from(tmp_path):
     checkpoints.save(150, state_of(150))
     assert names(tmp_path) == ["step_00000100.pt", "step_00000150.pt"]
     assert checkpoints.latest()[0] == 150
+
+
+def test_a_file_that_cannot_be_removed_does_not_end_the_run(tmp_path):
+    (tmp_path / ".step_00000001.pt.1234abcd.tmp").mkdir()
+    with pytest.warns(UserWarning, match="cannot be removed"):
+        Checkpoints(tmp_path).save(2, state_of(2))
+    assert Checkpoints(tmp_path).latest()[0] == 2
 
 
 def test_if_all_are_damaged_the_run_does_not_begin_again(tmp_path):

@@ -69,13 +69,23 @@ def test_the_condition_matters_everywhere(make_denoiser, t):
 
 
 @pytest.mark.parametrize("t", [2, 3])
-def test_every_place_is_told_apart(make_denoiser, t):
-    """With equal tokens everywhere only positions can make a difference."""
-    for axial in (True, False):
-        denoiser = make_denoiser(t, axial_positions=axial)
-        same = torch.zeros(1, N, dtype=torch.int64)
-        rows = denoiser(same, same)[0]
-        assert len(torch.unique(rows, dim=0)) == N
+def test_every_place_is_told(watched, t):
+    """Logit i is told the places of the tokens before it, and its own."""
+    denoiser = watched(t, axial_positions=False)
+    x = torch.arange(N)[None]
+    seen = []
+    for row in denoiser(x, x)[0]:
+        (gradient,) = torch.autograd.grad(
+            row[0] - row[1], denoiser.positions.table, retain_graph=True
+        )
+        seen.append(gradient.abs().sum(1) > 0)
+    assert torch.equal(torch.stack(seen), torch.ones(N, N).tril().bool())
+
+
+def test_an_axial_place_is_a_row_plus_a_column(make_denoiser):
+    places = make_denoiser(2, grid=(2, 5)).positions
+    for i, place in enumerate(places()):
+        assert torch.equal(place, places.rows[i // 5] + places.columns[i % 5])
 
 
 def test_what_a_denoiser_cannot_take_is_refused(make_denoiser):

@@ -270,10 +270,10 @@ def test_draws_differ_between_positions_and_follow_the_generator():
     diffusion = MultinomialDiffusion([1.0, 0.5, 0.0], 64)
     x = torch.zeros(2, 64, dtype=torch.int64)
     once, again, other = (
-        diffusion.q_sample_marginal(x, 3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        diffusion.q_sample_marginal(x, 2, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(once, again) and not torch.equal(once, other)
-    assert not torch.equal(once[0], once[1]) and len(once.unique()) > 32
+    assert not torch.equal(once[0], once[1]) and len(once.unique()) > 16
 
 
 # ── the losses ────────────────────────────────────────────────────────────────────────────────
@@ -398,9 +398,9 @@ def test_the_closed_form_predictor_is_bayes_with_token_frequencies(diffusion, da
 
 
 def test_the_log_likelihood_is_that_of_the_step():
-    diffusion = MultinomialDiffusion(geometric(3), 4, F64)
-    log_q = diffusion.log_likelihood(torch.tensor([[2]]), 2)[0, 0]
-    torch.testing.assert_close(log_q, transition(diffusion, 2)[:, 2].log())
+    diffusion = MultinomialDiffusion(geometric(4), 4, F64)
+    log_q = diffusion.log_likelihood(torch.tensor([[2]]), 3)[0, 0]
+    torch.testing.assert_close(log_q, transition(diffusion, 3)[:, 2].log())
 
 
 def test_a_small_redraw_is_not_lost():

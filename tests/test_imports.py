@@ -21,7 +21,7 @@ LAYERS = [
     {"model"},
     {"sampling"},
     {"presets", "ranking"},
-    {"editing", "panorama", "official"},
+    {"editing", "panorama", "official", "untrusted", "receipts", "importing"},
     {"show"},
     {"__init__", "__main__"},
 ]
@@ -128,6 +128,6 @@ def test_inference_loads_nothing_that_only_training_needs(tiny, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.stdout == "[]\n", done.stdout + done.stderr

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from released import (
@@ -18,6 +19,8 @@ from released import (
 )
 from safetensors.torch import load_file
 
+from imagebart import editing
+from imagebart.data import to_pil
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion, cross_entropy, geometric
 from imagebart.official import denoiser_from_released, vqgan_from_released
@@ -402,8 +405,9 @@ COUNTS = [
 
 def parameters(preset: str, t: int) -> int:
     row = PRESETS[preset]
+    diffusion = MultinomialDiffusion(row.alpha_bar, row.K)
     with torch.device("meta"):
-        denoiser = Denoiser(row.denoiser(t), MultinomialDiffusion(row.alpha_bar, row.K), t)
+        denoiser = Denoiser(row.denoiser(t), diffusion, t)
     return sum(p.numel() for p in denoiser.parameters())
 
 
@@ -503,12 +507,106 @@ def test_text_and_maps_are_read_by_every_scale(make_denoiser, shape, t):
         other = condition.clone()
         other[:, i] = (other[:, i] + 1) % 3
         assert not torch.allclose(denoiser(x_prev, x_t, other), logits)
-    noise = torch.zeros(2, 16, 12)
-    with torch.inference_mode():
-        drawn = decode_parallel(denoiser, x_t, noise, GREEDY, condition)
-        assert torch.equal(drawn, denoiser(drawn, x_t, condition).argmax(-1))
-        assert torch.equal(drawn, decode_sequential(denoiser, x_t, noise, GREEDY, condition))
+    decoding, at = denoiser.start(x_t, 2, condition), torch.arange(16).expand(2, 16)
+    torch.testing.assert_close(denoiser.step(x_prev, at, decoding), logits, **CLOSE)
     with pytest.raises(ValueError, match="this denoiser takes"):
         denoiser(x_prev, x_t, condition[:, 1:])
     with pytest.raises(ValueError, match="must lie in"):
         denoiser(x_prev, x_t, condition - condition.max() - 1)
+
+
+# ── the released way to edit ──────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def edit(make_model, monkeypatch):
+    """A function that edits a wide random image in the released way, and what it did on the way:
+    one record a pass, (t, x_t, filter, x_{t-1})."""
+    model, records = make_model(T=4, grid=(4, 4)), []
+
+    def spy(denoiser, x_t, noise, choose, *rest):
+        x_prev = decode_parallel(denoiser, x_t, noise, choose, *rest)
+        records.append((denoiser.t, x_t, choose, x_prev))
+        return x_prev
+
+    monkeypatch.setattr(editing, "decoder", lambda method: spy)
+    torch.manual_seed(0)
+    x_1, hole = torch.randint(12, (1, 4, 4)), torch.rand(1, 4, 4) < 0.5
+
+    def run(num_images: int = 2, process=editing.annealed_steps, **options):
+        records.clear()
+        return list(process(model, x_1, hole, num_images, **options)), list(records)
+
+    return model, x_1, hole, run
+
+
+def test_known_tokens_survive_the_annealed_process(edit):
+    _, x_1, hole, run = edit
+    steps, records = run()
+    for step in steps:
+        assert torch.equal(step.tokens[:, ~hole[0]], x_1[:, ~hole[0]].expand(2, -1))
+    assert any((x_t[:, ~hole.flatten()] != x_1[~hole]).any() for _, x_t, *_ in records)
+
+
+def test_annealed_passes_are_as_many_as_released(edit):
+    model, _, _, run = edit
+    _, records = run()
+    assert [t for t, *_ in records] == [4, 3, 3, 3, 2, 2, 2]  # geometric: three, once at T
+    model.diffusion.__init__([1.0, 0.9, 0.4, 0.0], model.K)
+    _, records = run()
+    assert [t for t, *_ in records] == [4] + 5 * [3] + 5 * [2]
+    _, records = run(chains=[1, 4, 2])
+    assert [t for t, *_ in records] == [4, 4, 3, 3, 3, 3, 2]
+    for wrong in (0, [1, 2], [1, 2, 0], 1.5):
+        with pytest.raises(ValueError, match="chains must be"):
+            run(chains=wrong)
+
+
+def test_one_pass_a_scale_is_the_single_process(edit):
+    _, _, _, run = edit
+    annealed, _ = run(chains=1, seed=3)
+    single, _ = run(process=editing.edit_steps, seed=3)
+    for a, b in zip(annealed, single, strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+
+
+def test_a_scale_is_noised_less_at_every_pass(edit):
+    """Of 200 images of 16 tokens, the share that changed is (1 - i/n)·β_t·(1 - 1/K) within 0.05:
+    more than five standard deviations."""
+    model, _, _, run = edit
+    _, records = run(num_images=200, chains=4)
+    for t in (3, 2):
+        passes = [record for record in records if record[0] == t]
+        for i in range(1, 4):
+            changed = (passes[i][1] != passes[i - 1][3]).float().mean()
+            expected = (1 - i / 4) * float(model.diffusion.beta[t]) * (1 - 1 / model.K)
+            assert abs(changed - expected) < 0.05
+        before = [record for record in records if record[0] == t + 1][-1]
+        assert torch.equal(passes[0][1], before[3])  # the first pass takes it as it comes
+
+
+def test_temperature_and_top_k_hold_at_every_scale_of_the_annealed_process(edit):
+    _, _, _, run = edit
+    _, records = run(temperature=[0.5, 0.7, 0.9], top_k=[2, 3, 4])
+    for t, _, choose, _ in records:
+        assert (choose.temperature, choose.top_k) == {2: (0.5, 2), 3: (0.7, 3), 4: (0.9, 4)}[t]
+
+
+def test_annealed_edits_do_not_depend_on_their_neighbours(edit):
+    _, _, _, run = edit
+    both, _ = run(num_images=2, seed=[5, 6])
+    alone, _ = run(num_images=1, seed=6)
+    assert torch.equal(both[-1].tokens[1:], alone[-1].tokens)
+
+
+def test_inpaint_offers_both_ways(make_model):
+    model = make_model(T=4)
+    torch.manual_seed(0)
+    image = to_pil(torch.rand(1, 3, 32, 32) * 2 - 1)[0]
+    mask = np.zeros((32, 32), bool)
+    mask[:16] = True
+    known = editing.inpaint(model, image, mask, seed=1, process="annealed", chains=2)
+    single = editing.inpaint(model, image, mask, seed=1)
+    assert torch.equal(known[..., 16:, :], single[..., 16:, :]) and not torch.equal(known, single)
+    with pytest.raises(ValueError, match="process must be one of"):
+        editing.inpaint(model, image, mask, process="other")

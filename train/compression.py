@@ -12,6 +12,7 @@ reconstructions_*.png: renders above, reconstructions below.
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from imagebart.perceptual import (
     reconstruction_loss,
     sharpness,
 )
-from imagebart.presets import find_preset
+from imagebart.presets import CompressionRecipe, find_preset
 from imagebart.training import Log, warmup_cosine
 from imagebart.vqgan import VQGAN
 
@@ -83,13 +84,18 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     vqgan_ranks, critic_ranks = vqgan, critic
     if ranks.world > 1:
         vqgan_ranks, critic_ranks = DistributedDataParallel(vqgan), DistributedDataParallel(critic)
-    rate = dict(lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    optimiser = torch.optim.AdamW(vqgan.parameters(), **rate)
-    critic_optimiser = torch.optim.AdamW(critic.parameters(), **rate)
+    adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    optimiser = adam(vqgan.parameters(), betas=(0.9, 0.95))
+    critic_optimiser = adam(critic.parameters(), lr=recipe.critic_learning_rate, betas=(0.5, 0.9))
     usage = torch.zeros(vqgan.K, device=ranks.device)
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
-    parts = {"vqgan": vqgan, "critic": critic, "optimiser": optimiser, "critic_optimiser": critic_optimiser}
+    parts = {
+        "vqgan": vqgan,
+        "critic": critic,
+        "optimiser": optimiser,
+        "critic_optimiser": critic_optimiser,
+    }
     checkpoints = Checkpoints(config.out / "checkpoints")
     step, left_off = checkpoints.latest() or (0, None)
     if left_off:
@@ -98,7 +104,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         usage.copy_(left_off["usage"])
     log = Log(config.out / "metrics.jsonl", step, ranks.is_main)
     batches = Batches(len(train), recipe.batch, config.seed, step, recipe.steps, part)
-    loader = iter(DataLoader(train, batch_sampler=batches, num_workers=config.workers))
+    loader = DataLoader(train, batch_sampler=batches, num_workers=config.workers)
 
     def save(step: int) -> None:
         if ranks.is_main:
@@ -107,24 +113,28 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             save_vqgan(vqgan, config.out)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
-    bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, unit="step", mininterval=5)
+    bar = tqdm(
+        total=recipe.steps, initial=step, disable=not ranks.is_main, unit="step", mininterval=5
+    )
     with StopSignal() as stop:
+        images = iter(loader)
         while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
-            image = next(loader)["image"].to(ranks.device, memory_format=torch.channels_last)
-            for group in optimiser.param_groups + critic_optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * warmup_cosine(
-                    step, recipe.steps, recipe.warmup_steps
-                )
+            image = next(images)["image"].to(ranks.device, memory_format=torch.channels_last)
+            for group in optimiser.param_groups:
+                course = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
+                group["lr"] = recipe.learning_rate * course
             rounds = step >= recipe.round_start
-            if rounds and step % recipe.revive_every == 0 and step < 0.8 * recipe.steps:
+            if revival_is_due(step, recipe, new=config.init is None):
                 revive(vqgan, image, usage, step, config.seed, ranks)
             adversarial = step >= recipe.adversarial_start
 
             # the VQGAN: x_0 → reconstruction
             with distributed.autocast(ranks.device, recipe.precision):
                 reconstruction, codebook_loss, code = vqgan_ranks(image, rounds)
-                rec = reconstruction_loss(image, reconstruction, perceptual, recipe.perceptual_weight)
-                loss, balance = rec + codebook_loss, torch.zeros(())
+                rec = reconstruction_loss(
+                    image, reconstruction, perceptual, recipe.perceptual_weight
+                )
+                loss, balance = rec + codebook_loss, torch.zeros((), device=ranks.device)
                 if adversarial:
                     critic.requires_grad_(False)
                     adv = generator_loss(critic(reconstruction))
@@ -137,7 +147,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 usage += torch.bincount(code.flatten(), minlength=len(usage))
 
             # the discriminator: real or reconstructed
-            critic_loss = torch.zeros(())
+            critic_loss = torch.zeros((), device=ranks.device)
             if adversarial:
                 critic.requires_grad_(True)
                 with distributed.autocast(ranks.device, recipe.precision):
@@ -150,9 +160,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             step += 1
             bar.update()
             if step % 25 == 0 or step == recipe.steps:
-                names = ("rec", "codebook", "balance", "critic")
-                values = torch.stack([v.detach().float().cpu() for v in (rec, codebook_loss, balance, critic_loss)])
-                log.write(step, **dict(zip(names, distributed.mean(values.to(ranks.device), ranks), strict=True)))
+                terms = dict(rec=rec, codebook=codebook_loss, balance=balance, critic=critic_loss)
+                log.write(step, **{name: distributed.mean(x, ranks) for name, x in terms.items()})
                 bar.set_postfix(rec=f"{rec.item():.3f}", refresh=False)
                 if not torch.isfinite(rec):
                     raise SystemExit(f"loss must be finite, got {rec.item()} at step {step}")
@@ -171,6 +180,16 @@ def balanced(rec, adv, vqgan: VQGAN, ranks) -> torch.Tensor:
     at = vqgan.last_layer()
     gradients = (torch.autograd.grad(term, at, retain_graph=True)[0] for term in (rec, adv))
     return adaptive_weight(*(distributed.mean(gradient, ranks) for gradient in gradients))
+
+
+def revival_is_due(step: int, recipe: CompressionRecipe, new: bool) -> bool:
+    """When a new codebook meets its first latents; then at intervals, until codes may settle."""
+    since = step - recipe.round_start
+    return (
+        since % recipe.revive_every == 0
+        and (since > 0 or (since == 0 and new))
+        and (step < 0.8 * recipe.steps)
+    )
 
 
 def revive(vqgan: VQGAN, image, usage, step: int, seed: int, ranks) -> None:

@@ -58,7 +58,8 @@ def main(config: Config) -> None:
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
     if config.shrink and vqgan.quantiser.used is None:
-        used = torch.cat([g.unique() for g, *_ in code_batches(validation, "codes in use")]).unique()
+        seen = [grid.unique() for grid, *_ in code_batches(validation, "codes in use")]
+        used = torch.cat(seen).unique()
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
     save_vqgan(vqgan, config.out / "vqgan")
 

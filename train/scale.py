@@ -88,7 +88,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             checkpoints.save(step, {name: part.state_dict() for name, part in parts.items()})
             averaged = Denoiser(denoiser.config, diffusion, t)
             ema.copy_to(averaged)
-            with run_lock(config.out):  # scales may share a folder
+            with run_lock(config.out, wait=True):  # scales share the folder
                 save_vqgan(vqgan, config.out)
                 save_scale(averaged.state_dict(), denoiser.config, diffusion, t, config.out)
 

@@ -1,0 +1,84 @@
+"""eval/likelihood.py, eval/reconstruction.py, eval/pictures.py: what they report is so."""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from einops import rearrange
+from PIL import Image
+
+from imagebart.data import open_data
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"eval_{name}", ROOT / "eval" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def likelihood(folder):
+    module = script("likelihood")
+    config = module.Config(model=folder, baseline=folder, n=6, n_frequency=6, batch=4, device="cpu")
+    return module, module.main(config)
+
+
+def test_the_bound_is_the_sum_of_its_scales(likelihood):
+    _, report = likelihood
+    assert list(report["scales"]) == [2, 3, 4]
+    assert report["sum"] == pytest.approx(sum(row["nats"] for row in report["scales"].values()))
+    assert report["bits_per_token"] == pytest.approx(report["sum"] / math.log(2))
+    assert report["baseline"]["sum"] == pytest.approx(report["sum"])
+
+
+def test_nats_are_those_of_a_plain_loop(likelihood, tiny):
+    module, report = likelihood
+    images = open_data("scenery", 32, "validation", 6)
+    x_1 = torch.stack([tiny.vqgan.encode(images[i]["image"][None])[0] for i in range(6)])
+    x_1 = rearrange(x_1, "b h w -> b (h w)")
+    x_prev, x_t = tiny.diffusion.q_sample_pair(x_1, 3, torch.Generator().manual_seed(0))
+    p = tiny.denoisers[3](x_prev, x_t).softmax(-1)
+    q = tiny.diffusion.q_posterior(x_t, x_1, 3)
+    assert report["scales"][3]["nats"] == pytest.approx(
+        (q * (q / p).log()).sum(-1).mean().item(), rel=1e-4
+    )
+    assert "t    nats/token" in module.table(report)
+
+
+def test_a_perfect_codec_keeps_everything(folder, monkeypatch):
+    module = script("reconstruction")
+    vqgan = module.load_vqgan(folder)
+    seen = {}
+    vqgan.encode = lambda image: seen.update(image=image) or torch.zeros(1, 4, 4, dtype=torch.int64)
+    vqgan.decode = lambda tokens: seen["image"]
+    monkeypatch.setattr(module, "load_vqgan", lambda _: vqgan)
+    report = module.main(module.Config(model=folder, n=40, device="cpu"))
+    assert report["psnr"] == pytest.approx(106, abs=0.5)  # the largest that is told apart from ∞
+    assert report["sharpness"] == pytest.approx(1)
+    assert report["stars_kept"] == pytest.approx(1)
+    assert report["codes_in_use"] == pytest.approx(1 / vqgan.K)
+
+
+def test_pictures_are_those_of_the_seed(folder, tmp_path):
+    module = script("pictures")
+    for name in ("a", "b"):
+        module.main(module.Config(model=folder, out=tmp_path / name, device="cpu"))
+    names = {"samples.png", "chain.png", "edits.png", "reconstructions.png"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert Image.open(tmp_path / "a" / name).width > 200
