@@ -141,7 +141,7 @@ PRESETS = {
             discriminator_layers=2,
             revive_every=50,
         ),
-        scale=ScaleRecipe(steps=2_000, batch=16, learning_rate=2e-3),
+        scale=ScaleRecipe(steps=1_400, batch=16, learning_rate=2e-3),
         train_images=1_000_000,
     ),
     "scenery-sharpen": Preset(

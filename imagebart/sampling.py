@@ -223,11 +223,12 @@ def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
 
 def scale_filters(T: int, temperature, top_k, top_p) -> dict[int, Filter]:
     """{t: Filter} from numbers or from one number a scale, t = 2 .. T."""
-    columns = [
-        per_scale(value, T, name)
-        for value, name in ((temperature, "temperature"), (top_k, "top_k"), (top_p, "top_p"))
-    ]
-    return {t: Filter(*row) for t, row in zip(range(2, T + 1), zip(*columns, strict=True), strict=True)}
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    columns = {name: per_scale(value, T, name) for name, value in given.items()}
+    return {
+        t: Filter(**{name: column[t - 2] for name, column in columns.items()})
+        for t in range(2, T + 1)
+    }
 
 
 def per_scale(value, T: int, name: str) -> list:
