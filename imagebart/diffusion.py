@@ -145,9 +145,7 @@ class MultinomialDiffusion:
         q = self.q_posterior(x_t, x_1, t)
         return (q.xlogy(q) - q * logits.to(self.dtype).log_softmax(-1)).sum(-1)
 
-    def closed_form_predictor(
-        self, x_t: Tokens, t: Scales, frequency: Float[Tensor, "K"]
-    ) -> Probs:
+    def closed_form_predictor(self, x_t: Tokens, t: Scales, frequency: Float[Tensor, "K"]) -> Probs:
         """p(x_{t-1}^i | x_t^i) from the token frequencies u alone: what a denoiser must beat.
 
         ∝ q(x_t^i | x_{t-1}^i) · Σ_{x_1} u(x_1) q(x_{t-1}^i | x_1)

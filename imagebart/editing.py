@@ -60,43 +60,18 @@ def inpaint(
     if not hole.any():
         return repeat(x_0, "1 c h w -> b c h w", b=num_images)
     *_, last = PROCESSES[process](model, model.encode(image), hole, num_images, **options)
-    parts = last.tokens.split(1 if model.device.type == "cpu" else 32)
-    painted = torch.cat([model.vqgan.decode(part).float() for part in parts])
-    return torch.where(pixels, painted, x_0)
+    return torch.where(pixels, model.generate(last.tokens), x_0)
 
 
-@torch.inference_mode()
 def edit_steps(
-    model,
-    x_1: Grid,
-    hole: Bool[Tensor, "1 h w"],
-    num_images: int = 1,
-    *,
-    seed=0,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    classes=None,
-    method: str = "parallel",
+    model, x_1: Grid, hole: Bool[Tensor, "1 h w"], num_images: int = 1, **options
 ) -> Iterator[Step]:
     """p_θ^{t-1|t,m} for t = T .. 2: the chain run down once with the known tokens held.
 
-    x_1 (1, h, w) are the image's tokens, `hole` (1, h, w) is True where they may change.
+    x_1 (1, h, w) are the image's tokens, `hole` (1, h, w) is True where they may change. Options
+    as `ImageBART.sample_steps`.
     """
-    seeds = image_seeds(seed, num_images)
-    filters = scale_filters(model.T, temperature, top_k, top_p)
-    decode = decoder(method)
-    condition = model.class_ids(classes, num_images)
-    x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
-    known = ~repeat(hole, "1 h w -> b (h w)", b=num_images).to(x_1.device)
-    noise_tokens = uniform_tokens(seeds, model.T, known.shape[1], model.K).to(x_1.device)
-    x_t = torch.where(known, x_known, noise_tokens)
-    yield step_of(model, model.T, x_t)
-    for t in range(model.T, 1, -1):
-        denoiser = model.denoisers[t]
-        noise = gumbel(seeds, t, denoiser.n, model.K).to(x_1.device)
-        x_t = decode(denoiser, x_t, noise, filters[t], condition, known, x_known)
-        yield step_of(model, t - 1, x_t)
+    return annealed_steps(model, x_1, hole, num_images, chains=1, **options)
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from imagebart.data import fit, to_pil, to_rgb, to_tensor
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
-from imagebart.notation import Float, Grid
+from imagebart.notation import Float, Grid, Images
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
@@ -132,12 +132,16 @@ class ImageBART(nn.Module):
         pixels = self.pixels(images)
         return torch.cat([self.vqgan.encode(x[None]) for x in pixels])
 
-    @torch.inference_mode()
     def decode(
         self, tokens: Grid, output_type: str = "pil"
     ) -> list[Image.Image] | Tensor | np.ndarray:
         """G(x_1): images of tokens (b, h, w), as PIL images, "pt" (b×3×H×W in [0, 1]) or "np"
         (b×H×W×3 in [0, 1]). Raises ValueError for tokens outside [0, K)."""
+        return self.present(self.generate(tokens), output_type)
+
+    @torch.inference_mode()
+    def generate(self, tokens: Grid) -> Images:
+        """G(x_1), as the network gives it: about [-1, 1]."""
         if tokens.ndim != 3 or tokens.numel() == 0:
             raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
         if tokens.min() < 0 or tokens.max() >= self.K:
@@ -145,8 +149,7 @@ class ImageBART(nn.Module):
         tokens = tokens.to(self.device)
         # One at a time on a CPU: an image then does not depend on those beside it.
         parts = tokens.split(1 if self.device.type == "cpu" else 32)
-        images = torch.cat([self.vqgan.decode(part).float() for part in parts])
-        return self.present(images, output_type)
+        return torch.cat([self.vqgan.decode(part).float() for part in parts])
 
     def pixels(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
         """PIL images or a tensor in [0, 1] as x_0: b×3×H×W in [-1, 1] on the model's device."""

@@ -18,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from imagebart.denoiser import Denoiser
+from imagebart.denoiser import Condition, Denoiser
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 
 WINDOW = 32
@@ -98,7 +98,7 @@ def decode_sequential(
     x_t: Tokens,
     noise: Noise,
     choose: Filter,
-    condition: Int[Tensor, "b"] | None = None,
+    condition: Condition | None = None,
     known: Mask | None = None,
     x_known: Tokens | None = None,
 ) -> Tokens:
@@ -117,7 +117,7 @@ def decode_parallel(
     x_t: Tokens,
     noise: Noise,
     choose: Filter,
-    condition: Int[Tensor, "b"] | None = None,
+    condition: Condition | None = None,
     known: Mask | None = None,
     x_known: Tokens | None = None,
 ) -> Tokens:

@@ -101,8 +101,9 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, head_width: int, bias: bool):
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(
-            width, heads, head_width, bias
+        self.norm1, self.attention = (
+            nn.LayerNorm(width),
+            SelfAttention(width, heads, head_width, bias),
         )
         self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
 
@@ -122,9 +123,7 @@ class DecoderBlock(nn.Module):
         self.cross = CrossAttention(*shape) if cross else None
         self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
 
-    def forward(
-        self, x: Sequence, visible: Bool[Tensor, "s s"], memory: Memory | None
-    ) -> Sequence:
+    def forward(self, x: Sequence, visible: Bool[Tensor, "s s"], memory: Memory | None) -> Sequence:
         x = x + self.attention(self.norm1(x), visible)
         if self.cross is not None:
             x = x + self.cross(self.norm_cross(x), memory)
@@ -190,9 +189,7 @@ class Decoder(nn.Module):
             for block in self.blocks
         ]
 
-    def step(
-        self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]
-    ) -> Sequence:
+    def step(self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]) -> Sequence:
         """The outputs at `slots` (b, s) of each row, given their inputs; the cache knows the rest.
 
         Slots may differ from row to row. A slot sees those before it and the prefix, so whatever

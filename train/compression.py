@@ -87,7 +87,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     optimiser = adam(vqgan.parameters(), betas=(0.9, 0.95))
     critic_optimiser = adam(critic.parameters(), lr=recipe.critic_learning_rate, betas=(0.5, 0.9))
-    usage = torch.zeros(vqgan.K, device=ranks.device)
+    usage = torch.zeros(len(vqgan.quantiser.codebook.weight), device=ranks.device)
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
     parts = {
