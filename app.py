@@ -297,11 +297,11 @@ CSS = """
 #title p { color: var(--body-text-color-subdued); font-size: var(--text-lg); }
 .shelf .grid-wrap, .tiles .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
 .shelf .grid-container { grid-template-columns: repeat(auto-fill, var(--thumb)) !important; }
+.shelf .grid-container { grid-template-rows: none !important; grid-auto-rows: auto !important; }
 .tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)) !important; }
 #chain { --thumb: 150px; }
 #examples { --thumb: 64px; }
 #examples .thumbnail-item { aspect-ratio: 1; height: auto; }
-#examples .gallery-item { height: auto; }
 """
 TITLE = """
 # ImageBART
@@ -415,7 +415,8 @@ def edit_tab(model: ImageBART) -> SimpleNamespace:
             editor = image_editor(W, H)
             with gr.Row():
                 holes = [gr.Button(name, size="sm", min_width=90) for name in HOLES]
-            gr.Markdown("Upload or paste a picture above, or take one of these:")
+            upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
+            gr.Markdown("Or paste one above, or take one of these:")
             shelf = shelf_of(
                 examples, allow_preview=False, buttons=[], elem_id="examples", elem_classes="shelf"
             )
@@ -439,10 +440,15 @@ def edit_tab(model: ImageBART) -> SimpleNamespace:
         return for_editor(examples[event.index])
 
     @sentences()
-    def fitted(value: dict | None) -> dict:
-        image = read_picture(value["background"])
-        if image.size == (W, H):
-            return gr.skip()  # setting a value counts as an upload, too
+    def uploaded(file: dict) -> dict:
+        return for_editor(fit(read_picture(file), (H, W)))
+
+    @sentences()
+    def pasted(value: dict | None) -> dict:
+        file = (value or {}).get("background")
+        image = file and read_picture(file)
+        if not image or image.size == (W, H):
+            return gr.skip()  # a value that we set comes here, too
         return for_editor(fit(image, (H, W)))
 
     @sentences()
@@ -453,7 +459,8 @@ def edit_tab(model: ImageBART) -> SimpleNamespace:
     connect(model, inpaint, buttons, [editor, *inputs], [shown, line, gallery], index)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shelf.select(pick, None, editor, **private)
-    editor.upload(fitted, editor, editor, preprocess=False, **private)
+    upload.upload(uploaded, upload, editor, preprocess=False, **private)
+    editor.upload(pasted, editor, editor, preprocess=False, **private)
     for name, button in zip(HOLES, holes, strict=True):
         button.click(partial(mark, name), editor, editor, preprocess=False, **private)
     again.click(chosen_for_editor, [gallery, index], editor, **private)
@@ -466,7 +473,7 @@ def image_editor(W: int, H: int) -> gr.ImageEditor:
     return gr.ImageEditor(
         label="Paint over what should change",
         format="png",  # the default is lossy
-        sources=["upload", "clipboard"],
+        sources=["clipboard"],  # its own upload takes minutes to prepare a photograph
         transforms=(),
         layers=False,
         height=460,

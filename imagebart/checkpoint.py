@@ -109,7 +109,10 @@ def save_tensors(
     }
     _require_finite(tensors, path)
     with atomic_write(path) as draft:
+        draft.touch()  # with the permissions of any new file, which save_file would not give
+        mode = draft.stat().st_mode
         save_file(tensors, draft, metadata)
+        draft.chmod(mode)
 
 
 def load_tensors(path: PathLike) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def source(*functions: Callable) -> Source:
 
 def code_of(function: Callable) -> str:
     """A comment that names the file, then the code. ValueError for what has no Python source."""
-    function = function.fget if isinstance(function, property) else inspect.unwrap(function)
+    function = function.fget if isinstance(function, property) else function
     try:
         code = dedent(inspect.getsource(function)).rstrip()
     except (TypeError, OSError):

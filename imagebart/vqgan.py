@@ -35,7 +35,6 @@ class VQGANConfig:
     mid_attention: bool = True  # self-attention between the two middle blocks
     patch: int = 1  # pixels a side folded into channels at the door
     commitment: float = 0.25  # weight of the encoder's pull towards its code
-    spherical: bool = False  # latents and codes on the unit sphere: all of a small codebook is used
 
     def __post_init__(self):
         for name in ("multipliers", "attention_levels"):  # JSON gives lists back
@@ -72,7 +71,7 @@ class VQGAN(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
-        self.quantiser = Quantiser(config.K, config.embed_dim, config.commitment, config.spherical)
+        self.quantiser = Quantiser(config.K, config.embed_dim, config.commitment)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
 
@@ -100,7 +99,7 @@ class VQGAN(nn.Module):
         *_, H, W = image.shape
         if H % self.f or W % self.f or not H or not W:
             raise ValueError(f"image sides must be multiples of f = {self.f}, got {H}×{W}")
-        return self.quantiser.place(self.quant_conv(self.encoder(image)))
+        return self.quant_conv(self.encoder(image))
 
     def generate(self, z_q: Latents) -> Images:
         return self.decoder(self.post_quant_conv(z_q))
@@ -129,9 +128,8 @@ class Quantiser(nn.Module):
     an unused one being mapped to a random used one, drawn once (section 3.2).
     """
 
-    def __init__(self, K: int, dim: int, commitment: float, spherical: bool = False):
+    def __init__(self, K: int, dim: int, commitment: float):
         super().__init__()
-        self.spherical = spherical
         self.codebook = nn.Embedding(K, dim)
         nn.init.uniform_(self.codebook.weight, -1 / K, 1 / K)
         self.commitment = commitment
@@ -155,15 +153,6 @@ class Quantiser(nn.Module):
         device = self.codebook.weight.device
         self.used, self.token_of = used.to(device), token_of.to(device)
 
-    def place(self, z: Latents) -> Latents:
-        """z where codes live: on the unit sphere, or anywhere."""
-        return F.normalize(z, dim=1) if self.spherical else z
-
-    def codes(self) -> Float[Tensor, "K c"]:
-        """e_k, the full codebook."""
-        weight = self.codebook.weight
-        return F.normalize(weight, dim=1) if self.spherical else weight
-
     @torch.no_grad()
     def revive(self, dead: Bool[Tensor, "K"], z: Latents, generator: torch.Generator) -> None:
         """Move codes that nobody uses onto latents drawn from z, where they will be used."""
@@ -179,7 +168,7 @@ class Quantiser(nn.Module):
 
     def nearest_code(self, z: Latents) -> Grid:
         """argmin_k ‖z‖² - 2 z·e_k + ‖e_k‖² over the full codebook, in float32."""
-        e = self.codes().float()
+        e = self.codebook.weight.float()
         rows = rearrange(z, "b c h w -> (b h w) c").float()
         distance = e.square().sum(1) - 2 * rows @ e.T
         return rearrange(
@@ -193,7 +182,8 @@ class Quantiser(nn.Module):
 
     def token_embeddings(self) -> Float[Tensor, "K c"]:
         """The code of every token, in token order."""
-        return self.codes() if self.used is None else self.codes()[self.used]
+        weight = self.codebook.weight
+        return weight if self.used is None else weight[self.used]
 
     def forward(self, z: Latents) -> tuple[Latents, Tensor, Grid]:
         """Straight-through: z_q forwards, the identity backwards.   [L_cb of eq. 4]
@@ -206,7 +196,7 @@ class Quantiser(nn.Module):
         return z + (e - z).detach(), loss, code
 
     def _at(self, code: Grid) -> Latents:
-        return rearrange(F.embedding(code, self.codes()), "b h w c -> b c h w")
+        return rearrange(self.codebook(code), "b h w c -> b c h w")
 
 
 class Encoder(nn.Module):

@@ -469,7 +469,10 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
 
     uploaded = picture(90, 60, seed=4)
     uploaded.save(tmp_path / "photo.png")
-    page.locator("#editor input[type=file]").first.set_input_files(tmp_path / "photo.png")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Upload a picture").click()
+    chooser.value.set_files(tmp_path / "photo.png")
+    page.wait_for_timeout(1000)
     fitted = np.asarray(fit(uploaded, model.image_size))
     settled(page)
     page.get_by_role("button", name="Upper half").click()

@@ -595,3 +595,10 @@ def test_reading_back_says_nothing_when_all_is_well(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Checkpoints(tmp_path).latest()[0] == 1
+
+
+def test_weights_may_be_read_by_whoever_may_read_any_new_file(tmp_path):
+    save_tensors({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "plain").touch()
+    modes = {(tmp_path / name).stat().st_mode for name in ("a.safetensors", "plain")}
+    assert len(modes) == 1

@@ -177,7 +177,7 @@ def test_a_killed_scale_resumes_as_if_never_stopped(chain, tmp_path, monkeypatch
 def test_a_killed_compression_resumes_as_if_never_stopped(tmp_path, monkeypatch):
     """With the discriminator on and codes being revived."""
     tiny = presets.PRESETS["tiny"]
-    recipe = replace(tiny.compression, adversarial_start=2, revive_every=2, precision="fp32")
+    recipe = replace(tiny.compression, adversarial_start=1, revive_every=2, precision="fp32")
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
 
     def run(out: Path) -> None:

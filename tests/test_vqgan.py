@@ -52,16 +52,6 @@ def test_lookup_lays_codes_out_as_the_grid_is():
             assert torch.equal(e[0, :, i, j], quantiser.codebook.weight[grid[0, i, j]])
 
 
-def test_spherical_codes_have_length_one_and_are_nearest_by_angle():
-    quantiser = make_quantiser(spherical=True)
-    z = quantiser.place(5 * latents())
-    for vectors in (z, quantiser.lookup(quantiser.nearest(z)), quantiser.codes().T[None, :, None]):
-        torch.testing.assert_close(vectors.norm(dim=1), torch.ones_like(vectors[:, 0]))
-    weight = torch.nn.functional.normalize(quantiser.codebook.weight, dim=1)
-    cosine = torch.einsum("bchw,kc->bkhw", z, weight)
-    assert torch.equal(quantiser.nearest(z), cosine.argmax(1))
-
-
 # ── the straight-through gradient ─────────────────────────────────────────────────────────────
 
 
