@@ -59,7 +59,7 @@ def read_image(path: PathLike) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB, upright.
+    """Any picture as 8-bit RGB, upright: bare pixels, so that nothing turns it a second time.
 
     The first frame of an animation; turned as its EXIF says; grey of 16 bits scaled, not clipped;
     transparent parts laid on white; grey, palette and CMYK converted. ValueError for float pixels
@@ -75,7 +75,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
+    return Image.fromarray(np.asarray(image if turn is None else image.transpose(turn)))
 
 
 def _orientation(image: Image.Image) -> int | None:

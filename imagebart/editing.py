@@ -52,7 +52,7 @@ def inpaint(
     """
     if process not in PROCESSES:
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {process!r}")
-    image = upright(image)
+    image = to_rgb(image)
     marked = hole_pixels(mask, image.size)
     x_0 = model.pixels(image)
     hole = token_hole(model, marked)
@@ -149,11 +149,6 @@ def chain_lengths(T: int, chains: int | Sequence[int]) -> dict[int, int]:
     if not all(isinstance(n, int) and n >= 1 for n in lengths):
         raise ValueError(f"chains must be whole numbers, at least 1, got {chains}")
     return dict(zip(range(2, T + 1), lengths, strict=True))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The picture as it is seen and masked: RGB, turned as its EXIF says, and only once."""
-    return Image.fromarray(np.asarray(to_rgb(image)))  # bare pixels, without the EXIF
 
 
 def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:

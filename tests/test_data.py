@@ -720,3 +720,12 @@ def test_captions_must_be_as_many_as_images(tmp_path):
 def test_K_must_fit_in_16_bits(tmp_path):
     with pytest.raises(ValueError, match=r"K must lie in 1\.\.65536, got 65537"):
         TokenWriter(tmp_path, 5, (2, 3), 65537)
+
+
+def test_an_upright_picture_is_not_turned_again(tmp_path):
+    image = Image.new("RGB", (4, 2))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    once = to_rgb(Image.open(tmp_path / "turned.jpg"))
+    assert once.size == to_rgb(once).size == (2, 4)

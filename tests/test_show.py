@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from einops import repeat
 from PIL import Image
 
@@ -129,13 +130,23 @@ def test_a_chain_is_a_row_an_image_and_a_column_a_scale():
 def test_scales_are_called_by_their_symbols():
     names = [show.step_name(t, 12) for t in (12, 5, 1)]
     assert names == ["x₁₂ (noise)", "x₅", "x₁ (clean)"]
+    assert show.symbol("β", 1234567890) == "β₁₂₃₄₅₆₇₈₉₀"
 
 
 # ── tokens and masks ──────────────────────────────────────────────────────────────────────────
 
 
-def test_codes_have_the_colours_they_decode_to():
-    assert torch.equal(show.code_colours(Painter()), PAINT)
+class Blurred(Painter):
+    """Colours run one pixel over the edges of a token."""
+
+    def decode(self, tokens, output_type="pil"):
+        sharp = super().decode(tokens, output_type)
+        return F.avg_pool2d(sharp, 3, stride=1, padding=1, count_include_pad=False)
+
+
+@pytest.mark.parametrize("model", [Painter(), Blurred()], ids=["sharp", "blurred"])
+def test_codes_have_the_colours_they_decode_to(model):
+    assert torch.equal(show.code_colours(model), PAINT)
 
 
 def test_a_token_map_shows_every_token():
@@ -194,6 +205,13 @@ def test_a_short_line_ends_early():
     assert 0.2 * long < short < 0.6 * long
 
 
+def test_charts_look_the_same_whatever_matplotlib_is_set_to():
+    charts = [lambda: show.bars({"a": [1, 2]}), lambda: show.curves({"a": [1, 2]})]
+    before = [chart().image for chart in charts]
+    with matplotlib.rc_context({"font.size": 20, "axes.titlesize": 20, "axes.spines.top": True}):
+        assert [chart().image for chart in charts] == before
+
+
 def test_figures_fit_the_page():
     many = show.bars({str(k): [0.5, 0.5] for k in range(12)}).image
     assert many.width <= 1200 and many.height <= 250
@@ -207,6 +225,7 @@ def test_a_chart_of_nothing_is_refused():
 # ── side effects ──────────────────────────────────────────────────────────────────────────────
 
 
+@matplotlib.rc_context({"font.size": 20})  # not the house's: a leak of it would show
 def test_drawing_changes_no_global_state():
     settings, noise = dict(matplotlib.rcParams), torch.get_rng_state()
     numpy_noise = np.random.get_state()[1].copy()
