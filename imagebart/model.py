@@ -144,8 +144,9 @@ class ImageBART(nn.Module):
         """G(x_1), as the network gives it: about [-1, 1]."""
         if tokens.ndim != 3 or tokens.numel() == 0:
             raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
-        if tokens.min() < 0 or tokens.max() >= self.K:
-            raise ValueError(f"tokens must lie in [0, {self.K}), got {tokens.max()}")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.K:
+            raise ValueError(f"tokens must lie in [0, {self.K}), got {low} to {high}")
         tokens = tokens.to(self.device)
         # One at a time on a CPU: an image then does not depend on those beside it.
         parts = tokens.split(1 if self.device.type == "cpu" else 32)
