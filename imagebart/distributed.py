@@ -89,10 +89,14 @@ def total(value: Tensor, ranks: Ranks) -> Tensor:
     return summed
 
 
-def from_main(value: Tensor, ranks: Ranks) -> None:
-    """Overwrite `value` in place with the main rank's, on every rank."""
-    if ranks.world > 1:
-        dist.broadcast(value.detach(), src=0)
+def gathered(value: Tensor, ranks: Ranks) -> Tensor:
+    """The rows of all ranks, in their order, on every rank, detached."""
+    value = value.detach().contiguous()
+    if ranks.world == 1:
+        return value
+    parts = [torch.empty_like(value) for _ in range(ranks.world)]
+    dist.all_gather(parts, value)
+    return torch.cat(parts)
 
 
 def on_any_rank(flag: bool, ranks: Ranks) -> bool:

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 WORKER = """
 import os, sys, time, torch
-from imagebart.distributed import finish, from_main, mean, on_any_rank, share, start, total
+from imagebart.distributed import finish, gathered, mean, on_any_rank, share, start, total
 
 ranks = start("cpu")
 me = float(ranks.rank)
@@ -34,8 +34,7 @@ assert mean(torch.tensor([me, 2.0]), ranks).tolist() == [0.5, 2]
 assert total(torch.tensor([me, 2.0]), ranks).tolist() == [1, 4]
 mine = torch.tensor([me])
 assert total(mine, ranks) == 1 and mine == me
-from_main(mine, ranks)
-assert mine == 0
+assert gathered(mine, ranks).tolist() == [0, 1]
 assert on_any_rank(ranks.rank == 1, ranks) and not on_any_rank(False, ranks)
 assert share(10, ranks) == slice(5 * ranks.rank, 5 * ranks.rank + 5)
 assert ranks.is_main == (ranks.rank == 0)

@@ -231,6 +231,27 @@ def test_two_ranks_learn_what_one_does(chain, tmp_path):
         assert a == pytest.approx(b, rel=1e-4)
 
 
+def test_two_ranks_compress_as_one_does(tmp_path):
+    """Codes are revived from the latents of all ranks, so they are the same ones.
+
+    Weights before a normalisation are not compared: their gradient is rounding, and Adam's first
+    steps make whole steps of it.
+    """
+    steps = ("--steps", 2, "--precision", "fp32", "--workers", 0, "--out")
+    train("compression", *SIZE, *steps, tmp_path / "one")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    process = launch(*torchrun, ROOT / "train/compression.py", *SIZE, *steps, tmp_path / "two")
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+
+    one, two = (load_file(tmp_path / name / "vqgan.safetensors") for name in ("one", "two"))
+    codebook = "quantiser.codebook.weight"
+    torch.testing.assert_close(two[codebook], one[codebook], rtol=0, atol=1e-6)
+    logs = (metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for a, b in zip(*logs, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+
+
 # ── wrong inputs ──────────────────────────────────────────────────────────────────────────────
 
 

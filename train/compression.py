@@ -51,6 +51,7 @@ class Config:
     batch: int | None = None  # instead of the preset's, over all ranks
     learning_rate: float | None = None  # instead of the preset's
     perceptual: str | None = None  # instead of the preset's: "lpips" or "random"
+    precision: str | None = None  # instead of the preset's: "fp32" or "bf16"
     seed: int = 0
     device: str = "auto"
     workers: int = 2  # processes that load images, a rank
@@ -61,7 +62,7 @@ class Config:
 def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
     preset = find_preset(config.preset)
-    names = ("steps", "batch", "learning_rate", "perceptual")
+    names = ("steps", "batch", "learning_rate", "perceptual", "precision")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     recipe = replace(preset.compression, **given)
     part = distributed.share(recipe.batch, ranks)
@@ -197,10 +198,9 @@ def revive(vqgan: VQGAN, image, usage, step: int, seed: int, ranks) -> None:
     used = distributed.total(usage, ranks)
     dead = used < 1
     with torch.no_grad():
-        z = vqgan.latents(image)
+        z = distributed.gathered(vqgan.latents(image), ranks)
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     vqgan.quantiser.revive(dead, z, generator)
-    distributed.from_main(vqgan.quantiser.codebook.weight, ranks)
     usage.zero_()
 
 
