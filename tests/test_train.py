@@ -252,6 +252,42 @@ def test_two_ranks_compress_as_one_does(tmp_path):
         assert a == pytest.approx(b, rel=1e-3)
 
 
+# ── all scales ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_gpus_are_dealt_out_to_scales():
+    deal = runpy.run_path(str(ROOT / "train" / "chain.py"))["deal"]
+    assert deal(0, 3) == [[]]
+    assert deal(2, 3) == [[0], [1]]
+    assert deal(8, 3) == [[0, 1], [2, 3], [4, 5]]
+    assert deal(1, 3) == [[0]]
+
+
+def test_a_chain_is_its_scales_trained_alone(chain, tmp_path):
+    given = ("--preset", "tiny", "--batch", 4, "--steps", 4, "--gpus", 0)
+    command = (*given, "--tokens", chain / "tokens", "--out", tmp_path)
+    process = launch(ROOT / "train/chain.py", *command)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    model = ImageBART.from_pretrained(tmp_path, device="cpu")
+    alone = ImageBART.from_pretrained(chain / "model", device="cpu")
+    for t in (2, 3):  # in bf16 here, fp32 there
+        for a, b in zip(
+            model.denoisers[t].parameters(), alone.denoisers[t].parameters(), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-2)
+
+
+def test_a_scale_that_fails_is_named(tmp_path):
+    command = ("--preset", "tiny", "--gpus", 0, "--tokens", tmp_path, "--out", tmp_path / "out")
+    process = launch(ROOT / "train/chain.py", *command)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert "scale 2 failed" in said and "scale 3 failed" in said
+    output = (tmp_path / "out" / "checkpoints" / "scale_2" / "output.txt").read_text()
+    assert output.startswith("error: ")
+
+
 # ── wrong inputs ──────────────────────────────────────────────────────────────────────────────
 
 
