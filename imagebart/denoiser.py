@@ -86,11 +86,11 @@ class Denoiser(nn.Module):
         self.sees_x_t = t < diffusion.T or config.joint
         scales = (diffusion.T - 1,) if config.joint else ()
         if self.sees_x_t:
-            self.noisy_tokens = Embedding(K, width)
+            self.noisy_tokens = nn.Embedding(K, width)
             self.noisy_positions = positions(config)
             self.encoder_prefix = Prefix(config, scales)
             self.encoder = Encoder(config.encoder_depth, *shape)
-        self.tokens = Embedding(K, width)
+        self.tokens = nn.Embedding(K, width)
         self.positions = positions(config)
         self.prefix = Prefix(config) if not self.sees_x_t else Start(width)
         self.decoder = Decoder(
@@ -253,10 +253,6 @@ class Decoding:
     x_t: Tokens | None
 
 
-class Embedding(nn.Embedding):
-    """A table of vectors, one a token."""
-
-
 class Start(nn.Module):
     """One learned vector that begins the sequence; a joint network has one for each scale."""
 
@@ -279,7 +275,7 @@ class Prefix(Start):
         parts, width = config.condition_parts, config.width
         self.lengths = [length for _, length in parts.values()]
         self.length = 1 + sum(self.lengths)
-        self.classes = Embedding(config.classes, width) if "classes" in parts else None
+        self.classes = nn.Embedding(config.classes, width) if "classes" in parts else None
         self.text = PlacedTokens(*parts["text"], width) if "text" in parts else None
         self.map = PlacedTokens(*parts["map"], width) if "map" in parts else None
 
@@ -299,7 +295,7 @@ class PlacedTokens(nn.Module):
 
     def __init__(self, count: int, length: int, width: int):
         super().__init__()
-        self.tokens = Embedding(count, width)
+        self.tokens = nn.Embedding(count, width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
 
     def forward(self, tokens: Int[Tensor, "b m"]) -> Sequence:

@@ -4,7 +4,7 @@ A preset is data. `train/compression.py` reads its `vqgan` and `compression`, `t
 `alpha_bar`, its denoiser of scale t and `scale`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from imagebart.denoiser import DenoiserConfig
 from imagebart.diffusion import geometric
@@ -58,7 +58,6 @@ class Preset:
     scale: ScaleRecipe
     codes_in_use: int = 0  # tokens left once the codebook is shrunk; 0: all of it
     train_images: int = 0  # images of the procedural data set used for training
-    extra: dict = field(default_factory=dict)
 
     @property
     def T(self) -> int:
@@ -100,6 +99,30 @@ _SCENERY_VQGAN = VQGANConfig(
     patch=4,
 )
 
+_SCENERY = Preset(
+    about="the shipped model: 128×128 scenery, 16×16 tokens, T = 3",
+    vqgan=_SCENERY_VQGAN,
+    alpha_bar=tuple(geometric(3)),
+    between=DenoiserConfig(width=192, heads=6, encoder_depth=4, decoder_depth=3),
+    last=DenoiserConfig(width=192, heads=6, decoder_depth=7),
+    compression=CompressionRecipe(
+        steps=6_000,
+        batch=8,
+        learning_rate=1e-3,
+        warmup_steps=50,
+        perceptual="random",
+        perceptual_weight=0.4,
+        adversarial_weight=0.5,
+        adversarial_start=2_500,
+        round_start=600,
+        discriminator_channels=32,
+        discriminator_layers=2,
+        revive_every=50,
+    ),
+    scale=ScaleRecipe(steps=1_400, batch=16, learning_rate=2e-3),
+    train_images=1_000_000,
+)
+
 PRESETS = {
     "tiny": Preset(
         about="64×64 scenery in minutes: shows that every part runs, not what it can do",
@@ -121,50 +144,21 @@ PRESETS = {
         scale=ScaleRecipe(steps=400, batch=64, learning_rate=3e-3, warmup_steps=20, ema_decay=0.99),
         train_images=10_000,
     ),
-    "scenery": Preset(
-        about="the shipped model: 128×128 scenery, 16×16 tokens, T = 3",
-        vqgan=_SCENERY_VQGAN,
-        alpha_bar=tuple(geometric(3)),
-        between=DenoiserConfig(width=192, heads=6, encoder_depth=4, decoder_depth=3),
-        last=DenoiserConfig(width=192, heads=6, decoder_depth=7),
-        compression=CompressionRecipe(
-            steps=6_000,
-            batch=8,
-            learning_rate=1e-3,
-            warmup_steps=50,
-            perceptual="random",
-            perceptual_weight=0.4,
-            adversarial_weight=0.5,
-            adversarial_start=2_500,
-            round_start=600,
-            discriminator_channels=32,
-            discriminator_layers=2,
-            revive_every=50,
-        ),
-        scale=ScaleRecipe(steps=1_400, batch=16, learning_rate=2e-3),
-        train_images=1_000_000,
-    ),
-    "scenery-sharpen": Preset(
+    "scenery": _SCENERY,
+    "scenery-sharpen": replace(
+        _SCENERY,
         about="the second run of the scenery VQGAN: a short adversarial fine-tuning (--init)",
-        vqgan=_SCENERY_VQGAN,
-        alpha_bar=tuple(geometric(3)),
-        between=DenoiserConfig(),
-        last=DenoiserConfig(),
-        compression=CompressionRecipe(
+        compression=replace(
+            _SCENERY.compression,
             steps=3_600,
-            batch=8,
             learning_rate=3e-4,
             warmup_steps=20,
-            perceptual="random",
             perceptual_weight=0.5,
             adversarial_weight=0.3,
             adversarial_start=0,
-            discriminator_channels=32,
-            discriminator_layers=2,
+            round_start=0,
             revive_every=200,
         ),
-        scale=ScaleRecipe(steps=1, batch=1),
-        train_images=1_000_000,
     ),
 }
 
