@@ -4,19 +4,18 @@
     python app.py --model runs/mine                        a folder, or a Hugging Face Hub id
     python app.py --host 0.0.0.0 --auth anna:secret        for others; never without a password
 
-A tab is one function. The endpoints `/sample` and `/inpaint` are open to programs as well (the link
-"API" at the foot of the page shows how), so they check everything again that the page checks.
+A tab is one function. The endpoints `/sample`, `/inpaint` and `/chain` are open to programs as well
+(the link "API" at the foot of the page shows how), so they check everything again that the page
+checks.
 """
 
 import inspect
-import ipaddress
 import os
 import signal
 import sys
 import tempfile
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,19 +23,19 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import gradio as gr
 import numpy as np
+import torch
 import tyro
 from PIL import Image
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
 
 from imagebart import ImageBART, scenery
 from imagebart.data import FORMATS, fit, to_rgb
 from imagebart.editing import edit_steps, hole_pixels, pixel_hole, token_hole
+from imagebart.serving import Guard, is_this_machine, read_auth
 
 MOST_IMAGES = 16
 MOST_PIXELS = 16_000_000
@@ -270,6 +269,43 @@ def inpaint(
         yield shown, status(step, options["seed"], count, began, remark), images
 
 
+def chain(model: ImageBART, image, t=2, seed=0) -> tuple:
+    """Forget a picture: (x_t decoded, status, every level of the chain).
+
+    image: a picture; t 1 (nothing is forgotten) to T (everything is); seed 0 to 2^63 - 1, of the
+    noise, which is drawn once, so that a larger t forgets more of the same picture.
+    """
+    t, seed = whole(t, "t", 1, model.T), whole(seed, "seed", 0, 2**63 - 1)
+    if not image:
+        raise ValueError("there is no image yet: upload one, paste one, or take an example")
+    x_1 = model.encode(fit(read_picture(image), model.image_size))
+    levels = [noisy(model, x_1, level, seed) for level in range(1, model.T + 1)]
+    shown = [stored(picture) for picture in model.decode(torch.cat(levels))]
+    kept = [(x_t == x_1).float().mean().item() for x_t in levels]
+    names = [f"t = {level}: {part:.0%} kept" for level, part in enumerate(kept, 1)]
+    line = f"At t = {t}, {kept[t - 1]:.0%} of the {x_1[0].numel()} tokens are the picture's."
+    return (
+        shown[t - 1],
+        f"{line} {bits_line(model, x_1, seed)}",
+        list(zip(shown, names, strict=True)),
+    )
+
+
+def noisy(model: ImageBART, x_1: torch.Tensor, t: int, seed: int) -> torch.Tensor:
+    """x_t ~ q(x_t | x_1); one seed is one noise for every t.   [eq. 6]"""
+    generator = torch.Generator().manual_seed(seed)
+    return model.diffusion.q_sample_marginal(x_1.cpu(), t, generator).to(x_1.device)
+
+
+def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
+    """What each scale has to say again, in bits per token: the terms of the bound.   [eq. 2]"""
+    if model.classes:
+        return ""
+    bits = model.bits_per_token_of(x_1, seed=seed)
+    terms = ", ".join(f"{value.item():.2f} at t = {t}" for t, value in bits.items())
+    return f"To remember it takes {sum(bits.values()).item():.2f} bits a token: {terms}."
+
+
 def caption(model: ImageBART, t: int) -> str:
     return f"t = {t}, noise" if t == model.T else f"t = {t}, image" if t == 1 else f"t = {t}"
 
@@ -300,8 +336,10 @@ CSS = """
 .shelf .grid-container { grid-template-rows: none !important; grid-auto-rows: auto !important; }
 .tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)) !important; }
 #chain { --thumb: 150px; }
-#examples { --thumb: 64px; }
-#examples .thumbnail-item { aspect-ratio: 1; height: auto; }
+#levels { --thumb: 180px; }
+#examples, #starts { --thumb: 64px; }
+#forget img, #noisy img { width: 100%; height: 100%; object-fit: contain; }
+#starts .thumbnail-item, #examples .thumbnail-item { aspect-ratio: 1; height: auto; }
 """
 TITLE = """
 # ImageBART
@@ -405,11 +443,16 @@ def sample_tab(model: ImageBART) -> SimpleNamespace:
     return SimpleNamespace(send=send, gallery=gallery, index=index)
 
 
-def edit_tab(model: ImageBART) -> SimpleNamespace:
-    """Mark a part of a picture and repaint it; what the other tabs connect to."""
+def example_pictures(model: ImageBART) -> list[Image.Image]:
+    """Scenery that the model has not seen."""
     H, W = model.image_size
     scenes = [scenery.render(scenery.scene_seed("test", i), H, W) for i in range(EXAMPLES)]
-    examples = [Image.fromarray(scene.image) for scene in scenes]
+    return [Image.fromarray(scene.image) for scene in scenes]
+
+
+def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
+    """Mark a part of a picture and repaint it; what the other tabs connect to."""
+    H, W = model.image_size
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             editor = image_editor(W, H)
@@ -467,6 +510,62 @@ def edit_tab(model: ImageBART) -> SimpleNamespace:
     return SimpleNamespace(editor=editor)
 
 
+def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
+    """Slide t and see a picture forgotten."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            image = gr.Image(
+                label="Picture",
+                format="png",
+                type="filepath",
+                sources=["upload", "clipboard"],
+                height=300,
+                elem_id="forget",
+            )
+            shelf = shelf_of(
+                examples, allow_preview=False, buttons=[], elem_id="starts", elem_classes="shelf"
+            )
+            about = "1 is the picture, T is noise"
+            t = gr.Slider(1, model.T, 2, step=1, label="t", info=about, elem_id="level")
+            seed = gr.Number(0, label="Seed of the noise", precision=0)
+        with gr.Column(scale=3, min_width=320):
+            shown = gr.Image(
+                label="x_t, decoded",
+                format="png",
+                interactive=False,
+                height=460,
+                buttons=[],
+                elem_id="noisy",
+            )
+            line = gr.Markdown(elem_id="chain-status", min_height=28)
+    gr.Markdown("#### Every level")
+    levels = shelf_of(
+        label="Levels", allow_preview=False, buttons=[], elem_id="levels", elem_classes="shelf"
+    )
+
+    def pick(event: gr.SelectData) -> str:
+        return stored(examples[event.index])
+
+    def forget(image=None, t=2, seed=0):
+        with sentences():
+            return chain(model, image, t, seed)
+
+    shelf.select(pick, None, image, api_visibility="private", show_progress="hidden")
+    gr.on(
+        [image.change, t.release, seed.submit],
+        forget,
+        [image, t, seed],
+        [shown, line, levels],
+        preprocess=False,
+        api_name="chain",
+        api_description=inspect.cleandoc(chain.__doc__),
+        concurrency_limit=1,
+        concurrency_id="model",
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
+
+
 def image_editor(W: int, H: int) -> gr.ImageEditor:
     """An editor in which one paints over the tokens to be replaced, sized for W×H pictures."""
     radius = max(2, W // 16)
@@ -488,13 +587,16 @@ def image_editor(W: int, H: int) -> gr.ImageEditor:
 
 def build(model: ImageBART) -> gr.Blocks:
     """The page."""
+    examples = example_pictures(model)
     with gr.Blocks(title="ImageBART", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs() as tabs:
             with gr.Tab("Sample", id="sample"):
                 samples = sample_tab(model)
             with gr.Tab("Edit", id="edit"):
-                edits = edit_tab(model)
+                edits = edit_tab(model, examples)
+            with gr.Tab("Chain", id="chain"):
+                chain_tab(model, examples)
         samples.send.click(
             lambda results, i: (chosen_for_editor(results, i), gr.Tabs(selected="edit")),
             [samples.gallery, samples.index],
@@ -505,79 +607,6 @@ def build(model: ImageBART) -> gr.Blocks:
     return page.queue(max_size=64)
 
 
-# ── the server ────────────────────────────────────────────────────────────────────────────────
-
-HEADERS = {
-    b"x-content-type-options": b"nosniff",
-    b"content-security-policy": b"frame-ancestors 'self'",
-}
-LOGINS_A_MINUTE = 10
-
-
-class Guard:
-    """What the server below does not refuse: other sites' requests, and guessing of passwords.
-
-    `hosts` are the names that this server goes by, none if it cannot know them.
-    """
-
-    def __init__(self, app: Callable, hosts: tuple[str, ...] = ()):
-        self.app, self.hosts = app, hosts
-        self.logins: dict[str, deque] = {}
-
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        refusal = self.refusal(scope)
-        if refusal is not None:
-            return await refusal(scope, receive, send)
-
-        async def send_guarded(message: dict) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *HEADERS.items()]
-            await send(message)
-
-        await self.app(scope, receive, send_guarded)
-
-    def refusal(self, scope: dict) -> PlainTextResponse | None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if self.hosts and urlsplit(f"//{host}").hostname not in self.hosts:
-            return PlainTextResponse("this server goes by another name", 400)
-        if origin is not None and urlsplit(origin).netloc != host:
-            return PlainTextResponse("requests of other sites are refused", 403)
-        if scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login"):
-            return self.too_many_logins(scope["client"][0])
-        return None
-
-    def too_many_logins(self, visitor: str) -> PlainTextResponse | None:
-        now = time.monotonic()
-        self.logins = {who: at for who, at in self.logins.items() if at[-1] > now - 60}
-        times = self.logins.setdefault(visitor, deque(maxlen=LOGINS_A_MINUTE))
-        if len(times) == LOGINS_A_MINUTE and times[0] > now - 60:
-            return PlainTextResponse("too many logins, wait a minute", 429)
-        times.append(now)
-        return None
-
-
-def is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def read_auth(config: Config) -> tuple[str, str] | None:
-    """(user, password); ValueError if others could come in without."""
-    user, colon, password = (config.auth or "").partition(":")
-    if config.auth is not None and not (user and password):
-        raise ValueError("--auth must be USER:PASSWORD, got no user or no password")
-    if config.auth is None and not is_this_machine(config.host):
-        raise ValueError(
-            f"--host {config.host} lets others in, so --auth USER:PASSWORD must be given, got none"
-        )
-    return (user, password) if colon else None
-
-
 def launch(page: gr.Blocks, config: Config, **options) -> Any:
     """Serve the page, safely; `options` as `gr.Blocks.launch`."""
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
@@ -586,7 +615,7 @@ def launch(page: gr.Blocks, config: Config, **options) -> Any:
     return page.launch(
         server_name=config.host,
         server_port=config.port,
-        auth=read_auth(config),
+        auth=read_auth(config.host, config.auth),
         share=False,
         ssr_mode=False,
         mcp_server=False,
@@ -614,7 +643,7 @@ def private_files() -> Iterator[None]:
 
 
 def main(config: Config) -> None:
-    read_auth(config)
+    read_auth(config.host, config.auth)
     model = ImageBART.from_pretrained(config.model, device=config.device)
     with private_files():
         launch(build(model), config)

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import tyro
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from imagebart import distributed, scenery
 from imagebart.checkpoint import sha256_of, write_json
 from imagebart.data import to_tensor
 from imagebart.model import SHIPPED, load_vqgan
-from imagebart.perceptual import psnr, sharpness
+from imagebart.perceptual import fine, psnr, sharpness
 from imagebart.receipts import receipt
 
 
@@ -64,11 +62,6 @@ def main(config: Config) -> dict:
     scores["codes_in_use"] = len(codes) / vqgan.K
     weights = {"vqgan": sha256_of(Path(config.model) / "vqgan.safetensors")}
     return {"n": config.n, "split": "validation", **scores, "sha256": weights, **receipt(device)}
-
-
-def fine(image: Tensor) -> Tensor:
-    """What a 9×9 blur would lose."""
-    return image - F.avg_pool2d(image, 9, stride=1, padding=4, count_include_pad=False)
 
 
 if __name__ == "__main__":

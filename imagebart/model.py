@@ -175,12 +175,18 @@ class ImageBART(nn.Module):
 
     # ── the bound ─────────────────────────────────────────────────────────────────────────────
 
-    @torch.inference_mode()
     def bits_per_token(
         self, images: Image.Image | Sequence[Image.Image] | Tensor, *, seed: int = 0, classes=None
     ) -> dict[int, Float[Tensor, "b"]]:
         """{t: L_t of each image in bits per token}, one Monte-Carlo draw of the noise.  [eq. 2]"""
-        x_1 = rearrange(self.encode(images), "b h w -> b (h w)")
+        return self.bits_per_token_of(self.encode(images), seed=seed, classes=classes)
+
+    @torch.inference_mode()
+    def bits_per_token_of(
+        self, tokens: Grid, *, seed: int = 0, classes=None
+    ) -> dict[int, Float[Tensor, "b"]]:
+        """The same for tokens x_1 (b, h, w)."""
+        x_1 = rearrange(tokens, "b h w -> b (h w)")
         generator = torch.Generator().manual_seed(seed)
         condition = self.class_ids(classes, len(x_1))
         bits = {}

@@ -21,6 +21,7 @@ class CompressionRecipe:
     warmup_steps: int = 200
     perceptual: str = "lpips"  # f_rec's features: "lpips" or "random"
     perceptual_weight: float = 1.0
+    detail: float = 0.0  # extra weight of pixels that differ from their surroundings
     adversarial_weight: float = 0.8
     adversarial_start: int = 10_000  # step at which the discriminator joins
     critic_learning_rate: float = 4e-4  # of the discriminator, constant
@@ -106,17 +107,15 @@ _SCENERY = Preset(
     between=DenoiserConfig(width=192, heads=6, encoder_depth=4, decoder_depth=3),
     last=DenoiserConfig(width=192, heads=6, decoder_depth=7),
     compression=CompressionRecipe(
-        steps=6_000,
+        steps=4_500,
         batch=8,
         learning_rate=1e-3,
         warmup_steps=50,
         perceptual="random",
         perceptual_weight=0.4,
-        adversarial_weight=0.5,
-        adversarial_start=2_500,
+        detail=50.0,
+        adversarial_start=4_500,  # never: at this size and time it sharpened less than `detail`
         round_start=600,
-        discriminator_channels=32,
-        discriminator_layers=2,
         revive_every=50,
     ),
     scale=ScaleRecipe(steps=1_400, batch=16, learning_rate=2e-3),
@@ -145,21 +144,6 @@ PRESETS = {
         train_images=10_000,
     ),
     "scenery": _SCENERY,
-    "scenery-sharpen": replace(
-        _SCENERY,
-        about="the second run of the scenery VQGAN: a short adversarial fine-tuning (--init)",
-        compression=replace(
-            _SCENERY.compression,
-            steps=3_600,
-            learning_rate=3e-4,
-            warmup_steps=20,
-            perceptual_weight=0.5,
-            adversarial_weight=0.3,
-            adversarial_start=0,
-            round_start=0,
-            revive_every=200,
-        ),
-    ),
 }
 
 # ── the released models, and the paper's that were not ────────────────────────────────────────

@@ -19,7 +19,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from imagebart import ImageBART
+from imagebart import ImageBART, serving
 from imagebart.data import fit, to_rgb
 from imagebart.model import SHIPPED
 
@@ -136,7 +136,40 @@ def test_endpoints_have_these_names_and_defaults(client):
         name: {p["parameter_name"]: p["parameter_default"] for p in endpoint["parameters"]}
         for name, endpoint in named.items()
     }
-    assert got == {"/sample": options, "/inpaint": {"editor": None, **options}}
+    assert got == {
+        "/sample": options,
+        "/inpaint": {"editor": None, **options},
+        "/chain": {"image": None, "t": 2, "seed": 0},
+    }
+
+
+def test_a_picture_is_forgotten_level_by_level(client, model, tmp_path):
+    image = saved(picture(*model.image_size[::-1]), tmp_path)
+    shown, line, levels = client.predict(image, t=1, seed=3, api_name="/chain")
+    x_1 = model.encode(Image.open(image["path"]))
+    np.testing.assert_array_equal(pixels([Image.open(shown)])[0], pixels(model.decode(x_1))[0])
+    assert "At t = 1, 100% of the" in line and "bits a token" in line
+    kept = [int(re.search(r"(\d+)% kept", level["caption"]).group(1)) for level in levels]
+    assert len(kept) == model.T and kept[0] == 100 and kept == sorted(kept, reverse=True)
+    noise, *_ = client.predict(image, t=model.T, seed=3, api_name="/chain")
+    assert_same([Image.open(noise)], [Image.open(levels[-1]["image"])])
+    other, *_ = client.predict(image, t=model.T, seed=4, api_name="/chain")
+    assert (pixels([Image.open(noise)])[0] != pixels([Image.open(other)])[0]).any()
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"t": 0}, "t must lie in 1 to 3, got 0"),
+        ({"t": 4}, "t must lie in 1 to 3, got 4"),
+        ({"seed": -1}, "seed must lie in 0 to"),
+        ({"image": None}, "there is no image yet"),
+    ],
+)
+def test_a_wrong_level_comes_back_as_one_sentence(client, tmp_path, values, sentence):
+    image = saved(picture(64, 64), tmp_path)
+    with pytest.raises(AppError, match=sentence):
+        client.predict(**{"image": image, **values}, api_name="/chain")
 
 
 def test_sample_gives_what_the_model_gives(client, model):
@@ -330,9 +363,9 @@ def test_other_sites_are_refused(server):
 
 
 def test_passwords_cannot_be_guessed_fast(monkeypatch):
-    guard = app.Guard(app=None)
+    guard = serving.Guard(app=None)
     now = 1000.0
-    monkeypatch.setattr(app.time, "monotonic", lambda: now)
+    monkeypatch.setattr(serving.time, "monotonic", lambda: now)
     answers = [guard.too_many_logins("1.2.3.4") for _ in range(11)]
     assert answers[:10] == [None] * 10
     assert answers[10].status_code == 429
@@ -349,7 +382,7 @@ def test_a_guarded_login_answers_429():
         seen.append(message.get("status"))
 
     async def ask(times: int):
-        guard = app.Guard(passed)
+        guard = serving.Guard(passed)
         scope = {"type": "http", "method": "POST", "path": "/login", "headers": []}
         for _ in range(times):
             await guard(scope | {"client": ("1.2.3.4", 1)}, None, send)
@@ -363,15 +396,15 @@ def test_a_guarded_login_answers_429():
 def test_others_come_in_with_a_password_only(host):
     with pytest.raises(ValueError, match="--auth USER:PASSWORD must be given, got none"):
         app.main(app.Config(host=host))
-    assert app.read_auth(app.Config(host=host, auth="anna:a:b")) == ("anna", "a:b")
+    assert serving.read_auth(host, "anna:a:b") == ("anna", "a:b")
     for auth in ("", "anna", "anna:", ":secret"):
         with pytest.raises(ValueError, match="--auth must be USER:PASSWORD"):
-            app.read_auth(app.Config(host=host, auth=auth))
+            serving.read_auth(host, auth)
 
 
 def test_this_machine_needs_no_password():
     for host in ("127.0.0.1", "localhost", "::1"):
-        assert app.read_auth(app.Config(host=host)) is None
+        assert serving.read_auth(host, None) is None
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):

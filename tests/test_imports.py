@@ -15,7 +15,7 @@ LIBRARY = ROOT / "imagebart"
 LAYERS = [
     {"notation"},
     {"vqgan", "perceptual", "diffusion", "transformer", "scenery", "data", "distributed"}
-    | {"checkpoint", "training"},
+    | {"checkpoint", "training", "serving"},
     {"conditioning"},
     {"denoiser"},
     {"model"},

@@ -9,6 +9,7 @@ from imagebart.perceptual import (
     RandomFeatures,
     adaptive_weight,
     discriminator_loss,
+    fine,
     generator_loss,
     psnr,
     reconstruction_loss,
@@ -48,6 +49,33 @@ def test_the_reconstruction_loss_is_l1_plus_features():
     features = RandomFeatures()
     expected = (x - y).abs().mean() + 0.5 * features(x, y).mean()
     torch.testing.assert_close(reconstruction_loss(x, y, features, 0.5), expected)
+
+
+def test_detail_makes_a_lost_star_cost_more_than_a_wrong_sky():
+    sky = torch.zeros(1, 3, 32, 32)
+    star = sky.clone()
+    star[..., 16, 16] = 1.0
+
+    def features(a, b):
+        return torch.zeros(len(a))
+
+    def cost(image, back, detail):
+        return reconstruction_loss(image, back, features, 0.0, detail).item()
+
+    shifted = star + 1 / 32**2  # as much error in the mean, spread over the sky
+    assert cost(star, sky, 0.0) == pytest.approx(cost(star, shifted, 0.0), rel=1e-3)
+    weight = 1 + 50 * fine(star)[0, 0, 16, 16].item()
+    assert cost(star, sky, 50.0) == pytest.approx(weight * cost(star, sky, 0.0))
+    assert cost(star, shifted, 50.0) < 4 * cost(star, shifted, 0.0)
+
+
+def test_fine_structure_is_what_a_blur_loses():
+    ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
+    assert fine(ramp)[..., 4:-4].abs().max() < 1e-6
+    star = torch.zeros(1, 3, 32, 32)
+    star[..., 16, 16] = 1.0
+    assert fine(star)[..., 16, 16].min().item() == pytest.approx(1 - 1 / 81)
+    assert fine(star).sum().item() == pytest.approx(0, abs=1e-4)
 
 
 def test_the_critic_judges_patches():

@@ -132,9 +132,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             # the VQGAN: x_0 → reconstruction
             with distributed.autocast(ranks.device, recipe.precision):
                 reconstruction, codebook_loss, code = vqgan_ranks(image, rounds)
-                rec = reconstruction_loss(
-                    image, reconstruction, perceptual, recipe.perceptual_weight
-                )
+                weights = recipe.perceptual_weight, recipe.detail
+                rec = reconstruction_loss(image, reconstruction, perceptual, *weights)
                 loss, balance = rec + codebook_loss, torch.zeros((), device=ranks.device)
                 if adversarial:
                     critic.requires_grad_(False)
