@@ -552,7 +552,7 @@ def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
 
     shelf.select(pick, None, image, api_visibility="private", show_progress="hidden")
     gr.on(
-        [image.change, t.release, seed.submit],
+        [image.change, t.change, seed.submit],
         forget,
         [image, t, seed],
         [shown, line, levels],

@@ -24,6 +24,7 @@ from imagebart.data import fit, to_rgb
 from imagebart.model import SHIPPED
 
 ROOT = Path(__file__).parents[1]
+DESKTOP, PHONE = (1280, 1000), (390, 844)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -422,14 +423,16 @@ def test_stop_ends_the_run_it_stands_beside(model):
 # ── in a browser ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def page(server):
+@pytest.fixture(params=[DESKTOP])
+def page(server, request):
+    """The page in a browser; parametrise with the width and height of another screen."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt install chromium")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        width, height = request.param
+        page = browser.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(60_000)
         page.complaints = []
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
@@ -513,6 +516,27 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     np.testing.assert_array_equal(edited[16:], fitted[16:])
     assert (edited[:16] != fitted[:16]).any()
     assert page.complaints == []
+
+
+@pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
+def test_a_visitor_slides_the_chain(page, model):
+    page.get_by_role("tab", name="Chain").click()
+    line = page.locator("#chain-status")
+    page.locator("#starts .thumbnail-item").nth(1).click()
+    line.get_by_text("At t = 2,").wait_for()
+    slider = page.locator("#level input[type=range]")
+    slider.focus()
+    slider.press("ArrowRight")
+    line.get_by_text("At t = 3, ").wait_for()
+    slider.press("ArrowLeft")
+    slider.press("ArrowLeft")
+    line.get_by_text("At t = 1, 100%").wait_for()
+    source = page.locator("#noisy img").get_attribute("src")
+    seen = np.asarray(Image.open(BytesIO(page.request.get(source).body())).convert("RGB"))
+    start = app.example_pictures(model)[1]
+    np.testing.assert_array_equal(seen, pixels(model.decode(model.encode(start)))[0])
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0 and page.complaints == []
 
 
 # ── the shipped model ─────────────────────────────────────────────────────────────────────────
