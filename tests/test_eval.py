@@ -82,3 +82,48 @@ def test_pictures_are_those_of_the_seed(folder, tmp_path):
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
         assert Image.open(tmp_path / "a" / name).width > 200
+
+
+# ── completions ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def completion():
+    sys.path.insert(0, str(ROOT / "eval"))  # as python does for the script's own folder
+    try:
+        return script("completion")
+    finally:
+        sys.path.remove(str(ROOT / "eval"))
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [("upper", 0.5), ("lower", 0.5), ("centre", 0.25), ("blob10", 0.1), ("blob50", 0.5)],
+)
+def test_a_family_of_holes_has_its_size(completion, family, part):
+    mask = completion.hole_pixels_of(family, (64, 96), 3)
+    assert mask.shape == (64, 96)
+    assert mask.mean() == pytest.approx(part, abs=0.01)
+    other = completion.hole_pixels_of(family, (64, 96), 4)
+    assert (mask != other).any() == family.startswith("blob")
+
+
+def test_a_seam_is_the_step_across_the_border(completion):
+    image = torch.zeros(1, 3, 4, 4)
+    image[..., 2:, :] = 0.5
+    image[..., 0, 0] = -1  # far from the border
+    hole = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    hole[..., 2:, :] = True
+    assert completion.border_step(image, hole) == pytest.approx(0.5)
+
+
+def test_completions_are_measured_beside_their_cost(completion, folder, tiny):
+    config = completion.Config(
+        model=(str(folder),), process=("single",), masks=("upper",), n=2, device="cpu"
+    )
+    report = completion.main(config)
+    (row,) = report["rows"]
+    assert row["known_exact"] == 1 and row["T"] == tiny.T and row["seam"] > 0
+    assert row["tokens_in_hole"] == tiny.denoisers[2].n / 2
+    scales = tiny.T - 1
+    assert scales <= row["passes"] <= scales * tiny.denoisers[2].n

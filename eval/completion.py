@@ -1,0 +1,192 @@
+"""How well holes are filled: held-out scenery, masked and completed.   [table 3 right, section 4.3]
+
+    python eval/completion.py --out completion.json
+    python eval/completion.py --model runs/scenery runs/baseline --process single annealed --fid
+
+For every model, process and family of masks, over the same images, holes and seeds:
+
+    known    share of known pixels that are the input's, bit for bit, and the PSNR that the same
+             pixels would have had through the VQGAN, had they not been kept
+    seam     mean gradient across the hole's border over the renders' at the same place; 1 is
+             invisible, more is an edge
+    fid      of completions against the untouched images (needs Inception's weights on disk)
+    cost     decoder passes and seconds an image; the tokens in the hole beside them
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from metrics import FEWEST, Jury
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebart import ImageBART, scenery
+from imagebart.checkpoint import write_json
+from imagebart.data import to_tensor
+from imagebart.denoiser import Denoiser
+from imagebart.distributed import Ranks, pick_device
+from imagebart.editing import PROCESSES, pixel_hole, token_hole
+from imagebart.model import SHIPPED
+from imagebart.perceptual import psnr
+from imagebart.receipts import receipt
+
+FAMILIES = ("upper", "lower", "centre", "blob10", "blob25", "blob50")
+Process = Literal[tuple(PROCESSES)]
+
+
+@dataclass(frozen=True)
+class Config:
+    model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
+    process: tuple[Process, ...] = tuple(PROCESSES)  # ways to fill a hole
+    masks: tuple[Literal[FAMILIES], ...] = FAMILIES
+    n: int = 200  # held-out images, each completed once
+    fid: bool = False  # judge completions as well
+    inception: Path | None = None  # the network's weights; default: where torch.hub keeps them
+    seed: int = 0  # of completion 0; completion i has seed + i
+    out: Path | None = None  # where the JSON goes
+    device: str = "auto"
+
+
+# ── holes ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def hole_pixels_of(family: str, size: tuple[int, int], index: int) -> np.ndarray:
+    """The mask of image `index` as booleans (H, W), True in the hole.
+
+    blobNN: smooth noise, where it is highest, over NN % of the image; every index has its own.
+    """
+    H, W = size
+    mask = np.zeros(size, bool)
+    if family == "upper":
+        mask[: H // 2] = True
+    elif family == "lower":
+        mask[H // 2 :] = True
+    elif family == "centre":
+        mask[H // 4 : H - H // 4, W // 4 : W - W // 4] = True
+    else:
+        generator = torch.Generator().manual_seed(index)
+        coarse = torch.randn(1, 1, 6, 6, generator=generator)
+        noise = F.interpolate(coarse, size, mode="bicubic")[0, 0]
+        part = int(family.removeprefix("blob")) / 100
+        mask = (noise > noise.quantile(1 - part)).numpy()
+    return mask
+
+
+# ── what is measured ──────────────────────────────────────────────────────────────────────────
+
+
+def border_step(image: Tensor, hole: Tensor) -> float:
+    """Mean |difference| of neighbouring pixels of which one is in the hole and one is not.
+
+    image (1, 3, H, W), hole (1, 1, H, W); NaN where nothing borders.
+    """
+    down = image.diff(dim=2).abs().mean(1)[hole.diff(dim=2)[:, 0]]
+    right = image.diff(dim=3).abs().mean(1)[hole.diff(dim=3)[:, 0]]
+    return torch.cat([down, right]).mean().item()
+
+
+@contextmanager
+def counted_passes() -> Iterator[list[int]]:
+    """How often decoders run while this is open, as the one number of the list."""
+    passes, step = [0], Denoiser.step
+
+    def counting(self, *args):
+        passes[0] += 1
+        return step(self, *args)
+
+    Denoiser.step = counting
+    try:
+        yield passes
+    finally:
+        Denoiser.step = step
+
+
+# ── the table ─────────────────────────────────────────────────────────────────────────────────
+
+
+def measure(model: ImageBART, process: str, family: str, config: Config) -> dict:
+    """One row: a way to fill a family of holes."""
+    (H, W), sums = model.image_size, {}
+    jury = Jury({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
+    for i in tqdm(range(config.n), desc=f"{family}, {process}", mininterval=5, leave=False):
+        render = scenery.render(scenery.scene_seed("validation", i), H, W).image
+        x_0 = to_tensor(Image.fromarray(render))[None]
+        mask = hole_pixels_of(family, (H, W), i)
+        hole = pixel_hole(model, token_hole(model, mask))
+        began = time.perf_counter()
+        with counted_passes() as passes:
+            result = model.inpaint(
+                Image.fromarray(render), mask, seed=config.seed + i, process=process
+            )[0]
+        seconds, back = time.perf_counter() - began, to_tensor(result)[None]
+        coded = model.generate(model.encode(Image.fromarray(render))).cpu()
+        known = (~hole).expand_as(x_0)
+        row = {
+            "known_exact": (back == x_0)[known].float().mean().item(),
+            "known_psnr_of_vqgan": psnr(x_0, torch.where(known, coded, x_0)).item(),
+            "border_step": border_step(back, hole),
+            "border_step_of_renders": border_step(x_0, hole),
+            "tokens_in_hole": hole.float().mean().item() * model.denoisers[2].n,
+            "passes": passes[0],
+            "seconds": seconds,
+        }
+        sums = {name: sums.get(name, 0.0) + value / config.n for name, value in row.items()}
+        if jury:
+            jury.look(to_bytes(x_0), real=True)
+            jury.look(to_bytes(back))
+    sums["seam"] = sums["border_step"] / sums["border_step_of_renders"]
+    if jury:
+        jury.meet()
+        sums |= {"fid": jury.verdict(config.seed)["fid"]}
+    return sums
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """[-1, 1] as uint8."""
+    return ((image + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def main(config: Config) -> dict:
+    if config.n < (FEWEST if config.fid else 1):
+        raise ValueError(f"n must be at least {FEWEST if config.fid else 1}, got {config.n}")
+    device = pick_device(config.device)
+    rows = []
+    for source in config.model:
+        model = ImageBART.from_pretrained(source, device=device)
+        for family in config.masks:
+            for process in config.process:
+                row = measure(model, process, family, config)
+                rows.append({"model": source, "T": model.T, "mask": family, "process": process})
+                rows[-1] |= row
+                print(line_of(rows[-1]), flush=True)
+    options = {name: str(value) for name, value in asdict(config).items()}
+    return {"rows": rows, "options": options, "split": "validation", **receipt(device)}
+
+
+def line_of(row: dict) -> str:
+    fid = f"  {row['fid']['name']} {row['fid']['value']:.1f}" if "fid" in row else ""
+    return (
+        f"T={row['T']} {row['mask']:8} {row['process']:9} known {row['known_exact']:.0%} exact  "
+        f"seam {row['seam']:.2f}  {row['passes']:.0f} passes for {row['tokens_in_hole']:.0f} "
+        f"tokens  {row['seconds']:.2f} s{fid}"
+    )
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        report = main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if config.out:
+        write_json(report, config.out)
