@@ -1,19 +1,21 @@
 """Edit: the masked process, known tokens held while the rest is drawn.   [section 4.3, A.3]
 
 Every token that must stay is the image's own, clean, at every scale; every other starts as noise
-and goes down the chain. No model is trained for it. Two ways down:
+and goes down the chain. No model is trained for it. Three ways down:
 
     single      every scale once
     annealed    every scale several times, noised again in between and less each time: the
                 procedure of the released editing script
+    refined     every scale once, then forth and back on the finest scale until nothing changes
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
@@ -47,8 +49,9 @@ def inpaint(
 
     The mask is as large as the image. Image and mask are resized and cropped to the model's size;
     a token is repainted if any pixel of it is marked, and pixels of all other tokens are the
-    (resized) input's, exactly. `process` is "single" (`edit_steps`) or "annealed"
-    (`annealed_steps`), whose options it takes. Raises ValueError if the sizes differ.
+    (resized) input's, exactly. `process` is "single" (`edit_steps`), "annealed"
+    (`annealed_steps`) or "refined" (`refined_steps`), whose options it takes. Raises ValueError if
+    the sizes differ.
     """
     if process not in PROCESSES:
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {process!r}")
@@ -82,12 +85,7 @@ def annealed_steps(
     num_images: int = 1,
     *,
     chains: int | Sequence[int] | None = None,
-    seed=0,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    classes=None,
-    method: str = "parallel",
+    **options,
 ) -> Iterator[Step]:
     """The released procedure: at every scale, forget a little and remember again, n_t times.
 
@@ -98,27 +96,98 @@ def annealed_steps(
     as released, see `released_chains`. Temperature and top-k hold at every scale. Arguments and
     steps are those of `edit_steps`.
     """
-    seeds = image_seeds(seed, num_images)
-    filters = scale_filters(model.T, temperature, top_k, top_p)
+    process = MaskedProcess(model, x_1, hole, num_images, **options)
     passes = released_chains(model) if chains is None else chain_lengths(model.T, chains)
-    decode = decoder(method)
-    condition = model.class_ids(classes, num_images)
-    x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
-    known = ~repeat(hole, "1 h w -> b (h w)", b=num_images).to(x_1.device)
-    noise_tokens = uniform_tokens(seeds, model.T, known.shape[1], model.K).to(x_1.device)
-    x = torch.where(known, x_known, noise_tokens)
+    x = process.start()
     yield step_of(model, model.T, x)
     for t in range(model.T, 1, -1):
-        denoiser, beta = model.denoisers[t], float(model.diffusion.beta[t])
         for turn in range(passes[t]):
             if turn:
-                x = redraw(x, (1 - turn / passes[t]) * beta, model.K, seeds, t, turn)
-            noise = gumbel(seeds, t, denoiser.n, model.K, turn).to(x_1.device)
-            x = decode(denoiser, x, noise, filters[t], condition, known, x_known)
+                x = process.forget(x, t, turn, 1 - turn / passes[t])
+            x = process.remember(x, t, turn)
         yield step_of(model, t - 1, x)
 
 
-PROCESSES = {"single": edit_steps, "annealed": annealed_steps}
+@torch.inference_mode()
+def refined_steps(
+    model,
+    x_1: Grid,
+    hole: Bool[Tensor, "1 h w"],
+    num_images: int = 1,
+    *,
+    passes: int = 8,
+    **options,
+) -> Iterator[Step]:
+    """`edit_steps`, then passes on the finest scale: forget the hole to t = 2, remember it again.
+
+        x_2 ← q(x_2 | x_1) in the hole,   x_1 ~ p_θ^{1|2,m}(· | x_2)
+
+    What was drawn before its surroundings were known gets to see them. Each pass has its own noise.
+    An image whose tokens a pass leaves as they are has settled and rests; when all have, or after
+    `passes`, it ends. The steps of the passes have t = 1. Other options as `edit_steps`.
+    """
+    if not isinstance(passes, int) or passes < 0:
+        raise ValueError(f"passes must be a whole number, at least 0, got {passes!r}")
+    process = MaskedProcess(model, x_1, hole, num_images, **options)
+    down, all_passes = model.T - 1, model.T - 1 + passes
+    for step in edit_steps(model, x_1, hole, num_images, **options):
+        yield replace(step, done=step.done * down / all_passes)
+    x = rearrange(step.tokens, "b h w -> b (h w)")
+    settled = torch.zeros(num_images, 1, dtype=torch.bool, device=x.device)
+    for turn in range(1, passes + 1):
+        x_2 = torch.where(process.known, process.x_known, process.forget(x, 2, turn))
+        again = torch.where(settled, x, process.remember(x_2, 2, turn))
+        settled, x = (again == x).all(1, keepdim=True), again
+        done = 1.0 if settled.all() else (down + turn) / all_passes
+        yield replace(step_of(model, 1, x), done=done)
+        if settled.all():
+            return
+
+
+class MaskedProcess:
+    """The chain with known tokens held: p_θ^{t-1|t,m}, and forgetting.   [section 4.3, A.3]"""
+
+    def __init__(
+        self,
+        model,
+        x_1: Grid,
+        hole: Bool[Tensor, "1 h w"],
+        num_images: int,
+        *,
+        seed=0,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        classes=None,
+        method: str = "parallel",
+    ):
+        self.model, self.decode = model, decoder(method)
+        self.seeds = image_seeds(seed, num_images)
+        self.filters = scale_filters(model.T, temperature, top_k, top_p)
+        self.condition = model.class_ids(classes, num_images)
+        self.x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
+        self.known = ~repeat(hole, "1 h w -> b (h w)", b=num_images).to(x_1.device)
+
+    def start(self) -> Tokens:
+        """x_T: known tokens, and noise in the hole."""
+        n = self.known.shape[1]
+        noise = uniform_tokens(self.seeds, self.model.T, n, self.model.K)
+        return torch.where(self.known, self.x_known, noise.to(self.x_known.device))
+
+    def remember(self, x_t: Tokens, t: int, turn: int) -> Tokens:
+        """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the noise of pass `turn`."""
+        denoiser = self.model.denoisers[t]
+        noise = gumbel(self.seeds, t, denoiser.n, denoiser.K, turn).to(x_t.device)
+        how = self.filters[t], self.condition, self.known, self.x_known
+        return self.decode(denoiser, x_t, noise, *how)
+
+    def forget(self, x: Tokens, t: int, turn: int, part: float = 1.0) -> Tokens:
+        """x with every token redrawn with the chance part · β_t."""
+        chance = part * float(self.model.diffusion.beta[t])
+        return redraw(x, chance, self.model.K, self.seeds, t, turn)
+
+
+PROCESSES = {"single": edit_steps, "annealed": annealed_steps, "refined": refined_steps}
 
 
 def redraw(x: Tokens, chance: float, K: int, seeds: Sequence[int], t: int, turn: int) -> Tokens:

@@ -239,15 +239,23 @@ class Window:
 
 
 def attend(q: Heads, k: Keys, v: Keys, visible: Bool[Tensor, "b 1 s key"] | None) -> Sequence:
-    """softmax(q kᵀ / √d) v with at least `TILE` queries, so that one alone rounds as many do."""
+    """softmax(q kᵀ / √d) v, `TILE` queries at a time: each meets products of the same shape.
+
+    A matter of CPUs in float32; a GPU takes all queries at once.
+    """
+    if q.device.type != "cpu":
+        return rearrange(F.scaled_dot_product_attention(q, k, v, visible), "b h s d -> b s (h d)")
     count = q.shape[2]
-    short = max(TILE - count, 0)
-    q = F.pad(q, (0, 0, 0, short))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    short = -count % TILE
+    queries = F.pad(q, (0, 0, 0, short)).split(TILE, dim=2)
+    masks = [None] * len(queries)
     if visible is not None:
-        scores[:, :, :count].masked_fill_(~visible, -torch.inf)
-    a = scores.softmax(-1) @ v
-    return rearrange(a[:, :, :count], "b h s d -> b s (h d)")
+        masks = F.pad(visible, (0, 0, 0, short), value=True).split(TILE, dim=2)
+    tiles = [
+        F.scaled_dot_product_attention(tile, k, v, mask)
+        for tile, mask in zip(queries, masks, strict=True)
+    ]
+    return rearrange(torch.cat(tiles, dim=2)[:, :, :count], "b h s d -> b s (h d)")
 
 
 def causal(length: int, prefix: int, device: torch.device) -> Bool[Tensor, "s s"]:

@@ -1,5 +1,7 @@
 """Editing: what is known survives, what is marked is repainted, and the seed still decides."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -16,10 +18,11 @@ from imagebart.editing import (
     hole_pixels,
     pixel_hole,
     redraw,
+    refined_steps,
     released_chains,
     token_hole,
 )
-from imagebart.sampling import uniform_tokens
+from imagebart.sampling import Filter, decode_sequential, gumbel, uniform_tokens
 
 ORIENTATION = 0x0112  # the EXIF entry
 
@@ -283,3 +286,63 @@ def test_the_output_is_what_was_asked_for(tiny):
     for i in range(2):
         assert np.array_equal(np.round(as_array[i] * 255), np.asarray(pil[i]))
         assert np.allclose(pt[i].permute(1, 2, 0).numpy(), as_array[i])
+
+
+# ── passes on the finest scale ────────────────────────────────────────────────────────────────
+
+
+def test_no_pass_is_the_single_pass(tiny):
+    x_1 = torch.randint(12, (1, 4, 4), generator=torch.Generator().manual_seed(0))
+    hole = holes(3)[1]
+    once = list(edit_steps(tiny, x_1, hole, 2, seed=3))
+    for passes in (0, 2):
+        steps = list(refined_steps(tiny, x_1, hole, 2, seed=3, passes=passes))
+        assert [step.t for step in steps[:4]] == [4, 3, 2, 1]
+        for a, b in zip(once, steps, strict=False):
+            assert torch.equal(a.tokens, b.tokens)
+        assert len(steps) <= 4 + passes and steps[-1].done == 1
+
+
+def test_a_pass_forgets_the_hole_to_t_2_and_remembers_it(tiny):
+    """Each pass by hand: redraw the hole with chance β_2, then the scale t = 2 once more."""
+    x_1 = torch.randint(12, (1, 4, 4), generator=torch.Generator().manual_seed(0))
+    hole = holes(3)[2]
+    steps = list(refined_steps(tiny, x_1, hole, 1, seed=3, passes=3))
+    known, beta = ~hole.flatten(1), float(tiny.diffusion.beta[2])
+    for turn, (before, after) in enumerate(pairwise(steps[3:]), 1):
+        x_2 = redraw(before.tokens.flatten(1), beta, 12, [3], 2, turn)
+        x_2 = torch.where(known, x_1.flatten(1), x_2)
+        noise = gumbel([3], 2, 16, 12, turn)
+        expected = decode_sequential(
+            tiny.denoisers[2], x_2, noise, Filter(), None, known, x_1.flatten(1)
+        )
+        assert torch.equal(after.tokens.flatten(1), expected)
+
+
+def test_an_image_refines_alone_as_in_a_batch_and_rests_once_settled(tiny):
+    x_1 = torch.randint(12, (1, 4, 4), generator=torch.Generator().manual_seed(0))
+    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
+    hole[0, 1, 1] = True
+    batch = list(refined_steps(tiny, x_1, hole, 6, seed=20, passes=12))
+    for i in range(6):
+        alone = list(refined_steps(tiny, x_1, hole, 1, seed=20 + i, passes=12))
+        for a, b in zip(alone, batch, strict=False):
+            assert torch.equal(a.tokens[0], b.tokens[i])
+        assert torch.equal(alone[-1].tokens[0], batch[-1].tokens[i])
+    assert len(batch) < 4 + 12  # one token settles soon
+    assert torch.equal(batch[-1].tokens, batch[-2].tokens)
+
+
+@pytest.mark.parametrize("passes", [-1, 1.5, "2"])
+def test_passes_are_a_whole_number(tiny, passes):
+    with pytest.raises(ValueError, match="passes must be a whole number, at least 0"):
+        tiny.inpaint(picture(), corner(), process="refined", passes=passes)
+
+
+def test_refined_edits_keep_every_known_pixel(tiny):
+    image, mask = picture(), corner()
+    single = tiny.inpaint(image, mask, 2, seed=1)
+    refined = tiny.inpaint(image, mask, 2, seed=1, process="refined", passes=3)
+    for edit in refined:
+        assert np.array_equal(np.asarray(edit)[~mask], np.asarray(image)[~mask])
+    assert any(not same(a, b) for a, b in zip(single, refined, strict=True))

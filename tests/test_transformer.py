@@ -1,5 +1,9 @@
 """Attention, blocks and caches: who sees whom, and that decoding gives the numbers of training."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,6 +150,15 @@ def test_windows_of_any_size_round_alike(width):
     for size in (2, 8, 15, 16, 17, 32, 40):
         windows = split(40, range(0, 40, size))
         assert torch.equal(stepped(decoder, x, memory, windows), one_by_one)
+
+
+@pytest.mark.parametrize("instructions", ["SSE4_2", "AVX2"])
+def test_rows_round_alike_on_older_processors(instructions):
+    """The matrix library picks its kernels by processor; the promise is for each of them."""
+    env = os.environ | {"MKL_ENABLE_INSTRUCTIONS": instructions}
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run([*tests, "-k", "alone_rounds or any_size"], env=env, capture_output=True)
+    assert run.returncode == 0, run.stdout.decode()
 
 
 @pytest.mark.parametrize("rows", [1, TILE - 1, TILE, TILE + 1, 3 * TILE])
