@@ -1,6 +1,7 @@
 """What an image is asked to show, as tokens that a denoiser can read (section 4.2).
 
 encode_text, decode_ids    text ↔ ids of CLIP's byte-pair encoding, identical to OpenAI's
+commonest_kinds            a semantic map → a kind for every token
 """
 
 import gzip
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ftfy
+import numpy as np
 import regex
 import torch
 from jaxtyping import Int
@@ -167,3 +169,21 @@ def _merge(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]:
             if pair in merged:
                 heappush(queue, (merged[pair], start))
     return [i for i in ids if i is not None]
+
+
+# ── Maps ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def commonest_kinds(kinds: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """A semantic map (H, W) as tokens (h, w) of the grid, int64: what covers most of each place.
+
+    Kinds are whole numbers from -1 (left open) on; of two that cover as much, the lower is taken.
+    A map coarser than the grid gives each token the nearest kind.
+    """
+    (H, W), (h, w) = kinds.shape, grid
+    if h > H or w > W:
+        return kinds[np.ix_(np.arange(h) * H // h, np.arange(w) * W // w)].astype(np.int64)
+    row, column = np.arange(H) * h // H, np.arange(W) * w // W
+    votes = np.zeros((h, w, int(kinds.max()) + 2), np.int64)
+    np.add.at(votes, (row[:, None], column[None], kinds.astype(np.int64) + 1), 1)
+    return votes.argmax(-1) - 1

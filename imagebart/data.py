@@ -240,14 +240,14 @@ class ImageFolder(Dataset):
 
 
 class SceneryData(Dataset):
-    """The first `count` landscapes of a split of `scenery`: dict(image, label, caption).
+    """The first `count` landscapes of a split of `scenery`: dict(image, label, caption, map).
 
     `size` is their height, and their width unless `width` is given.
     """
 
     def __init__(self, split: str, size: int, count: int, width: int | None = None):
         self.split, self.height, self.width, self.count = split, size, width or size, count
-        self.classes = tuple(scenery.KINDS)
+        self.classes, self.map_names = tuple(scenery.KINDS), scenery.LABELS
 
     def __len__(self) -> int:
         return self.count
@@ -258,7 +258,12 @@ class SceneryData(Dataset):
         seed = scenery.scene_seed(self.split, int(index))
         scene = scenery.render(seed, self.height, self.width)
         label = self.classes.index(scene.kind)
-        return {"image": _to_tensor(scene.image), "label": label, "caption": scene.caption}
+        return {
+            "image": _to_tensor(scene.image),
+            "label": label,
+            "caption": scene.caption,
+            "map": scene.semantic_map,
+        }
 
 
 SCENERY_COUNTS = {"train": 60_000}  # images of a split when nobody says how many; others 5000
@@ -426,17 +431,19 @@ class Batches(Sampler):
 
 FORMAT = 1  # of a token file; raised when an old reader would misread a new file
 HEADER = "tokens.json"
+PARTS = ("tokens.npy", "labels.npy", "captions.jsonl", "maps.npy")
 
 
 class TokenWriter:
     """Writes the tokens x_1 of `count` images to a folder, batch after batch.
 
         with TokenWriter(folder, count, (h, w), K, image_size=256, vqgan_sha256=…) as writer:
-            writer.append(grid, labels, captions)
+            writer.append(grid, labels, captions, maps)
 
-    tokens.npy (count n, uint16), labels.npy (int32) and captions.jsonl if given, and last of all
-    the header, tokens.json: without it there is nothing to read, so a killed encode leaves no half
-    file. Further keyword arguments go into the header (`data`, `split`, `classes` …).
+    tokens.npy (count n, uint16), labels.npy (int32), captions.jsonl and maps.npy (count n, int16)
+    if given, and last of all the header, tokens.json: without it there is nothing to read, so a
+    killed encode leaves no half file. Further keyword arguments go into the header (`data`,
+    `split`, `classes` …).
     """
 
     def __init__(self, folder: PathLike, count: int, grid: tuple[int, int], K: int, **header):
@@ -455,13 +462,14 @@ class TokenWriter:
             "K": K,
             **header,
         }
-        for name in ("tokens.npy", "labels.npy", "captions.jsonl", ".tokens.npy.*.tmp"):
+        for name in (*PARTS, ".tokens.npy.*.tmp"):
             for leftover in self.folder.glob(name):  # of an encode that was killed
                 leftover.unlink()
 
         self.written = 0
         self._labels: list[int] = []
         self._captions: list[str] = []
+        self._maps: list[np.ndarray] = []
         # A plain file, not a memory map: writing to a map on a full disk kills without a word.
         self._open = ExitStack()
         draft = self._open.enter_context(atomic_write(self.folder / "tokens.npy"))
@@ -474,8 +482,9 @@ class TokenWriter:
         tokens: Tensor,
         labels: Tensor | np.ndarray | Sequence[int] | None = None,
         captions: Sequence[str] | None = None,
+        maps: np.ndarray | None = None,
     ) -> None:
-        """Add a batch: tokens (b, h, w), labels and captions for every image or for none."""
+        """Add a batch: tokens (b, h, w), and labels, captions, maps (b, h, w) for all or none."""
         b, left = len(tokens), self.count - self.written
         if tuple(tokens.shape[1:]) != self.grid or b > left:
             raise ValueError(
@@ -488,18 +497,22 @@ class TokenWriter:
         self._file.write(tokens.cpu().numpy().astype("<u2").tobytes())
         self._labels += [] if labels is None else [int(label) for label in labels]
         self._captions += [] if captions is None else list(captions)
+        self._maps += [] if maps is None else list(np.asarray(maps, np.int16).reshape(b, -1))
         self.written += b
-        for name, rows in (("labels", self._labels), ("captions", self._captions)):
+        given = {"labels": self._labels, "captions": self._captions, "maps": self._maps}
+        for name, rows in given.items():
             if len(rows) not in (0, self.written):
                 raise ValueError(f"{name} must be given for every image, got {len(rows)}")
 
     def close(self) -> None:
-        """Commit: tokens, labels and captions first, the header last."""
+        """Commit: tokens and what belongs to them first, the header last."""
         with self._open:
             if self.written != self.count:
                 raise ValueError(f"{self.folder}: must get {self.count} images, got {self.written}")
             if self._labels:
-                self._write_labels()
+                self._write_array("labels.npy", np.asarray(self._labels, np.int32))
+            if self._maps:
+                self._write_array("maps.npy", np.stack(self._maps))
             if self._captions:
                 self._write_captions()
         write_json(self.header, self.folder / HEADER)
@@ -513,9 +526,9 @@ class TokenWriter:
         else:
             self._open.__exit__(kind, error, trace)
 
-    def _write_labels(self) -> None:
-        with atomic_write(self.folder / "labels.npy") as draft, open(draft, "wb") as file:
-            np.save(file, np.asarray(self._labels, np.int32))
+    def _write_array(self, name: str, array: np.ndarray) -> None:
+        with atomic_write(self.folder / name) as draft, open(draft, "wb") as file:
+            np.save(file, array)
 
     def _write_captions(self) -> None:
         with (
@@ -529,7 +542,8 @@ class TokenFile:
     """The tokens x_1 of a data set, as `TokenWriter` left them in a folder.
 
     `count`, `height`, `width`, `K` and the other entries of `header`; `labels` (count,) int64 or
-    None; `captions`, a list or None. Tokens stay on the disk until a batch asks for them.
+    None; `captions`, a list or None; `maps` (count, n) int16 or None. Tokens stay on the disk until
+    a batch asks for them.
     ValueError if the folder holds no finished token file, or its parts do not belong together.
     """
 
@@ -542,6 +556,7 @@ class TokenFile:
         self.height, self.width = self.header["height"], self.header["width"]
         self.image_size = self.header.get("image_size")
         self.classes = tuple(self.header.get("classes") or ())
+        self.map_names = tuple(self.header.get("map_names") or ())
         self.vqgan_sha256 = self.header.get("vqgan_sha256")
         self.data, self.split = self.header.get("data"), self.header.get("split")
 
@@ -551,6 +566,9 @@ class TokenFile:
         if (self.folder / "labels.npy").exists():
             labels = _open_array(self.folder / "labels.npy", np.int32, (self.count,))
             self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.maps: np.ndarray | None = None
+        if (self.folder / "maps.npy").exists():
+            self.maps = _open_array(self.folder / "maps.npy", np.int16, shape)
 
     def __len__(self) -> int:
         return self.count

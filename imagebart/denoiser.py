@@ -16,14 +16,18 @@ from torch import Tensor, nn
 
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.notation import Float, Int, Logits, Tokens
-from imagebart.transformer import Decoder, Encoder, Sequence, in_tiles
+from imagebart.transformer import Decoder, Encoder, Present, Sequence, in_tiles
 
 OUTPUTS = ("plain", "residual", "posterior")
 TEXT_VOCABULARY = 49_408
 """Tokens of CLIP's byte-pair encoding."""
 
 Condition = Int[Tensor, "b *m"]
-"""What stands before the image: class ids (b,), or tokens (b, m) in the order class, text, map."""
+"""What stands before the image: class ids (b,), or tokens (b, m) in the order class, text, map.
+
+`ABSENT` stands for what is not given: a class, a text's places after its end, a place of a map."""
+
+ABSENT = -1
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class DenoiserConfig:
     head_bias: bool = True  # bias of the output layer
     classes: int = 0  # 0: not conditional on a class
     text_length: int = 0  # tokens of a caption; 0: not conditional on text
+    text_pieces: int = 0  # pieces of text with a vector of their own; 0: all of CLIP's
     map_kinds: int = 0  # kinds in a semantic map, a token a place; 0: not conditional on one
+    droppable: bool = False  # trained to do without any of its conditions
     joint: bool = False  # one network for every scale, T included
     axial_positions: bool = True  # a row plus a column vector, not one vector a place
     output: str = "posterior"  # what the logits are built from, see `Denoiser.logits`
@@ -51,7 +57,7 @@ class DenoiserConfig:
             raise ValueError(f"output must be one of {OUTPUTS}, got {self.output!r}")
         if min(*self.grid, self.width, self.heads, self.head_width, self.decoder_depth) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}")
-        if min(self.classes, self.text_length, self.map_kinds) < 0:
+        if min(self.classes, self.text_length, self.text_pieces, self.map_kinds) < 0:
             raise ValueError(f"conditions must be at least 0, got {self}")
 
     @property
@@ -108,6 +114,17 @@ class Denoiser(nn.Module):
     def K(self) -> int:
         return self.diffusion.K
 
+    def know_text(self, pieces: Int[Tensor, " known"]) -> None:
+        """Give these pieces of text vectors of their own; all others stay unseen."""
+        for module in self.modules():
+            if isinstance(module, Text):
+                module.know(pieces)
+
+    @property
+    def text_rows(self) -> Int[Tensor, " pieces"]:
+        """Row of each piece of text in this denoiser's table, `ABSENT` if it knows it not."""
+        return (self.encoder_prefix if self.sees_x_t else self.prefix).text.row
+
     def at(self, t: int) -> "Denoiser":
         """A joint network as the denoiser of scale t: the same weights, another t."""
         if not self.config.joint:
@@ -126,22 +143,27 @@ class Denoiser(nn.Module):
         `condition` holds class ids (b,) for a class model, tokens (b, m) for text and maps.
         x_t is ignored at t = T, unless the network is a joint one.
         """
-        memory = self.encode(x_t, condition)
-        prefix = self.decoder_prefix(len(x_prev), condition)
+        memory, memory_present = self.encode(x_t, condition)
+        prefix, present = self.decoder_prefix(len(x_prev), condition)
         x = torch.cat([prefix, self.tokens(x_prev[:, :-1])], dim=1)
         at = F.pad(self.positions(), (0, 0, self.prefix.length - 1, 0))
-        hidden = self.decoder(x + at, memory)[:, self.prefix.length - 1 :]
+        hidden = self.decoder(x + at, memory, memory_present, present)
+        hidden = hidden[:, self.prefix.length - 1 :]
         return self.logits(self.head(hidden), x_t)
 
     # ── the encoder ───────────────────────────────────────────────────────────────────────────
 
-    def encode(self, x_t: Tokens | None, condition: Condition | None) -> Sequence | None:
-        """What the decoder cross-attends to: prefix and x_t, read in both directions."""
+    def encode(
+        self, x_t: Tokens | None, condition: Condition | None
+    ) -> tuple[Sequence | None, Present]:
+        """What the decoder cross-attends to, prefix and x_t read in both directions, and which of
+        its slots are there."""
         if not self.sees_x_t:
-            return None
-        prefix = self.encoder_prefix(len(x_t), self._checked(condition), self.t)
+            return None, None
+        prefix, present = self.encoder_prefix(len(x_t), self._checked(condition), self.t)
         x = self.noisy_tokens(x_t) + self.noisy_positions()
-        return self.encoder(torch.cat([prefix, x], dim=1))
+        present = None if present is None else F.pad(present, (0, self.n), value=True)
+        return self.encoder(torch.cat([prefix, x], dim=1), present), present
 
     # ── the decoder, a few positions at a time ────────────────────────────────────────────────
 
@@ -151,8 +173,8 @@ class Denoiser(nn.Module):
         Each image goes through alone, so that its numbers do not depend on its neighbours.
         """
         memory = self._memory_of_each(x_t, condition)
-        cache = self.decoder.cache(batch, self.prefix.length + self.n - 1, memory)
-        prefix = self.decoder_prefix(batch, condition)
+        prefix, present = self.decoder_prefix(batch, condition)
+        cache = self.decoder.cache(batch, self.prefix.length + self.n - 1, *memory, present)
         if self.prefix.length > 1:
             slots = torch.arange(self.prefix.length, device=prefix.device)
             at = F.pad(self.positions()[:1], (0, 0, self.prefix.length - 1, 0))
@@ -213,19 +235,21 @@ class Denoiser(nn.Module):
 
     # ── helpers ───────────────────────────────────────────────────────────────────────────────
 
-    def decoder_prefix(self, batch: int, condition: Condition | None) -> Sequence:
+    def decoder_prefix(self, batch: int, condition: Condition | None) -> tuple[Sequence, Present]:
         return self.prefix(batch, None if self.sees_x_t else self._checked(condition))
 
-    def _memory_of_each(self, x_t: Tokens | None, condition) -> Sequence | None:
-        if not self.sees_x_t:
-            return None
-        if x_t.device.type != "cpu":
+    def _memory_of_each(
+        self, x_t: Tokens | None, condition: Condition | None
+    ) -> tuple[Sequence | None, Present]:
+        if not self.sees_x_t or x_t.device.type != "cpu":
             return self.encode(x_t, condition)
         conditions = [None] * len(x_t) if condition is None else condition.split(1)
-        return torch.cat([self.encode(*one) for one in zip(x_t.split(1), conditions, strict=True)])
+        each = [self.encode(*one) for one in zip(x_t.split(1), conditions, strict=True)]
+        memory, present = zip(*each, strict=True)
+        return torch.cat(memory), None if present[0] is None else torch.cat(present)
 
     def _checked(self, condition: Condition | None) -> Int[Tensor, "b m"] | None:
-        """The condition as tokens (b, m), every part within its vocabulary."""
+        """The condition as tokens (b, m), every part within its vocabulary or absent."""
         parts = self.config.condition_parts
         if not parts:
             if condition is not None:
@@ -239,8 +263,10 @@ class Denoiser(nn.Module):
         if tokens.shape[1] != sum(lengths):
             raise ValueError(f"this denoiser takes {wanted}, got {tuple(condition.shape)}")
         for (name, (count, _)), part in zip(parts.items(), tokens.split(lengths, 1), strict=True):
-            if part.min() < 0 or part.max() >= count:
+            if part.min() < ABSENT or part.max() >= count:
                 raise ValueError(f"{name} must lie in [0, {count}), got {part.tolist()}")
+            if not self.config.droppable and (part == ABSENT).all(1).any():
+                raise ValueError(f"this denoiser was trained to have {name} always, got none")
         return tokens
 
 
@@ -262,32 +288,48 @@ class Start(nn.Module):
         super().__init__()
         self.vector = nn.Parameter(0.02 * torch.randn(*scales, width))
 
-    def forward(self, batch: int, condition: None = None, t: int | None = None) -> Sequence:
+    def forward(
+        self, batch: int, condition: None = None, t: int | None = None
+    ) -> tuple[Sequence, Present]:
+        """The vectors, and which of them are there."""
         vector = self.vector if self.vector.ndim == 1 else self.vector[t - 2]
-        return repeat(vector, "c -> b 1 c", b=batch)
+        return repeat(vector, "c -> b 1 c", b=batch), None
 
 
 class Prefix(Start):
-    """The start vector, then the condition's: one a token."""
+    """The condition's vectors, one a token, and the start vector.
+
+    What is absent has a slot too, which nobody sees. The first token is drawn from the last slot,
+    which must be there: that is the start vector's, except where a class is always given, which
+    stands last as in the released models.
+    """
 
     def __init__(self, config: DenoiserConfig, scales: tuple[int, ...] = ()):
         super().__init__(config.width, scales)
         parts, width = config.condition_parts, config.width
         self.lengths = [length for _, length in parts.values()]
         self.length = 1 + sum(self.lengths)
+        self.start_first = list(parts) == ["classes"] and not config.droppable
         self.classes = nn.Embedding(config.classes, width) if "classes" in parts else None
-        self.text = PlacedTokens(*parts["text"], width) if "text" in parts else None
+        self.text = Text(config) if "text" in parts else None
         self.map = PlacedTokens(*parts["map"], width) if "map" in parts else None
 
     def forward(
         self, batch: int, condition: Int[Tensor, "b m"] | None = None, t: int | None = None
-    ) -> Sequence:
-        vectors = [super().forward(batch, t=t)]
-        if condition is not None:
-            tables = [table for table in (self.classes, self.text, self.map) if table is not None]
-            parts = condition.split(self.lengths, dim=1)
-            vectors += [table(part) for table, part in zip(tables, parts, strict=True)]
-        return torch.cat(vectors, dim=1)
+    ) -> tuple[Sequence, Present]:
+        start, _ = super().forward(batch, t=t)
+        if condition is None:
+            return start, None
+        tables = [table for table in (self.classes, self.text, self.map) if table is not None]
+        parts = list(condition.split(self.lengths, dim=1))
+        if self.text is not None:
+            place = tables.index(self.text)
+            parts[place] = self.text.rows_of(parts[place])
+        rows = torch.cat(parts, dim=1)
+        vectors = [table(part.clamp(min=0)) for table, part in zip(tables, parts, strict=True)]
+        present, front = rows != ABSENT, int(self.start_first)
+        vectors = [start, *vectors] if front else [*vectors, start]
+        return torch.cat(vectors, dim=1), F.pad(present, (front, 1 - front), value=True)
 
 
 class PlacedTokens(nn.Module):
@@ -300,6 +342,32 @@ class PlacedTokens(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "b m"]) -> Sequence:
         return self.tokens(tokens) + self.positions
+
+
+class Text(PlacedTokens):
+    """Pieces of text, of which a small model knows only those that it was trained on.
+
+    `row` (49,408) is the piece's row of the table, or `ABSENT`: a piece without one is not seen.
+    """
+
+    def __init__(self, config: DenoiserConfig):
+        pieces = config.text_pieces or TEXT_VOCABULARY
+        super().__init__(pieces, config.text_length, config.width)
+        all_pieces = torch.arange(TEXT_VOCABULARY, dtype=torch.int32)
+        row = all_pieces if pieces == TEXT_VOCABULARY else torch.full_like(all_pieces, ABSENT)
+        self.register_buffer("row", row)
+
+    def know(self, pieces: Int[Tensor, " known"]) -> None:
+        """Give these pieces the rows 0, 1, …; ValueError if they are more than the rows."""
+        count = self.tokens.num_embeddings
+        if len(pieces) > count:
+            raise ValueError(f"text_pieces must be at least {len(pieces)}, got {count}")
+        self.row.fill_(ABSENT)
+        self.row[pieces] = torch.arange(len(pieces), dtype=self.row.dtype, device=self.row.device)
+
+    def rows_of(self, tokens: Int[Tensor, "b m"]) -> Int[Tensor, "b m"]:
+        """Rows of the table, `ABSENT` for what is absent or not known."""
+        return torch.where(tokens == ABSENT, ABSENT, self.row[tokens.clamp(min=0)].long())
 
 
 class LearnedPositions(nn.Module):

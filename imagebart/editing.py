@@ -21,6 +21,7 @@ from torch import Tensor
 
 from imagebart.data import fit_box, to_rgb
 from imagebart.diffusion import geometric
+from imagebart.guidance import ask, per_scale
 from imagebart.notation import Bool, Grid, Images, Tokens
 from imagebart.sampling import (
     Step,
@@ -28,7 +29,6 @@ from imagebart.sampling import (
     generator_of,
     gumbel,
     image_seeds,
-    per_scale,
     scale_filters,
     step_of,
     uniform_tokens,
@@ -158,13 +158,13 @@ class MaskedProcess:
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        classes=None,
         method: str = "parallel",
+        **conditions,
     ):
         self.model, self.decode = model, decoder(method)
         self.seeds = image_seeds(seed, num_images)
         self.filters = scale_filters(model.T, temperature, top_k, top_p)
-        self.condition = model.class_ids(classes, num_images)
+        self.asked = ask(model, num_images, **conditions)
         self.x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
         self.known = ~repeat(hole, "1 h w -> b (h w)", b=num_images).to(x_1.device)
 
@@ -178,8 +178,8 @@ class MaskedProcess:
         """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the noise of pass `turn`."""
         denoiser = self.model.denoisers[t]
         noise = gumbel(self.seeds, t, denoiser.n, denoiser.K, turn).to(x_t.device)
-        how = self.filters[t], self.condition, self.known, self.x_known
-        return self.decode(denoiser, x_t, noise, *how)
+        how = self.filters[t], self.asked.condition, self.known, self.x_known
+        return self.decode(self.asked.at(denoiser), x_t, noise, *how)
 
     def forget(self, x: Tokens, t: int, turn: int, part: float = 1.0) -> Tokens:
         """x with every token redrawn with the chance part · β_t."""

@@ -26,16 +26,28 @@ from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
 OUTPUT_TYPES = ("pil", "pt", "np")
+OPTIONAL_ENTRIES = ("class_names", "map_names", "guidance")
+"""Entries of config.json that a model can do without."""
 
 
 class ImageBART(nn.Module):
     """The whole chain. `vqgan`, `diffusion`, `denoisers[t]` for t = 2 .. T, `T`, `K`.
 
+    `class_names` and `map_names` name the classes and the kinds of a semantic map; `guidance` is
+    what sampling takes if nobody says.
+
     Raises ValueError if a scale is missing or if the parts do not fit each other.
     """
 
     def __init__(
-        self, vqgan: VQGAN, diffusion: MultinomialDiffusion, denoisers: dict[int, Denoiser]
+        self,
+        vqgan: VQGAN,
+        diffusion: MultinomialDiffusion,
+        denoisers: dict[int, Denoiser],
+        *,
+        class_names: Sequence[str] = (),
+        map_names: Sequence[str] = (),
+        guidance: float = 1.0,
     ):
         super().__init__()
         if set(denoisers) != set(range(2, diffusion.T + 1)):
@@ -46,6 +58,7 @@ class ImageBART(nn.Module):
         if vqgan.K != diffusion.K:
             raise ValueError(f"K must be the VQGAN's {vqgan.K}, got a diffusion with {diffusion.K}")
         self.vqgan, self.diffusion = vqgan, diffusion
+        self.class_names, self.map_names, self.guidance = class_names, map_names, guidance
         self._scales = nn.ModuleDict({str(t): denoisers[t] for t in sorted(denoisers)})
         self.eval().requires_grad_(False)
 
@@ -78,6 +91,16 @@ class ImageBART(nn.Module):
         return self.denoisers[self.T].config.classes
 
     @property
+    def takes_text(self) -> bool:
+        """Whether the model can be given a prompt."""
+        return self.denoisers[self.T].config.text_length > 0
+
+    @property
+    def takes_map(self) -> bool:
+        """Whether the model can be given a semantic map."""
+        return self.denoisers[self.T].config.map_kinds > 0
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -99,8 +122,12 @@ class ImageBART(nn.Module):
 
         seed (int, or one an image: image i of one seed has seed + i), temperature, top_k, top_p
         (a number, or one a scale from t = 2 to T; temperature 0 is greedy, top_k 0 and top_p 1
-        are off), classes (an id, or one an image), method ("parallel" or "sequential": same
-        tokens, other speed). Raises ValueError for values out of range.
+        are off), method ("parallel" or "sequential": same tokens, other speed).
+
+        What to paint, for models that were trained on it, one for all images or one each: prompt,
+        negative_prompt (text), classes (ids or names), semantic_map (H×W kinds, -1 where it is
+        open), guidance (1 is plain conditional sampling, more obeys more; a number, or one a
+        scale; the model's own unless given). Raises ValueError for values out of range.
         """
         from imagebart.sampling import sample_steps
 
@@ -176,19 +203,21 @@ class ImageBART(nn.Module):
     # ── the bound ─────────────────────────────────────────────────────────────────────────────
 
     def bits_per_token(
-        self, images: Image.Image | Sequence[Image.Image] | Tensor, *, seed: int = 0, classes=None
+        self, images: Image.Image | Sequence[Image.Image] | Tensor, *, seed: int = 0, **conditions
     ) -> dict[int, Float[Tensor, "b"]]:
         """{t: L_t of each image in bits per token}, one Monte-Carlo draw of the noise.  [eq. 2]"""
-        return self.bits_per_token_of(self.encode(images), seed=seed, classes=classes)
+        return self.bits_per_token_of(self.encode(images), seed=seed, **conditions)
 
     @torch.inference_mode()
     def bits_per_token_of(
-        self, tokens: Grid, *, seed: int = 0, classes=None
+        self, tokens: Grid, *, seed: int = 0, **conditions
     ) -> dict[int, Float[Tensor, "b"]]:
-        """The same for tokens x_1 (b, h, w)."""
+        """The same for tokens x_1 (b, h, w), given their conditions (those of `sample_steps`)."""
+        from imagebart.guidance import ask
+
         x_1 = rearrange(tokens, "b h w -> b (h w)")
         generator = torch.Generator().manual_seed(seed)
-        condition = self.class_ids(classes, len(x_1))
+        condition = ask(self, len(x_1), guidance=1.0, **conditions).condition
         bits = {}
         for t, denoiser in self.denoisers.items():
             x_prev, x_t = self.diffusion.q_sample_pair(x_1.cpu(), t, generator)
@@ -197,20 +226,6 @@ class ImageBART(nn.Module):
             nats = self.diffusion.loss_t(logits, x_t, x_1, t)
             bits[t] = nats.mean(1) / float(np.log(2))
         return bits
-
-    def class_ids(self, classes: int | Sequence[int] | None, batch: int) -> Tensor | None:
-        """Class ids (b,) as a tensor, one given for all or one each; None for a model without."""
-        if classes is None and not self.classes:
-            return None
-        if classes is None or not self.classes:
-            takes = f"classes in [0, {self.classes})" if self.classes else "no classes"
-            raise ValueError(f"this model takes {takes}, got {classes}")
-        ids = [classes] * batch if isinstance(classes, int) else list(classes)
-        if len(ids) != batch or not all(0 <= i < self.classes for i in ids):
-            raise ValueError(
-                f"classes must be one id in [0, {self.classes}), or {batch} of them, got {classes}"
-            )
-        return torch.tensor(ids, device=self.device)
 
     # ── folders ───────────────────────────────────────────────────────────────────────────────
 
@@ -237,7 +252,8 @@ class ImageBART(nn.Module):
             int(t): load_denoiser(folder, int(t), shape, diffusion)
             for t, shape in config["denoisers"].items()
         }
-        model = cls(vqgan, diffusion, denoisers)
+        named = {name: config[name] for name in OPTIONAL_ENTRIES if name in config}
+        model = cls(vqgan, diffusion, denoisers, **named)
         return model.to(device=pick_device(None if device is None else str(device)), dtype=dtype)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -246,6 +262,7 @@ class ImageBART(nn.Module):
         save_vqgan(self.vqgan, folder, dtype)
         for t, denoiser in self.denoisers.items():
             save_scale(denoiser.state_dict(), denoiser.config, self.diffusion, t, folder, dtype)
+        update_config(folder, {name: getattr(self, name) for name in OPTIONAL_ENTRIES})
 
 
 def find_folder(
@@ -322,11 +339,14 @@ def save_scale(
     t: int,
     folder: Path,
     dtype: torch.dtype | None = None,
+    **names: Sequence[str],
 ) -> None:
-    """Write scale t of a model: its weights, and its rows of config.json."""
+    """Write scale t of a model: its weights, and its rows of config.json; `names` are its
+    class_names and map_names."""
     save_tensors(_as(tensors, dtype), Path(folder) / f"scale_{t}.safetensors")
     schedule = diffusion.alpha_bar[1:].tolist()
-    update_config(Path(folder), {"alpha_bar": schedule, "denoisers": {str(t): asdict(config)}})
+    entries = {"alpha_bar": schedule, "denoisers": {str(t): asdict(config)}, **names}
+    update_config(Path(folder), entries)
 
 
 def update_config(folder: Path, entries: dict) -> None:

@@ -44,6 +44,13 @@ class ScaleRecipe:
     clip: float = 1.0  # largest gradient norm
     ema_decay: float = 0.999
     precision: str = "bf16"
+    drop_classes: float = 0.0  # chance that an image is learned without its class …
+    drop_text: float = 0.0  # … its caption …
+    drop_map: float = 0.0  # … its semantic map
+
+    def chance_to_drop(self, part: str) -> float:
+        """The chance for a part of the condition: "classes", "text" or "map"."""
+        return getattr(self, f"drop_{part}")
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,8 @@ _SCENERY_VQGAN = VQGANConfig(
     patch=4,
 )
 
-_SCENERY = Preset(
-    about="the shipped model: 128×128 scenery, 16×16 tokens, T = 3",
+_SCENERY_PLAIN = Preset(
+    about="128×128 scenery, 16×16 tokens, T = 3, without conditions: what `scenery` starts from",
     vqgan=_SCENERY_VQGAN,
     alpha_bar=tuple(geometric(3)),
     between=DenoiserConfig(width=192, heads=6, encoder_depth=4, decoder_depth=3),
@@ -120,6 +127,15 @@ _SCENERY = Preset(
     ),
     scale=ScaleRecipe(steps=1_400, batch=16, learning_rate=2e-3),
     train_images=1_000_000,
+)
+
+_SAID = dict(classes=12, text_length=32, text_pieces=128, droppable=True)
+_SCENERY = replace(
+    _SCENERY_PLAIN,
+    about="the shipped model: scenery by text, by class or by neither, T = 3",
+    between=replace(_SCENERY_PLAIN.between, **_SAID),
+    last=replace(_SCENERY_PLAIN.last, **_SAID),
+    scale=replace(_SCENERY_PLAIN.scale, steps=4_000, drop_classes=0.5, drop_text=0.25),
 )
 
 PRESETS = {
@@ -144,6 +160,13 @@ PRESETS = {
         train_images=10_000,
     ),
     "scenery": _SCENERY,
+    "scenery-plain": _SCENERY_PLAIN,
+    "scenery-2": replace(
+        _SCENERY_PLAIN,
+        about="what a chain is compared with: T = 2, one decoder of as many parameters",
+        alpha_bar=(1.0, 0.0),
+        last=replace(_SCENERY_PLAIN.last, decoder_depth=16),
+    ),
 }
 
 # ── the released models, and the paper's that were not ────────────────────────────────────────

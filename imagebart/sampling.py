@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.denoiser import Condition, Denoiser
+from imagebart.guidance import ask, per_scale
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 
 WINDOW = 32
@@ -65,8 +66,8 @@ def sample_steps(
     temperature: float | Sequence[float] = 1.0,
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
-    classes: int | Sequence[int] | None = None,
     method: str = "parallel",
+    **conditions,
 ) -> Iterator[Step]:
     """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each.
 
@@ -75,13 +76,13 @@ def sample_steps(
     seeds = image_seeds(seed, num_images)
     filters = scale_filters(model.T, temperature, top_k, top_p)
     decode = decoder(method)
-    condition = model.class_ids(classes, num_images)
+    asked = ask(model, num_images, **conditions)
     x_t = uniform_tokens(seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
     yield step_of(model, model.T, x_t)
     for t in range(model.T, 1, -1):
         denoiser = model.denoisers[t]
         noise = gumbel(seeds, t, denoiser.n, model.K).to(model.device)
-        x_t = decode(denoiser, x_t, noise, filters[t], condition)
+        x_t = decode(asked.at(denoiser), x_t, noise, filters[t], asked.condition)
         yield step_of(model, t - 1, x_t)
 
 
@@ -229,11 +230,3 @@ def scale_filters(T: int, temperature, top_k, top_p) -> dict[int, Filter]:
         t: Filter(**{name: column[t - 2] for name, column in columns.items()})
         for t in range(2, T + 1)
     }
-
-
-def per_scale(value, T: int, name: str) -> list:
-    """One value for every scale t = 2 .. T."""
-    values = [value] * (T - 1) if isinstance(value, int | float) else list(value)
-    if len(values) != T - 1:
-        raise ValueError(f"{name} must be one number, or {T - 1} for t = 2 to {T}, got {value}")
-    return values

@@ -25,6 +25,8 @@ Memory = Float[Tensor, "b m c"]
 Heads = Float[Tensor, "b heads s d"]
 Keys = Float[Tensor, "b heads key d"]
 Rows = Float[Tensor, "rows c"]
+Present = Bool[Tensor, "b _"] | None
+"""Which slots of each row are there; None: all. A slot that is not there is seen by none."""
 
 
 class SelfAttention(nn.Module):
@@ -36,7 +38,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * heads * head_width, bias=bias)
         self.out = nn.Linear(heads * head_width, width)
 
-    def forward(self, x: Sequence, visible: Bool[Tensor, "s s"] | None = None) -> Sequence:
+    def forward(self, x: Sequence, visible: Bool[Tensor, "*b #s s"] | None = None) -> Sequence:
         q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
@@ -59,9 +61,11 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * heads * head_width, bias=bias)
         self.out = nn.Linear(heads * head_width, width)
 
-    def forward(self, x: Sequence, memory: Memory) -> Sequence:
+    def forward(
+        self, x: Sequence, memory: Memory, visible: Bool[Tensor, "b 1 1 m"] | None
+    ) -> Sequence:
         q = rearrange(self.q(x), "b s (h d) -> b h s d", h=self.heads)
-        a = F.scaled_dot_product_attention(q, *self.keys_values(memory))
+        a = F.scaled_dot_product_attention(q, *self.keys_values(memory), attn_mask=visible)
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
     def keys_values(self, memory: Memory) -> tuple[Keys, Keys]:
@@ -77,7 +81,7 @@ class CrossAttention(nn.Module):
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
         q = window.to_sequence(in_tiles(self.q, rows), self.heads)
-        a = attend(q, cache.memory_k, cache.memory_v, None)
+        a = attend(q, cache.memory_k, cache.memory_v, cache.memory_visible)
         return in_tiles(self.out, window.to_rows(a))
 
 
@@ -107,8 +111,8 @@ class EncoderBlock(nn.Module):
         )
         self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
 
-    def forward(self, x: Sequence) -> Sequence:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Sequence, visible: Bool[Tensor, "b 1 1 s"] | None) -> Sequence:
+        x = x + self.attention(self.norm1(x), visible)
         return x + self.mlp(self.norm2(x))
 
 
@@ -123,10 +127,16 @@ class DecoderBlock(nn.Module):
         self.cross = CrossAttention(*shape) if cross else None
         self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
 
-    def forward(self, x: Sequence, visible: Bool[Tensor, "s s"], memory: Memory | None) -> Sequence:
+    def forward(
+        self,
+        x: Sequence,
+        visible: Bool[Tensor, "*b s s"],
+        memory: Memory | None,
+        memory_visible: Bool[Tensor, "b 1 1 m"] | None,
+    ) -> Sequence:
         x = x + self.attention(self.norm1(x), visible)
         if self.cross is not None:
-            x = x + self.cross(self.norm_cross(x), memory)
+            x = x + self.cross(self.norm_cross(x), memory, memory_visible)
         return x + self.mlp(self.norm2(x))
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
@@ -146,9 +156,10 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Sequence) -> Sequence:
+    def forward(self, x: Sequence, present: Present = None) -> Sequence:
+        visible = seen_by_all(present)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, visible)
         return self.norm(x)
 
 
@@ -172,19 +183,37 @@ class Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Sequence, memory: Memory | None = None) -> Sequence:
+    def forward(
+        self,
+        x: Sequence,
+        memory: Memory | None = None,
+        memory_present: Present = None,
+        prefix_present: Present = None,
+    ) -> Sequence:
         visible = causal(x.shape[1], self.prefix, x.device)
+        if prefix_present is not None:
+            there = F.pad(prefix_present, (0, x.shape[1] - self.prefix), value=True)
+            visible = visible & seen_by_all(there)
         for block in self.blocks:
-            x = block(x, visible, memory)
+            x = block(x, visible, memory, seen_by_all(memory_present))
         return self.norm(x)
 
-    def cache(self, batch: int, slots: int, memory: Memory | None) -> list["LayerCache"]:
+    def cache(
+        self,
+        batch: int,
+        slots: int,
+        memory: Memory | None,
+        memory_present: Present = None,
+        prefix_present: Present = None,
+    ) -> list["LayerCache"]:
         """Room for `slots` slots a row; the memory's keys and values, once."""
-        weight = self.norm.weight
+        weight, visible = self.norm.weight, seen_by_all(memory_present)
         return [
             LayerCache(
                 weight.new_zeros(2, batch, self.heads, slots, self.head_width),
                 None if memory is None else block.cross.cached_keys_values(memory),
+                visible,
+                prefix_present,
             )
             for block in self.blocks
         ]
@@ -195,7 +224,7 @@ class Decoder(nn.Module):
         Slots may differ from row to row. A slot sees those before it and the prefix, so whatever
         lies before must have been read earlier or be part of this step.
         """
-        window = Window(slots, cache[0].k.shape[2], self.prefix)
+        window = Window(slots, cache[0].k.shape[2], self.prefix, cache[0].prefix_present)
         rows = window.to_rows(x)
         for block, layer in zip(self.blocks, cache, strict=True):
             rows = block.step(rows, layer, window)
@@ -205,9 +234,16 @@ class Decoder(nn.Module):
 class LayerCache:
     """Keys and values of one layer: of the slots read so far, and of the encoder's memory."""
 
-    def __init__(self, kv: Tensor, memory: tuple[Keys, Keys] | None):
+    def __init__(
+        self,
+        kv: Tensor,
+        memory: tuple[Keys, Keys] | None,
+        memory_visible: Bool[Tensor, "b 1 1 m"] | None,
+        prefix_present: Present,
+    ):
         self.k, self.v = kv
         self.memory_k, self.memory_v = memory if memory is not None else (None, None)
+        self.memory_visible, self.prefix_present = memory_visible, prefix_present
 
     def write(self, k: Heads, v: Heads, slots: Int[Tensor, "b s"]) -> None:
         row = torch.arange(len(slots), device=slots.device)[:, None]
@@ -218,12 +254,15 @@ class LayerCache:
 class Window:
     """The slots of one step, and how they travel: as sequences to attention, as rows elsewhere."""
 
-    def __init__(self, slots: Int[Tensor, "b s"], total: int, prefix: int):
+    def __init__(self, slots: Int[Tensor, "b s"], total: int, prefix: int, prefix_present: Present):
         self.slots = slots
         self.batch, self.length = slots.shape
         key = torch.arange(total, device=slots.device)
         seen = (key <= slots[..., None]) | (key < prefix)
         self.visible = rearrange(seen, "b s key -> b 1 s key")
+        if prefix_present is not None:
+            there = F.pad(prefix_present, (0, total - prefix), value=True)
+            self.visible = self.visible & seen_by_all(there)
         self.padding = -self.batch * self.length % TILE
 
     def to_rows(self, x: Sequence) -> Rows:
@@ -238,7 +277,7 @@ class Window:
         return rearrange(self.from_rows(rows), "b s (h d) -> b h s d", h=heads)
 
 
-def attend(q: Heads, k: Keys, v: Keys, visible: Bool[Tensor, "b 1 s key"] | None) -> Sequence:
+def attend(q: Heads, k: Keys, v: Keys, visible: Bool[Tensor, "b 1 #s key"] | None) -> Sequence:
     """softmax(q kᵀ / √d) v, `TILE` queries at a time: each meets products of the same shape.
 
     A matter of CPUs in float32; a GPU takes all queries at once.
@@ -250,12 +289,18 @@ def attend(q: Heads, k: Keys, v: Keys, visible: Bool[Tensor, "b 1 s key"] | None
     queries = F.pad(q, (0, 0, 0, short)).split(TILE, dim=2)
     masks = [None] * len(queries)
     if visible is not None:
+        visible = visible.expand(-1, -1, count, -1)
         masks = F.pad(visible, (0, 0, 0, short), value=True).split(TILE, dim=2)
     tiles = [
         F.scaled_dot_product_attention(tile, k, v, mask)
         for tile, mask in zip(queries, masks, strict=True)
     ]
     return rearrange(torch.cat(tiles, dim=2)[:, :, :count], "b h s d -> b s (h d)")
+
+
+def seen_by_all(present: Present) -> Bool[Tensor, "b 1 1 _"] | None:
+    """The slots that are there, as a mask for every head and query."""
+    return None if present is None else rearrange(present, "b m -> b 1 1 m")
 
 
 def causal(length: int, prefix: int, device: torch.device) -> Bool[Tensor, "s s"]:

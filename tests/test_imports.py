@@ -18,7 +18,7 @@ LAYERS = [
     | {"checkpoint", "training", "serving"},
     {"conditioning"},
     {"denoiser"},
-    {"model"},
+    {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking"},
     {"editing", "panorama", "official", "untrusted", "receipts", "importing"},

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 from torch.utils.data import DataLoader
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from imagebart import distributed
 from imagebart.checkpoint import run_lock, sha256_of
+from imagebart.conditioning import commonest_kinds
 from imagebart.data import TokenWriter, open_data
 from imagebart.model import load_vqgan, save_vqgan
 
@@ -49,12 +51,16 @@ def main(config: Config) -> None:
     validation = open_data(config.data, size, "validation", config.held_out)
 
     def code_batches(data, name: str):
-        """Grids, labels and captions, batch after batch."""
+        """Grids, labels, captions and maps, batch after batch."""
         loader = DataLoader(data, config.batch, num_workers=config.workers)
         for item in tqdm(loader, desc=name, mininterval=5):
             image = item["image"].to(device, memory_format=torch.channels_last)
             with torch.inference_mode(), distributed.autocast(device, config.precision):
-                yield vqgan.encode(image).cpu(), item["label"], item["caption"]
+                grid = vqgan.encode(image).cpu()
+            maps = item.get("map")
+            if maps is not None:
+                maps = np.stack([commonest_kinds(one.numpy(), grid.shape[1:]) for one in maps])
+            yield grid, item["label"], item["caption"], maps
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
     if config.shrink and vqgan.quantiser.used is None:
@@ -70,12 +76,13 @@ def main(config: Config) -> None:
             "data": config.data,
             "split": name,
             "classes": list(data.classes),
+            "map_names": list(getattr(data, "map_names", ())),
             "vqgan_sha256": sha256_of(config.out / "vqgan" / "vqgan.safetensors"),
         }
         grid = (size // vqgan.f, size // vqgan.f)
         with TokenWriter(config.out / name, len(data), grid, vqgan.K, **header) as writer:
-            for tokens, labels, captions in code_batches(data, name):
-                writer.append(tokens, labels, captions)
+            for parts in code_batches(data, name):
+                writer.append(*parts)
 
 
 if __name__ == "__main__":

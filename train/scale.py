@@ -21,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from imagebart import distributed
-from imagebart.checkpoint import EMA, Checkpoints, StopSignal, run_lock
+from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock
 from imagebart.data import Batches, TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.guidance import condition_of, drop, pieces_in
 from imagebart.model import load_vqgan, save_scale, save_vqgan
 from imagebart.presets import find_preset
 from imagebart.training import Log, warmup_cosine
@@ -36,6 +37,7 @@ class Config:
     tokens: Path  # what train/encode.py wrote
     out: Path  # the model's folder, shared by all scales
     preset: str = "scenery"  # a row of imagebart/presets.py
+    init: Path | None = None  # a model whose scale t to start from, as far as it fits
     steps: int | None = None  # instead of the preset's
     batch: int | None = None  # instead of the preset's, over all ranks
     learning_rate: float | None = None  # instead of the preset's
@@ -57,17 +59,27 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     tokens, held_out = TokenFile(config.tokens / "train"), TokenFile(config.tokens / "validation")
-    x_1_held_out = held_out.batch(range(min(512, len(held_out)))).to(device)
+    shape = preset.denoiser(t)
+    looked_at = range(min(512, len(held_out)))
+    x_1_held_out = held_out.batch(looked_at).to(device)
+    held_out_condition = condition_of(held_out, looked_at, shape)
+    chances = {part: recipe.chance_to_drop(part) for part in shape.condition_parts}
+    if shape.droppable != any(chances.values()):
+        raise ValueError(f"a denoiser is droppable if conditions are dropped, got {chances}")
     vqgan = load_vqgan(config.tokens / "vqgan")
     diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
-    denoiser = Denoiser(preset.denoiser(t), diffusion, t).to(device)
+    denoiser = Denoiser(shape, diffusion, t).to(device)
     if (tokens.height, tokens.width) != denoiser.config.grid:
         raise ValueError(
             f"tokens must be a grid of {denoiser.config.grid}, got {tokens.height, tokens.width}"
         )
     denoiser.initialise_from_codebook(vqgan.quantiser.token_embeddings().detach())
+    if shape.text_pieces:
+        denoiser.know_text(pieces_in(tokens.captions, shape.text_length))
+    if config.init is not None:
+        start_from(denoiser, config.init / f"scale_{t}.safetensors")
     ema = EMA(denoiser, recipe.ema_decay)
     denoiser_ranks = DistributedDataParallel(denoiser) if ranks.world > 1 else denoiser
     optimiser = torch.optim.AdamW(
@@ -90,7 +102,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             ema.copy_to(averaged)
             with run_lock(config.out, wait=True):  # scales share the folder
                 save_vqgan(vqgan, config.out)
-                save_scale(averaged.state_dict(), denoiser.config, diffusion, t, config.out)
+                names = {"class_names": tokens.classes if shape.classes else ()}
+                names["map_names"] = tokens.map_names if shape.map_kinds else ()
+                weights = averaged.state_dict()
+                save_scale(weights, denoiser.config, diffusion, t, config.out, **names)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, mininterval=5)
@@ -102,14 +117,18 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 group["lr"] = rate
 
             # forget: x_1 → x_{t-1} → x_t, for the global batch, of which this rank takes its part
-            x_1 = tokens.batch(batches.at(step))
+            indices = batches.at(step)
+            x_1 = tokens.batch(indices)
             generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (step + 1) + t)
             pair = diffusion.q_sample_pair(x_1, t, generator)
             x_1, x_prev, x_t = (x[part].to(device) for x in (x_1, *pair))
+            condition = condition_of(tokens, indices, shape)
+            if condition is not None:
+                condition = drop(condition, shape, chances, generator)[part].to(device)
 
             # remember: L_t, nats per token
             with distributed.autocast(device, recipe.precision):
-                logits = denoiser_ranks(x_prev, x_t)
+                logits = denoiser_ranks(x_prev, x_t, condition)
             loss = diffusion.loss_t(logits, x_t, x_1, t).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -127,7 +146,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 log.write(step, loss=distributed.mean(loss, ranks), norm=norm, learning_rate=rate)
                 bar.set_postfix(nats=f"{loss.item():.3f}", refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
-                look(denoiser, ema, x_1_held_out, log, step, recipe.precision, ranks)
+                held = x_1_held_out, held_out_condition
+                look(denoiser, ema, *held, log, step, recipe.precision, ranks)
             if step % config.save_every == 0:
                 save(step)
         if step % config.save_every:
@@ -145,8 +165,17 @@ def weight_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def start_from(denoiser: Denoiser, path: Path) -> None:
+    """Copy what has the same name and shape: all but the condition's, if only that is new."""
+    weights, own = load_tensors(path), denoiser.state_dict()
+    fitting = {name: x for name, x in weights.items() if name in own and x.shape == own[name].shape}
+    if not fitting:
+        raise ValueError(f"{path}: must hold weights of this shape, got none that fit")
+    denoiser.load_state_dict(own | fitting)
+
+
 @torch.no_grad()
-def look(denoiser, ema, x_1, log, step: int, precision: str, ranks) -> None:
+def look(denoiser, ema, x_1, condition, log, step: int, precision: str, ranks) -> None:
     """Held-out nats/token of the averaged weights, on the same noise every time."""
     if not ranks.is_main:
         return
@@ -158,8 +187,9 @@ def look(denoiser, ema, x_1, log, step: int, precision: str, ranks) -> None:
     total = 0.0
     for rows in torch.arange(len(x_1)).split(64):
         now, before = x_t[rows].to(x_1.device), x_prev[rows].to(x_1.device)
+        asked = None if condition is None else condition[rows].to(x_1.device)
         with distributed.autocast(x_1.device, precision):
-            logits = averaged(before, now)
+            logits = averaged(before, now, asked)
         total += denoiser.diffusion.loss_t(logits, now, x_1[rows], denoiser.t).sum().item()
     log.write(step, held_out=total / x_1.numel())
 
