@@ -34,13 +34,14 @@ from starlette.middleware import Middleware
 
 from imagebart import ImageBART, scenery
 from imagebart.data import FORMATS, fit, to_rgb
-from imagebart.editing import edit_steps, hole_pixels, pixel_hole, token_hole
+from imagebart.editing import hole_pixels, pixel_hole, refined_steps, token_hole
+from imagebart.guidance import ask
 from imagebart.serving import Guard, is_this_machine, read_auth
 
 MOST_IMAGES = 16
+MOST_PASSES = 16
 MOST_PIXELS = 16_000_000
 LONGEST_PROMPT = 1000
-EACH_ANOTHER = "each another"
 EXAMPLES = 8
 PAINT = "#ff9a3c"
 HOLES = {  # in quarters of the image, # = repaint
@@ -90,7 +91,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def read_request(model: ImageBART, prompt, num_images, seed, temperature, top_k, kind) -> tuple:
+def read_request(model: ImageBART, prompt, num_images, seed, temperature, top_k, *words) -> tuple:
     """(number of images, options of the chain, a remark); ValueError if one cannot be met."""
     count = whole(num_images, "num_images", 1, MOST_IMAGES)
     options = {
@@ -98,19 +99,42 @@ def read_request(model: ImageBART, prompt, num_images, seed, temperature, top_k,
         "temperature": real(temperature, "temperature", 0, 5),
         "top_k": whole(top_k, "top_k", 0, model.K),
     }
-    if model.classes:
-        options["classes"] = read_classes(model, kind, options["seed"], count)
-    if not isinstance(prompt, str | None) or len(prompt or "") > LONGEST_PROMPT:
-        raise ValueError(f"prompt must be text of at most {LONGEST_PROMPT} characters")
-    remark = " This model takes no text: the prompt was not used." if (prompt or "").strip() else ""
-    return count, options, remark
+    what, remark = read_words(model, prompt, *words, options["seed"], count)
+    return count, options | what, remark
 
 
-def read_classes(model: ImageBART, kind: Any, seed: int, count: int) -> list[int]:
-    """One class for all images; or another for each, which its seed decides."""
-    if kind == EACH_ANOTHER:
-        return [(seed + i) % model.classes for i in range(count)]
-    return [whole(kind, "kind", 0, model.classes - 1)] * count
+def read_words(
+    model: ImageBART, prompt, classes, negative_prompt, guidance, seed: int, count: int
+) -> tuple[dict, str]:
+    """(what to paint, as options of the chain; a remark on what the model could not read)."""
+    texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+    for name, text in texts.items():
+        if not isinstance(text, str | None) or len(text or "") > LONGEST_PROMPT:
+            raise ValueError(f"{name} must be text of at most {LONGEST_PROMPT} characters")
+    options, remarks = {}, []
+    if model.takes_text:
+        options |= texts
+    elif any((text or "").strip() for text in texts.values()):
+        remarks.append("This model takes no text: the prompt was not used.")
+    if model.classes or classes not in ("", None):
+        options["classes"] = read_classes(model, classes, seed, count)
+    if guidance is not None:
+        options["guidance"] = real(guidance, "guidance", 0, 20)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ask(model, count, **options)
+    remarks += [f"{str(one.message)[:200]}." for one in said]
+    return options, "".join(f" {remark}" for remark in dict.fromkeys(remarks))
+
+
+def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | None:
+    """One class for all images; none said is no matter, or another for each by its seed where a
+    model must have one."""
+    if name in ("", None):
+        droppable = model.denoisers[model.T].config.droppable
+        return None if droppable else [(seed + i) % model.classes for i in range(count)]
+    number = isinstance(name, int) or (isinstance(name, str) and name.isdecimal())
+    return [whole(name, "classes", 0, model.classes - 1) if number else name] * count
 
 
 @contextmanager
@@ -226,14 +250,26 @@ def chosen_for_editor(results: list | None, index: int) -> dict:
 
 
 def sample(
-    model: ImageBART, prompt="", num_images=1, seed=0, temperature=1.0, top_k=0, kind=EACH_ANOTHER
+    model: ImageBART,
+    prompt="",
+    num_images=1,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    classes="",
+    negative_prompt="",
+    guidance=None,
 ) -> Iterator[tuple]:
     """Draw images: (the first one's chain, status, images), after every scale.
 
     num_images 1 to 16, image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers
     are not exact; temperature 0 to 5, 0 is greedy; top_k 0 (off) to the size of the codebook.
+    classes: a name or a number, empty for any; guidance 0 to 20, 1 is plain conditional sampling,
+    null is the model's own.
     """
-    count, options, remark = read_request(model, prompt, num_images, seed, temperature, top_k, kind)
+    words = classes, negative_prompt, guidance
+    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
+    count, options, remark = request
     began, chain = time.perf_counter(), []
     for step in model.sample_steps(count, **options):
         images = [stored(image) for image in model.decode(step.tokens)]
@@ -249,21 +285,28 @@ def inpaint(
     seed=0,
     temperature=1.0,
     top_k=0,
-    kind=EACH_ANOTHER,
+    classes="",
+    negative_prompt="",
+    guidance=None,
+    passes=0,
 ) -> Iterator[tuple]:
-    """Repaint what is marked: (the tokens that are, status, images), after every scale.
+    """Repaint what is marked: (the tokens that are, status, images), after every scale and pass.
 
     editor: {"background": image, "layers": [mask], "composite": null}; the mask is as large as the
-    image, repaint = not transparent, or white where nothing is. The rest as in `sample`.
+    image, repaint = not transparent, or white where nothing is. passes 0 to 16: how often the
+    finest scale is forgotten and remembered again, until nothing changes. The rest as in `sample`.
     """
-    count, options, remark = read_request(model, prompt, num_images, seed, temperature, top_k, kind)
+    words = classes, negative_prompt, guidance
+    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
+    count, options, remark = request
+    passes = whole(passes, "passes", 0, MOST_PASSES)
     image, hole = read_editor(model, editor)
     if not hole.any():
         raise ValueError("nothing is marked yet: paint over what should be repainted")
 
     began, mask = time.perf_counter(), hole_mask(model, hole)
     shown = stored(token_map(model, image, mask))
-    for step in edit_steps(model, model.encode(image), hole, count, **options):
+    for step in refined_steps(model, model.encode(image), hole, count, passes=passes, **options):
         painted = model.decode(step.tokens)
         images = [stored(Image.composite(new, image, mask)) for new in painted]
         yield shown, status(step, options["seed"], count, began, remark), images
@@ -299,7 +342,8 @@ def noisy(model: ImageBART, x_1: torch.Tensor, t: int, seed: int) -> torch.Tenso
 
 def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
     """What each scale has to say again, in bits per token: the terms of the bound.   [eq. 2]"""
-    if model.classes:
+    config = model.denoisers[model.T].config
+    if config.condition_parts and not config.droppable:
         return ""
     bits = model.bits_per_token_of(x_1, seed=seed)
     terms = ", ".join(f"{value.item():.2f} at t = {t}" for t, value in bits.items())
@@ -311,7 +355,7 @@ def caption(model: ImageBART, t: int) -> str:
 
 
 def status(step, seed: int, count: int, began: float, remark: str) -> str:
-    if step.t > 1:
+    if step.done < 1:
         return f"At scale t = {step.t}, {step.done:.0%} of the way …"
     seeds = f"Seed {seed}" if count == 1 else f"Seeds {seed} to {seed + count - 1}"
     return f"{seeds}, {time.perf_counter() - began:.1f} s.{remark}"
@@ -350,19 +394,31 @@ picture that you mark.
 
 def controls(model: ImageBART) -> list:
     """What both endpoints ask for, in the order in which they take it."""
-    prompt = gr.Textbox("", label="Prompt", placeholder="This model takes no text", max_lines=3)
+    prompts = {"show_label": True, "max_lines": 3, "max_length": LONGEST_PROMPT}
+    hint = "a snowy mountain at night" if model.takes_text else "This model takes no text"
+    prompt = gr.Textbox("", label="Prompt", placeholder=hint, **prompts)
+    words = model.takes_text or bool(model.classes)
+    names = [*zip(model.class_names, model.class_names, strict=True)]
+    names = names or [(str(i), str(i)) for i in range(model.classes)]
+    kind = gr.Dropdown([("any", ""), *names], label="Class", visible=bool(model.classes))
     count = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Number of images")
     dice = gr.Button("Random", size="sm", render=False)
     seed = gr.Number(0, label="Seed", precision=0, buttons=[dice])
-    kinds = [EACH_ANOTHER, *range(model.classes)]
-    kind = [gr.Dropdown(kinds, label="Class")] if model.classes else []
     with gr.Accordion("Advanced", open=False):
+        about = "What the picture should not show"
+        negative = gr.Textbox(
+            "", label="Negative prompt", info=about, visible=model.takes_text, **prompts
+        )
+        about = "1 follows the prompt as it learned to, more follows it harder"
+        guidance = gr.Slider(
+            0, 8, model.guidance, step=0.1, label="Guidance", info=about, visible=words
+        )
         about = "0 takes the likeliest token always"
         temperature = gr.Slider(0, 5, 1, step=0.05, label="Temperature", info=about)
         about = "Only the k likeliest tokens; 0 is all"
         top_k = gr.Slider(0, model.K, 0, step=1, label="Top-k", info=about)
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)")
-    return [prompt, count, seed, temperature, top_k, *kind]
+    return [prompt, count, seed, temperature, top_k, kind, negative, guidance]
 
 
 def results_gallery(**options) -> tuple[gr.Gallery, gr.State]:
@@ -464,7 +520,9 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
                 examples, allow_preview=False, buttons=[], elem_id="examples", elem_classes="shelf"
             )
         with gr.Column(scale=2, min_width=300):
+            about = "Forget and remember the finest scale again, until nothing changes"
             inputs = controls(model)
+            passes = gr.Slider(0, MOST_PASSES, 0, step=1, label="Refinement passes", info=about)
             buttons = run_buttons("Repaint")
             line = gr.Markdown(elem_id="edit-status", min_height=28)
             shown = gr.Image(
@@ -499,7 +557,8 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
         image, _ = read_editor(model, value)
         return for_editor(image, hole_of(name, image.size))
 
-    connect(model, inpaint, buttons, [editor, *inputs], [shown, line, gallery], index)
+    inputs = [editor, *inputs, passes]
+    connect(model, inpaint, buttons, inputs, [shown, line, gallery], index)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shelf.select(pick, None, editor, **private)
     upload.upload(uploaded, upload, editor, preprocess=False, **private)

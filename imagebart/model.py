@@ -150,6 +150,18 @@ class ImageBART(nn.Module):
 
         return self.present(inpaint(self, image, mask, num_images, **options), output_type)
 
+    def panorama(
+        self, width: int, height: int | None = None, *, output_type: str = "pil", **options
+    ) -> list[Image.Image] | Tensor | np.ndarray:
+        """One picture of width × height pixels, beyond the training size, in a list.
+
+        See `panorama.panorama_steps` for prompts and classes from left to right, `mode`, `wrap`
+        and the other options; `output_type` as `decode`.
+        """
+        from imagebart.panorama import panorama
+
+        return self.present(panorama(self, width, height, **options), output_type)
+
     # ── x_0 ↔ x_1 ─────────────────────────────────────────────────────────────────────────────
 
     @torch.inference_mode()

@@ -21,6 +21,7 @@ from PIL import Image
 import app
 from imagebart import ImageBART, serving
 from imagebart.data import fit, to_rgb
+from imagebart.guidance import pieces_in
 from imagebart.model import SHIPPED
 
 ROOT = Path(__file__).parents[1]
@@ -133,13 +134,14 @@ def editor(background, layer=None) -> dict:
 def test_endpoints_have_these_names_and_defaults(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     options = {"prompt": "", "num_images": 1, "seed": 0, "temperature": 1, "top_k": 0}
+    options |= {"classes": "", "negative_prompt": "", "guidance": 1}
     got = {
         name: {p["parameter_name"]: p["parameter_default"] for p in endpoint["parameters"]}
         for name, endpoint in named.items()
     }
     assert got == {
         "/sample": options,
-        "/inpaint": {"editor": None, **options},
+        "/inpaint": {"editor": None, **options, "passes": 0},
         "/chain": {"image": None, "t": 2, "seed": 0},
     }
 
@@ -243,6 +245,13 @@ WRONG = [
     ({"temperature": "hot"}, "temperature must be a number from 0 to 5, got 'hot'"),
     ({"top_k": -1}, "top_k must lie in 0 to 12, got -1"),
     ({"prompt": "x" * 1001}, "prompt must be text of at most 1000 characters"),
+    ({"negative_prompt": 3}, "negative_prompt must be text of at most 1000 characters"),
+    ({"classes": "lake"}, "this model takes no classes, got ['lake']"),
+    ({"guidance": "much"}, "guidance must be a number from 0 to 20, got 'much'"),
+    (
+        {"guidance": 2},
+        "guidance must be 1 for a model that was not trained to drop a condition, got 2.0",
+    ),
 ]
 
 
@@ -275,12 +284,47 @@ def test_a_prompt_is_answered_by_a_remark(client, model):
 
 def test_each_image_has_the_class_that_was_asked_for(make_model):
     model = make_model(T=3, classes=5)
-    *_, (_, _, by_class) = app.sample(model, num_images=2, seed=3, kind="4")
+    *_, (_, _, by_class) = app.sample(model, num_images=2, seed=3, classes="4")
     assert_same([Image.open(path) for path in by_class], model.sample(2, seed=3, classes=4))
     *_, (_, _, mixed) = app.sample(model, num_images=2, seed=3)
     assert_same([Image.open(path) for path in mixed], model.sample(2, seed=3, classes=[3, 4]))
-    with pytest.raises(ValueError, match="kind must lie in 0 to 4, got 5"):
-        next(app.sample(model, kind=5))
+    with pytest.raises(ValueError, match="classes must lie in 0 to 4, got 5"):
+        next(app.sample(model, classes=5))
+
+
+def test_words_reach_the_chain(make_model):
+    """Prompt, negative prompt, class and guidance are the model's; what it cannot read is said."""
+    said = dict(classes=2, text_length=6, text_pieces=8, droppable=True)
+    model = make_model(T=3, **said)
+    model.class_names = ["lake", "desert"]
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(pieces_in(["a lake at night"], 6))
+    words = {"classes": "desert", "negative_prompt": "night", "guidance": 2.5}
+    *_, (_, line, got) = app.sample(model, "a lake", seed=3, **words)
+    expected = model.sample(1, prompt="a lake", seed=3, **words)
+    assert_same([Image.open(path) for path in got], expected)
+    assert "never" not in line
+    *_, (_, line, got) = app.sample(model, "a volcano", seed=3)
+    assert_same([Image.open(path) for path in got], model.sample(1, prompt="a", seed=3))
+    assert line.endswith("prompt: this model has never seen volcano.")
+    with pytest.raises(ValueError, match="lake, desert"):
+        next(app.sample(model, classes="dessert"))
+
+
+def test_an_edit_is_refined_as_often_as_asked(model, tmp_path):
+    image = picture(32, 32)
+    layer = app.hole_of("Upper half", (32, 32))
+    files = [tmp_path / "image.png", tmp_path / "layer.png"]
+    for one, file in zip((image, layer), files, strict=True):
+        one.save(file)
+    request = editor(*({"path": str(file)} for file in files))
+    *steps, (_, _, got) = app.inpaint(model, request, seed=3, passes=2)
+    mask = layer.getchannel("A")
+    expected = model.inpaint(image, mask, seed=3, process="refined", passes=2)
+    assert_same([Image.open(path) for path in got], expected)
+    assert len(steps) in (model.T, model.T + 1)
+    with pytest.raises(ValueError, match="passes must lie in 0 to 16, got 17"):
+        next(app.inpaint(model, request, passes=17))
 
 
 # ── odd pictures ──────────────────────────────────────────────────────────────────────────────

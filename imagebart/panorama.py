@@ -1,0 +1,329 @@
+"""Wider than the training size: a window of that size slides over the picture.   [section 4.2]
+
+At every scale t = T .. 2 a denoiser sees one window of x_t at a time, and of x_{t-1} what is
+already drawn in it:
+
+    fast     windows half of which is drawn already; each draws its other half. Cost grows with
+             the area as for small pictures.
+    exact    every token is drawn in the window that has it at its centre, as far as the borders
+             allow: the sliding window of the paper and of taming-transformers. A window a token.
+
+Noise belongs to places, not to windows, so both start from the same x_T and make their choices
+with the same numbers; a panorama of the training size is the sample of that seed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from imagebart.denoiser import Condition, Decoding, Denoiser
+from imagebart.guidance import Asked, Guided, ask
+from imagebart.notation import Float, Grid, Images, Int, Logits, Tokens
+from imagebart.sampling import Step, decoder, draw, generator_of, gumbel, scale_filters
+from imagebart.sampling import uniform_tokens as uniform
+
+MODES = ("fast", "exact")
+
+
+def panorama(
+    model, width: int, height: int | None = None, *, wrap: bool = False, **options
+) -> Images:
+    """A picture (1, 3, height, width) in [-1, 1]; options as `panorama_steps`."""
+    *_, last = panorama_steps(model, width, height, wrap=wrap, **options)
+    height = model.image_size[0] if height is None else height
+    return decode_wide(model, last.tokens, wrap)[:, :, :height, :width]
+
+
+@torch.inference_mode()
+def panorama_steps(
+    model,
+    width: int,
+    height: int | None = None,
+    *,
+    prompts: str | Sequence[str] | None = None,
+    classes: int | str | Sequence[int | str] | None = None,
+    seed: int = 0,
+    mode: str = "fast",
+    wrap: bool = False,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    method: str = "parallel",
+    **options,
+) -> Iterator[Step]:
+    """The chain over a wide picture; yields x_{t-1} after every window (after every row, if exact).
+
+    Tokens are (1, h, w), still x_t where the scale has not come; `done` is the part of the way.
+    `width` and `height` are pixels, at least the training size; a picture whose sides are no
+    multiples of f is made a little larger and cut (`panorama`).
+
+    `prompts` and `classes`: one, or several from left to right, evenly spread; between two of them
+    the logits go over from one to the other. `wrap`: the right end continues at the left one.
+    `guidance`, `negative_prompt` and the rest as in `ImageBART.sample_steps`.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    size = grid_of(model, width, height, wrap)
+    filters, decode = scale_filters(model.T, temperature, top_k, top_p), decoder(method)
+    wishes = Wishes(asked_along(model, size[1], prompts, classes, options), size[1], wrap)
+    noise = WideNoise(seed, model, size)
+    x = noise.tokens()
+    yield Step(model.T, x[None], 0.0)
+    for t in range(model.T, 1, -1):
+        scale = Scale(model.denoisers[t], wishes, x, noise, wrap)
+        pieces = scale.windows(decode, filters[t]) if mode == "fast" else scale.tokens(filters[t])
+        for part in pieces:
+            yield Step(t - 1, scale.x_prev[None].clone(), (model.T - t + part) / (model.T - 1))
+        x = scale.x_prev
+
+
+def grid_of(model, width: int, height: int | None, wrap: bool) -> tuple[int, int]:
+    """Tokens (h, w) that cover a picture of this size; ValueError if it is too small."""
+    H, W = model.image_size
+    height = H if height is None else height
+    for name, pixels, least in (("width", width, W), ("height", height, H)):
+        if not isinstance(pixels, int) or isinstance(pixels, bool) or pixels < least:
+            raise ValueError(f"{name} must be at least the model's {least}, got {pixels!r}")
+    f, window = model.vqgan.f, model.grid[1]
+    size = -(-height // f), -(-width // f)
+    if wrap and size[1] < window + window // 2:
+        least = (window + window // 2) * f
+        raise ValueError(f"width must be at least {least} to wrap around, got {width}")
+    return size
+
+
+# ── one scale ─────────────────────────────────────────────────────────────────────────────────
+
+
+class Scale:
+    """p^{t-1} over a wide x_t, window by window. `x_prev` (h, w) is what has been drawn."""
+
+    def __init__(self, denoiser: Denoiser, wishes: "Wishes", x_t, noise: "WideNoise", wrap: bool):
+        self.denoiser, self.wishes, self.noise, self.wrap = denoiser, wishes, noise, wrap
+        self.x_t, self.x_prev = x_t, x_t.clone()
+        self.drawn = torch.zeros_like(x_t, dtype=torch.bool)
+
+    def windows(self, decode, choose) -> Iterator[float]:
+        """fast: window after window, each with what is drawn already held."""
+        (h, w), (H, W) = self.denoiser.config.grid, self.x_t.shape
+        places = [(top, left) for top in origins(H, h, False) for left in origins(W, w, self.wrap)]
+        for i, (top, left) in enumerate(places, 1):
+            at = self.view(top, left)
+            scale, condition = self.wishes.at(self.denoiser, at[1], self.x_t.device)
+            flat = (part[at].reshape(1, -1) for part in (self.x_t, self.drawn, self.x_prev))
+            x_t, known, x_known = flat
+            noise = self.noise.window(self.denoiser.t, *at).to(x_t.device)
+            new = decode(scale, x_t, noise, choose, condition, known, x_known)
+            self.x_prev[at] = new.reshape(h, w)
+            self.drawn[at] = True
+            yield i / len(places)
+
+    def tokens(self, choose) -> Iterator[float]:
+        """exact: token after token, each at the centre of its window."""
+        (h, w), (H, W) = self.denoiser.config.grid, self.x_t.shape
+        for row in range(H):
+            top, here = centred(row, h, H), None
+            for column in range(W):
+                left = centred(column, w, 10**9 if self.wrap else W)
+                if left != here:  # another window: read it from its beginning
+                    here, read = left, 0
+                    at = self.view(top, left)
+                    scale, condition = self.wishes.at(self.denoiser, at[1], self.x_t.device)
+                    decoding = scale.start(self.x_t[at].reshape(1, -1), 1, condition)
+                    noise = self.noise.window(self.denoiser.t, *at).to(self.x_t.device)
+                i = (row - top) * w + column - left
+                unread = torch.arange(read, i + 1, device=self.x_t.device)[None]
+                logits = scale.step(self.x_prev[at].reshape(1, -1), unread, decoding)[:, -1:]
+                self.x_prev[row, column] = draw(logits, noise[:, i : i + 1], choose)[0, 0]
+                read = i + 1
+            yield (row + 1) / H
+
+    def view(self, top: int, left: int) -> tuple[Int[Tensor, "h 1"], Int[Tensor, " w"]]:
+        """The places of a window, for indexing; columns go on at the other end."""
+        (h, w), device = self.denoiser.config.grid, self.x_t.device
+        rows = torch.arange(top, top + h, device=device)[:, None]
+        return rows, torch.arange(left, left + w, device=device) % self.x_t.shape[1]
+
+
+def origins(size: int, window: int, wrap: bool) -> list[int]:
+    """Where the windows of the fast mode begin: half a window apart, the last one at the border.
+
+    Wrapped, the last one lies across both ends and has drawn tokens on either side.
+    """
+    half = window // 2 or 1
+    last = size - window - (half if wrap else 0)
+    starts = [*range(0, last, half), last]
+    return [*starts, last + window - half // 2] if wrap else starts
+
+
+def centred(i: int, window: int, size: int) -> int:
+    """Where the window begins that has place i at its centre, as far as the borders allow."""
+    return min(max(i - window // 2, 0), size - window)
+
+
+# ── noise of places ───────────────────────────────────────────────────────────────────────────
+
+
+class WideNoise:
+    """x_T and the Gumbel noise of a wide picture, in blocks of the training size.
+
+    Block (0, 0) has the numbers of a sample of this seed. Others are drawn when a window meets
+    them and forgotten soon, so that memory does not grow with the picture.
+    """
+
+    def __init__(self, seed: int, model, size: tuple[int, int]):
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be a whole number in [0, 2^63), got {seed!r}")
+        self.seed, self.K, self.T, self.device = seed, model.K, model.T, model.device
+        self.grid, self.size = model.grid, size
+        self.blocks: dict[tuple[int, int, int], Tensor] = {}
+
+    def tokens(self) -> Int[Tensor, "h w"]:
+        """x_T."""
+        (h, w), (H, W) = self.grid, self.size
+        rows = []
+        for i in range(-(-H // h)):
+            blocks = [
+                uniform([self.block_seed(i, j)], self.T, h * w, self.K).reshape(h, w)
+                for j in range(-(-W // w))
+            ]
+            rows.append(torch.cat(blocks, dim=1))
+        return torch.cat(rows)[:H, :W].to(self.device)
+
+    def window(self, t: int, rows: Int[Tensor, "h 1"], columns: Int[Tensor, " w"]) -> Logits:
+        """The noise (1, h·w, K) of the places of a window at scale t."""
+        (h, w), rows, columns = self.grid, rows.cpu(), columns.cpu()
+        noise = torch.empty(h, w, self.K)
+        used = {(int(i), int(j)) for i in (rows // h).unique() for j in (columns // w).unique()}
+        self.blocks = {key: block for key, block in self.blocks.items() if key[1:] in used}
+        for i, j in used:
+            inside = torch.nonzero((rows // h == i) & (columns // w == j)[None], as_tuple=True)
+            block = self.block(t, i, j)
+            noise[inside] = block[rows[inside[0], 0] % h, columns[inside[1]] % w]
+        return rearrange(noise, "h w K -> 1 (h w) K")
+
+    def block(self, t: int, i: int, j: int) -> Float[Tensor, "h w K"]:
+        h, w = self.grid
+        if (t, i, j) not in self.blocks:
+            noise = gumbel([self.block_seed(i, j)], t, h * w, self.K)
+            self.blocks[t, i, j] = noise.reshape(h, w, self.K)
+        return self.blocks[t, i, j]
+
+    def block_seed(self, i: int, j: int) -> int:
+        """A seed for every block: the picture's own for the first."""
+        if (i, j) == (0, 0):
+            return self.seed
+        generator = generator_of(self.seed, i, j, "block")
+        return int(torch.randint(2**63 - 1, (), generator=generator))
+
+
+# ── wishes along the width ────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked from left to right, evenly spread over `width` tokens."""
+
+    asked: list[Asked]
+    width: int
+    wrap: bool
+
+    def weights(self, columns: Int[Tensor, " w"]) -> Float[Tensor, "wishes w"]:
+        """How much each wish counts at these columns: going over linearly, summing to 1."""
+        count = len(self.asked)
+        place = (columns + 0.5) / self.width * count - 0.5  # wish k is alone at place k
+        if not self.wrap:
+            place = place.clamp(0, count - 1)
+        away = (place - torch.arange(count, device=columns.device)[:, None]).abs()
+        if self.wrap:
+            away = torch.minimum(away, count - away)
+        return (1 - away).clamp(min=0) if count > 1 else torch.ones_like(away)
+
+    def at(self, denoiser: Denoiser, columns: Int[Tensor, " w"], device) -> tuple:
+        """(what decodes a window of these columns, its condition)."""
+        weights = self.weights(columns)
+        counted = [k for k in range(len(self.asked)) if weights[k].any()]
+        if len(counted) == 1:
+            asked = self.asked[counted[0]]
+            return asked.at(denoiser), asked.condition
+        rows = denoiser.config.grid[0]
+        places = weights[counted].repeat(1, rows)
+        return Blended([self.asked[k] for k in counted], denoiser, places), None
+
+
+class Blended:
+    """Denoisers of several wishes, their logits mixed place by place; decoded as any other."""
+
+    def __init__(self, asked: list[Asked], denoiser: Denoiser, weights: Float[Tensor, "wishes n"]):
+        self.parts: list[tuple[Denoiser | Guided, Condition]] = [
+            (one.at(denoiser), one.condition) for one in asked
+        ]
+        self.weights, self.n, self.K, self.t = weights, denoiser.n, denoiser.K, denoiser.t
+
+    def start(self, x_t: Tokens | None, batch: int, condition: None = None) -> list[Decoding]:
+        """As `Denoiser.start`, for every wish."""
+        return [scale.start(x_t, batch, condition) for scale, condition in self.parts]
+
+    def step(
+        self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: list[Decoding]
+    ) -> Float[Tensor, "b s K"]:
+        """As `Denoiser.step`: Σ_k weight_k · z_k."""
+        logits = [
+            weight[at][..., None] * scale.step(x_prev, at, one).log_softmax(-1)
+            for (scale, _), weight, one in zip(self.parts, self.weights, decoding, strict=True)
+        ]
+        return torch.stack(logits).sum(0)
+
+
+def asked_along(model, columns: int, prompts, classes, options: dict) -> list[Asked]:
+    """One `Asked` for every wish; ValueError if there are more than columns, or lists differ."""
+    given = {"prompt": prompts, "classes": classes}
+    lists = {
+        name: [value] if value is None or isinstance(value, str | int) else list(value)
+        for name, value in given.items()
+    }
+    counts = {len(values) for values in lists.values()} - {1}
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError(f"prompts and classes must be one, or as many of each, got {given}")
+    count = counts.pop() if counts else 1
+    if count > columns:
+        raise ValueError(f"prompts and classes must be at most {columns}, got {count}")
+    return [
+        ask(model, 1, **{name: v[k % len(v)] for name, v in lists.items()}, **options)
+        for k in range(count)
+    ]
+
+
+# ── from wide tokens to a picture ─────────────────────────────────────────────────────────────
+
+
+@torch.inference_mode()
+def decode_wide(model, tokens: Grid, wrap: bool = False) -> Images:
+    """G(x_1) of wide tokens (1, h, w), in [-1, 1], window by window and cross-faded.
+
+    The decoder's norms look at all they are given, so windows of the training size are what it
+    knows; memory beyond the picture itself does not grow with the width.
+    """
+    (h, w), (H, W), f = model.grid, tokens.shape[1:], model.vqgan.f
+    if model.grid == (H, W):
+        return model.generate(tokens)
+    total, weights = torch.zeros(1, 3, H * f, W * f), torch.zeros(1, 1, H * f, W * f)
+    fade = tent(h * f)[:, None] * tent(w * f)
+    for top in origins(H, h, False):
+        for left in origins(W, w, wrap) if not wrap else range(0, W, w // 2):
+            columns = torch.arange(left, left + w) % W
+            window = model.generate(tokens[:, top : top + h, columns.to(tokens.device)])
+            rows = torch.arange(top * f, (top + h) * f)[:, None]
+            at = rows, torch.arange(left * f, (left + w) * f) % (W * f)
+            total[:, :, *at] += fade * window.cpu()
+            weights[:, :, *at] += fade
+    return total / weights
+
+
+def tent(size: int) -> Float[Tensor, " size"]:
+    """Weights that rise to the middle and fall again; tents half their size apart sum to 1."""
+    up = (torch.arange(size) + 0.5) / (size / 2)
+    return torch.minimum(up, 2 - up)

@@ -1,0 +1,189 @@
+"""Wide pictures: a sample where they are no wider, seeds that hold, ends that meet."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from imagebart.guidance import ask, pieces_in
+from imagebart.panorama import (
+    Blended,
+    Scale,
+    WideNoise,
+    Wishes,
+    asked_along,
+    decode_wide,
+    origins,
+    panorama_steps,
+    tent,
+)
+from imagebart.sampling import Filter, draw, gumbel
+
+BOTH = pytest.mark.parametrize("mode", ["fast", "exact"])
+SAID = dict(classes=3, text_length=6, text_pieces=8, droppable=True)
+
+
+@pytest.fixture(scope="module")
+def asking(make_model):
+    """A chain that takes classes and text."""
+    model = make_model(T=3, **SAID)
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(pieces_in(["a lake at night"], 6))
+    return model
+
+
+def tokens(model, *size, **options) -> torch.Tensor:
+    *_, last = panorama_steps(model, *size, **options)
+    return last.tokens
+
+
+@BOTH
+def test_of_the_training_size_it_is_the_sample(tiny, mode):
+    for seed in range(8):
+        wide = tiny.panorama(32, seed=seed, mode=mode, output_type="pt")
+        assert torch.equal(wide, tiny.sample(seed=seed, output_type="pt"))
+    *_, last = tiny.sample_steps(seed=3, top_k=3, temperature=0.7)
+    assert torch.equal(tokens(tiny, 32, seed=3, top_k=3, temperature=0.7, mode=mode), last.tokens)
+
+
+@BOTH
+@pytest.mark.parametrize("size", [(120,), (64, 56), (75, 41)])
+def test_any_size_from_the_training_size_on(tiny, mode, size):
+    image = tiny.panorama(*size, seed=1, mode=mode)[0]
+    assert image.size == (size[0], size[1] if len(size) > 1 else 32)
+    again = tiny.panorama(*size, seed=1, mode=mode, method="sequential")[0]
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(again))
+    other = tiny.panorama(*size, seed=2, mode=mode)[0]
+    assert (np.asarray(image) != np.asarray(other)).any()
+
+
+@BOTH
+def test_a_seed_holds_while_the_picture_grows(tiny, mode):
+    """Both read the noise of places: what a window saw does not depend on what lies beyond it."""
+    short, long = tokens(tiny, 64, seed=5, mode=mode), tokens(tiny, 160, seed=5, mode=mode)
+    steps = list(panorama_steps(tiny, 64, seed=5, mode=mode))
+    assert torch.equal(steps[0].tokens, next(panorama_steps(tiny, 160, seed=5)).tokens[..., :8])
+    if mode == "fast":
+        assert torch.equal(short, long[..., :8])
+        *_, sample = tiny.sample_steps(seed=5)
+        assert torch.equal(long[..., :4], sample.tokens)
+    assert [step.t for step in steps[:2]] == [4, 3] and steps[-1].done == 1
+    assert all(a.done < b.done for a, b in pairwise(steps))
+
+
+def test_exact_draws_each_token_in_the_window_around_it(tiny):
+    """A token by hand: the window centred at it, all tokens before it in that window."""
+    noise = WideNoise(7, tiny, (4, 9))
+    x_T = noise.tokens()
+    wishes = Wishes(asked_along(tiny, 9, None, None, {}), 9, False)
+    scale = Scale(tiny.denoisers[3], wishes, x_T, noise, False)
+    for _ in scale.tokens(Filter()):
+        pass
+    for row, column in ((0, 0), (2, 5), (3, 8), (1, 7)):
+        left = min(max(column - 2, 0), 5)
+        view = slice(0, 4), slice(left, left + 4)
+        x_prev, x_t = (x[view].reshape(1, 16) for x in (scale.x_prev, x_T))
+        i = 4 * row + column - left
+        logits = tiny.denoisers[3](x_prev, x_t)[:, i : i + 1]
+        at = torch.arange(4)[:, None], torch.arange(left, left + 4)
+        expected = draw(logits, noise.window(3, *at)[:, i : i + 1], Filter())
+        assert scale.x_prev[row, column] == expected[0, 0]
+
+
+def test_the_noise_belongs_to_the_place(tiny):
+    noise = WideNoise(3, tiny, (8, 11))
+    at = torch.arange(2, 6)[:, None], torch.tensor([9, 10, 0, 1])
+    window = noise.window(2, *at).reshape(4, 4, 12)
+    for r in range(4):
+        for c in range(4):
+            i, j = int(at[0][r]), int(at[1][c])
+            whole = gumbel([noise.block_seed(i // 4, j // 4)], 2, 16, 12).reshape(4, 4, 12)
+            assert torch.equal(window[r, c], whole[i % 4, j % 4])
+    assert noise.block_seed(0, 0) == 3 and len(noise.blocks) <= 4
+    assert len({noise.block_seed(i, j) for i in range(5) for j in range(5)}) == 25
+
+
+@BOTH
+def test_a_wrapped_picture_goes_on_at_its_other_end(tiny, mode):
+    """The last columns are drawn with the first beside them, the first fade into the last."""
+    plain = tokens(tiny, 96, seed=4, mode=mode)
+    wrapped = tokens(tiny, 96, seed=4, mode=mode, wrap=True)
+    assert wrapped.shape == (1, 4, 12)
+    assert torch.equal(plain[..., :1], wrapped[..., :1])  # drawn before anything was beyond it
+    assert not torch.equal(plain, wrapped)
+    turned = decode_wide(tiny, wrapped.roll(4, 2), wrap=True)
+    torch.testing.assert_close(turned, decode_wide(tiny, wrapped, wrap=True).roll(32, 3))
+    for size in (24, 25, 31, 40):
+        covered = {(left + i) % size for left in origins(size, 16, True) for i in range(16)}
+        assert covered == set(range(size))
+        assert {(left + i) for left in origins(size, 16, False) for i in range(16)} == covered
+
+
+def test_the_fade_is_one_everywhere():
+    cover = torch.zeros(32)
+    for start in (0, 8, 16):
+        cover[start : start + 16] += tent(16)
+    torch.testing.assert_close(cover[8:24], torch.ones(16))
+
+
+# ── wishes ────────────────────────────────────────────────────────────────────────────────────
+
+
+@BOTH
+def test_wishes_change_along_the_width(asking, mode):
+    how = dict(seed=2, mode=mode, guidance=1.0)
+    two = tokens(asking, 192, prompts=["a lake", "night"], **how)
+    first, second = (tokens(asking, 192, prompts=one, **how) for one in ("a lake", "night"))
+    assert torch.equal(two[..., :4], first[..., :4])
+    assert not torch.equal(two[..., 12:], first[..., 12:])
+    assert not torch.equal(first, second)
+    by_class = tokens(asking, 64, classes=[0, 2], prompts=["night", ""], **how)
+    assert by_class.shape == (1, 4, 8)
+
+
+def test_weights_go_over_from_wish_to_wish():
+    wishes = Wishes([None, None], 16, False)
+    weights = wishes.weights(torch.arange(16))
+    assert weights[0, :4].eq(1).all() and weights[1, 12:].eq(1).all()
+    torch.testing.assert_close(weights.sum(0), torch.ones(16))
+    assert (weights[0].diff() <= 0).all() and 0.4 < weights[0, 7] < 0.6
+    around = Wishes([None] * 3, 16, True).weights(torch.arange(16))
+    torch.testing.assert_close(around.sum(0), torch.ones(16))
+    assert around[2, 0] > 0 and around[0, 15] > 0
+
+
+def test_blended_logits_are_the_weighted_ones(asking):
+    asked = [ask(asking, 1, classes=k, guidance=2.0) for k in (0, 1)]
+    weights = torch.rand(16, generator=torch.Generator().manual_seed(0))
+    weights = torch.stack([weights, 1 - weights])
+    x_prev, x_t = torch.randint(12, (2, 1, 16), generator=torch.Generator().manual_seed(1))
+    denoiser, at = asking.denoisers[2], torch.arange(16)[None]
+    blended = Blended(asked, denoiser, weights)
+    got = blended.step(x_prev, at, blended.start(x_t, 1))
+    each = []
+    for one in asked:
+        led = one.at(denoiser)
+        each.append(led.step(x_prev, at, led.start(x_t, 1, one.condition)).log_softmax(-1))
+    expected = weights[0][:, None] * each[0] + weights[1][:, None] * each[1]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(width=31), "width must be at least the model's 32, got 31"),
+        (dict(width=64, height=8), "height must be at least the model's 32, got 8"),
+        (dict(width=40, wrap=True), "at least 48 to wrap around, got 40"),
+        (dict(width=64, mode="best"), "mode must be one of"),
+        (dict(width=64, seed=-1), "seed must be a whole number"),
+        (dict(width=64, seed=[1, 2]), "seed must be a whole number"),
+        (dict(width=64, classes=[0] * 9), "must be at most 8, got 9"),
+        (dict(width=64, classes=[]), "must be one, or as many of each"),
+        (dict(width=64, classes=[0, 1], prompts=["a"] * 3), "as many of each"),
+        (dict(width=64, classes=[7]), r"ids in \[0, 3\)"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(asking, options, message):
+    with pytest.raises(ValueError, match=message):
+        tokens(asking, options.pop("width"), **options)
