@@ -135,7 +135,7 @@ _SCENERY = replace(
     about="the shipped model: scenery by text, by class or by neither, T = 3",
     between=replace(_SCENERY_PLAIN.between, **_SAID),
     last=replace(_SCENERY_PLAIN.last, **_SAID),
-    scale=replace(_SCENERY_PLAIN.scale, steps=3_200, drop_classes=0.5, drop_text=0.25),
+    scale=replace(_SCENERY_PLAIN.scale, steps=2_400, drop_classes=0.5, drop_text=0.25),
 )
 
 PRESETS = {

@@ -304,10 +304,9 @@ def test_words_reach_the_chain(make_model):
     expected = model.sample(1, prompt="a lake", seed=3, **words)
     assert_same([Image.open(path) for path in got], expected)
     assert "never" not in line
-    *_, (_, line, got) = app.sample(model, "a volcano", seed=3)
-    assert_same([Image.open(path) for path in got], model.sample(1, prompt="a", seed=3))
+    *_, (_, line, _) = app.sample(model, "a volcano", seed=3)
     assert line.endswith("prompt: this model has never seen volcano.")
-    with pytest.raises(ValueError, match="lake, desert"):
+    with pytest.raises(ValueError, match="desert"):
         next(app.sample(model, classes="dessert"))
 
 
