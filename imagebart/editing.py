@@ -15,14 +15,16 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from imagebart.data import fit_box, to_rgb
+from imagebart.data import fit_box, to_pil, to_rgb, to_tensor
 from imagebart.diffusion import geometric
 from imagebart.guidance import ask, per_scale
 from imagebart.notation import Bool, Grid, Images, Tokens
+from imagebart.pasting import Box, box_around, feathered, filled, outward
 from imagebart.sampling import (
     Step,
     decoder,
@@ -43,27 +45,152 @@ def inpaint(
     num_images: int = 1,
     *,
     process: str = "single",
+    context: int = 0,
+    feather: int = 0,
+    box: Box | None = None,
     **options,
 ) -> Images:
     """Images in [-1, 1] that are `image` where the mask is False / black, repainted where True.
 
-    The mask is as large as the image. Image and mask are resized and cropped to the model's size;
-    a token is repainted if any pixel of it is marked, and pixels of all other tokens are the
-    (resized) input's, exactly. `process` is "single" (`edit_steps`), "annealed"
-    (`annealed_steps`) or "refined" (`refined_steps`), whose options it takes. Raises ValueError if
-    the sizes differ.
+    Image and mask have one size, any, and so have the results. The model sees a part of its own
+    shape around the mask (`pasting.box_around`, or `box`). A token is repainted if any pixel of it
+    is marked, and pixels of all other tokens are the input's, exactly. An empty mask gives the
+    input back.
+
+    `process` is "single" (`edit_steps`), "annealed" (`annealed_steps`) or "refined"
+    (`refined_steps`), whose options it takes. `context` widens the hole by so many tokens,
+    `feather` smooths its seam over so many pixels of the model. ValueError if the sizes differ.
     """
     if process not in PROCESSES:
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {process!r}")
-    image = to_rgb(image)
-    marked = hole_pixels(mask, image.size)
-    x_0 = model.pixels(image)
-    hole = token_hole(model, marked)
-    pixels = pixel_hole(model, hole).to(x_0.device)
-    if not hole.any():
-        return repeat(x_0, "1 c h w -> b c h w", b=num_images)
-    *_, last = PROCESSES[process](model, model.encode(image), hole, num_images, **options)
-    return torch.where(pixels, model.generate(last.tokens), x_0)
+    edit = Edit(model, image, mask, context=context, feather=feather, box=box)
+    if not edit.hole.any():
+        return repeat(edit.x, "1 c h w -> b c h w", b=num_images)
+    *_, last = PROCESSES[process](model, edit.x_1(), edit.hole, num_images, **options)
+    return edit.result(last.tokens)
+
+
+class Edit:
+    """A picture, the part of it that the model sees, and the tokens of it that may change.
+
+    x         the picture (1, 3, H, W), in [-1, 1]
+    x_0       what the model sees of it, at the model's size
+    hole      the tokens (1, h, w) that may change; their pixels are `inside`
+    """
+
+    def __init__(
+        self,
+        model,
+        image: Image.Image,
+        mask: Image.Image | np.ndarray,
+        *,
+        context: int = 0,
+        feather: int = 0,
+        box: Box | None = None,
+    ):
+        for name, value in (("context", context), ("feather", feather)):
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be a whole number, at least 0, got {value!r}")
+        image = to_rgb(image)
+        marked = hole_pixels(mask, image.size)
+        everything = marked if marked.any() else ~marked
+        self.model, self.feather = model, feather
+        self.box = box_around(everything, model.image_size) if box is None else box
+        self.x = to_tensor(image)[None].to(model.device)
+        self.x_0 = model.pixels(self.box.cut(image, model.image_size))
+        self.hole = widened(self.box.tokens(marked, model.grid), context)
+        self.inside = self.box.pixels(self.hole, image.size[::-1])
+
+    def x_1(self) -> Grid:
+        """The tokens (1, h, w) of what the model sees."""
+        return self.model.vqgan.encode(self.x_0)
+
+    def result(self, tokens: Grid) -> Images:
+        """The picture, repainted with each of the tokens (b, h, w)."""
+        painted = self.model.generate(tokens)
+        if self.feather:
+            inside = pixel_hole(self.model, self.hole).to(painted.device)
+            painted = feathered(painted, self.x_0, inside, self.feather)
+        return self.box.paste(self.x, painted, self.inside)
+
+
+def widened(hole: Bool[Tensor, "1 h w"], context: int) -> Bool[Tensor, "1 h w"]:
+    """The hole and all tokens within `context` of it."""
+    size = 2 * context + 1
+    return F.max_pool2d(hole.float(), size, stride=1, padding=context) > 0
+
+
+# ── completions ───────────────────────────────────────────────────────────────────────────────
+
+HALVES = ("upper", "lower", "left", "right")
+MOST_SIDE = 16_384
+"""Pixels a side that outpainting may reach."""
+
+
+def complete(
+    model, image: Image.Image, num_images: int = 1, *, keep: str = "lower", **options
+) -> Images:
+    """Images in [-1, 1] that keep one half of `image`; options as `inpaint`."""
+    if keep not in HALVES:
+        raise ValueError(f"keep must be one of {HALVES}, got {keep!r}")
+    hole = np.zeros((image.height, image.width), bool)
+    turned = hole.T if keep in ("left", "right") else hole
+    half = len(turned) // 2
+    turned[half:] = keep in ("upper", "left")
+    turned[:half] = keep in ("lower", "right")
+    return inpaint(model, image, hole, num_images, **options)
+
+
+@torch.inference_mode()
+def outpaint(
+    model,
+    image: Image.Image,
+    num_images: int = 1,
+    *,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    seed: int | Sequence[int] = 0,
+    **options,
+) -> Images:
+    """Images in [-1, 1], larger than `image` by these pixels on each side; options as `inpaint`.
+
+    The model sees windows as large as fit into the image. They go outwards by half their size, each
+    with at least half of it known; all that is known stays, bit for bit.
+    """
+    margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+    for name, margin in margins.items():
+        if not isinstance(margin, int) or margin < 0:
+            raise ValueError(f"{name} must be a whole number, at least 0, got {margin!r}")
+    image, seeds = to_rgb(image), image_seeds(seed, num_images)
+    size = image.height + top + bottom, image.width + left + right
+    if max(size) > MOST_SIDE:
+        raise ValueError(f"sides must be at most {MOST_SIDE} with the margins, got {size}")
+    if min(image.size) * 8 < min(model.image_size):
+        least = -(-min(model.image_size) // 8)
+        raise ValueError(f"an image must have at least {least} pixels a side, got {image.size}")
+    place = slice(top, top + image.height), slice(left, left + image.width)
+    grown = []
+    for one in seeds:
+        canvas, known = np.zeros((*size, 3), np.uint8), np.zeros(size, bool)
+        canvas[place], known[place] = np.asarray(image), True
+        for turn, box in enumerate(outward(known, model.image_size)):
+            continued = Image.fromarray(filled(canvas, known))
+            window = inpaint(
+                model, continued, ~known, box=box, seed=window_seed(one, turn), **options
+            )
+            new = box.inside(size) & ~known
+            canvas[new], known = np.asarray(to_pil(window)[0])[new], known | new
+        grown.append(to_tensor(Image.fromarray(canvas)))
+    return torch.stack(grown).to(model.device)
+
+
+def window_seed(seed: int, turn: int) -> int:
+    """The seed itself for the first window, one of its own for every other."""
+    if turn == 0:
+        return seed
+    return int(torch.randint(2**63 - 1, (), generator=generator_of(seed, turn, 0, "window")))
 
 
 def edit_steps(

@@ -144,11 +144,38 @@ class ImageBART(nn.Module):
     ) -> list[Image.Image] | Tensor | np.ndarray:
         """Repaint where the mask is True / white; elsewhere pixels stay the input's exactly.
 
-        See `editing.inpaint`. Options as `sample_steps`; `output_type` as `decode`.
+        Image and mask have one size, any. See `editing.inpaint`. Options as `sample_steps`;
+        `output_type` as `decode`.
         """
         from imagebart.editing import inpaint
 
         return self.present(inpaint(self, image, mask, num_images, **options), output_type)
+
+    def complete(
+        self,
+        image: Image.Image,
+        num_images: int = 1,
+        *,
+        keep: str = "lower",
+        output_type: str = "pil",
+        **options,
+    ) -> list[Image.Image] | Tensor | np.ndarray:
+        """Keep a half ("upper", "lower", "left", "right") and draw the other; as `inpaint`."""
+        from imagebart.editing import complete
+
+        images = complete(self, image, num_images, keep=keep, **options)
+        return self.present(images, output_type)
+
+    def outpaint(
+        self, image: Image.Image, num_images: int = 1, *, output_type: str = "pil", **options
+    ) -> list[Image.Image] | Tensor | np.ndarray:
+        """Go on beyond the borders by `left`, `right`, `top`, `bottom` pixels; as `inpaint`.
+
+        See `editing.outpaint`.
+        """
+        from imagebart.editing import outpaint
+
+        return self.present(outpaint(self, image, num_images, **options), output_type)
 
     def panorama(
         self, width: int, height: int | None = None, *, output_type: str = "pil", **options

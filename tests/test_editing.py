@@ -5,14 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from imagebart import ImageBART
-from imagebart.data import fit
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing import (
+    Edit,
     annealed_steps,
     edit_steps,
     hole_pixels,
@@ -254,7 +254,7 @@ def test_transparent_parts_are_white(tiny):
 def test_the_mask_lies_on_the_upright_image(tiny, tmp_path):
     """A photo stored lying on its side is 32×64 to the eye, and so is its mask."""
     upright, mask = picture(32, 64), blank(32, 64)
-    mask[16:24, :] = True  # of 64 rows the crop keeps 16 to 47
+    mask[16:24, :] = True  # the model sees rows 4 to 35, three rows of tokens are touched
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     path = tmp_path / "photo.png"
@@ -263,18 +263,121 @@ def test_the_mask_lies_on_the_upright_image(tiny, tmp_path):
         assert photo.size == (64, 32)
         edit = tiny.inpaint(photo, mask, seed=2)[0]
     assert same(edit, tiny.inpaint(upright, mask, seed=2)[0])
-    below = np.s_[8:, :]
-    assert np.array_equal(np.asarray(edit)[below], np.asarray(fit(upright, 32))[below])
+    changed = (np.asarray(edit) != np.asarray(upright)).any((1, 2))
+    assert changed[12:28].all() and not changed[:12].any() and not changed[28:].any()
 
 
-def test_another_size_is_fitted_first(tiny):
+SIZES = st.integers(1, 90)
+
+
+@given(SIZES, SIZES, st.integers(0, 2), st.integers(0, 2), st.data())
+@settings(max_examples=40)
+def test_known_pixels_are_exact_at_any_size(tiny, width, height, context, feather, data):
+    """Every marked pixel may change; what lies in other tokens is the input, bit for bit."""
+    image, mask = picture(width, height), blank(width, height)
+    for _ in range(data.draw(st.integers(1, 3))):
+        x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+        mask[y : y + data.draw(st.integers(1, 40)), x : x + data.draw(st.integers(1, 40))] = True
+    edit = Edit(tiny, image, mask, context=context, feather=feather)
+    assert edit.inside.numpy()[mask].all()
+    how = dict(seed=1, context=context, feather=feather)
+    result = np.asarray(tiny.inpaint(image, mask, **how)[0])
+    assert result.shape == (height, width, 3)
+    outside = ~edit.inside.numpy()
+    assert np.array_equal(result[outside], np.asarray(image)[outside])
+    assert (result[~outside] != np.asarray(image)[~outside]).any()
+
+
+def test_a_large_picture_is_edited_around_its_hole(tiny):
+    """The model sees as much as it can; a hole beyond that has a larger box."""
     image, mask = picture(96, 48), blank(96, 48)
-    mask[:24] = True  # the upper half
-    edit = np.asarray(tiny.inpaint(image, mask, seed=0)[0])
-    expected = np.asarray(fit(image, 32))
-    assert edit.shape == (32, 32, 3)
-    assert np.array_equal(edit[16:], expected[16:])
-    assert not np.array_equal(edit[:16], expected[:16])
+    mask[20:24, 80:84] = True
+    edit = Edit(tiny, image, mask)
+    assert (edit.box.left, edit.box.top, edit.box.width, edit.box.height) == (48, 0, 48, 48)
+    changed = (np.asarray(tiny.inpaint(image, mask)[0]) != np.asarray(image)).any(2)
+    assert changed[12:24, 72:84].all() and changed.sum() == 144
+    mask[:24] = True
+    wide = Edit(tiny, image, mask)
+    assert (wide.box.left, wide.box.top, wide.box.width, wide.box.height) == (0, -24, 96, 96)
+    assert torch.equal(wide.inside, torch.from_numpy(mask))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (3, 500)])
+def test_pictures_of_odd_sizes_are_edited(tiny, size):
+    image, mask = picture(*size), blank(*size)
+    mask[0, 0] = True
+    result = tiny.inpaint(image, mask, seed=2)[0]
+    assert result.size == size
+    assert np.asarray(result)[0, 0].tolist() != np.asarray(image)[0, 0].tolist()
+    assert same(tiny.inpaint(image, blank(*size))[0], image)
+
+
+def test_a_hole_is_widened_by_its_context(tiny):
+    image, mask = picture(), blank()
+    mask[8, 8] = True
+    holes = [Edit(tiny, image, mask, context=c).hole[0] for c in (0, 1, 2)]
+    assert [hole.sum().item() for hole in holes] == [1, 9, 16]
+    for name in ("context", "feather"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 0"):
+            tiny.inpaint(image, mask, **{name: -1})
+
+
+# ── completions ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("keep", "known"),
+    [
+        ("lower", np.s_[16:]),
+        ("upper", np.s_[:16]),
+        ("left", np.s_[:, :16]),
+        ("right", np.s_[:, 16:]),
+    ],
+)
+def test_a_half_is_kept_and_the_other_drawn(tiny, keep, known):
+    image = picture()
+    mask = ~blank()
+    mask[known] = False
+    for got, expected in zip(
+        tiny.complete(image, 2, keep=keep, seed=3),
+        tiny.inpaint(image, mask, 2, seed=3),
+        strict=True,
+    ):
+        assert same(got, expected)
+        assert np.array_equal(np.asarray(got)[known], np.asarray(image)[known])
+    with pytest.raises(ValueError, match="keep must be one of"):
+        tiny.complete(image, keep="middle")
+
+
+@pytest.mark.parametrize(
+    "margins",
+    [dict(right=10), dict(left=50), dict(top=7, bottom=40), dict(left=1, right=1, top=33)],
+)
+@pytest.mark.parametrize("size", [(32, 32), (50, 40)])
+def test_a_picture_goes_on_beyond_its_borders(tiny, margins, size):
+    image = picture(*size)
+    one, two = tiny.outpaint(image, 2, seed=5, **margins)
+    left, top = margins.get("left", 0), margins.get("top", 0)
+    wide = size[0] + left + margins.get("right", 0)
+    assert one.size == two.size == (wide, size[1] + top + margins.get("bottom", 0))
+    inner = np.s_[top : top + size[1], left : left + size[0]]
+    for result in (one, two):
+        assert np.array_equal(np.asarray(result)[inner], np.asarray(image))
+    assert not same(one, two) and same(tiny.outpaint(image, seed=6, **margins)[0], two)
+
+
+def test_outpainting_draws_every_pixel_once_and_nothing_it_was_not_asked_for(tiny):
+    image = picture()
+    assert same(tiny.outpaint(image)[0], image)
+    narrow = tiny.outpaint(image, right=16, seed=1)[0]
+    wide = tiny.outpaint(image, right=40, seed=1)[0]
+    assert np.array_equal(np.asarray(wide)[:, :48], np.asarray(narrow))
+    with pytest.raises(ValueError, match="left must be a whole number, at least 0, got -1"):
+        tiny.outpaint(image, left=-1)
+    with pytest.raises(ValueError, match="sides must be at most 16384"):
+        tiny.outpaint(image, top=20_000)
+    with pytest.raises(ValueError, match="at least 4 pixels a side"):
+        tiny.outpaint(picture(3, 30), top=2)
 
 
 def test_the_output_is_what_was_asked_for(tiny):

@@ -21,6 +21,7 @@ LAYERS = [
     {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking"},
+    {"pasting"},
     {"editing", "panorama", "official", "untrusted", "receipts", "importing"},
     {"show"},
     {"__init__", "__main__"},

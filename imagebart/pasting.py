@@ -1,0 +1,180 @@
+"""Which part of a picture the model sees, and how what it painted goes back: bit for bit outside.
+
+A picture of any size is edited at the model's: a box of the model's shape around the hole is cut
+out, scaled, edited, scaled back, and pasted where tokens were repainted.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import repeat
+from PIL import Image
+from torch import Tensor
+
+from imagebart.notation import Bool, Float, Images
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a picture, in its pixels; it may reach beyond the borders."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    def cut(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The part, scaled to `size` (H, W); beyond the borders the outermost pixels go on."""
+        pixels = np.asarray(image)
+        (H, W), right, bottom = pixels.shape[:2], self.left + self.width, self.top + self.height
+        rows = np.arange(self.top, bottom).clip(0, H - 1)
+        columns = np.arange(self.left, right).clip(0, W - 1)
+        part = Image.fromarray(pixels[np.ix_(rows, columns)])
+        if part.size == size[::-1]:
+            return part
+        return part.resize(size[::-1], Image.Resampling.LANCZOS)
+
+    def tokens(self, marked: np.ndarray, grid: tuple[int, int]) -> Bool[Tensor, "1 h w"]:
+        """True at every token that a marked pixel touches, however thin the stroke."""
+        (h, w), (H, W) = grid, marked.shape
+        rows = [_touched(self.top, self.height, i, h, H) for i in range(h)]
+        columns = [_touched(self.left, self.width, j, w, W) for j in range(w)]
+        return torch.tensor([[[bool(marked[r, c].any()) for c in columns] for r in rows]])
+
+    def pixels(self, hole: Bool[Tensor, "1 h w"], size: tuple[int, int]) -> Bool[Tensor, "H W"]:
+        """The pixels of a picture of `size` (H, W) that lie in the hole's tokens."""
+        (h, w), (H, W) = hole.shape[1:], size
+        inside = torch.zeros(H, W, dtype=torch.bool)
+        rows = torch.arange(max(self.top, 0), min(self.top + self.height, H))
+        columns = torch.arange(max(self.left, 0), min(self.left + self.width, W))
+        i = (rows - self.top) * h // self.height
+        j = (columns - self.left) * w // self.width
+        inside[rows[:, None], columns] = hole[0].cpu()[i[:, None], j]
+        return inside
+
+    def inside(self, size: tuple[int, int]) -> np.ndarray:
+        """The pixels of a picture of `size` (H, W) that lie in the box, as booleans."""
+        inside = np.zeros(size, bool)
+        rows = slice(max(self.top, 0), self.top + self.height)
+        inside[rows, max(self.left, 0) : self.left + self.width] = True
+        return inside
+
+    def paste(
+        self,
+        x: Float[Tensor, "1 3 H W"],
+        painted: Float[Tensor, "b 3 h w"],
+        where: Bool[Tensor, "H W"],
+    ) -> Float[Tensor, "b 3 H W"]:
+        """x (1, 3, H, W) with the painted parts (b, 3, h, w), scaled, `where` it says."""
+        if painted.shape[2:] != (self.height, self.width):
+            size = self.height, self.width
+            painted = F.interpolate(painted, size, mode="bicubic", antialias=True)
+        (H, W), left, top = x.shape[2:], max(self.left, 0), max(self.top, 0)
+        right, bottom = min(self.left + self.width, W), min(self.top + self.height, H)
+        result = repeat(x, "1 c h w -> b c h w", b=len(painted)).clone()
+        part = (slice(None), slice(None), slice(top, bottom), slice(left, right))
+        new = painted[
+            :, :, top - self.top : bottom - self.top, left - self.left : right - self.left
+        ]
+        result[part] = torch.where(where[part[2:]].to(x.device), new, result[part])
+        return result
+
+
+def box_around(marked: np.ndarray, size: tuple[int, int]) -> Box:
+    """As much of a picture as the model (H, W) can see at once, and all of the marked part.
+
+    The largest box of the model's shape within the picture, or a larger one where the marked part
+    is; its middle is that of the marked part, as far as the borders allow.
+    """
+    (H, W), (h, w) = marked.shape, size
+    rows, columns = marked.any(1).nonzero()[0], marked.any(0).nonzero()[0]
+    tall, wide = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
+    scale = max(min(H / h, W / w), tall / h, wide / w)
+    height, width = math.ceil(h * scale - 1e-9), math.ceil(w * scale - 1e-9)
+    top = _placed((rows[0] + rows[-1] + 1 - height) // 2, height, H)
+    left = _placed((columns[0] + columns[-1] + 1 - width) // 2, width, W)
+    return Box(left, top, width, height)
+
+
+def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
+    """Boxes of the shape `size` that cover what lies around a known rectangle, right, left, above,
+    below: as large as fit into it, each at least half known when those before it are painted."""
+    (H, W), (h, w) = known.shape, size
+    rows, columns = known.any(1).nonzero()[0].tolist(), known.any(0).nonzero()[0].tolist()
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    scale = min((bottom - top) / h, (right - left) / w)
+    height, width = int(h * scale + 1e-9), int(w * scale + 1e-9)
+
+    def along(start: int, stop: int, length: int) -> list[int]:
+        return [*range(start, stop - length, max(length // 2, 1)), stop - length]
+
+    while right < W:
+        right = min(right + width // 2, W)
+        yield from (Box(right - width, y, width, height) for y in along(top, bottom, height))
+    while left > 0:
+        left = max(left - width // 2, 0)
+        yield from (Box(left, y, width, height) for y in along(top, bottom, height))
+    while top > 0:
+        top = max(top - height // 2, 0)
+        yield from (Box(x, top, width, height) for x in along(0, W, width))
+    while bottom < H:
+        bottom = min(bottom + height // 2, H)
+        yield from (Box(x, bottom - height, width, height) for x in along(0, W, width))
+
+
+def filled(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) with the unknown ones taken from the nearest known of their row, or of their
+    column where the row has none."""
+    column, row = _nearest(known), _nearest(known.any(1)[:, None].T).T
+    across = np.take_along_axis(pixels, column[..., None], axis=1)
+    return across[row[:, 0]]
+
+
+def _nearest(known: np.ndarray) -> np.ndarray:
+    """For each place of each row the nearest place that is known, itself if none is."""
+    place = np.broadcast_to(np.arange(known.shape[1]), known.shape)
+    before = np.maximum.accumulate(np.where(known, place, -(10**9)), axis=1)
+    after = np.minimum.accumulate(np.where(known, place, 10**9)[:, ::-1], axis=1)[:, ::-1]
+    nearest = np.where(place - before <= after - place, before, after)
+    return np.where(known.any(1, keepdims=True), nearest, place)
+
+
+def _placed(start: int, length: int, whole: int) -> int:
+    """Within [0, whole) if it fits there, else around its middle."""
+    return int(min(max(start, 0), whole - length)) if length <= whole else (whole - length) // 2
+
+
+def _touched(start: int, length: int, i: int, count: int, whole: int) -> slice:
+    """The pixels that the i-th of `count` equal parts of start … start + length touches."""
+    first = math.floor(start + i * length / count + 1e-6)
+    last = math.ceil(start + (i + 1) * length / count - 1e-6)
+    return slice(min(max(first, 0), whole), min(max(last, 0), whole))
+
+
+def feathered(
+    painted: Images, x_0: Float[Tensor, "1 3 H W"], inside: Bool[Tensor, "1 1 H W"], width: int
+) -> Images:
+    """What was painted, shifted near the border of the hole to meet what is known there.
+
+    A VQGAN does not give back the known pixels exactly; its error at the border, averaged nearby,
+    is taken from the hole, less and less over about `width` pixels. Known pixels are not touched.
+    """
+    known = (~inside).to(painted.dtype)
+    error, near = blur((x_0 - painted) * known, width), blur(known, width)
+    shift = error / near.clamp(min=1e-6) * (2 * near).clamp(max=1)
+    return torch.where(inside, painted + shift, painted)
+
+
+def blur(x: Float[Tensor, "b c H W"], width: int) -> Float[Tensor, "b c H W"]:
+    """A Gaussian blur of standard deviation width / 2; borders go on."""
+    reach = 2 * width
+    place = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    kernel = (-2 * (place / width) ** 2).exp()
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
+    padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
+    padded = F.conv2d(padded, kernel, groups=x.shape[1])
+    return F.conv2d(padded, kernel.transpose(2, 3), groups=x.shape[1])

@@ -1,0 +1,117 @@
+"""The part of a picture that the model sees: where it lies, what it cuts, and the seam."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagebart.pasting import Box, blur, box_around, feathered, filled, outward
+
+SIDES = st.integers(1, 60)
+
+
+def numbered(height: int, width: int) -> Image.Image:
+    """Every pixel another colour."""
+    place = np.arange(height * width).reshape(height, width)
+    return Image.fromarray(np.stack([place // 256, place % 256, 0 * place], -1).astype(np.uint8))
+
+
+@given(SIDES, SIDES, SIDES, SIDES, st.data())
+def test_a_box_holds_the_marked_part_and_stays_inside_if_it_can(height, width, h, w, data):
+    marked = np.zeros((height, width), bool)
+    for _ in range(2):
+        y, x = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+        marked[y, x] = True
+    box = box_around(marked, (h, w))
+    assert not marked[~box.inside((height, width))].any()
+    assert abs(box.width * h - box.height * w) <= max(h, w)
+    if box.height <= height:
+        assert 0 <= box.top <= height - box.height
+    if box.width <= width:
+        assert 0 <= box.left <= width - box.width
+    assert box.width * h >= min(width * h, height * w) - 1e-6
+
+
+def test_a_box_cuts_what_it_says_and_goes_on_beyond_the_border():
+    image = numbered(20, 30)
+    pixels = np.asarray(image)
+    inside = np.asarray(Box(5, 3, 8, 6).cut(image, (6, 8)))
+    assert np.array_equal(inside, pixels[3:9, 5:13])
+    beyond = np.asarray(Box(-2, 17, 8, 6).cut(image, (6, 8)))
+    assert np.array_equal(beyond[:3, 2:], pixels[17:, :6])
+    assert (beyond[3:, 2:] == pixels[19, :6]).all() and (beyond[:3, :2] == pixels[17:, :1]).all()
+    assert Box(0, 0, 30, 20).cut(image, (40, 60)).size == (60, 40)
+
+
+@given(st.integers(-3, 9), st.integers(-3, 9), st.integers(4, 40), st.integers(4, 40), st.data())
+def test_every_marked_pixel_marks_its_token_and_lies_in_its_hole(left, top, width, height, data):
+    box, marked = Box(left, top, width, height), np.zeros((24, 24), bool)
+    y, x = data.draw(st.integers(0, 23)), data.draw(st.integers(0, 23))
+    marked[y, x] = True
+    hole = box.tokens(marked, (4, 4))
+    assert bool(box.pixels(hole, (24, 24))[y, x]) == bool(box.inside((24, 24))[y, x])
+    other = ~hole
+    assert not box.pixels(other, (24, 24))[y, x]
+
+
+def test_what_is_painted_goes_where_the_hole_is():
+    x, painted = torch.zeros(1, 3, 8, 8), torch.ones(2, 3, 4, 4)
+    hole = torch.zeros(1, 2, 2, dtype=torch.bool)
+    hole[0, 1, 0] = True
+    box = Box(-2, 2, 8, 8)  # tokens of four pixels, the right one of the lower row
+    where = box.pixels(hole, (8, 8))
+    result = box.paste(x, painted, where)
+    assert result.shape == (2, 3, 8, 8)
+    assert torch.equal(result[0, 0] > 0.5, where) and where.sum() == 2 * 2
+    assert torch.equal(box.paste(x, painted[:1], where)[0, :, ~where], x[0, :, ~where])
+
+
+def test_a_feathered_seam_is_smoother_and_the_known_part_untouched():
+    """A VQGAN that gives everything back darker: the step at the border goes, deep inside stays."""
+    x_0 = torch.full((1, 3, 32, 32), 0.5)
+    painted = torch.full((2, 3, 32, 32), 0.1)
+    inside = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    inside[..., 16:] = True
+    soft = feathered(painted, x_0, inside, 3)
+    assert torch.equal(soft[..., :16], painted[..., :16])
+    torch.testing.assert_close(soft[..., 16], x_0.expand(2, -1, -1, -1)[..., 16], atol=0.12, rtol=0)
+    torch.testing.assert_close(soft[..., 26:], painted[..., 26:])
+    assert (soft[0, 0, 0, 16:].diff() <= 1e-6).all()
+    flat = torch.full((1, 3, 8, 8), 0.3)
+    torch.testing.assert_close(blur(flat, 2), flat)
+
+
+@given(st.integers(8, 30), st.integers(8, 30), st.tuples(*[st.integers(0, 40)] * 4))
+def test_windows_go_outwards_over_known_ground(height, width, margins):
+    left, right, top, bottom = margins
+    known = np.zeros((height + top + bottom, width + left + right), bool)
+    known[top : top + height, left : left + width] = True
+    for box in outward(known, (8, 8)):
+        inside = box.inside(known.shape)
+        assert inside.sum() == box.width * box.height  # within the canvas
+        assert known[inside].mean() >= 0.25
+        known |= inside
+    assert known.all()
+
+
+def test_the_unknown_is_filled_from_the_nearest_known():
+    pixels = np.asarray(numbered(4, 5)).copy()
+    known = np.zeros((4, 5), bool)
+    known[1:3, 1:3] = True
+    got = filled(pixels, known)
+    assert np.array_equal(got[known], pixels[known])
+    assert np.array_equal(got[1], pixels[1, [1, 1, 2, 2, 2]])
+    assert np.array_equal(got[0], got[1]) and np.array_equal(got[3], got[2])
+
+
+def test_a_known_place_is_found_in_both_directions():
+    pixels = np.asarray(numbered(1, 6)).copy()
+    known = np.array([[False, True, False, False, False, True]])
+    assert np.array_equal(filled(pixels, known)[0], pixels[0, [1, 1, 1, 1, 5, 5]])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 16)])
+def test_nothing_to_do_needs_no_window(size):
+    assert list(outward(np.ones((16, 16), bool), size)) == []
