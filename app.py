@@ -4,12 +4,13 @@
     python app.py --model runs/mine                        a folder, or a Hugging Face Hub id
     python app.py --host 0.0.0.0 --auth anna:secret        for others; never without a password
 
-A tab is one function. The endpoints `/sample`, `/inpaint` and `/chain` are open to programs as well
-(the link "API" at the foot of the page shows how), so they check everything again that the page
-checks.
+A tab is one function. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/panorama` and `/chain`
+are open to programs as well (the link "API" at the foot of the page shows how), so they check
+everything again that the page checks.
 """
 
 import inspect
+import math
 import os
 import signal
 import sys
@@ -33,16 +34,21 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from imagebart import ImageBART, scenery
-from imagebart.data import FORMATS, fit, to_rgb
-from imagebart.editing import hole_pixels, pixel_hole, refined_steps, token_hole
+from imagebart.data import FORMATS, fit, to_pil, to_rgb
+from imagebart.editing import Edit, hole_pixels, pixel_hole, refined_steps
 from imagebart.guidance import ask
+from imagebart.panorama import decode_wide, panorama_steps
 from imagebart.serving import Guard, is_this_machine, read_auth
 
 MOST_IMAGES = 16
 MOST_PASSES = 16
+MOST_MARGIN = 1024
+MOST_WIDTH = 4096
+SECONDS_BETWEEN_LOOKS = 2  # at a panorama that grows
 MOST_PIXELS = 16_000_000
 LONGEST_PROMPT = 1000
 EXAMPLES = 8
+NO_TEXT = "This model takes no text"
 PAINT = "#ff9a3c"
 HOLES = {  # in quarters of the image, # = repaint
     "Upper half": "#### #### .... ....",
@@ -178,19 +184,21 @@ def layer_mask(layer: Image.Image) -> Image.Image:
     return layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 0))
 
 
-def read_editor(model: ImageBART, editor: dict | None) -> tuple[Image.Image, Any]:
-    """(the image at the model's size, the tokens to repaint) of what the editor sent."""
+def read_editor(editor: dict | None) -> tuple[Image.Image, np.ndarray]:
+    """(the image, where it is marked) of what the editor sent."""
     if not editor or not editor.get("background"):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
     image = read_picture(editor["background"])
     marked = np.zeros((image.height, image.width), bool)
     for file in editor.get("layers") or []:
         marked |= hole_pixels(read_picture(file, layer_mask), image.size)
-    return fit(image, model.image_size), token_hole(model, marked)
+    return image, marked
 
 
-def token_map(model: ImageBART, image: Image.Image, mask: Image.Image) -> Image.Image:
-    """The image with its grid of tokens: those to be repainted tinted, the others dimmed."""
+def token_map(edit: Edit) -> Image.Image:
+    """What the model sees, with its grid of tokens: those to be repainted tinted, others dimmed."""
+    model, image = edit.model, to_pil(edit.x_0)[0]
+    mask = Image.fromarray(pixel_hole(model, edit.hole)[0, 0].cpu().numpy())
     scale = max(1, 512 // image.width)
     dimmed = Image.blend(image, Image.new("RGB", image.size, "#101820"), 0.6)
     tinted = Image.blend(image, Image.new("RGB", image.size, PAINT), 0.6)
@@ -199,11 +207,6 @@ def token_map(model: ImageBART, image: Image.Image, mask: Image.Image) -> Image.
     cell, pixels = model.vqgan.f * scale, np.array(picture)
     pixels[cell::cell], pixels[:, cell::cell] = 90, 90
     return Image.fromarray(pixels)
-
-
-def hole_mask(model: ImageBART, hole: Any) -> Image.Image:
-    """The pixels of the tokens in the hole, as a mask for PIL."""
-    return Image.fromarray(pixel_hole(model, hole)[0, 0].cpu().numpy())
 
 
 def hole_of(name: str, size: tuple[int, int]) -> Image.Image:
@@ -300,16 +303,90 @@ def inpaint(
     request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
     count, options, remark = request
     passes = whole(passes, "passes", 0, MOST_PASSES)
-    image, hole = read_editor(model, editor)
-    if not hole.any():
+    edit = Edit(model, *read_editor(editor))
+    if not edit.hole.any():
         raise ValueError("nothing is marked yet: paint over what should be repainted")
 
-    began, mask = time.perf_counter(), hole_mask(model, hole)
-    shown = stored(token_map(model, image, mask))
-    for step in refined_steps(model, model.encode(image), hole, count, passes=passes, **options):
-        painted = model.decode(step.tokens)
-        images = [stored(Image.composite(new, image, mask)) for new in painted]
+    began, shown = time.perf_counter(), stored(token_map(edit))
+    for step in refined_steps(model, edit.x_1(), edit.hole, count, passes=passes, **options):
+        images = [stored(image) for image in to_pil(edit.result(step.tokens))]
         yield shown, status(step, options["seed"], count, began, remark), images
+
+
+def outpaint(
+    model: ImageBART,
+    editor,
+    prompt="",
+    num_images=1,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    classes="",
+    negative_prompt="",
+    guidance=None,
+    passes=0,
+    left=0,
+    right=0,
+    top=0,
+    bottom=0,
+) -> Iterator[tuple]:
+    """Go on beyond the borders: (what was there, status, images).
+
+    left, right, top, bottom: pixels to add, 0 to 1024 each; the rest as in `inpaint`, what is
+    marked does not matter.
+    """
+    words = classes, negative_prompt, guidance
+    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
+    count, options, remark = request
+    given = {"left": left, "right": right, "top": top, "bottom": bottom}
+    margins = {name: whole(value, name, 0, MOST_MARGIN) for name, value in given.items()}
+    image, _ = read_editor(editor)
+    if not any(margins.values()):
+        raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
+
+    began = time.perf_counter()
+    options |= {"process": "refined", "passes": whole(passes, "passes", 0, MOST_PASSES)}
+    images = [stored(one) for one in model.outpaint(image, count, **margins, **options)]
+    yield stored(image), finished(options["seed"], count, began, remark), images
+
+
+def panorama(
+    model: ImageBART,
+    prompts="",
+    width=0,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    negative_prompt="",
+    guidance=None,
+    wrap=False,
+    exact=False,
+) -> Iterator[tuple]:
+    """Draw a wide picture, window by window: (status, picture so far).
+
+    prompts: one a line, from left to right; width in pixels, at least the model's, 0 is six times
+    that; wrap: the right end goes on at the left one; exact: a window for every token, slow.
+    """
+    width = whole(width, "width", 0, MOST_WIDTH) or 6 * model.image_size[1]
+    for name, value in (("wrap", wrap), ("exact", exact)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {short(value)}")
+    if not isinstance(prompts, str | None) or len(prompts or "") > LONGEST_PROMPT:
+        raise ValueError(f"prompts must be text of at most {LONGEST_PROMPT} characters")
+    lines = [line for line in (prompts or "").splitlines() if line.strip()] or [""]
+    words = "", negative_prompt, guidance
+    requests = [read_request(model, line, 1, seed, temperature, top_k, *words) for line in lines]
+    options, remark = requests[0][1], "".join(dict.fromkeys(remark for *_, remark in requests))
+    if options.pop("prompt", None):
+        options["prompts"] = lines
+
+    began, looked, shown = time.perf_counter(), -math.inf, None
+    how = {"mode": "exact" if exact else "fast", "wrap": wrap, **options}
+    for step in panorama_steps(model, width, **how):
+        if step.done == 1 or time.perf_counter() - looked > SECONDS_BETWEEN_LOOKS:
+            picture = decode_wide(model, step.tokens, wrap)[:, :, :, :width]
+            looked, shown = time.perf_counter(), stored(to_pil(picture)[0])
+        yield status(step, options["seed"], 1, began, remark), shown
 
 
 def chain(model: ImageBART, image, t=2, seed=0) -> tuple:
@@ -357,6 +434,10 @@ def caption(model: ImageBART, t: int) -> str:
 def status(step, seed: int, count: int, began: float, remark: str) -> str:
     if step.done < 1:
         return f"At scale t = {step.t}, {step.done:.0%} of the way …"
+    return finished(seed, count, began, remark)
+
+
+def finished(seed: int, count: int, began: float, remark: str) -> str:
     seeds = f"Seed {seed}" if count == 1 else f"Seeds {seed} to {seed + count - 1}"
     return f"{seeds}, {time.perf_counter() - began:.1f} s.{remark}"
 
@@ -394,10 +475,10 @@ picture that you mark.
 
 def controls(model: ImageBART) -> list:
     """What both endpoints ask for, in the order in which they take it."""
-    prompts = {"show_label": True, "max_lines": 3, "max_length": LONGEST_PROMPT}
-    hint = "a snowy mountain at night" if model.takes_text else "This model takes no text"
-    prompt = gr.Textbox("", label="Prompt", placeholder=hint, **prompts)
-    words = model.takes_text or bool(model.classes)
+    hint = "a snowy mountain at night" if model.takes_text else NO_TEXT
+    prompt = gr.Textbox(
+        "", label="Prompt", placeholder=hint, max_lines=3, max_length=LONGEST_PROMPT
+    )
     names = [*zip(model.class_names, model.class_names, strict=True)]
     names = names or [(str(i), str(i)) for i in range(model.classes)]
     kind = gr.Dropdown([("any", ""), *names], label="Class", visible=bool(model.classes))
@@ -405,20 +486,29 @@ def controls(model: ImageBART) -> list:
     dice = gr.Button("Random", size="sm", render=False)
     seed = gr.Number(0, label="Seed", precision=0, buttons=[dice])
     with gr.Accordion("Advanced", open=False):
-        about = "What the picture should not show"
-        negative = gr.Textbox(
-            "", label="Negative prompt", info=about, visible=model.takes_text, **prompts
-        )
-        about = "1 follows the prompt as it learned to, more follows it harder"
-        guidance = gr.Slider(
-            0, 8, model.guidance, step=0.1, label="Guidance", info=about, visible=words
-        )
-        about = "0 takes the likeliest token always"
-        temperature = gr.Slider(0, 5, 1, step=0.05, label="Temperature", info=about)
-        about = "Only the k likeliest tokens; 0 is all"
-        top_k = gr.Slider(0, model.K, 0, step=1, label="Top-k", info=about)
+        negative, guidance = controls_of_words(model)
+        temperature, top_k = controls_of_chance(model)
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)")
     return [prompt, count, seed, temperature, top_k, kind, negative, guidance]
+
+
+def controls_of_words(model: ImageBART) -> list:
+    """What else there is to say: negative prompt, guidance."""
+    about, led = "What the picture should not show", model.takes_text or bool(model.classes)
+    negative = gr.Textbox(
+        "", label="Negative prompt", info=about, max_length=LONGEST_PROMPT, visible=model.takes_text
+    )
+    about = "1 follows the prompt as it learned to, more follows it harder"
+    guidance = gr.Slider(0, 8, model.guidance, step=0.1, label="Guidance", info=about, visible=led)
+    return [negative, guidance]
+
+
+def controls_of_chance(model: ImageBART) -> list:
+    """How the tokens are drawn: temperature, top-k."""
+    about = "0 takes the likeliest token always"
+    temperature = gr.Slider(0, 5, 1, step=0.05, label="Temperature", info=about)
+    about = "Only the k likeliest tokens; 0 is all"
+    return [temperature, gr.Slider(0, model.K, 0, step=1, label="Top-k", info=about)]
 
 
 def results_gallery(**options) -> tuple[gr.Gallery, gr.State]:
@@ -458,8 +548,12 @@ def endpoint(steps: Callable, model: ImageBART) -> Callable:
     return run
 
 
-def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, index) -> None:
-    """Run calls the endpoint, one visitor after another; Stop ends it after the scale it is at."""
+def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, index=None) -> None:
+    """Run calls the endpoint, one visitor after another; Stop ends it after the scale it is at.
+
+    The status is the output that is text; `index` is what is selected in the gallery.
+    """
+    (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
     event = run.click(
         endpoint(steps, model),
@@ -471,11 +565,12 @@ def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, 
         concurrency_limit=1,
         concurrency_id="model",
         show_progress="minimal",
-        show_progress_on=outputs[1],
+        show_progress_on=line,
     )
-    run.click(lambda: 0, None, index, api_visibility="private", queue=False)
+    if index is not None:
+        run.click(lambda: 0, None, index, api_visibility="private", queue=False)
     stop.click(
-        lambda: "Stopped.", None, outputs[1], cancels=[event], api_visibility="private", queue=False
+        lambda: "Stopped.", None, line, cancels=[event], api_visibility="private", queue=False
     )
 
 
@@ -524,6 +619,12 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
             inputs = controls(model)
             passes = gr.Slider(0, MOST_PASSES, 0, step=1, label="Refinement passes", info=about)
             buttons = run_buttons("Repaint")
+            with gr.Accordion("Go on beyond the borders", open=False):
+                margins = [
+                    gr.Slider(0, MOST_MARGIN, 0, step=8, label=f"Pixels {where}")
+                    for where in ("to the left", "to the right", "above", "below")
+                ]
+                beyond = run_buttons("Outpaint")
             line = gr.Markdown(elem_id="edit-status", min_height=28)
             shown = gr.Image(
                 label="Tokens to repaint",
@@ -554,11 +655,13 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
 
     @sentences()
     def mark(name: str, value: dict | None) -> dict:
-        image, _ = read_editor(model, value)
+        image, _ = read_editor(value)
         return for_editor(image, hole_of(name, image.size))
 
     inputs = [editor, *inputs, passes]
-    connect(model, inpaint, buttons, inputs, [shown, line, gallery], index)
+    outputs = [shown, line, gallery]
+    connect(model, inpaint, buttons, inputs, outputs, index)
+    connect(model, outpaint, beyond, [*inputs, *margins], outputs, index)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shelf.select(pick, None, editor, **private)
     upload.upload(uploaded, upload, editor, preprocess=False, **private)
@@ -567,6 +670,39 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
         button.click(partial(mark, name), editor, editor, preprocess=False, **private)
     again.click(chosen_for_editor, [gallery, index], editor, **private)
     return SimpleNamespace(editor=editor)
+
+
+def panorama_tab(model: ImageBART) -> None:
+    """Draw a wide picture from one prompt or several."""
+    _, W = model.image_size
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            hint = "a desert at noon\na city at night" if model.takes_text else NO_TEXT
+            about = "One a line, from left to right"
+            prompts = gr.Textbox(
+                "",
+                label="Prompts",
+                placeholder=hint,
+                info=about,
+                lines=3,
+                max_length=LONGEST_PROMPT,
+            )
+        with gr.Column(scale=2, min_width=300):
+            width = gr.Slider(W, MOST_WIDTH, 6 * W, step=model.vqgan.f, label="Width in pixels")
+            seed = gr.Number(0, label="Seed", precision=0)
+        with gr.Column(scale=2, min_width=300), gr.Accordion("Advanced", open=False):
+            words = controls_of_words(model)
+            temperature, top_k = controls_of_chance(model)
+            wrap = gr.Checkbox(label="Wrap around", info="The right end goes on at the left one")
+            about = "A window for every token, as the paper does: many times slower"
+            exact = gr.Checkbox(label="Exact", info=about)
+    buttons = run_buttons("Draw")
+    line = gr.Markdown(elem_id="panorama-status", min_height=28)
+    picture = gr.Image(
+        label="Panorama", format="png", interactive=False, elem_id="panorama", height="auto"
+    )
+    inputs = [prompts, width, seed, temperature, top_k, *words, wrap, exact]
+    connect(model, panorama, buttons, inputs, [line, picture])
 
 
 def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
@@ -654,6 +790,8 @@ def build(model: ImageBART) -> gr.Blocks:
                 samples = sample_tab(model)
             with gr.Tab("Edit", id="edit"):
                 edits = edit_tab(model, examples)
+            with gr.Tab("Panorama", id="panorama"):
+                panorama_tab(model)
             with gr.Tab("Chain", id="chain"):
                 chain_tab(model, examples)
         samples.send.click(

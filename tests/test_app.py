@@ -21,6 +21,7 @@ from PIL import Image
 import app
 from imagebart import ImageBART, serving
 from imagebart.data import fit, to_rgb
+from imagebart.editing import Edit
 from imagebart.guidance import pieces_in
 from imagebart.model import SHIPPED
 
@@ -135,13 +136,19 @@ def test_endpoints_have_these_names_and_defaults(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     options = {"prompt": "", "num_images": 1, "seed": 0, "temperature": 1, "top_k": 0}
     options |= {"classes": "", "negative_prompt": "", "guidance": 1}
+    edits = {**options, "passes": 0}
     got = {
         name: {p["parameter_name"]: p["parameter_default"] for p in endpoint["parameters"]}
         for name, endpoint in named.items()
     }
     assert got == {
         "/sample": options,
-        "/inpaint": {"editor": None, **options, "passes": 0},
+        "/inpaint": {"editor": None, **edits},
+        "/outpaint": {"editor": None, **edits, "left": 0, "right": 0, "top": 0, "bottom": 0},
+        "/panorama": {
+            **{"prompts": "", "width": 192, "seed": 0, "temperature": 1, "top_k": 0},
+            **{"negative_prompt": "", "guidance": 1, "wrap": False, "exact": False},
+        },
         "/chain": {"image": None, "t": 2, "seed": 0},
     }
 
@@ -202,13 +209,56 @@ def test_an_edit_keeps_every_pixel_outside_the_painted_tokens(client, model, tmp
     *_, gallery = client.predict(request, num_images=2, seed=5, api_name="/inpaint")
     assert_same(gallery, model.inpaint(image, marked, 2, seed=5))
 
-    fitted = np.asarray(fit(image, model.image_size))
-    hole = app.token_hole(model, marked)
-    kept = ~np.asarray(app.hole_mask(model, hole))
+    kept, before = ~Edit(model, image, marked).inside.numpy(), np.asarray(image)
     assert 0 < kept.sum() < kept.size
     for result in pixels(gallery):
-        np.testing.assert_array_equal(result[kept], fitted[kept])
-        assert (result[~kept] != fitted[~kept]).any()
+        np.testing.assert_array_equal(result[kept], before[kept])
+        assert (result[~kept] != before[~kept]).any()
+
+
+def test_a_picture_goes_on_beyond_its_borders(client, model, tmp_path):
+    image = picture(32, 32)
+    request, how = editor(saved(image, tmp_path)), {"left": 8, "bottom": 20, "seed": 4, "passes": 1}
+    _, line, gallery = client.predict(request, num_images=2, **how, api_name="/outpaint")
+    assert line.startswith("Seeds 4 to 5, ")
+    assert_same(gallery, model.outpaint(image, 2, process="refined", **how))
+    assert pixels(gallery)[0].shape == (52, 40, 3)
+    for values, sentence in (
+        ({}, "there is nothing to add yet"),
+        ({"top": 1025}, "top must lie in 0 to 1024, got 1025"),
+    ):
+        with pytest.raises(AppError, match=f"^{sentence}"):
+            client.predict(request, **values, api_name="/outpaint")
+
+
+def test_a_panorama_is_the_models_and_grows(client, model):
+    job = client.submit(width=100, seed=3, wrap=True, api_name="/panorama")
+    line, picture = job.result()
+    assert line.startswith("Seed 3, ")
+    assert_same([Image.open(picture)], model.panorama(100, seed=3, wrap=True))
+    lines = [line for line, _ in job.outputs()]
+    assert len(lines) > 4 and all("of the way" in line for line in lines[:-1])
+    _, exact = client.predict(width=40, seed=3, exact=True, api_name="/panorama")
+    assert_same([Image.open(exact)], model.panorama(40, seed=3, mode="exact"))
+    for values, sentence in (
+        ({"width": 31}, "width must be at least the model's 32, got 31"),
+        ({"width": 4097}, "width must lie in 0 to 4096, got 4097"),
+        ({"wrap": 1}, "wrap must be true or false, got 1"),
+        ({"prompts": "x" * 1001}, "prompts must be text of at most 1000 characters"),
+    ):
+        with pytest.raises(AppError, match=f"^{re.escape(sentence)}$"):
+            client.predict(**values, api_name="/panorama")
+
+
+def test_prompts_of_a_panorama_are_its_lines(make_model):
+    model = make_model(T=3, classes=2, text_length=6, text_pieces=8, droppable=True)
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(pieces_in(["a lake at night"], 6))
+    *_, (line, got) = app.panorama(model, "lake\n\nvolcano night ", width=96, seed=2, guidance=2)
+    with pytest.warns(UserWarning, match="volcano"):
+        expected = model.panorama(96, prompts=["lake", "volcano night"], seed=2, guidance=2)
+    assert_same([Image.open(got)], expected)
+    assert line.endswith("prompt: this model has never seen volcano.")
 
 
 def test_a_layer_without_transparency_marks_where_it_is_white(client, model, tmp_path):
@@ -558,6 +608,35 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     edited = repaint(page, 10)
     np.testing.assert_array_equal(edited[16:], fitted[16:])
     assert (edited[:16] != fitted[:16]).any()
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
+def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
+    page.get_by_role("tab", name="Panorama").click()
+    page.get_by_role("spinbutton", name="Width in pixels").fill("80")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator("#panorama-status").get_by_text("Seed 0,").wait_for()
+    source = page.locator("#panorama img").first.get_attribute("src")
+    seen = Image.open(BytesIO(page.request.get(source).body()))
+    assert_same([seen], model.panorama(80, seed=0))
+
+    page.get_by_role("tab", name="Edit").click()
+    page.locator("#examples .thumbnail-item").first.click()
+    page.locator("#editor canvas").first.wait_for()
+    page.get_by_role("button", name="Go on beyond the borders").click()
+    page.get_by_role("spinbutton", name="Pixels below").fill("16")
+    for _ in range(10):  # until the picture has come to the editor
+        page.get_by_role("button", name="Outpaint", exact=True).click()
+        page.wait_for_timeout(2000)
+        page.locator("#edit-status").get_by_text("Seed").or_(
+            page.get_by_text("Error", exact=True)
+        ).first.wait_for()
+        if page.locator("#edit-status").get_by_text("Seed 0,").is_visible():
+            break
+    example = app.example_pictures(model)[0]
+    np.testing.assert_array_equal(shown(page, "#edits")[:32], np.asarray(example))
+    assert shown(page, "#edits").shape == (48, 32, 3)
     assert page.complaints == []
 
 
