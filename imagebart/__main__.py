@@ -1,6 +1,9 @@
 """The shell door: python -m imagebart COMMAND …
 
-    import    a released model → a folder that `ImageBART.from_pretrained` reads
+    sample      pictures from noise, one file a seed
+    edit        repaint what a mask marks, one half of a picture, or what lies beyond its borders
+    panorama    a picture wider than the model's
+    import      a released model → a folder that `ImageBART.from_pretrained` reads
 
 `python -m imagebart COMMAND --help` says more.
 """
@@ -13,7 +16,9 @@ from typing import Annotated, Literal
 import tyro
 from tqdm import tqdm
 
+from imagebart.data import read_image
 from imagebart.importing import PUBLISHED, import_released
+from imagebart.model import ImageBART
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,116 @@ class Import:
         print(f"{self.out}: {PUBLISHED[self.name].about}")
 
 
-COMMANDS = {"import": Import}
+@dataclass(frozen=True)
+class Model:
+    """Which model, and what is asked of it."""
+
+    model: str | None = None  # a folder or a Hugging Face Hub id; the shipped model if not given
+    device: str | None = None  # "cpu", "cuda" …; the best there is if not given
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0  # only the k likeliest tokens; 0 is all
+    negative_prompt: str | None = None
+    guidance: float | None = None  # the model's own if not given
+
+    def load(self) -> ImageBART:
+        return ImageBART.from_pretrained(self.model, device=self.device)
+
+    def options(self) -> dict:
+        names = ("seed", "temperature", "top_k", "negative_prompt", "guidance")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Sample(Model):
+    """Draw pictures: OUT/seed_0.png, OUT/seed_1.png …"""
+
+    out: Path = Path("samples")  # the folder to write to
+    num_images: int = 1
+    prompt: str | None = None
+    classes: str | None = None  # a name, or a number
+
+    def run(self) -> None:
+        words = {"prompt": self.prompt, "classes": class_of(self.classes)}
+        images = self.load().sample(self.num_images, **self.options(), **words)
+        save_by_seed(images, self.out, self.seed)
+
+
+@dataclass(frozen=True)
+class Edit(Model):
+    """Repaint a picture: OUT/seed_0.png … Everything that is not repainted stays, bit for bit."""
+
+    image: tyro.conf.Positional[Path] = tyro.MISSING
+    mask: Path | None = None  # a picture as large as the image, white where to repaint
+    keep: Literal["upper", "lower", "left", "right"] | None = None  # the half that stays
+    left: int = 0  # pixels to add beyond the border
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+    passes: int = 0  # how often the finest scale is forgotten and remembered again
+    out: Path = Path("edits")  # the folder to write to
+    num_images: int = 1
+    prompt: str | None = None
+    classes: str | None = None  # a name, or a number
+
+    def run(self) -> None:
+        margins = {name: getattr(self, name) for name in ("left", "right", "top", "bottom")}
+        wanted = [self.mask is not None, self.keep is not None, any(margins.values())]
+        if sum(wanted) != 1:
+            raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
+        image = read_image(self.image)
+        mask = None if self.mask is None else read_image(self.mask)
+        model = self.load()
+        options = self.options() | {"process": "refined", "passes": self.passes}
+        options |= {"prompt": self.prompt, "classes": class_of(self.classes)}
+        if mask is not None:
+            images = model.inpaint(image, mask, self.num_images, **options)
+        elif self.keep is not None:
+            images = model.complete(image, self.num_images, keep=self.keep, **options)
+        else:
+            images = model.outpaint(image, self.num_images, **margins, **options)
+        save_by_seed(images, self.out, self.seed)
+
+
+@dataclass(frozen=True)
+class Panorama(Model):
+    """Draw a wide picture, from one prompt or from several that follow from left to right."""
+
+    width: int = 768
+    height: int | None = None  # the model's if not given
+    prompts: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # names, or numbers
+    mode: Literal["fast", "exact"] = "fast"
+    wrap: tyro.conf.FlagCreatePairsOff[bool] = False  # the right end goes on at the left one
+    out: Path = Path("panorama.png")
+
+    def run(self) -> None:
+        model = self.load()
+        words = {
+            "prompts": list(self.prompts) or None,
+            "classes": [class_of(name) for name in self.classes] or None,
+        }
+        how = {"mode": self.mode, "wrap": self.wrap, **words, **self.options()}
+        (image,) = model.panorama(self.width, self.height, **how)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        image.save(self.out)
+        print(self.out)
+
+
+def class_of(name: str | None) -> str | int | None:
+    """A class as the library takes it: digits are an id."""
+    return int(name) if name is not None and name.isdecimal() else name
+
+
+def save_by_seed(images: list, out: Path, seed: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        path = out / f"seed_{seed + i}.png"
+        image.save(path)
+        print(path)
+
+
+COMMANDS = {"sample": Sample, "edit": Edit, "panorama": Panorama, "import": Import}
 
 
 class Bars:
@@ -80,7 +194,7 @@ def main(arguments: list[str]) -> None:
     prog = f"python -m imagebart {arguments[0]}"
     try:
         tyro.cli(command, args=arguments[1:], prog=prog).run()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped: nothing is half-written")

@@ -1,0 +1,92 @@
+"""`python -m imagebart sample | edit | panorama`: files in, files out, errors in a sentence."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagebart.__main__ import main
+from imagebart.guidance import pieces_in
+
+
+@pytest.fixture(scope="module")
+def folder(make_model, tmp_path_factory):
+    """A model that takes text and classes, in a folder."""
+    model = make_model(T=3, classes=2, text_length=6, text_pieces=8, droppable=True)
+    model.class_names = ["lake", "desert"]
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(pieces_in(["a lake at night"], 6))
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(path)
+    return model, ["--model", str(path), "--device", "cpu"]
+
+
+def same(path, image) -> bool:
+    return np.array_equal(np.asarray(Image.open(path)), np.asarray(image))
+
+
+def picture(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_sample_writes_a_file_a_seed(folder, tmp_path, capsys):
+    model, base = folder
+    words = ["--prompt", "a lake", "--classes", "desert", "--guidance", "2", "--seed", "4"]
+    main(["sample", *base, *words, "--num-images", "2", "--out", str(tmp_path / "new")])
+    how = dict(prompt="a lake", classes="desert", guidance=2.0, seed=4)
+    for i, image in enumerate(model.sample(2, **how)):
+        assert same(tmp_path / "new" / f"seed_{4 + i}.png", image)
+    assert capsys.readouterr().out.splitlines()[1].endswith("seed_5.png")
+    main(["sample", *base, "--classes", "1", "--out", str(tmp_path / "one")])
+    assert same(tmp_path / "one" / "seed_0.png", model.sample(1, classes=1)[0])
+
+
+def test_edit_repaints_what_was_said(folder, tmp_path):
+    model, base = folder
+    image, mask = picture(50, 40), np.zeros((40, 50), np.uint8)
+    mask[5:9, 30] = 255
+    image.save(tmp_path / "image.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    start = [
+        "edit",
+        str(tmp_path / "image.png"),
+        *base,
+        "--out",
+        str(tmp_path),
+        "--prompt",
+        "night",
+    ]
+    how = dict(process="refined", passes=1, prompt="night")
+    main([*start, "--mask", str(tmp_path / "mask.png"), "--passes", "1"])
+    assert same(tmp_path / "seed_0.png", model.inpaint(image, mask > 0, **how)[0])
+    main([*start, "--keep", "upper", "--passes", "1"])
+    assert same(tmp_path / "seed_0.png", model.complete(image, keep="upper", **how)[0])
+    main([*start, "--left", "9", "--passes", "1"])
+    assert same(tmp_path / "seed_0.png", model.outpaint(image, left=9, **how)[0])
+
+
+def test_panorama_writes_one_file(folder, tmp_path):
+    model, base = folder
+    out = tmp_path / "deep" / "wide.png"
+    words = ["--prompts", "a lake", "night", "--classes", "lake", "1", "--wrap"]
+    main(["panorama", *base, "--width", "90", *words, "--out", str(out)])
+    how = dict(prompts=["a lake", "night"], classes=["lake", 1], wrap=True)
+    assert same(out, model.panorama(90, **how)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sample", "--classes", "laek"], "error: classes must be ids in [0, 2) or names (lake)"),
+        (["panorama", "--width", "9"], "error: width must be at least the model's 32, got 9"),
+        (["edit", "IMAGE"], "error: give one of --mask, --keep, or --left"),
+        (["edit", "IMAGE", "--keep", "left", "--top", "4"], "error: give one of --mask"),
+        (["edit", "nowhere.png", "--keep", "left"], "error: nowhere.png: must be a readable image"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(folder, tmp_path, arguments, sentence):
+    picture(32, 32).save(tmp_path / "image.png")
+    command, *rest = (str(tmp_path / "image.png") if a == "IMAGE" else a for a in arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main([command, *folder[1], *rest])
+    assert str(stopped.value).startswith(sentence)
