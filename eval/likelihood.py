@@ -22,6 +22,7 @@ from tqdm import tqdm
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import sha256_of, write_json
 from imagebart.data import open_data
+from imagebart.guidance import ask
 from imagebart.model import SHIPPED
 from imagebart.receipts import receipt
 
@@ -42,19 +43,19 @@ class Config:
 def main(config: Config) -> dict:
     device = distributed.pick_device(config.device)
     model = ImageBART.from_pretrained(config.model, device=device)
-    train = tokens_of(model, config.data, "train", config.n_frequency)
-    x_1 = tokens_of(model, config.data, "validation", config.n)
+    train, _ = tokens_of(model, config.data, "train", config.n_frequency)
+    x_1, said = tokens_of(model, config.data, "validation", config.n)
     frequency = torch.bincount(train.flatten(), minlength=model.K).float() + 1
     u = frequency / frequency.sum()
 
     report = {"n": config.n, "seed": config.seed, "K": model.K, "T": model.T}
     report["unigram_entropy"] = -(u * u.log()).sum().item()
-    report["scales"] = chain_losses(model, x_1, config, frequency)
+    report["scales"] = chain_losses(model, x_1, said, config, frequency)
     report["sum"] = sum(row["nats"] for row in report["scales"].values())
     report["bits_per_token"] = report["sum"] / math.log(2)
     if config.baseline:
         other = ImageBART.from_pretrained(config.baseline, device=device)
-        rows = chain_losses(other, x_1, config, frequency)
+        rows = chain_losses(other, x_1, said, config, frequency)
         report["baseline"] = {"T": other.T, "scales": rows}
         report["baseline"]["sum"] = sum(row["nats"] for row in rows.values())
     files = sorted(Path(config.model).glob("*.safetensors"))
@@ -62,37 +63,68 @@ def main(config: Config) -> dict:
     return report | receipt(device)
 
 
-def tokens_of(model: ImageBART, data: str, split: str, count: int) -> Tensor:
-    """x_1 of the first `count` images of a split, (b, n)."""
+def tokens_of(model: ImageBART, data: str, split: str, count: int) -> tuple[Tensor, dict]:
+    """x_1 of the first `count` images of a split, (b, n), and what is said of them."""
     images = open_data(data, model.image_size[0], split, count)
-    grids = []
+    grids, said = [], {"classes": [], "prompt": [], "semantic_map": []}
     with torch.inference_mode():
         for i in tqdm(range(len(images)), desc=f"encode {split}", mininterval=5):
-            grids.append(model.vqgan.encode(images[i]["image"][None].to(model.device)))
-    return rearrange(torch.cat(grids), "b h w -> b (h w)")
+            item = images[i]
+            grids.append(model.vqgan.encode(item["image"][None].to(model.device)))
+            label = item["label"]
+            said["classes"].append(label if label >= 0 else None)
+            said["prompt"].append(item["caption"])
+            said["semantic_map"].append(item.get("map"))
+    return rearrange(torch.cat(grids), "b h w -> b (h w)"), said
+
+
+def conditions_of(model: ImageBART, said: dict, count: int) -> tuple[Tensor | None, Tensor | None]:
+    """(the condition that says nothing, the one that says all the model takes), if it takes any."""
+    config = model.denoisers[model.T].config
+    takes = {"classes": config.classes, "prompt": config.text_length}
+    takes["semantic_map"] = config.map_kinds
+    told = {name: said[name] for name, size in takes.items() if size}
+    if not told:
+        return None, None
+    silent = ask(model, count, guidance=1.0).condition if config.droppable else None
+    return silent, ask(model, count, guidance=1.0, **told).condition
 
 
 @torch.inference_mode()
-def chain_losses(model: ImageBART, x_1: Tensor, config: Config, frequency: Tensor) -> dict:
-    """{t: nats per token of the denoiser, of the closed form, and the denoiser's parameters}."""
+def chain_losses(
+    model: ImageBART, x_1: Tensor, said: dict, config: Config, frequency: Tensor
+) -> dict:
+    """{t: nats per token of the denoiser, of the closed form, and the denoiser's parameters}.
+
+    A model with conditions is asked without them, and with all that the data say ("told").
+    """
     diffusion, rows = model.diffusion, {}
+    silent, told = conditions_of(model, said, len(x_1))
     for t, denoiser in model.denoisers.items():
         generator = torch.Generator().manual_seed(config.seed)
         x_prev, x_t = (x.to(x_1.device) for x in diffusion.q_sample_pair(x_1.cpu(), t, generator))
-        nats = closed = 0.0
+        nats = closed = nats_told = 0.0
         for part in tqdm(
             torch.arange(len(x_1)).split(config.batch), desc=f"t = {t}", mininterval=5
         ):
-            logits = denoiser(x_prev[part], x_t[part])
-            nats += diffusion.loss_t(logits, x_t[part], x_1[part], t).sum().item()
+            tokens = x_t[part], x_1[part], t
+            if told is not None:
+                logits = denoiser(x_prev[part], x_t[part], told[part])
+                nats_told += diffusion.loss_t(logits, *tokens).sum().item()
+            if told is None or silent is not None:
+                condition = None if silent is None else silent[part]
+                logits = denoiser(x_prev[part], x_t[part], condition)
+                nats += diffusion.loss_t(logits, *tokens).sum().item()
             guess = diffusion.closed_form_predictor(x_t[part], t, frequency).log()
-            closed += diffusion.loss_t(guess, x_t[part], x_1[part], t).sum().item()
+            closed += diffusion.loss_t(guess, *tokens).sum().item()
         parameters = sum(p.numel() for p in denoiser.parameters())
         rows[t] = {
-            "nats": nats / x_1.numel(),
+            "nats": (nats or nats_told) / x_1.numel(),
             "closed_form": closed / x_1.numel(),
             "parameters": parameters,
         }
+        if told is not None:
+            rows[t]["nats_told"] = nats_told / x_1.numel()
     return rows
 
 
@@ -103,6 +135,9 @@ def table(report: dict) -> str:
             f"{t}    {row['nats']:10.3f}   {row['closed_form']:11.3f}   {row['parameters']:,}"
         )
     lines.append(f"sum  {report['sum']:10.3f}   ({report['bits_per_token']:.3f} bits per token)")
+    if all("nats_told" in row for row in report["scales"].values()):
+        told = ", ".join(f"{row['nats_told']:.3f}" for row in report["scales"].values())
+        lines.append(f"told all that the data say: {told}")
     if "baseline" in report:
         baseline = report["baseline"]
         lines.append(f"baseline, T = {baseline['T']}: {baseline['sum']:.3f} nats per token")

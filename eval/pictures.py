@@ -6,6 +6,8 @@ samples.png           16 samples above 16 held-out renders
 chain.png             x_T … x_1 of two samples
 edits.png             a render, what is marked, and three ways to repaint it
 reconstructions.png   held-out renders above what the VQGAN makes of them
+prompts.png           twelve prompts, two seeds each, if the model takes text
+panorama.png          eight times as wide as the model's pictures, from two prompts if it takes text
 """
 
 import sys
@@ -19,6 +21,21 @@ from PIL import Image
 from imagebart import ImageBART, scenery, show
 from imagebart.checkpoint import atomic_write
 from imagebart.model import SHIPPED
+
+PROMPTS = (
+    "northern lights over snowy mountains at night",
+    "a green meadow at noon",
+    "a desert of dunes at sunset",
+    "a city at night",
+    "a lake among hills in autumn",
+    "a sea coast with a sailing boat",
+    "a snowy forest under heavy clouds",
+    "a canyon at dawn",
+    "a volcano at night",
+    "a village by a river at noon",
+    "islands in the fog",
+    "an arctic sea with icebergs at noon",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,17 @@ def main(config: Config) -> None:
 
     back = model.decode(model.encode(renders[:8]))
     save(show.grid([*renders[:8], *back], columns=8), config.out / "reconstructions.png")
+
+    wide = {"prompts": ["a desert at sunset", "a city at night"]} if model.takes_text else {}
+    panorama = model.panorama(8 * model.image_size[1], seed=config.seed, **wide)
+    save(show.grid(panorama, columns=1), config.out / "panorama.png")
+    if model.takes_text:
+        pairs = [model.sample(2, prompt=prompt, seed=config.seed) for prompt in PROMPTS]
+        first, second = zip(*pairs, strict=True)
+        six = [slice(0, 6), slice(6, 12)]
+        images = [image for part in six for row in (first, second) for image in row[part]]
+        captions = [c for part in six for c in (*PROMPTS[part], *[""] * 6)]
+        save(show.grid(images, columns=6, captions=captions), config.out / "prompts.png")
 
 
 def held_out(model: ImageBART, index: int) -> Image.Image:

@@ -15,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imagebart import ImageBART, checkpoint, perceptual, presets
+from imagebart import ImageBART, checkpoint, perceptual, presets, scenery
 from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
+from imagebart.conditioning import commonest_kinds
 from imagebart.data import TokenFile
+from imagebart.guidance import pieces_in
 
 ROOT = Path(__file__).parents[1]
 ALONE = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -103,7 +105,47 @@ def test_an_empty_folder_becomes_a_model_that_paints(chain):
     assert (len(tokens), tokens.height, tokens.width, tokens.K) == (24, 8, 8, model.K)
     assert tokens.vqgan_sha256 == sha256_of(chain / "tokens" / "vqgan" / "vqgan.safetensors")
     assert tokens.vqgan_sha256 == sha256_of(chain / "model" / "vqgan.safetensors")
-    assert len(TokenFile(chain / "tokens" / "validation").captions) == 16
+    validation = TokenFile(chain / "tokens" / "validation")
+    assert len(validation.captions) == 16 and validation.maps.shape == (16, 64)
+    scene = scenery.render(scenery.scene_seed("validation", 5), 64, 64)
+    assert (validation.maps[5].reshape(8, 8) == commonest_kinds(scene.semantic_map, (8, 8))).all()
+    assert validation.map_names == scenery.LABELS
+
+
+def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_path, monkeypatch):
+    """Told nothing it is that one; and it learns what the words of its captions mean."""
+    tiny, said = presets.PRESETS["tiny"], dict(classes=12, text_length=24, text_pieces=128)
+    shapes = {name: replace(getattr(tiny, name), **said) for name in ("between", "last")}
+    row = replace(tiny, **shapes)
+    monkeypatch.setitem(presets.PRESETS, "tiny", row)
+    with pytest.raises(SystemExit, match="must be a file that can be read"):
+        train_scale(chain, tmp_path / "none", "--steps", 1, "--init", tmp_path)
+    droppable = {name: replace(shape, droppable=True) for name, shape in shapes.items()}
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **droppable))
+    with pytest.raises(SystemExit, match="droppable if conditions are dropped"):
+        train_scale(chain, tmp_path / "none", "--steps", 1)
+    drops = replace(tiny.scale, drop_classes=0.5, drop_text=0.25)
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **droppable, scale=drops))
+
+    still = ("--steps", 1, "--learning-rate", 0, "--init", chain / "model")
+    for t in (2, 3):
+        train_scale(chain, tmp_path / "model", *still, t=t)
+    told, plain = (
+        ImageBART.from_pretrained(folder / "model", device="cpu") for folder in (tmp_path, chain)
+    )
+    assert told.class_names == list(scenery.KINDS) and plain.class_names == []
+    for a, b in zip(told.sample_steps(2, seed=3), plain.sample_steps(2, seed=3), strict=True):
+        assert torch.equal(a.tokens, b.tokens)
+
+    train_scale(chain, tmp_path / "taught", "--steps", 3, t=3)
+    (_, before), (_, after) = (
+        Checkpoints(tmp_path / name / "checkpoints" / "scale_3").latest()
+        for name in ("model", "taught")
+    )
+    row = after["denoiser"]["prefix.text.row"]
+    assert torch.equal(row, before["denoiser"]["prefix.text.row"])
+    captions = TokenFile(chain / "tokens" / "train").captions
+    assert torch.equal((row >= 0).nonzero()[:, 0], pieces_in(captions, 24))
 
 
 def test_tokens_are_those_of_the_images(chain):
