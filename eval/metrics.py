@@ -15,13 +15,11 @@ import io
 import pickle
 import warnings
 from collections.abc import Collection, Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -32,6 +30,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from imagebart.checkpoint import atomic_write, sha256_of
 from imagebart.distributed import Ranks
+from imagebart.ranking import CLIP
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
@@ -67,33 +66,6 @@ class Inception(nn.Module):
         # TF32 would move the features: in full precision all machines agree.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.net(images)
-
-
-class Clip(nn.Module):
-    """cos(E_image, E_text), b: how well each caption says what its picture shows."""
-
-    def __init__(self, folder: Path):
-        super().__init__()
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"--clip must be the folder of a CLIP model, got {folder}")
-        from transformers import CLIPModel, CLIPProcessor  # seconds, so only when asked for
-
-        self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
-        self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        self.longest = self.model.config.text_config.max_position_embeddings
-        files = sorted(chain(folder.glob("*.safetensors"), folder.glob("*.bin")))
-        self.sha256 = {file.name: sha256_of(file) for file in files}
-
-    def forward(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        # The tokenizer cuts a long caption before its end mark, whose place CLIP reads.
-        cut = {"padding": True, "truncation": True, "max_length": self.longest}
-        pixels = self.processor(images=list(images.cpu()), return_tensors="pt").to(images.device)
-        words = self.processor(text=list(captions), return_tensors="pt", **cut).to(images.device)
-
-        # Since transformers 5 the projected embedding is the output's `pooler_output`.
-        image = self.model.get_image_features(**pixels).pooler_output
-        text = self.model.get_text_features(**words).pooler_output
-        return F.cosine_similarity(image, text)
 
 
 class Given(nn.Module):
@@ -138,7 +110,7 @@ class Jury:
             if name in names
         }
         self.inception = Inception(inception).to(self.device) if self.metrics else None
-        self.clip = Clip(clip).to(self.device) if "clip" in names else None
+        self.clip = CLIP(clip).to(self.device) if "clip" in names else None
         self.seen: dict[bool, list[bytes]] = {True: [], False: []}
         self.cosines: list[float] = []
         self.stats, self.stats_n = None, None
@@ -163,7 +135,7 @@ class Jury:
         if self.clip and not real:
             if len(captions) != len(images) or not all(captions):
                 raise ValueError("clip needs a caption for every picture")
-            self.cosines += self.clip(images, captions).tolist()
+            self.cosines += self.clip(images.cpu(), captions).tolist()
 
     def _measure(self, features: Tensor, logits: Tensor, real: bool) -> None:
         for name, metric in self.metrics.items():

@@ -7,7 +7,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import string
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,6 +30,7 @@ from torchmetrics.multimodal import CLIPScore
 from imagebart import ImageBART
 from imagebart.data import ImageFolder
 from imagebart.distributed import Ranks
+from imagebart.ranking import CLIP
 
 ROOT = Path(__file__).parents[1]
 EVAL = ROOT / "eval"
@@ -76,40 +76,6 @@ def torch_home(tmp_path_factory) -> Path:
 def at_home(torch_home, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(torch_home))
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory) -> Path:
-    """A CLIP model in a folder, whose tokens are letters and whose longest text has twelve."""
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPProcessor,
-        CLIPTokenizer,
-    )
-
-    letters = [letter + end for letter in string.printable[:94] for end in ("", "</w>")]
-    vocabulary = [*letters, "<|startoftext|>", "<|endoftext|>"]
-    start, end = len(letters), len(letters) + 1
-    width = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 12, **ids, **width}
-    vision = {"image_size": 32, "patch_size": 8, **width}
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
-
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, merges=[])
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    folder = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(folder)
-    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
-    return folder
 
 
 def paint(folder: Path, n: int, seed: int, size: int = 48) -> Path:
@@ -347,7 +313,7 @@ def test_clip_score_is_the_mean_cosine(clip, folders):
 
 
 def test_long_captions_are_read_as_far_as_they_fit(clip, folders):
-    image, eyes = pixels(folders[0])[:1], metrics.Clip(clip)
+    image, eyes = pixels(folders[0])[:1], CLIP(clip)
     assert torch.equal(eyes(image, ["0123456789"]), eyes(image, ["0123456789 and more"]))
     assert not torch.equal(eyes(image, ["0123456789"]), eyes(image, ["012345678"]))
 

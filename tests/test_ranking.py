@@ -1,0 +1,76 @@
+"""The best of many: which are kept, that seeds draw them again, and what CLIP says."""
+
+import numpy as np
+import pytest
+import torch
+
+from imagebart.ranking import CLIP, best_of, reject
+
+
+def brightness(images) -> list[float]:
+    return [float(np.asarray(image).mean()) for image in images]
+
+
+def test_the_best_of_many_are_those_of_a_plain_sort(tiny):
+    images = tiny.sample(11, seed=20)
+    order = np.argsort(brightness(images))[::-1][:3]
+    for chunk in (1, 4, 11, 50):
+        best = best_of(tiny, 3, 11, brightness, seed=20, chunk=chunk)
+        assert [ranked.seed for ranked in best] == [20 + i for i in order]
+        assert [ranked.score for ranked in best] == [brightness(images)[i] for i in order]
+        for ranked, i in zip(best, order, strict=True):
+            assert np.array_equal(np.asarray(ranked.image), np.asarray(images[i]))
+
+
+def test_a_kept_picture_is_the_sample_of_its_seed(tiny):
+    (ranked,) = best_of(tiny, 1, 5, brightness, seed=3, top_k=4, temperature=0.8)
+    again = tiny.sample(1, seed=ranked.seed, top_k=4, temperature=0.8)[0]
+    assert np.array_equal(np.asarray(ranked.image), np.asarray(again))
+
+
+@pytest.mark.parametrize(("rate", "drawn"), [(1.0, 4), (0.5, 8), (0.25, 16), (0.3, 14)])
+def test_a_rate_is_the_share_that_is_accepted(tiny, rate, drawn):
+    seen = []
+
+    def score(images):
+        seen.extend(images)
+        return brightness(images)
+
+    kept = reject(tiny, 4, rate, score, seed=1, chunk=3)
+    assert len(seen) == drawn and len(kept) == 4
+    assert [r.score for r in kept] == sorted(brightness(seen))[::-1][:4]
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 1.01, float("nan")])
+def test_a_rate_lies_above_0_and_up_to_1(tiny, rate):
+    with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\]"):
+        reject(tiny, 2, rate, brightness)
+
+
+def test_there_must_be_enough_to_choose_from(tiny):
+    with pytest.raises(ValueError, match="candidates must be at least 3, got 2"):
+        best_of(tiny, 3, 2, brightness)
+    with pytest.raises(ValueError, match="chunk must be a whole number"):
+        best_of(tiny, 1, 2, brightness, chunk=0)
+    with pytest.raises(ValueError, match="num_images must be"):
+        best_of(tiny, 0, 2, brightness)
+
+
+def test_clip_ranks_by_likeness(tiny, clip):
+    judge, images = CLIP(clip), tiny.sample(6, seed=0)
+    likeness = judge.likeness("a lake")(images)
+    vectors = judge.model.get_image_features(
+        **judge.processor(images=images, return_tensors="pt")
+    ).pooler_output
+    told = judge.model.get_text_features(
+        **judge.processor(text=["a lake"], return_tensors="pt")
+    ).pooler_output
+    expected = torch.nn.functional.cosine_similarity(vectors, told)
+    torch.testing.assert_close(torch.tensor(likeness), expected)
+    best = best_of(tiny, 2, 6, judge.likeness("a lake"), seed=0)
+    assert [r.seed for r in best] == expected.argsort(descending=True)[:2].tolist()
+
+
+def test_a_folder_without_clip_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="clip must be the folder of a CLIP model, got"):
+        CLIP(tmp_path)
