@@ -15,6 +15,7 @@ import io
 import pickle
 import warnings
 from collections.abc import Collection, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
