@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
 from completion import counted_passes
 
@@ -164,7 +165,8 @@ def naive_seconds(denoiser: Denoiser, x_t: torch.Tensor, condition, repeats: int
             memory, there = denoiser.encode(x_t, condition)
             prefix, present = denoiser.decoder_prefix(1, condition)
             x = torch.cat([prefix, denoiser.tokens(x_t[:, : length - 1])], dim=1)
-            denoiser.head(denoiser.decoder(x, memory, there, present)[:, -1])
+            at = F.pad(denoiser.positions()[:length], (0, 0, denoiser.prefix.length - 1, 0))
+            denoiser.head(denoiser.decoder(x + at, memory, there, present)[:, -1])
 
         seconds.append(timed(run, repeats, x_t.device, 1)["median_s"])
     return n * float(np.mean(seconds))
