@@ -510,7 +510,8 @@ def test_stop_ends_the_run_it_stands_beside(model):
     functions = app.build(model).config["dependencies"]
     named = {f["api_name"]: f["id"] for f in functions if f["api_visibility"] == "public"}
     cancelled = [f["cancels"] for f in functions if f["cancels"]]
-    assert cancelled == [[named["sample"]], [named["inpaint"]]]
+    runs = ("sample", "inpaint", "outpaint", "panorama")
+    assert cancelled == [[named[name]] for name in runs]
 
 
 # ── in a browser ──────────────────────────────────────────────────────────────────────────────
