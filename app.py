@@ -464,12 +464,13 @@ CSS = """
 #levels { --thumb: 180px; }
 #examples, #starts { --thumb: 64px; }
 #forget img, #noisy img { width: 100%; height: 100%; object-fit: contain; }
+#panorama img { width: 100%; }
 #starts .thumbnail-item, #examples .thumbnail-item { aspect-ratio: 1; height: auto; }
 """
 TITLE = """
 # ImageBART
-Draws pictures from noise, one scale of a diffusion after the other, and repaints the part of a
-picture that you mark.
+Draws what you ask for from noise, one scale of a diffusion after the other; repaints the part of a
+picture that you mark; goes on beyond its borders.
 """
 
 
@@ -699,7 +700,12 @@ def panorama_tab(model: ImageBART) -> None:
     buttons = run_buttons("Draw")
     line = gr.Markdown(elem_id="panorama-status", min_height=28)
     picture = gr.Image(
-        label="Panorama", format="png", interactive=False, elem_id="panorama", height="auto"
+        label="Panorama",
+        format="png",
+        interactive=False,
+        height="auto",
+        buttons=["download", "fullscreen"],
+        elem_id="panorama",
     )
     inputs = [prompts, width, seed, temperature, top_k, *words, wrap, exact]
     connect(model, panorama, buttons, inputs, [line, picture])
