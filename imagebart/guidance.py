@@ -22,7 +22,7 @@ from torch import Tensor
 from imagebart.conditioning import END, commonest_kinds, decode_ids, encode_text
 from imagebart.data import TokenFile
 from imagebart.denoiser import ABSENT, Condition, Decoding, Denoiser, DenoiserConfig
-from imagebart.notation import Float, Int, Tokens
+from imagebart.notation import Float, Int, Mask, Tokens
 
 Classes = int | str | Sequence[int | str] | None
 Texts = str | Sequence[str | None] | None
@@ -153,13 +153,28 @@ def pieces_in(captions: Sequence[str], length: int) -> Int[Tensor, " known"]:
 def drop(
     condition: Condition, config: DenoiserConfig, chances: dict[str, float], generator
 ) -> Condition:
-    """Condition dropout: each part of each row made absent with its chance."""
+    """Condition dropout: each part of each row made absent with its chance; a map half of these
+    times in a box of it only, so that part of a map can be asked for too."""
     lengths = [length for _, length in config.condition_parts.values()]
     parts = []
     for name, part in zip(config.condition_parts, condition.split(lengths, dim=1), strict=True):
         gone = torch.rand(len(part), 1, generator=generator) < chances[name]
+        if name == "map":
+            gone = gone & boxes(len(part), config.grid, generator)
         parts.append(part.masked_fill(gone, ABSENT))
     return torch.cat(parts, dim=1)
+
+
+def boxes(count: int, grid: tuple[int, int], generator) -> Mask:
+    """Places (count, h·w) to leave open: the whole grid or a random box of it, as likely."""
+    whole = torch.rand(count, generator=generator) < 0.5
+    sides = []
+    for length in grid:
+        low, high = torch.rand(2, count, generator=generator).mul(length).sort(dim=0).values
+        place = torch.arange(length) + 0.5
+        sides.append((place > low[:, None]) & (place < high[:, None]))
+    inside = sides[0][:, :, None] & sides[1][:, None]
+    return (inside | whole[:, None, None]).flatten(1)
 
 
 # ── classes ───────────────────────────────────────────────────────────────────────────────────

@@ -46,7 +46,7 @@ class ScaleRecipe:
     precision: str = "bf16"
     drop_classes: float = 0.0  # chance that an image is learned without its class …
     drop_text: float = 0.0  # … its caption …
-    drop_map: float = 0.0  # … its semantic map
+    drop_map: float = 0.0  # … its semantic map, or a box of it
 
     def chance_to_drop(self, part: str) -> float:
         """The chance for a part of the condition: "classes", "text" or "map"."""
@@ -138,6 +138,15 @@ _SCENERY = replace(
     scale=replace(_SCENERY_PLAIN.scale, steps=2_400, drop_classes=0.5, drop_text=0.25),
 )
 
+_PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)
+_SCENERY_SEMANTIC = replace(
+    _SCENERY_PLAIN,
+    about="the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3",
+    between=replace(_SCENERY_PLAIN.between, **_PAINTED),
+    last=replace(_SCENERY_PLAIN.last, **_PAINTED),
+    scale=replace(_SCENERY_PLAIN.scale, steps=1_600, drop_map=0.4, drop_text=0.5),
+)
+
 PRESETS = {
     "tiny": Preset(
         about="64×64 scenery in minutes: shows that every part runs, not what it can do",
@@ -161,6 +170,7 @@ PRESETS = {
     ),
     "scenery": _SCENERY,
     "scenery-plain": _SCENERY_PLAIN,
+    "scenery-semantic": _SCENERY_SEMANTIC,
     "scenery-2": replace(
         _SCENERY_PLAIN,
         about="what a chain is compared with: T = 2, one decoder of as many parameters",

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imagebart.checkpoint import sha256_of
+from imagebart.conditioning import TEXT_IDS, encode_text
 from imagebart.notation import Float
 from imagebart.sampling import image_seeds
 
@@ -78,7 +79,8 @@ def reject(
 class CLIP(nn.Module):
     """cos(E_image, E_text) by a CLIP model in a folder in Hugging Face's layout.
 
-    ValueError if there is none. `sha256` are the digests of its weights.
+    The text is read as every prompt of this package is (`encode_text`, OpenAI's ids). ValueError if
+    there is no such model. `sha256` are the digests of its weights.
     """
 
     def __init__(self, folder: str | Path):
@@ -86,11 +88,17 @@ class CLIP(nn.Module):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"clip must be the folder of a CLIP model, got {folder}")
-        from transformers import CLIPModel, CLIPProcessor  # seconds, so only when asked for
+        from transformers import CLIPImageProcessor, CLIPModel  # seconds, so only when asked for
 
         self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
-        self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        self.longest = self.model.config.text_config.max_position_embeddings
+        self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        words = self.model.config.text_config
+        if words.vocab_size != TEXT_IDS:
+            raise ValueError(
+                f"{folder}: CLIP's vocabulary must be the {TEXT_IDS} pieces of OpenAI's, "
+                f"got {words.vocab_size}"
+            )
+        self.longest = words.max_position_embeddings
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
         self.sha256 = {file.name: sha256_of(file) for file in files}
 
@@ -99,15 +107,21 @@ class CLIP(nn.Module):
         self, images: Sequence[Image.Image] | Tensor, captions: Sequence[str]
     ) -> Float[Tensor, "b"]:
         """How well each caption says what its picture (PIL images, or b×3×H×W uint8) shows."""
-        # The tokenizer cuts a long caption before its end mark, whose place CLIP reads.
-        cut = {"padding": True, "truncation": True, "max_length": self.longest}
-        pixels = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
-        words = self.processor(text=list(captions), return_tensors="pt", **cut)
+        return F.cosine_similarity(self.embed_images(images), self.embed_texts(captions))
 
-        # Since transformers 5 the projected embedding is the output's `pooler_output`.
-        image = self.model.get_image_features(**pixels).pooler_output
-        text = self.model.get_text_features(**words.to(self.model.device)).pooler_output
-        return F.cosine_similarity(image, text)
+    # Since transformers 5 the projected embedding is the output's `pooler_output`.
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image] | Tensor) -> Float[Tensor, "b d"]:
+        """E_image of PIL images, or b×3×H×W uint8."""
+        pixels = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
+        return self.model.get_image_features(**pixels).pooler_output
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """E_text; a longer text than the model can read is cut."""
+        ids, _ = encode_text(list(texts), self.longest)
+        return self.model.get_text_features(input_ids=ids.to(self.model.device)).pooler_output
 
     def likeness(self, prompt: str) -> Score:
         """A score for `best_of`: how much pictures look like the prompt.
