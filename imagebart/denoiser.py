@@ -15,8 +15,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.notation import Float, Int, Logits, Tokens
-from imagebart.transformer import Decoder, Encoder, Present, Sequence, in_tiles
+from imagebart.notation import Bool, Float, Int, Logits, Tokens
+from imagebart.transformer import Decoder, Encoder, LayerCache, Present, Sequence, in_tiles
 
 OUTPUTS = ("plain", "residual", "posterior")
 TEXT_VOCABULARY = 49_408
@@ -188,14 +188,30 @@ class Denoiser(nn.Module):
 
         Positions below the smallest of `at` in each row must have been read in earlier steps.
         """
-        before = x_prev.gather(1, (at - 1).clamp(min=0))
-        x = torch.where(at[..., None] == 0, decoding.first, self.tokens(before))
-        x = x + self.positions()[at]
-        hidden = self.decoder.step(x, at + self.prefix.length - 1, decoding.cache)
+        hidden = self._hidden(x_prev, at, decoding)
         f = in_tiles(self.head, rearrange(hidden, "b s c -> (b s) c"))
         f = rearrange(f, "(b s) K -> b s K", b=len(at))
         x_t = None if decoding.x_t is None else decoding.x_t.gather(1, at)
         return self.logits(f, x_t)
+
+    def read(self, x_prev: Tokens, end: int, decoding: "Decoding") -> None:
+        """Read the tokens before position `end` of x_{t-1}: all at once, without their logits."""
+        if end:
+            at = repeat(torch.arange(end, device=x_prev.device), "s -> b s", b=len(x_prev))
+            self._hidden(x_prev, at, decoding)
+
+    def keep(self, rows: Bool[Tensor, " b"], decoding: "Decoding") -> None:
+        """Go on with these rows only: the others are done."""
+        for layer in decoding.cache:
+            layer.keep(rows)
+        decoding.first = decoding.first[rows]
+        decoding.x_t = None if decoding.x_t is None else decoding.x_t[rows]
+
+    def _hidden(self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding") -> Sequence:
+        before = x_prev.gather(1, (at - 1).clamp(min=0))
+        x = torch.where(at[..., None] == 0, decoding.first, self.tokens(before))
+        x = x + self.positions()[at]
+        return self.decoder.step(x, at + self.prefix.length - 1, decoding.cache)
 
     # ── from features to logits ───────────────────────────────────────────────────────────────
 
@@ -274,7 +290,7 @@ class Denoiser(nn.Module):
 class Decoding:
     """One scale being decoded: caches, the first input, and x_t."""
 
-    cache: list
+    cache: list[LayerCache]
     first: Sequence
     x_t: Tokens | None
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from imagebart.conditioning import END, commonest_kinds, decode_ids, encode_text
 from imagebart.data import TokenFile
 from imagebart.denoiser import ABSENT, Condition, Decoding, Denoiser, DenoiserConfig
-from imagebart.notation import Float, Int, Mask, Tokens
+from imagebart.notation import Bool, Float, Int, Mask, Tokens
 
 Classes = int | str | Sequence[int | str] | None
 Texts = str | Sequence[str | None] | None
@@ -61,6 +61,14 @@ class Guided:
         """As `Denoiser.step`."""
         asked, against = self.denoiser.step(twice(x_prev), twice(at), decoding).chunk(2)
         return against + self.scale * (asked - against)
+
+    def read(self, x_prev: Tokens, end: int, decoding: Decoding) -> None:
+        """As `Denoiser.read`."""
+        self.denoiser.read(twice(x_prev), end, decoding)
+
+    def keep(self, rows: Bool[Tensor, " b"], decoding: Decoding) -> None:
+        """As `Denoiser.keep`."""
+        self.denoiser.keep(twice(rows), decoding)
 
 
 def twice(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from imagebart.denoiser import Condition, Decoding, Denoiser
 from imagebart.guidance import Asked, Guided, ask
-from imagebart.notation import Float, Grid, Images, Int, Logits, Tokens
+from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
 from imagebart.sampling import Step, decoder, draw, generator_of, gumbel, scale_filters
 from imagebart.sampling import uniform_tokens as uniform
 
@@ -276,6 +276,16 @@ class Blended:
             for (scale, _), weight, one in zip(self.parts, self.weights, decoding, strict=True)
         ]
         return torch.stack(logits).sum(0)
+
+    def read(self, x_prev: Tokens, end: int, decoding: list[Decoding]) -> None:
+        """As `Denoiser.read`."""
+        for (scale, _), one in zip(self.parts, decoding, strict=True):
+            scale.read(x_prev, end, one)
+
+    def keep(self, rows: Bool[Tensor, " b"], decoding: list[Decoding]) -> None:
+        """As `Denoiser.keep`."""
+        for (scale, _), one in zip(self.parts, decoding, strict=True):
+            scale.keep(rows, one)
 
 
 def asked_along(model, columns: int, prompts, classes, options: dict) -> list[Asked]:

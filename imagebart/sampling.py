@@ -23,7 +23,7 @@ from imagebart.guidance import ask, per_scale
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 
 WINDOW = 32
-"""Positions that one parallel pass looks at."""
+"""Positions that one parallel pass looks at, of a single image."""
 
 Noise = Logits
 
@@ -103,10 +103,15 @@ def decode_sequential(
     known: Mask | None = None,
     x_known: Tokens | None = None,
 ) -> Tokens:
-    """x_{t-1}, one position after another: n passes. Known positions keep their tokens."""
+    """x_{t-1}, one position after another: n passes. Known positions keep their tokens.
+
+    Known tokens before the first hole are read at once; after the last hole nothing is computed.
+    """
     decoding = denoiser.start(x_t, len(x_t), condition)
     x_prev = x_t.clone() if x_known is None else x_known.clone()
-    for i in range(denoiser.n):
+    first, end = holes(x_t, known)
+    denoiser.read(x_prev, int(first.min()), decoding)
+    for i in range(int(first.min()), int(end.max())):
         at = torch.full((len(x_t), 1), i, device=x_t.device)
         drawn = draw(denoiser.step(x_prev, at, decoding), noise[:, i : i + 1], choose)[:, 0]
         x_prev[:, i] = drawn if known is None else torch.where(known[:, i], x_known[:, i], drawn)
@@ -127,22 +132,45 @@ def decode_parallel(
     Start from a guess (x_t, known tokens in place). Each pass draws a window of positions at once
     from the guess before them; the leading positions whose guess was drawn again are right, and
     so is the first that was not, since all before it was right. Every row moves on by its own
-    count, and the new draws are the next guess. A known position always agrees.
+    count until it is done, and the new draws are the next guess. A known position always agrees.
     """
     decoding = denoiser.start(x_t, len(x_t), condition)
     x_prev = x_t.clone() if x_known is None else torch.where(known, x_known, x_t)
-    first = torch.zeros(len(x_t), dtype=torch.int64, device=x_t.device)
-    offset = torch.arange(min(WINDOW, denoiser.n), device=x_t.device)
-    while (first < denoiser.n).any():
-        at = (first[:, None] + offset).clamp(max=denoiser.n - 1)
-        drawn = draw(denoiser.step(x_prev, at, decoding), noise_at(noise, at), choose)
-        guess = x_prev.gather(1, at)
+    first, end = holes(x_t, known)
+    denoiser.read(x_prev, int(first.min()), decoding)
+    first = first.min().expand(len(x_t)).clone()
+    rows = torch.arange(len(x_t), device=x_t.device)  # those not done
+    offset = torch.arange(min(window(len(x_t)), denoiser.n), device=x_t.device)
+    while True:
+        left = first[rows] < end[rows]
+        if not left.all():
+            rows = rows[left]
+            if not len(rows):
+                return x_prev
+            denoiser.keep(left, decoding)
+        at = (first[rows, None] + offset).clamp(max=denoiser.n - 1)
+        here = rows[:, None], at
+        drawn = draw(denoiser.step(x_prev[rows], at, decoding), noise[here], choose)
+        guess = x_prev[here]
         if known is not None:
-            drawn = torch.where(known.gather(1, at), guess, drawn)
+            drawn = torch.where(known[here], guess, drawn)
         agreed = (drawn == guess).cumprod(1).sum(1)
-        x_prev.scatter_(1, at, drawn)
-        first = first + (agreed + 1).clamp(max=len(offset))
-    return x_prev
+        x_prev[here] = drawn
+        first[rows] += (agreed + 1).clamp(max=len(offset))
+
+
+def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
+    """The first position of each row to be drawn, and the end of the last; 0, 0 if there is none."""
+    if known is None:
+        known = torch.zeros_like(x_t, dtype=torch.bool)
+    place = torch.arange(1, x_t.shape[1] + 1, device=x_t.device)
+    return (~known).int().argmax(1), (~known * place).amax(1)
+
+
+def window(batch: int) -> int:
+    """Positions that a parallel pass looks at: more than it will settle, for what is redrawn is the
+    better guess, and fewer in a batch, which fills the machine by itself."""
+    return WINDOW if batch == 1 else WINDOW // 2
 
 
 METHODS = {"parallel": decode_parallel, "sequential": decode_sequential}
@@ -193,11 +221,6 @@ def uniform_tokens(seeds: Sequence[int], t: int, n: int, K: int) -> Tokens:
     """x_T: tokens (b, n) that know nothing."""
     rows = [torch.randint(K, (n,), generator=generator_of(seed, t, 0, "tokens")) for seed in seeds]
     return torch.stack(rows)
-
-
-def noise_at(noise: Noise, at: Int[Tensor, "b s"]) -> Float[Tensor, "b s K"]:
-    row = torch.arange(len(at), device=at.device)[:, None]
-    return noise[row, at]
 
 
 def generator_of(seed: int, t: int, turn: int, use: str) -> torch.Generator:

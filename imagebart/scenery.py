@@ -1456,6 +1456,26 @@ def thing_words(found: dict[str, str]) -> str:
     return f"with a {name}" if found["count"] == "one" else f"with {name}s"
 
 
+def said(scene: Scene) -> dict[str, str]:
+    """Those of a scene's kind, time, weather, season and object that its caption says."""
+    text, found = scene.caption, scene.attributes
+    weather = (*SKY_PHRASES[found["weather"]], *NIGHT_SKY.get(found["weather"], ()), "in thick fog")
+    wintry = found.get("season") == "winter" and found["kind"] not in ("arctic", "volcano")
+    thing = {"birds": "flock of birds"}.get(found.get("object"), found.get("object"))
+    phrases = {
+        "kind": ("",),
+        "time": (f"at {found['time']}",),
+        "weather": weather,
+        "season": ("snowy ", "wintry ") if wintry else (f"in {found.get('season')}",),
+        "object": (str(thing),),
+    }
+    return {
+        name: found[name]
+        for name, ways in phrases.items()
+        if name in found and any(way in text for way in ways)
+    }
+
+
 # --- The door --------------------------------------------------------------------------------
 
 

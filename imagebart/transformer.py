@@ -208,6 +208,7 @@ class Decoder(nn.Module):
     ) -> list["LayerCache"]:
         """Room for `slots` slots a row; the memory's keys and values, once."""
         weight, visible = self.norm.weight, seen_by_all(memory_present)
+        visible = None if visible is None else as_bias(visible, weight.dtype)
         return [
             LayerCache(
                 weight.new_zeros(2, batch, self.heads, slots, self.head_width),
@@ -224,7 +225,8 @@ class Decoder(nn.Module):
         Slots may differ from row to row. A slot sees those before it and the prefix, so whatever
         lies before must have been read earlier or be part of this step.
         """
-        window = Window(slots, cache[0].k.shape[2], self.prefix, cache[0].prefix_present)
+        first = cache[0]
+        window = Window(slots, first.k.shape[2], self.prefix, first.prefix_present, x.dtype)
         rows = window.to_rows(x)
         for block, layer in zip(self.blocks, cache, strict=True):
             rows = block.step(rows, layer, window)
@@ -238,7 +240,7 @@ class LayerCache:
         self,
         kv: Tensor,
         memory: tuple[Keys, Keys] | None,
-        memory_visible: Bool[Tensor, "b 1 1 m"] | None,
+        memory_visible: Float[Tensor, "b 1 1 m"] | None,
         prefix_present: Present,
     ):
         self.k, self.v = kv
@@ -250,19 +252,33 @@ class LayerCache:
         self.k[row, :, slots] = rearrange(k, "b h s d -> b s h d")
         self.v[row, :, slots] = rearrange(v, "b h s d -> b s h d")
 
+    def keep(self, rows: Bool[Tensor, " b"]) -> None:
+        """Forget the other rows."""
+        for name, value in vars(self).items():
+            if value is not None:
+                setattr(self, name, value[rows])
+
 
 class Window:
     """The slots of one step, and how they travel: as sequences to attention, as rows elsewhere."""
 
-    def __init__(self, slots: Int[Tensor, "b s"], total: int, prefix: int, prefix_present: Present):
+    def __init__(
+        self,
+        slots: Int[Tensor, "b s"],
+        total: int,
+        prefix: int,
+        prefix_present: Present,
+        dtype: torch.dtype,
+    ):
         self.slots = slots
         self.batch, self.length = slots.shape
         key = torch.arange(total, device=slots.device)
         seen = (key <= slots[..., None]) | (key < prefix)
-        self.visible = rearrange(seen, "b s key -> b 1 s key")
+        visible = rearrange(seen, "b s key -> b 1 s key")
         if prefix_present is not None:
             there = F.pad(prefix_present, (0, total - prefix), value=True)
-            self.visible = self.visible & seen_by_all(there)
+            visible = visible & seen_by_all(there)
+        self.visible = as_bias(visible, dtype)
         self.padding = -self.batch * self.length % TILE
 
     def to_rows(self, x: Sequence) -> Rows:
@@ -277,8 +293,8 @@ class Window:
         return rearrange(self.from_rows(rows), "b s (h d) -> b h s d", h=heads)
 
 
-def attend(q: Heads, k: Keys, v: Keys, visible: Bool[Tensor, "b 1 #s key"] | None) -> Sequence:
-    """softmax(q kᵀ / √d) v, `TILE` queries at a time: each meets products of the same shape.
+def attend(q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | None) -> Sequence:
+    """softmax(q kᵀ / √d + visible) v, `TILE` queries at a time: each meets products of one shape.
 
     A matter of CPUs in float32; a GPU takes all queries at once.
     """
@@ -288,9 +304,10 @@ def attend(q: Heads, k: Keys, v: Keys, visible: Bool[Tensor, "b 1 #s key"] | Non
     short = -count % TILE
     queries = F.pad(q, (0, 0, 0, short)).split(TILE, dim=2)
     masks = [None] * len(queries)
-    if visible is not None:
-        visible = visible.expand(-1, -1, count, -1)
-        masks = F.pad(visible, (0, 0, 0, short), value=True).split(TILE, dim=2)
+    if visible is not None and visible.shape[2] == 1:
+        masks = [visible] * len(queries)
+    elif visible is not None:
+        masks = F.pad(visible, (0, 0, 0, short)).split(TILE, dim=2)
     tiles = [
         F.scaled_dot_product_attention(tile, k, v, mask)
         for tile, mask in zip(queries, masks, strict=True)
@@ -301,6 +318,14 @@ def attend(q: Heads, k: Keys, v: Keys, visible: Bool[Tensor, "b 1 #s key"] | Non
 def seen_by_all(present: Present) -> Bool[Tensor, "b 1 1 _"] | None:
     """The slots that are there, as a mask for every head and query."""
     return None if present is None else rearrange(present, "b m -> b 1 1 m")
+
+
+def as_bias(visible: Bool[Tensor, "*_"], dtype: torch.dtype) -> Float[Tensor, "*_"]:
+    """What is added to scores: 0 where a slot is seen, -inf where it is not.
+
+    Attention would make it of a mask in every layer; so it is made once a step.
+    """
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, -torch.inf)
 
 
 def causal(length: int, prefix: int, device: torch.device) -> Bool[Tensor, "s s"]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from imagebart.transformer import TILE, Decoder, Encoder, attend, causal, in_tiles
+from imagebart.transformer import TILE, Decoder, Encoder, as_bias, attend, causal, in_tiles
 
 
 def make_decoder(width=16, heads=2, prefix=1, cross=True, depth=2, seed=0) -> Decoder:
@@ -176,5 +176,5 @@ def test_padded_attention_is_attention(queries):
     visible = torch.rand(2, 1, queries, 11) < 0.7
     visible[..., 0] = True
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    got = attend(q, k, v, visible).unflatten(-1, (3, 8)).transpose(1, 2)
+    got = attend(q, k, v, as_bias(visible, q.dtype)).unflatten(-1, (3, 8)).transpose(1, 2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)

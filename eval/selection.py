@@ -1,0 +1,156 @@
+"""What choosing is worth: rejection (table 2) and re-ranking (section 4.2), on the shipped models.
+
+    python eval/selection.py --out selection.json
+
+Rejection: `per_class` samples of every class, without guidance. At rate r they are taken 1/r at a
+time and of each handful the one is kept that the probe is surest shows its class; class accuracy
+and the inception score, both by the probe, of what is kept. The score is the mean over subsets of
+one size, for it grows with the number of pictures.
+
+Re-ranking: `candidates` samples for each of `captions` held-out captions; of the first 1, 2, 4, …
+the one is kept that the probe finds most like the caption; cosine similarity, and the share of
+what the caption says that is found. The probe judges what the probe chose, as in the paper.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebart import ImageBART, scenery
+from imagebart.checkpoint import write_json
+from imagebart.distributed import pick_device
+from imagebart.model import SHIPPED
+from imagebart.probe import ATTRIBUTES, Probe
+from imagebart.receipts import receipt
+
+RATES = (1.0, 0.5, 0.25, 0.05)
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = str(SHIPPED)  # a folder or a Hub id
+    per_class: int = 100  # samples of a class; a multiple of 20
+    captions: int = 40
+    candidates: int = 16  # of each caption
+    probe: Path | None = None  # the shipped one unless given
+    batch: int = 16
+    seed: int = 0
+    out: Path | None = None  # where the JSON goes
+    device: str = "auto"
+
+
+def main(config: Config) -> dict:
+    if config.per_class % 20 or config.per_class < 20:
+        raise ValueError(f"per_class must be a multiple of 20, got {config.per_class}")
+    device = pick_device(config.device)
+    model = ImageBART.from_pretrained(config.model, device=device)
+    probe, began = Probe(config.probe).to(device), time.perf_counter()
+    report = {"rejection": rejection(model, probe, config)}
+    report["re-ranking"] = reranking(model, probe, config)
+    options = {name: str(value) for name, value in asdict(config).items()}
+    cost = {"seconds": time.perf_counter() - began}
+    return report | {"options": options, "probe": probe.sha256, **cost, **receipt(device)}
+
+
+# ── table 2 ───────────────────────────────────────────────────────────────────────────────────
+
+
+def rejection(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
+    kinds = [ATTRIBUTES["kind"].index(name) for name in model.class_names]
+    chances = []
+    for name in tqdm(model.class_names, desc="classes", mininterval=5):
+        images = drawn(model, config.per_class, config, classes=name, guidance=1.0)
+        told = [probe.look(part).attributes["kind"] for part in images]
+        chances.append(torch.cat(told))
+    chances = torch.stack(chances)  # classes, samples, kinds
+    own = torch.stack([chances[c, :, kind] for c, kind in enumerate(kinds)])
+    fewest = round(min(RATES) * config.per_class)
+    rows = []
+    for rate in RATES:
+        handful = round(1 / rate)
+        best = own.unflatten(1, (-1, handful)).argmax(2)  # classes, handfuls
+        place = best + handful * torch.arange(best.shape[1])
+        kept = chances.gather(1, place[..., None].expand(-1, -1, chances.shape[2]))
+        right = kept.argmax(2) == torch.tensor(kinds)[:, None]
+        scores = [inception_score(part.flatten(0, 1)) for part in kept.split(fewest, dim=1)]
+        row = {
+            "rate": rate,
+            "kept": right.numel(),
+            "class_accuracy": right.float().mean().item(),
+            "inception_score": float(np.mean(scores)),
+            "of_subsets_of": fewest * len(kinds),
+        }
+        rows.append(row)
+        print(
+            f"rate {rate:4}  class accuracy {row['class_accuracy']:.1%}  inception score "
+            f"{row['inception_score']:.2f} of {len(kinds)}  ({row['kept']} kept)",
+            flush=True,
+        )
+    return rows
+
+
+def inception_score(p: Tensor) -> float:
+    """exp E_x KL( p(y|x) ‖ p(y) ) of probabilities (n, classes)."""
+    p = p.double()
+    return (p * (p.log() - p.mean(0).log())).nansum(1).mean().exp().item()
+
+
+# ── re-ranking ────────────────────────────────────────────────────────────────────────────────
+
+
+def reranking(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
+    scenes = [
+        scenery.render(scenery.scene_seed("test", i), *model.image_size)
+        for i in range(config.captions)
+    ]
+    likeness, obeyed = [], []
+    for scene in tqdm(scenes, desc="captions", mininterval=5):
+        images = sum(drawn(model, config.candidates, config, prompt=scene.caption), [])
+        likeness.append(probe(images, [scene.caption] * len(images)))
+        seen, wish = probe.look(images), scenery.said(scene)
+        found = {name: seen.values(name) for name in wish}
+        obeyed.append(
+            [np.mean([found[name][i] == wish[name] for name in wish]) for i in range(len(images))]
+        )
+    likeness, obeyed = torch.stack(likeness), torch.tensor(np.array(obeyed))
+    rows, n = [], 1
+    while n <= config.candidates:
+        best = likeness[:, :n].argmax(1, keepdim=True)
+        row = {
+            "best_of": n,
+            "similarity": likeness.gather(1, best).mean().item(),
+            "said_and_found": obeyed.gather(1, best).mean().item(),
+        }
+        rows.append(row)
+        print(
+            f"best of {n:2}  similarity {row['similarity']:.3f}  "
+            f"said and found {row['said_and_found']:.1%}",
+            flush=True,
+        )
+        n *= 2
+    return rows
+
+
+def drawn(model: ImageBART, n: int, config: Config, **options) -> Iterator[list]:
+    """n samples, seeds seed, seed + 1, …, `batch` at a time."""
+    for start in range(0, n, config.batch):
+        count = min(config.batch, n - start)
+        yield model.sample(count, seed=config.seed + start, **options)
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        report = main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if config.out:
+        write_json(report, config.out)
