@@ -4,11 +4,12 @@
     python app.py --model runs/mine                        a folder, or a Hugging Face Hub id
     python app.py --host 0.0.0.0 --auth anna:secret        for others; never without a password
 
-A tab is one function. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/panorama` and `/chain`
-are open to programs as well (the link "API" at the foot of the page shows how), so they check
-everything again that the page checks.
+A tab is one function. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/semantic`, `/panorama`
+and `/chain` are open to programs as well (the link "API" at the foot of the page shows how), so
+they check everything again that the page checks.
 """
 
+import html
 import inspect
 import math
 import os
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -37,10 +38,15 @@ from imagebart import ImageBART, scenery
 from imagebart.data import FORMATS, fit, to_pil, to_rgb
 from imagebart.editing import Edit, hole_pixels, pixel_hole, refined_steps
 from imagebart.guidance import ask
+from imagebart.maps import OPEN, kind_colours, paint_kinds, read_kinds
+from imagebart.model import SHIPPED_SEMANTIC
 from imagebart.panorama import decode_wide, panorama_steps
+from imagebart.probe import Probe
+from imagebart.ranking import CLIP, best_of
 from imagebart.serving import Guard, is_this_machine, read_auth
 
 MOST_IMAGES = 16
+MOST_CANDIDATES = 64
 MOST_PASSES = 16
 MOST_MARGIN = 1024
 MOST_WIDTH = 4096
@@ -61,7 +67,8 @@ HOLES = {  # in quarters of the image, # = repaint
 class Config:
     """Where the model is and who may see the page."""
 
-    model: str | None = None  # a folder or a Hugging Face Hub id; the shipped model if not given
+    model: str | None = None  # a folder or a Hugging Face Hub id; the shipped models if not given
+    clip: Path | None = None  # the folder of a CLIP model that ranks; for scenery one is shipped
     host: str = "127.0.0.1"  # the address to listen on; others than this machine need --auth
     port: int | None = None  # the first free one from 7860 if not given
     device: str | None = None  # "cpu", "cuda" …; the best there is if not given
@@ -262,22 +269,43 @@ def sample(
     classes="",
     negative_prompt="",
     guidance=None,
+    candidates=1,
+    *,
+    ranker: CLIP | None = None,
 ) -> Iterator[tuple]:
     """Draw images: (the first one's chain, status, images), after every scale.
 
     num_images 1 to 16, image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers
     are not exact; temperature 0 to 5, 0 is greedy; top_k 0 (off) to the size of the codebook.
     classes: a name or a number, empty for any; guidance 0 to 20, 1 is plain conditional sampling,
-    null is the model's own.
+    null is the model's own. candidates 1 to 64: so many are drawn for each image, and those shown
+    that look most like the prompt.
     """
     words = classes, negative_prompt, guidance
     request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
     count, options, remark = request
+    candidates = whole(candidates, "candidates", 1, MOST_CANDIDATES)
     began, chain = time.perf_counter(), []
+    if candidates > 1:
+        score = score_of(ranker, prompt)
+        yield [], f"Drawing {count * candidates} to choose from …", []
+        one = options | {"classes": options["classes"][0]} if options.get("classes") else options
+        best = best_of(model, count, count * candidates, score, **one)
+        options["seed"] = [ranked.seed for ranked in best]
+        remark += f" The best of {count * candidates}."
     for step in model.sample_steps(count, **options):
         images = [stored(image) for image in model.decode(step.tokens)]
         chain.append((images[0], caption(model, step.t)))
         yield chain, status(step, options["seed"], count, began, remark), images
+
+
+def score_of(ranker: CLIP | None, prompt: str):
+    """What ranks candidates; ValueError if nothing can."""
+    if ranker is None:
+        raise ValueError("candidates must be 1 for this model: start the app with --clip to rank")
+    if not (prompt or "").strip():
+        raise ValueError("candidates must be 1 without a prompt: there is nothing to compare with")
+    return ranker.likeness(prompt)
 
 
 def inpaint(
@@ -348,6 +376,50 @@ def outpaint(
     options |= {"process": "refined", "passes": whole(passes, "passes", 0, MOST_PASSES)}
     images = [stored(one) for one in model.outpaint(image, count, **margins, **options)]
     yield stored(image), finished(options["seed"], count, began, remark), images
+
+
+def semantic(
+    model: ImageBART,
+    editor,
+    prompt="",
+    num_images=1,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    classes="",
+    negative_prompt="",
+    guidance=None,
+) -> Iterator[tuple]:
+    """Draw what a map shows: (the map as it was read, status, images), after every scale.
+
+    editor: {"background": image, "layers": [image], "composite": null}, painted in the colours of
+    the kinds; what is white, or has no kind's colour, is left open. The rest as in `sample`.
+    """
+    words = classes, negative_prompt, guidance
+    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
+    count, options, remark = request
+    colours = kind_colours(model.map_names)
+    kinds = read_kinds(read_painting(editor, model.image_size), colours)
+    if (kinds < 0).all():
+        raise ValueError("nothing is painted yet: paint the map in the colours of the kinds")
+    options["semantic_map"] = [kinds] * count
+    began, shown = time.perf_counter(), stored(paint_kinds(kinds, colours))
+    for step in model.sample_steps(count, **options):
+        images = [stored(image) for image in model.decode(step.tokens)]
+        yield shown, status(step, options["seed"], count, began, remark), images
+
+
+def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
+    """What was painted, layers over background, at the model's size (H, W)."""
+    if not editor or not editor.get("background"):
+        raise ValueError("there is no map yet: paint one, or take an example")
+    H, W = size
+    flat = partial(Image.Image.resize, size=(W, H), resample=Image.Resampling.NEAREST)
+    painting = flat(read_picture(editor["background"]))
+    for file in editor.get("layers") or []:
+        layer = flat(read_picture(file, lambda image: image.convert("RGBA")))
+        painting.paste(layer, mask=layer.getchannel("A").point(lambda alpha: 255 * (alpha > 127)))
+    return painting
 
 
 def panorama(
@@ -431,14 +503,17 @@ def caption(model: ImageBART, t: int) -> str:
     return f"t = {t}, noise" if t == model.T else f"t = {t}, image" if t == 1 else f"t = {t}"
 
 
-def status(step, seed: int, count: int, began: float, remark: str) -> str:
+def status(step, seed: int | list[int], count: int, began: float, remark: str) -> str:
     if step.done < 1:
         return f"At scale t = {step.t}, {step.done:.0%} of the way …"
     return finished(seed, count, began, remark)
 
 
-def finished(seed: int, count: int, began: float, remark: str) -> str:
-    seeds = f"Seed {seed}" if count == 1 else f"Seeds {seed} to {seed + count - 1}"
+def finished(seed: int | list[int], count: int, began: float, remark: str) -> str:
+    if isinstance(seed, list):
+        seeds = f"Seed{'s' * (count > 1)} {', '.join(map(str, seed))}"
+    else:
+        seeds = f"Seed {seed}" if count == 1 else f"Seeds {seed} to {seed + count - 1}"
     return f"{seeds}, {time.perf_counter() - began:.1f} s.{remark}"
 
 
@@ -462,10 +537,14 @@ CSS = """
 .tiles .grid-container { grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)) !important; }
 #chain { --thumb: 150px; }
 #levels { --thumb: 180px; }
-#examples, #starts { --thumb: 64px; }
+#examples, #starts, #maps { --thumb: 64px; }
 #forget img, #noisy img { width: 100%; height: 100%; object-fit: contain; }
 #panorama img { width: 100%; }
-#starts .thumbnail-item, #examples .thumbnail-item { aspect-ratio: 1; height: auto; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: var(--text-sm); }
+.legend i { display: inline-block; width: 14px; height: 14px; margin-right: 5px; border-radius: 4px;
+  vertical-align: -2px; border: 1px solid var(--border-color-primary); }
+#examples .thumbnail-item, #maps .thumbnail-item { aspect-ratio: 1; height: auto; }
+#starts .thumbnail-item { aspect-ratio: 1; height: auto; }
 """
 TITLE = """
 # ImageBART
@@ -537,19 +616,23 @@ def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
-def endpoint(steps: Callable, model: ImageBART) -> Callable:
-    """`steps` with its model, its errors in sentences, and the names of its other parameters."""
+def endpoint(steps: Callable, model: ImageBART, **given) -> Callable:
+    """`steps` with its model and what else is given, its errors in sentences, and the names of its
+    other parameters."""
 
     def run(*args):
         with sentences():
-            yield from steps(model, *args)
+            yield from steps(model, *args, **given)
 
     _, *parameters = inspect.signature(steps).parameters.values()
+    parameters = [one for one in parameters if one.name not in given]
     run.__name__, run.__signature__ = steps.__name__, inspect.Signature(parameters)
     return run
 
 
-def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, index=None) -> None:
+def connect(
+    model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, index=None, **given
+) -> None:
     """Run calls the endpoint, one visitor after another; Stop ends it after the scale it is at.
 
     The status is the output that is text; `index` is what is selected in the gallery.
@@ -557,7 +640,7 @@ def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, 
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
     event = run.click(
-        endpoint(steps, model),
+        endpoint(steps, model, **given),
         inputs,
         outputs,
         preprocess=False,  # the endpoint checks what came, and says what is wrong
@@ -575,11 +658,15 @@ def connect(model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, 
     )
 
 
-def sample_tab(model: ImageBART) -> SimpleNamespace:
+def sample_tab(model: ImageBART, ranker: CLIP | None) -> SimpleNamespace:
     """Draw pictures and watch the chain; what the other tabs connect to."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             inputs = controls(model)
+            about = "So many are drawn for each image; those most like the prompt are shown"
+            candidates = gr.Slider(
+                1, 16, 1, step=1, label="Best of", info=about, visible=ranker is not None
+            )
             buttons = run_buttons("Sample")
             line = gr.Markdown(elem_id="sample-status", min_height=28)
         with gr.Column(scale=3, min_width=320):
@@ -591,7 +678,8 @@ def sample_tab(model: ImageBART) -> SimpleNamespace:
     chain = shelf_of(
         label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
     )
-    connect(model, sample, buttons, inputs, [chain, line, gallery], index)
+    outputs = [chain, line, gallery]
+    connect(model, sample, buttons, [*inputs, candidates], outputs, index, ranker=ranker)
     return SimpleNamespace(send=send, gallery=gallery, index=index)
 
 
@@ -607,7 +695,7 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
     H, W = model.image_size
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            editor = image_editor(W, H)
+            editor = image_editor(W, H, "Paint over what should change", [PAINT], "editor")
             with gr.Row():
                 holes = [gr.Button(name, size="sm", min_width=90) for name in HOLES]
             upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
@@ -671,6 +759,54 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
         button.click(partial(mark, name), editor, editor, preprocess=False, **private)
     again.click(chosen_for_editor, [gallery, index], editor, **private)
     return SimpleNamespace(editor=editor)
+
+
+def semantic_tab(model: ImageBART) -> None:
+    """Paint a map of kinds and get the landscape."""
+    H, W = model.image_size
+    colours = kind_colours(model.map_names)
+    scenes = [scenery.render(scenery.scene_seed("test", i), H, W) for i in range(EXAMPLES)]
+    maps = [paint_kinds(scene.semantic_map, colours) for scene in scenes]
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            codes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours.tolist()]
+            blank = Image.new("RGB", (W, H), OPEN)
+            editor = image_editor(W, H, "Paint what is where", codes, "painting", blank)
+            gr.HTML(legend(model.map_names, codes))
+            clear = gr.Button("Start from a blank map", size="sm")
+            gr.Markdown("Or from one of these:")
+            shelf = shelf_of(
+                maps, allow_preview=False, buttons=[], elem_id="maps", elem_classes="shelf"
+            )
+        with gr.Column(scale=2, min_width=300):
+            inputs = controls(model)
+            buttons = run_buttons("Draw the landscape")
+            line = gr.Markdown(elem_id="semantic-status", min_height=28)
+            shown = gr.Image(
+                label="The map as it was read",
+                format="png",
+                interactive=False,
+                height=250,
+                buttons=[],
+                elem_id="read",
+            )
+    gr.Markdown("#### Results")
+    gallery, index = results_gallery(label="Results", elem_id="painted", elem_classes="tiles")
+
+    def pick(event: gr.SelectData) -> dict:
+        return for_editor(maps[event.index])
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    shelf.select(pick, None, editor, **private)
+    clear.click(lambda: for_editor(blank), None, editor, **private)
+    connect(model, semantic, buttons, [editor, *inputs], [shown, line, gallery], index)
+
+
+def legend(names: Sequence[str], codes: list[str]) -> str:
+    """Which colour is which kind."""
+    swatch = '<span><i style="background: {}"></i>{}</span>'
+    each = (swatch.format(code, html.escape(name)) for name, code in zip(names, codes, strict=True))
+    return f'<div class="legend">{"".join(each)}</div>'
 
 
 def panorama_tab(model: ImageBART) -> None:
@@ -767,35 +903,43 @@ def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
     )
 
 
-def image_editor(W: int, H: int) -> gr.ImageEditor:
-    """An editor in which one paints over the tokens to be replaced, sized for W×H pictures."""
+def image_editor(
+    W: int, H: int, label: str, colours: list[str], elem_id: str, start: Image.Image | None = None
+) -> gr.ImageEditor:
+    """An editor in which one paints in given colours, sized for W×H pictures."""
     radius = max(2, W // 16)
     return gr.ImageEditor(
-        label="Paint over what should change",
+        start,
+        label=label,
         format="png",  # the default is lossy
         sources=["clipboard"],  # its own upload takes minutes to prepare a photograph
         transforms=(),
         layers=False,
         height=460,
-        brush=gr.Brush(radius, colors=[PAINT], color_mode="fixed"),
+        brush=gr.Brush(radius, colors=colours, color_mode="fixed"),
         eraser=gr.Eraser(radius),
         canvas_size=(W, H),
         fixed_canvas=False,
         buttons=[],
-        elem_id="editor",
+        elem_id=elem_id,
     )
 
 
-def build(model: ImageBART) -> gr.Blocks:
-    """The page."""
+def build(
+    model: ImageBART, painter: ImageBART | None = None, ranker: CLIP | None = None
+) -> gr.Blocks:
+    """The page; `painter` draws maps, `ranker` tells the best of several samples."""
     examples = example_pictures(model)
     with gr.Blocks(title="ImageBART", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs() as tabs:
             with gr.Tab("Sample", id="sample"):
-                samples = sample_tab(model)
+                samples = sample_tab(model, ranker)
             with gr.Tab("Edit", id="edit"):
                 edits = edit_tab(model, examples)
+            if painter is not None:
+                with gr.Tab("Paint a map", id="semantic"):
+                    semantic_tab(painter)
             with gr.Tab("Panorama", id="panorama"):
                 panorama_tab(model)
             with gr.Tab("Chain", id="chain"):
@@ -848,8 +992,13 @@ def private_files() -> Iterator[None]:
 def main(config: Config) -> None:
     read_auth(config.host, config.auth)
     model = ImageBART.from_pretrained(config.model, device=config.device)
+    shipped = config.model is None
+    painter = model if model.takes_map else None
+    if shipped:
+        painter = ImageBART.from_pretrained(SHIPPED_SEMANTIC, device=config.device)
+    ranker = CLIP(config.clip) if config.clip else Probe() if shipped else None
     with private_files():
-        launch(build(model), config)
+        launch(build(model, painter, ranker), config)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ For every model, process and family of masks, over the same images, holes and se
              pixels would have had through the VQGAN, had they not been kept
     seam     mean gradient across the hole's border over the renders' at the same place; 1 is
              invisible, more is an edge
-    fid      of completions against the untouched images (needs Inception's weights on disk)
+    probe    Fréchet distance of the probe's features, completions against the untouched images
+    fid      the same by Inception (needs its weights on disk)
     cost     decoder passes and seconds an image; the tokens in the hole beside them
 """
 
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from metrics import FEWEST, Jury
+from metrics import FEWEST, Jury, feature_distance
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -38,6 +39,7 @@ from imagebart.distributed import Ranks, pick_device
 from imagebart.editing import PROCESSES, pixel_hole, token_hole
 from imagebart.model import SHIPPED
 from imagebart.perceptual import psnr
+from imagebart.probe import Probe
 from imagebart.receipts import receipt
 
 FAMILIES = ("upper", "lower", "centre", "blob10", "blob25", "blob50")
@@ -50,7 +52,8 @@ class Config:
     process: tuple[Process, ...] = tuple(PROCESSES)  # ways to fill a hole
     masks: tuple[Literal[FAMILIES], ...] = FAMILIES
     n: int = 200  # held-out images, each completed once
-    fid: bool = False  # judge completions as well
+    probe: Path | None = None  # the shipped one unless given
+    fid: bool = False  # judge completions by Inception as well
     inception: Path | None = None  # the network's weights; default: where torch.hub keeps them
     seed: int = 0  # of completion 0; completion i has seed + i
     out: Path | None = None  # where the JSON goes
@@ -114,9 +117,10 @@ def counted_passes() -> Iterator[list[int]]:
 # ── the table ─────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(model: ImageBART, process: str, family: str, config: Config) -> dict:
+def measure(model: ImageBART, probe: Probe, process: str, family: str, config: Config) -> dict:
     """One row: a way to fill a family of holes."""
     (H, W), sums = model.image_size, {}
+    seen: dict[str, list[Tensor]] = {"real": [], "completed": []}
     jury = Jury({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
     for i in tqdm(range(config.n), desc=f"{family}, {process}", mininterval=5, leave=False):
         render = scenery.render(scenery.scene_seed("validation", i), H, W).image
@@ -141,9 +145,13 @@ def measure(model: ImageBART, process: str, family: str, config: Config) -> dict
             "seconds": seconds,
         }
         sums = {name: sums.get(name, 0.0) + value / config.n for name, value in row.items()}
+        seen["real"].append(to_bytes(x_0))
+        seen["completed"].append(to_bytes(back))
         if jury:
             jury.look(to_bytes(x_0), real=True)
             jury.look(to_bytes(back))
+    features = [probe.look(torch.cat(images)).features for images in seen.values()]
+    sums["probe_fid"] = feature_distance(*features)
     sums["seam"] = sums["border_step"] / sums["border_step_of_renders"]
     if jury:
         jury.meet()
@@ -162,10 +170,10 @@ def main(config: Config) -> dict:
     device = pick_device(config.device)
     rows = []
     for source in config.model:
-        model = ImageBART.from_pretrained(source, device=device)
+        model, probe = ImageBART.from_pretrained(source, device=device), Probe(config.probe)
         for family in config.masks:
             for process in config.process:
-                row = measure(model, process, family, config)
+                row = measure(model, probe, process, family, config)
                 rows.append({"model": source, "T": model.T, "mask": family, "process": process})
                 rows[-1] |= row
                 print(line_of(rows[-1]), flush=True)
@@ -178,7 +186,7 @@ def line_of(row: dict) -> str:
     return (
         f"T={row['T']} {row['mask']:8} {row['process']:9} known {row['known_exact']:.0%} exact  "
         f"seam {row['seam']:.2f}  {row['passes']:.0f} passes for {row['tokens_in_hole']:.0f} "
-        f"tokens  {row['seconds']:.2f} s{fid}"
+        f"tokens  {row['seconds']:.2f} s  probe-FID {row['probe_fid']:.2f}{fid}"
     )
 
 

@@ -236,6 +236,12 @@ def frechet_distance(mu_1: Tensor, sigma_1: Tensor, mu_2: Tensor, sigma_2: Tenso
     return float((mu_1 - mu_2).square().sum() + sigma_1.trace() + sigma_2.trace() - 2 * root)
 
 
+def feature_distance(ours: Tensor, theirs: Tensor) -> float:
+    """`frechet_distance` of two sets of features, (n, d) each."""
+    moments = [(x.double().mean(0), x.double().T.cov()) for x in (ours, theirs)]
+    return frechet_distance(*moments[0], *moments[1])
+
+
 def gather(items: list, ranks: Ranks) -> list:
     """Every rank's list, one after the other."""
     parts = [items] * ranks.world

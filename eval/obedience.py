@@ -16,13 +16,14 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import tyro
-from metrics import frechet_distance
+from metrics import feature_distance
 from torch import Tensor
 from tqdm import tqdm
 
@@ -87,7 +88,7 @@ class Wishes:
             for name, value in wish.items():
                 right.setdefault(name, []).append(found[name][i] == value)
         each = {name: float(np.mean(values)) for name, values in right.items()}
-        return {"all": float(np.mean(sum(right.values(), []))), **each}
+        return {"all": float(np.mean([*chain.from_iterable(right.values())])), **each}
 
 
 def main(config: Config) -> dict:
@@ -99,7 +100,7 @@ def main(config: Config) -> dict:
     renders = probe.look(wishes.pixels)
     reference = probe.look(validation(config.n, model.image_size)).features
     rows = [
-        {"told": "render", "probe_fid": fid(renders.features, reference)},
+        {"told": "render", "probe_fid": feature_distance(renders.features, reference)},
     ]
     print(f"renders: probe-FID {rows[0]['probe_fid']:.2f}", flush=True)
     for told in config.told:
@@ -112,7 +113,7 @@ def main(config: Config) -> dict:
                 "guidance": guidance,
                 "samples": wishes.obeyed(told, seen, model),
                 "chance": wishes.obeyed(told, seen, model, shift=1),
-                "probe_fid": fid(seen.features, reference),
+                "probe_fid": feature_distance(seen.features, reference),
                 "seconds": time.perf_counter() - began,
             }
             if told != "class":
@@ -139,12 +140,6 @@ def validation(n: int, size: tuple[int, int]) -> Tensor:
     seeds = [scenery.scene_seed("validation", i) for i in range(n)]
     images = [scenery.render(seed, *size).image for seed in seeds]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
-
-def fid(features: Tensor, reference: Tensor) -> float:
-    """The Fréchet distance of two sets of the probe's features."""
-    moments = [(x.double().mean(0), x.double().T.cov()) for x in (features, reference)]
-    return frechet_distance(*moments[0], *moments[1])
 
 
 def line_of(row: dict) -> str:

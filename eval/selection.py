@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def reranking(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
     ]
     likeness, obeyed = [], []
     for scene in tqdm(scenes, desc="captions", mininterval=5):
-        images = sum(drawn(model, config.candidates, config, prompt=scene.caption), [])
+        images = [*chain(*drawn(model, config.candidates, config, prompt=scene.caption))]
         likeness.append(probe(images, [scene.caption] * len(images)))
         seen, wish = probe.look(images), scenery.said(scene)
         found = {name: seen.values(name) for name in wish}

@@ -25,6 +25,7 @@ from imagebart.notation import Float, Grid, Images
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
+SHIPPED_SEMANTIC = SHIPPED.with_name("scenery-semantic")
 OUTPUT_TYPES = ("pil", "pt", "np")
 OPTIONAL_ENTRIES = ("class_names", "map_names", "guidance")
 """Entries of config.json that a model can do without."""
@@ -295,10 +296,20 @@ class ImageBART(nn.Module):
         model = cls(vqgan, diffusion, denoisers, **named)
         return model.to(device=pick_device(None if device is None else str(device)), dtype=dtype)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the folder that `from_pretrained` reads; `dtype` to store weights in, e.g. fp16."""
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, vqgan_of: str | None = None
+    ) -> None:
+        """Write the folder that `from_pretrained` reads; `dtype` to store weights in, e.g. fp16.
+
+        `vqgan_of` names a model's folder beside this one whose VQGAN is the same: it is then not
+        stored again.
+        """
         folder = Path(folder)
-        save_vqgan(self.vqgan, folder, dtype)
+        if vqgan_of is None:
+            save_vqgan(self.vqgan, folder, dtype)
+        else:
+            update_config(folder, {"vqgan": vqgan_of})
+            find_vqgan(folder)
         for t, denoiser in self.denoisers.items():
             save_scale(denoiser.state_dict(), denoiser.config, self.diffusion, t, folder, dtype)
         update_config(folder, {name: getattr(self, name) for name in OPTIONAL_ENTRIES})
@@ -337,7 +348,7 @@ def find_folder(
 def read_config(folder: Path) -> dict:
     """config.json of a model; ValueError if it is not one."""
     config = read_json(Path(folder) / "config.json")
-    wanted = {"vqgan": dict, "alpha_bar": list, "denoisers": dict}
+    wanted = {"vqgan": dict | str, "alpha_bar": list, "denoisers": dict}
     for name, kind in wanted.items():
         if not isinstance(config, dict) or not isinstance(config.get(name), kind):
             raise ValueError(f"{folder}/config.json must hold {', '.join(wanted)}: no {name} there")
@@ -346,16 +357,33 @@ def read_config(folder: Path) -> dict:
 
 def load_vqgan(folder: Path) -> VQGAN:
     """The VQGAN of a folder, its own or a model's."""
-    config = read_json(Path(folder) / "config.json")
-    if not isinstance(config, dict) or "vqgan" not in config:
-        raise ValueError(f"{folder}/config.json must hold vqgan, got no such entry")
-    path = Path(folder) / "vqgan.safetensors"
+    folder, shape = find_vqgan(Path(folder))
+    path = folder / "vqgan.safetensors"
     tensors = load_tensors(path)
-    vqgan = VQGAN(_configured(VQGANConfig, config["vqgan"], folder))
+    vqgan = VQGAN(_configured(VQGANConfig, shape, folder))
     if "quantiser.used" in tensors:
         vqgan.quantiser.shrink(tensors["quantiser.used"])
     _load(vqgan, tensors, path)
     return vqgan
+
+
+def find_vqgan(folder: Path) -> tuple[Path, dict]:
+    """Where a model's VQGAN lies and its shape: in its own folder, or in the one beside it that
+    config.json names."""
+    config = read_json(folder / "config.json")
+    shape = config.get("vqgan") if isinstance(config, dict) else None
+    if isinstance(shape, str):
+        beside = folder.resolve().parent / shape
+        if Path(shape).name != shape or not (beside / "config.json").is_file():
+            raise ValueError(
+                f"{folder}/config.json: vqgan must be its shape or a folder beside this one, "
+                f"got {shape!r}"
+            )
+        folder, config = beside, read_json(beside / "config.json")
+        shape = config.get("vqgan") if isinstance(config, dict) else None
+    if not isinstance(shape, dict):
+        raise ValueError(f"{folder}/config.json must hold vqgan, got no such entry")
+    return folder, shape
 
 
 def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -49,7 +49,7 @@ class Seen:
 
 
 class Heads(nn.Module):
-    """Linear readings of CLIP's image tower: of its summary, and of its patches (2×2 places each)."""
+    """Linear readings of CLIP's image tower: of its summary, and of its patches (2×2 places)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -64,9 +64,7 @@ class Heads(nn.Module):
         """Logits of every attribute, and of the kinds (b, 256, 18) row by row."""
         told = {name: head(summary) for name, head in self.attributes.items()}
         h = GRID[0] // 2
-        places = rearrange(
-            self.places(patches), "b (h w) (y x k) -> b (h y w x) k", h=h, y=2, x=2
-        )
+        places = rearrange(self.places(patches), "b (h w) (y x k) -> b (h y w x) k", h=h, y=2, x=2)
         return told, places
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from imagebart.denoiser import Condition, Denoiser
 from imagebart.guidance import ask, per_scale
-from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
+from imagebart.notation import Grid, Int, Logits, Mask, Tokens
 
 WINDOW = 32
 """Positions that one parallel pass looks at, of a single image."""
@@ -160,7 +160,7 @@ def decode_parallel(
 
 
 def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
-    """The first position of each row to be drawn, and the end of the last; 0, 0 if there is none."""
+    """Each row's first position to be drawn, and the end of its last; 0, 0 if there is none."""
     if known is None:
         known = torch.zeros_like(x_t, dtype=torch.bool)
     place = torch.arange(1, x_t.shape[1] + 1, device=x_t.device)

@@ -1,7 +1,6 @@
 """What every test stands on: shapes are checked while tests run, and small random models."""
 
 import os
-import string
 
 # The tensors are small: a second thread would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +26,7 @@ install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first
 import pytest  # noqa: E402
 from torch import nn  # noqa: E402
 
+from imagebart.conditioning import END, START, TEXT_IDS  # noqa: E402
 from imagebart.denoiser import Denoiser, DenoiserConfig  # noqa: E402
 from imagebart.diffusion import MultinomialDiffusion, geometric  # noqa: E402
 from imagebart.model import ImageBART  # noqa: E402
@@ -93,33 +93,22 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
-    """A CLIP model in a folder, whose tokens are letters and whose longest text has twelve."""
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPProcessor,
-        CLIPTokenizer,
-    )
+    """A CLIP model in a folder, whose longest text has twelve pieces."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-    letters = [letter + end for letter in string.printable[:94] for end in ("", "</w>")]
-    vocabulary = [*letters, "<|startoftext|>", "<|endoftext|>"]
-    start, end = len(letters), len(letters) + 1
     width = {
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     }
-    ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
-    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 12, **ids, **width}
+    ids = {"vocab_size": TEXT_IDS, "bos_token_id": START, "eos_token_id": END, "pad_token_id": 0}
+    text = {"max_position_embeddings": 12, **ids, **width}
     vision = {"image_size": 32, "patch_size": 8, **width}
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
-
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, merges=[])
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     folder = tmp_path_factory.mktemp("clip")
     model.save_pretrained(folder)
-    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    images.save_pretrained(folder)
     return folder

@@ -24,6 +24,7 @@ from imagebart.data import fit, to_rgb
 from imagebart.editing import Edit
 from imagebart.guidance import pieces_in
 from imagebart.model import SHIPPED
+from imagebart.ranking import CLIP
 
 ROOT = Path(__file__).parents[1]
 DESKTOP, PHONE = (1280, 1000), (390, 844)
@@ -142,7 +143,7 @@ def test_endpoints_have_these_names_and_defaults(client):
         for name, endpoint in named.items()
     }
     assert got == {
-        "/sample": options,
+        "/sample": {**options, "candidates": 1},
         "/inpaint": {"editor": None, **edits},
         "/outpaint": {"editor": None, **edits, "left": 0, "right": 0, "top": 0, "bottom": 0},
         "/panorama": {
@@ -512,6 +513,62 @@ def test_stop_ends_the_run_it_stands_beside(model):
     cancelled = [f["cancels"] for f in functions if f["cancels"]]
     runs = ("sample", "inpaint", "outpaint", "panorama")
     assert cancelled == [[named[name]] for name in runs]
+
+
+def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
+    painter = make_model(T=3, map_kinds=3, droppable=True)
+    painter.map_names = ["sky", "water", "grass"]
+    colours = app.kind_colours(painter.map_names)
+    kinds = np.full((32, 32), -1)
+    kinds[:16], kinds[16:, :8] = 0, 1
+    background = app.paint_kinds(kinds, colours)
+    background.save(tmp_path / "map.png")
+    value = {"background": {"path": str(tmp_path / "map.png")}, "layers": []}
+    *_, (read, _, got) = app.semantic(painter, value, seed=2, guidance=2)
+    assert_same([Image.open(read)], [background])
+    expected = painter.sample(1, seed=2, guidance=2.0, semantic_map=kinds)
+    assert_same([Image.open(path) for path in got], expected)
+
+    layer = np.zeros((32, 32, 4), np.uint8)
+    layer[16:, 8:] = *colours[2], 255
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    value["layers"] = [{"path": str(tmp_path / "layer.png")}]
+    kinds[16:, 8:] = 2
+    *_, (_, _, got) = app.semantic(painter, value, seed=2, guidance=2)
+    expected = painter.sample(1, seed=2, guidance=2.0, semantic_map=kinds)
+    assert_same([Image.open(path) for path in got], expected)
+
+
+def test_nothing_painted_is_one_sentence(make_model, tmp_path):
+    painter = make_model(T=3, map_kinds=3, droppable=True)
+    painter.map_names = ["sky", "water", "grass"]
+    with pytest.raises(ValueError, match="there is no map yet"):
+        next(app.semantic(painter, None))
+    Image.new("RGB", (9, 9), "white").save(tmp_path / "white.png")
+    with pytest.raises(ValueError, match="nothing is painted yet"):
+        next(app.semantic(painter, {"background": {"path": str(tmp_path / "white.png")}}))
+
+
+def test_the_best_of_several_are_shown(make_model, clip):
+    model, ranker = make_model(T=3, text_length=6, text_pieces=8, droppable=True), CLIP(clip)
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(pieces_in(["a lake"], 6))
+    *_, (_, line, got) = app.sample(model, "a lake", 2, 5, candidates=3, ranker=ranker)
+    images = model.sample(6, prompt="a lake", seed=5)
+    best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
+    assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
+    assert line.endswith("The best of 6.")
+    assert_same([Image.open(path) for path in got], [images[i] for i in best])
+
+
+def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
+    model = make_model(T=3)
+    with pytest.raises(ValueError, match="candidates must be 1 for this model"):
+        next(app.sample(model, "a lake", candidates=2))
+    with pytest.raises(ValueError, match="candidates must be 1 without a prompt"):
+        next(app.sample(model, " ", candidates=2, ranker=CLIP(clip)))
+    with pytest.raises(ValueError, match="candidates must lie in 1 to 64, got 65"):
+        next(app.sample(model, candidates=65))
 
 
 # ── in a browser ──────────────────────────────────────────────────────────────────────────────

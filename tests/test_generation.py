@@ -3,6 +3,7 @@
 The networks have random weights, in files placed where people put the published ones.
 """
 
+import gzip
 import hashlib
 import json
 import multiprocessing
@@ -26,8 +27,11 @@ from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 from torchmetrics.image.fid import NoTrainInceptionV3
 from torchmetrics.image.kid import poly_mmd
 from torchmetrics.multimodal import CLIPScore
+from transformers import CLIPProcessor, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from imagebart import ImageBART
+from imagebart.conditioning import MERGES, START
 from imagebart.data import ImageFolder
 from imagebart.distributed import Ranks
 from imagebart.ranking import CLIP
@@ -299,12 +303,19 @@ def test_clip_score_is_the_mean_cosine(clip, folders):
         def get_text_features(self, *args):
             return self.model.get_text_features(*args).pooler_output
 
+    merges = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
+    letters = [*bytes_to_unicode().values()]
+    merges = [tuple(line.split()) for line in merges[1 : 1 + START - 2 * len(letters)]]
+    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    openai = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges)
     images, captions = pixels(folders[0]), [f"blocks {i}" for i in range(N)]
     jury = metrics.Jury(["clip"], ALONE, clip=clip)
     for part in (slice(0, 6), slice(6, N)):
         jury.look(images[part], captions[part])
     jury.meet()
-    theirs = CLIPScore(lambda: (Unwrapped(jury.clip.model), jury.clip.processor))
+    reader = CLIPProcessor(image_processor=jury.clip.processor, tokenizer=openai)
+    theirs = CLIPScore(lambda: (Unwrapped(jury.clip.model), reader))
     theirs.update(images, captions)
     mine = jury.verdict(seed=0)["clip"]
     cosine = theirs.score / theirs.n_samples / 100  # before they clamp it at 0
@@ -314,8 +325,10 @@ def test_clip_score_is_the_mean_cosine(clip, folders):
 
 def test_long_captions_are_read_as_far_as_they_fit(clip, folders):
     image, eyes = pixels(folders[0])[:1], CLIP(clip)
-    assert torch.equal(eyes(image, ["0123456789"]), eyes(image, ["0123456789 and more"]))
-    assert not torch.equal(eyes(image, ["0123456789"]), eyes(image, ["012345678"]))
+    assert torch.equal(
+        eyes(image, ["0 1 2 3 4 5 6 7 8 9"]), eyes(image, ["0 1 2 3 4 5 6 7 8 9 and more"])
+    )
+    assert not torch.equal(eyes(image, ["0 1 2 3 4 5 6 7 8 9"]), eyes(image, ["0 1 2 3 4 5 6 7 8"]))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -238,3 +238,18 @@ def test_condition_dropout_drops_whole_parts_with_their_chance():
         assert abs(part.float().mean() - chances[name]) < 0.03
     both = (parts["classes"][:, 0] & parts["text"][:, 0]).float().mean()
     assert abs(both - 0.1) < 0.02  # independently
+
+
+def test_a_map_is_dropped_whole_or_in_a_box():
+    config = DenoiserConfig(grid=(6, 8), map_kinds=3, droppable=True)
+    condition = torch.ones(6000, 48, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(0)
+    gone = (drop(condition, config, {"map": 0.4}, generator) == ABSENT).unflatten(1, (6, 8))
+    whole = gone.flatten(1).all(1)
+    assert abs(whole.float().mean() - 0.2) < 0.03
+    rows, columns = gone.any(2), gone.any(1)
+    assert torch.equal(gone, rows[:, :, None] & columns[:, None])  # a box
+    for side in (rows, columns):
+        assert (side.int().diff(dim=1).abs().sum(1) <= 2).all()  # without a gap
+    part = gone[~whole].any(2).any(1).float().mean()
+    assert 0.15 < part < 0.2 / 0.8  # a few boxes are too small to hold a place

@@ -16,13 +16,13 @@ LAYERS = [
     {"notation"},
     {"vqgan", "perceptual", "diffusion", "transformer", "scenery", "data", "distributed"}
     | {"checkpoint", "training", "serving"},
-    {"conditioning"},
+    {"conditioning", "maps"},
     {"denoiser"},
     {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking"},
     {"pasting"},
-    {"editing", "panorama", "official", "untrusted", "receipts", "importing"},
+    {"editing", "panorama", "probe", "official", "untrusted", "receipts", "importing"},
     {"show"},
     {"__init__", "__main__"},
 ]

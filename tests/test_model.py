@@ -266,3 +266,22 @@ def test_a_class_decides_and_is_asked_for(make_model):
     for classes in (None, 3, -1, [0], [0, 1, 2]):
         with pytest.raises(ValueError, match="classes"):
             model.sample(2, classes=classes)
+
+
+def test_a_folder_may_share_the_vqgan_of_the_one_beside_it(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "first")
+    tiny.save_pretrained(tmp_path / "second", vqgan_of="first")
+    assert not (tmp_path / "second" / "vqgan.safetensors").exists()
+    again = ImageBART.from_pretrained(tmp_path / "second")
+    for name, weight in tiny.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "../first", "/first", "..", ""])
+def test_only_a_folder_beside_can_lend_its_vqgan(tiny, tmp_path, name):
+    for folder in ("first", "second"):
+        tiny.save_pretrained(tmp_path / folder)
+    with pytest.raises(ValueError, match="vqgan must be its shape or a folder beside this one"):
+        tiny.save_pretrained(tmp_path / "second", vqgan_of=name)
+    with pytest.raises(ValueError, match="vqgan must be its shape or a folder beside this one"):
+        ImageBART.from_pretrained(tmp_path / "second")

@@ -1,9 +1,14 @@
 """The best of many: which are kept, that seeds draw them again, and what CLIP says."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from imagebart.conditioning import END, START
 from imagebart.ranking import CLIP, best_of, reject
 
 
@@ -63,7 +68,7 @@ def test_clip_ranks_by_likeness(tiny, clip):
         **judge.processor(images=images, return_tensors="pt")
     ).pooler_output
     told = judge.model.get_text_features(
-        **judge.processor(text=["a lake"], return_tensors="pt")
+        input_ids=torch.tensor([[START, 320, 2553, END]])
     ).pooler_output
     expected = torch.nn.functional.cosine_similarity(vectors, told)
     torch.testing.assert_close(torch.tensor(likeness), expected)
@@ -74,3 +79,16 @@ def test_clip_ranks_by_likeness(tiny, clip):
 def test_a_folder_without_clip_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="clip must be the folder of a CLIP model, got"):
         CLIP(tmp_path)
+
+
+def test_a_vocabulary_of_others_is_one_sentence(clip, tmp_path):
+    shutil.copytree(clip, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 49407
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    weights = load_file(clip / "model.safetensors")
+    table = "text_model.embeddings.token_embedding.weight"
+    weights[table] = weights[table][:49407].clone()
+    save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="vocabulary must be the 49408 pieces of OpenAI's"):
+        CLIP(tmp_path / "other")

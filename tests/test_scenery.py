@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagebart import scenery
-from imagebart.scenery import KINDS, LABELS, PALETTE, SPLITS, render, scene_seed
+from imagebart.scenery import KINDS, LABELS, PALETTE, SPLITS, render, said, scene_seed
 
 SCENES = [render(scene_seed("test", i)) for i in range(240)]
 
@@ -238,3 +238,22 @@ def test_what_cannot_be_seen_is_not_mentioned():
         assert getattr(plan, key) == hidden
         assert scene.attributes.get(key) != hidden
         assert hidden.rstrip("y") not in scene.caption
+
+
+def test_what_a_caption_says_is_found_in_its_words():
+    counted = dict.fromkeys(("kind", "time", "weather", "season", "object"), 0)
+    for i in range(300):
+        scene = render(scene_seed("test", i), 64, 64)
+        told = said(scene)
+        assert told.items() <= scene.attributes.items() and told["kind"] == scene.kind
+        for name in told:
+            counted[name] += 1
+        assert ("at " + scene.attributes["time"] in scene.caption) == ("time" in told)
+        assert ("snowy" in scene.caption or "wintry" in scene.caption) <= (
+            told.get("season") == "winter"
+        )
+        if "object" in scene.attributes:
+            word = scene.attributes["object"].removesuffix("s")
+            assert (word in scene.caption) == ("object" in told)
+    assert counted["kind"] == 300 and 260 < counted["time"] < 290
+    assert 200 < counted["weather"] < 270 and min(counted.values()) > 60

@@ -1,0 +1,45 @@
+"""Semantic maps as pictures: a kind at every pixel, each kind in its colour.   [section 4.2]
+
+A map is H×W whole numbers, places of `ImageBART.map_names`; -1 where it is left open.
+"""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray as Array
+from PIL import Image
+
+from imagebart.scenery import LABELS, PALETTE
+
+NEAR = 16
+"""How far a colour may be from a kind's, in 8-bit RGB, and still mean it."""
+
+OPEN = (255, 255, 255)
+"""The colour of a place that is left open."""
+
+
+def kind_colours(names: Sequence[str]) -> UInt8[Array, "kinds 3"]:
+    """A colour for each kind: scenery's own, or as many hues."""
+    if tuple(names) == LABELS:
+        return PALETTE
+    hues = [colorsys.hsv_to_rgb(i / len(names), 0.65, 0.9) for i in range(len(names))]
+    return (np.array(hues) * 255).round().astype(np.uint8)
+
+
+def paint_kinds(kinds: Array, colours: UInt8[Array, "kinds 3"]) -> Image.Image:
+    """A map (H, W) as a picture; white where it is open."""
+    return Image.fromarray(np.concatenate([colours, np.uint8([OPEN])])[kinds])
+
+
+def read_kinds(picture: Image.Image, colours: UInt8[Array, "kinds 3"]) -> Array:
+    """The map (H, W), int64, that was painted in these colours; -1 where a pixel has another."""
+    pixels = np.asarray(picture.convert("RGB")).astype(np.int32)
+    kinds = np.full(pixels.shape[:2], -1, np.int64)
+    nearest = np.full(pixels.shape[:2], NEAR**2 + 1)
+    for kind, colour in enumerate(colours.astype(np.int32)):
+        away = ((pixels - colour) ** 2).sum(-1)
+        closer = away < nearest
+        kinds[closer], nearest[closer] = kind, away[closer]
+    return kinds
