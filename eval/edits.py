@@ -4,8 +4,8 @@
 
 Held-out scenes in turn for each wish of `WISHES`: their sky (the places of the map that show sky
 or what is in it, down to the horizon) becomes the hole, the prompt says another sky. Counted is how
-often the probe finds what was asked for in the result (`found`), and in the input (`before`: none,
-scenes that show it already are passed over). `--candidates` draws several and keeps the one that
+often the probe finds what was asked for in the result (`found`; scenes that show it already are
+passed over), and that nothing else changed (`exact`). `--candidates` draws several and keeps the one that
 the probe likes best.
 """
 
@@ -25,9 +25,13 @@ from tqdm import tqdm
 from imagebart import ImageBART, scenery
 from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
+from imagebart.editing import pixel_hole, token_hole
 from imagebart.model import SHIPPED
 from imagebart.probe import Probe
 from imagebart.receipts import receipt
+
+SCENES = 3000
+"""Held-out scenes that are looked through for each wish."""
 
 SKY = (scenery.SKY, scenery.CLOUD, scenery.LIGHT, scenery.STAR, scenery.AURORA, scenery.RAINBOW)
 
@@ -75,7 +79,8 @@ def main(config: Config) -> dict:
             before, hole = Image.fromarray(scene.image), sky_of(scene)
             after = edited(model, probe, before, hole, prompt_of(scene, wish), config)
             found += probe.look([after]).values("weather") == [wish.weather]
-            exact += np.array_equal(np.asarray(after)[~hole], scene.image[~hole])
+            kept = ~pixel_hole(model, token_hole(model, hole))[0, 0].cpu().numpy()
+            exact += np.array_equal(np.asarray(after)[kept], scene.image[kept])
         row = {"wish": wish.words, "edits": count, "found": found / count, "exact": exact / count}
         rows.append(row)
         print(f"{wish.words:24} found in {row['found']:.0%} of {count}", flush=True)
@@ -88,13 +93,16 @@ def main(config: Config) -> dict:
 
 def suitable(wish: Wish, probe: Probe, size: tuple[int, int]) -> Iterator[scenery.Scene]:
     """Held-out scenes at the wish's time of day in which the probe does not see it yet."""
-    for i in itertools.count():
+    for i in range(SCENES):
         scene = scenery.render(scenery.scene_seed("test", i), *size)
         told = scene.attributes
         if told["time"] in wish.times and told["weather"] not in (wish.weather, "fog"):
             (seen,) = probe.look([Image.fromarray(scene.image)]).values("weather")
             if seen != wish.weather:
                 yield scene
+    raise ValueError(
+        f"scenes that do not show {wish.weather} yet must be found among {SCENES}, got too few"
+    )
 
 
 def sky_of(scene: scenery.Scene) -> np.ndarray:

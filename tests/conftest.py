@@ -30,6 +30,7 @@ from imagebart.conditioning import END, START, TEXT_IDS  # noqa: E402
 from imagebart.denoiser import Denoiser, DenoiserConfig  # noqa: E402
 from imagebart.diffusion import MultinomialDiffusion, geometric  # noqa: E402
 from imagebart.model import ImageBART  # noqa: E402
+from imagebart.probe import Heads, save_probe  # noqa: E402
 from imagebart.vqgan import VQGAN, VQGANConfig  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -91,10 +92,9 @@ def tiny():
     return new_model()
 
 
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    """A CLIP model in a folder, whose longest text has twelve pieces."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+def new_clip(longest: int, vision: dict):
+    """A small CLIP with random weights."""
+    from transformers import CLIPConfig, CLIPModel
 
     width = {
         "hidden_size": 32,
@@ -103,12 +103,27 @@ def clip(tmp_path_factory):
         "num_attention_heads": 2,
     }
     ids = {"vocab_size": TEXT_IDS, "bos_token_id": START, "eos_token_id": END, "pad_token_id": 0}
-    text = {"max_position_embeddings": 12, **ids, **width}
-    vision = {"image_size": 32, "patch_size": 8, **width}
+    text = {"max_position_embeddings": longest, **ids, **width}
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    shape = {"text_config": text, "vision_config": {**vision, **width}}
+    return CLIPModel(CLIPConfig(**shape, projection_dim=16)).eval()
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A CLIP model in a folder, whose longest text has twelve pieces."""
+    from transformers import CLIPImageProcessor
+
     folder = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(folder)
-    images.save_pretrained(folder)
+    new_clip(12, {"image_size": 32, "patch_size": 8}).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory):
+    """The folder of a probe with random weights."""
+    folder = tmp_path_factory.mktemp("probe")
+    save_probe(new_clip(40, {"image_size": 128, "patch_size": 16}), Heads(32), folder)
     return folder

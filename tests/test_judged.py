@@ -1,0 +1,173 @@
+"""eval/obedience.py, eval/selection.py, eval/edits.py, eval/completion.py: what the probe says of
+samples is counted as their pages promise. The probe has random weights here."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagebart import ImageBART, scenery
+from imagebart.checkpoint import load_tensors, save_tensors
+from imagebart.conditioning import commonest_kinds
+from imagebart.guidance import pieces_in
+from imagebart.probe import ATTRIBUTES, Probe
+
+EVAL = Path(__file__).parents[1] / "eval"
+sys.path.insert(0, str(EVAL))
+
+import completion  # noqa: E402
+import edits  # noqa: E402
+import metrics  # noqa: E402
+import obedience  # noqa: E402
+import selection  # noqa: E402
+
+KINDS, LABELS = scenery.KINDS, scenery.LABELS
+
+
+@pytest.fixture(scope="module")
+def folder(make_model, tmp_path_factory) -> Path:
+    """A random chain that takes classes, text and maps."""
+    said = {"classes": len(KINDS), "text_length": 32, "text_pieces": 128, "map_kinds": len(LABELS)}
+    model = make_model(T=3, droppable=True, **said)
+    model.class_names, model.map_names = list(KINDS), list(LABELS)
+    captions = [scenery.render(i, 32, 32).caption for i in range(40)]
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(pieces_in(captions, 32))
+    folder = tmp_path_factory.mktemp("told")
+    model.save_pretrained(folder)
+    return folder
+
+
+def scenes(n: int) -> list[scenery.Scene]:
+    return [scenery.render(scenery.scene_seed("test", i), 32, 32) for i in range(n)]
+
+
+def test_obedience_is_a_plain_count(folder, probe):
+    told = ("text", "class", "map")
+    given = {"model": str(folder), "probe": probe, "told": told, "n": 6, "batch": 4, "seed": 3}
+    report = obedience.main(obedience.Config(**given, guidance=(1.5,)))
+    rows = {row["told"]: row for row in report["rows"]}
+    model, eyes, wished = ImageBART.from_pretrained(folder), Probe(probe), scenes(6)
+
+    images = model.sample(6, seed=3, guidance=1.5, prompt=[s.caption for s in wished])
+    seen, hits = eyes.look(images), []
+    for i, scene in enumerate(wished):
+        hits += [seen.values(name)[i] == value for name, value in scenery.said(scene).items()]
+    assert rows["text"]["samples"]["all"] == pytest.approx(np.mean(hits))
+
+    images = model.sample(6, seed=3, guidance=1.5, classes=list(range(6)))
+    hits = [kind == KINDS[i] for i, kind in enumerate(eyes.look(images).values("kind"))]
+    assert rows["class"]["samples"] == {"all": np.mean(hits), "kind": np.mean(hits)}
+
+    maps = [s.semantic_map for s in wished]
+    images = model.sample(6, seed=3, guidance=1.5, semantic_map=maps)
+    asked = np.stack([commonest_kinds(one, (16, 16)) for one in maps])
+    share = (eyes.look(images).kinds.numpy() == asked).mean()
+    assert rows["map"]["samples"]["places"] == pytest.approx(share)
+    shifted = (eyes.look(images).kinds.numpy() == np.roll(asked, -1, axis=0)).mean()
+    assert rows["map"]["chance"]["places"] == pytest.approx(shifted)
+    renders = eyes.look([Image.fromarray(scene.image) for scene in wished])
+    share = (renders.kinds.numpy() == asked).mean()
+    assert rows["map"]["renders"]["places"] == pytest.approx(share)
+
+
+def test_the_inception_score_of_known_predictions():
+    assert selection.inception_score(torch.eye(5)) == pytest.approx(5)
+    assert selection.inception_score(torch.full((7, 5), 0.2)) == pytest.approx(1)
+    p = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+    mean = p.mean(0)
+    expected = (p * (p / mean).log()).sum(1).mean().exp()
+    assert selection.inception_score(p) == pytest.approx(expected.item())
+
+
+def test_rejection_keeps_the_surest_of_each_handful(folder, probe):
+    config = selection.Config(
+        model=str(folder), probe=probe, per_class=20, captions=2, candidates=4, batch=8
+    )
+    report = selection.main(config)
+    model, eyes = ImageBART.from_pretrained(folder), Probe(probe)
+    right = {rate: [] for rate in selection.RATES}
+    for name in KINDS:
+        images = [model.sample(1, seed=i, classes=name, guidance=1.0)[0] for i in range(20)]
+        told = eyes.look(images).attributes["kind"]
+        own = ATTRIBUTES["kind"].index(name)
+        for rate in selection.RATES:
+            size = round(1 / rate)
+            for start in range(0, 20, size):
+                best = start + told[start : start + size, own].argmax()
+                right[rate].append(told[best].argmax() == own)
+    for row in report["rejection"]:
+        assert row["kept"] == len(right[row["rate"]]) == round(240 * row["rate"])
+        assert row["class_accuracy"] == pytest.approx(np.mean(right[row["rate"]]))
+
+    ranked = report["re-ranking"]
+    assert [row["best_of"] for row in ranked] == [1, 2, 4]
+    for row in ranked:
+        best = []
+        for scene in scenes(2):
+            images = model.sample(row["best_of"], seed=0, prompt=scene.caption)
+            best.append(max(eyes.likeness(scene.caption)(images)))
+        assert row["similarity"] == pytest.approx(np.mean(best), abs=1e-5)
+    similar = [row["similarity"] for row in ranked]
+    assert similar == sorted(similar) and similar[0] < similar[-1]
+
+
+@pytest.fixture(scope="module")
+def foggy(probe, tmp_path_factory) -> Path:
+    """A probe that sees fog everywhere, so that no scene shows what is wished for."""
+    folder = tmp_path_factory.mktemp("probes") / "foggy"
+    shutil.copytree(probe, folder)
+    weights = load_tensors(folder / "heads.safetensors")
+    weights["attributes.weather.bias"][scenery.WEATHERS.index("fog")] = 99
+    save_tensors(weights, folder / "heads.safetensors")
+    return folder
+
+
+def test_edits_start_without_what_they_wish_for(foggy, monkeypatch):
+    monkeypatch.setattr(edits, "SCENES", 100)
+    eyes = Probe(foggy)
+    for wish in edits.WISHES:
+        for _, scene in zip(range(2), edits.suitable(wish, eyes, (32, 32)), strict=False):
+            assert scene.attributes["weather"] != wish.weather
+            assert scene.attributes["time"] in wish.times
+            assert eyes.look([Image.fromarray(scene.image)]).values("weather") != [wish.weather]
+            shown = set(np.unique(scene.semantic_map[edits.sky_of(scene)]))
+            assert shown <= set(edits.SKY)
+            prompt = edits.prompt_of(scene, wish)
+            assert prompt.endswith(wish.words) and f"at {scene.attributes['time']}" in prompt
+    fog = edits.Wish("fog", "in the fog", scenery.TIMES)
+    with pytest.raises(ValueError, match="scenes that do not show fog yet must be found"):
+        next(edits.suitable(fog, eyes, (32, 32)))
+
+
+def test_edits_leave_the_rest_exact(folder, foggy):
+    config = edits.Config(model=str(folder), probe=foggy, n=5, candidates=2)
+    report = edits.main(config)
+    assert [row["edits"] for row in report["rows"]] == [1] * 5
+    assert all(row["exact"] == 1 for row in report["rows"])
+    assert report["found"] == 0
+
+
+def test_completions_are_set_beside_the_untouched(folder, probe):
+    config = completion.Config(
+        model=(str(folder),), process=("single",), masks=("upper",), n=5, probe=probe
+    )
+    (row,) = completion.main(config)["rows"]
+    model, eyes = ImageBART.from_pretrained(folder), Probe(probe)
+    renders, completed = [], []
+    for i in range(5):
+        image = scenery.render(scenery.scene_seed("validation", i), 32, 32).image
+        renders.append(Image.fromarray(image))
+        completed += model.complete(renders[-1], keep="lower", seed=i)
+    distance = metrics.feature_distance(eyes.look(renders).features, eyes.look(completed).features)
+    assert row["probe_fid"] == pytest.approx(distance, rel=1e-3)
+
+
+def test_the_distance_of_features_is_that_of_their_gaussians():
+    x = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    assert metrics.feature_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert metrics.feature_distance(x, x + 2) == pytest.approx(12, rel=1e-4)
