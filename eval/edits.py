@@ -5,8 +5,8 @@
 Held-out scenes in turn for each wish of `WISHES`: their sky (the places of the map that show sky
 or what is in it, down to the horizon) becomes the hole, the prompt says another sky. Counted is how
 often the probe finds what was asked for in the result (`found`; scenes that show it already are
-passed over), and that nothing else changed (`exact`). `--candidates` draws several and keeps the one that
-the probe likes best.
+passed over), and that nothing else changed (`exact`). `--candidates` draws several and keeps the
+one that the probe likes best.
 """
 
 import itertools

@@ -7,6 +7,7 @@ chain.png             x_T … x_1 of two samples
 edits.png             a render, what is marked, and three ways to repaint it
 reconstructions.png   held-out renders above what the VQGAN makes of them
 prompts.png           twelve prompts, two seeds each, if the model takes text
+maps.png              maps above what the painter makes of each, with two more prompts below
 panorama.png          eight times as wide as the model's pictures, from two prompts if it takes text
 """
 
@@ -20,7 +21,8 @@ from PIL import Image
 
 from imagebart import ImageBART, scenery, show
 from imagebart.checkpoint import atomic_write
-from imagebart.model import SHIPPED
+from imagebart.maps import kind_colours, paint_kinds
+from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
 
 PROMPTS = (
     "northern lights over snowy mountains at night",
@@ -41,6 +43,7 @@ PROMPTS = (
 @dataclass(frozen=True)
 class Config:
     model: Path = SHIPPED
+    painter: Path = SHIPPED_SEMANTIC  # a model that takes maps
     out: Path = Path("docs")
     seed: int = 0  # of the first sample
     device: str = "auto"
@@ -68,6 +71,11 @@ def main(config: Config) -> None:
     back = model.decode(model.encode(renders[:8]))
     save(show.grid([*renders[:8], *back], columns=8), config.out / "reconstructions.png")
 
+    save(
+        painted(ImageBART.from_pretrained(config.painter, device=config.device), config.seed),
+        config.out / "maps.png",
+    )
+
     wide = {"prompts": ["a desert at sunset", "a city at night"]} if model.takes_text else {}
     panorama = model.panorama(8 * model.image_size[1], seed=config.seed, **wide)
     save(show.grid(panorama, columns=1), config.out / "panorama.png")
@@ -78,6 +86,18 @@ def main(config: Config) -> None:
         images = [image for part in six for row in (first, second) for image in row[part]]
         captions = [c for part in six for c in (*PROMPTS[part], *[""] * 6)]
         save(show.grid(images, columns=6, captions=captions), config.out / "prompts.png")
+
+
+def painted(painter: ImageBART, seed: int) -> show.Picture:
+    """Eight held-out maps, a picture of each, and the same maps at two times of day."""
+    size, colours = painter.image_size, kind_colours(painter.map_names)
+    scenes = [scenery.render(scenery.scene_seed("validation", i), *size) for i in range(8)]
+    maps = [scene.semantic_map for scene in scenes]
+    rows, captions = [paint_kinds(one, colours) for one in maps], ["map"] + [""] * 7
+    for prompt in (None, "at night", "at sunset") if painter.takes_text else (None,):
+        rows += painter.sample(8, seed=seed, semantic_map=maps, prompt=prompt)
+        captions += [prompt or "no prompt"] + [""] * 7
+    return show.grid(rows, columns=8, captions=captions)
 
 
 def held_out(model: ImageBART, index: int) -> Image.Image:

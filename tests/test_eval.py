@@ -77,7 +77,8 @@ def test_pictures_are_those_of_the_seed(folder, tmp_path):
     module = script("pictures")
     for name in ("a", "b"):
         module.main(module.Config(model=folder, out=tmp_path / name, device="cpu"))
-    names = {"samples.png", "chain.png", "edits.png", "reconstructions.png", "panorama.png"}
+    names = {"samples.png", "chain.png", "edits.png", "reconstructions.png", "maps.png"}
+    names |= {"panorama.png"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
