@@ -22,8 +22,9 @@ from imagebart.denoiser import Condition, Denoiser
 from imagebart.guidance import ask, per_scale
 from imagebart.notation import Grid, Int, Logits, Mask, Tokens
 
-WINDOW = 32
-"""Positions that one parallel pass looks at, of a single image."""
+WINDOW = {"cpu": 16, "cuda": 64}
+"""Positions that a parallel pass looks at: more than it will settle, for what is drawn again is the
+better guess. A CPU pays for each of them, a GPU for the pass (eval/passes.py)."""
 
 Noise = Logits
 
@@ -140,7 +141,7 @@ def decode_parallel(
     denoiser.read(x_prev, int(first.min()), decoding)
     first = first.min().expand(len(x_t)).clone()
     rows = torch.arange(len(x_t), device=x_t.device)  # those not done
-    offset = torch.arange(min(window(len(x_t)), denoiser.n), device=x_t.device)
+    offset = torch.arange(min(window(x_t.device), denoiser.n), device=x_t.device)
     while True:
         left = first[rows] < end[rows]
         if not left.all():
@@ -167,10 +168,9 @@ def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tenso
     return (~known).int().argmax(1), (~known * place).amax(1)
 
 
-def window(batch: int) -> int:
-    """Positions that a parallel pass looks at: more than it will settle, for what is redrawn is the
-    better guess, and fewer in a batch, which fills the machine by itself."""
-    return WINDOW if batch == 1 else WINDOW // 2
+def window(device: torch.device) -> int:
+    """The number of positions that suits the hardware."""
+    return WINDOW.get(device.type, WINDOW["cuda"])
 
 
 METHODS = {"parallel": decode_parallel, "sequential": decode_sequential}

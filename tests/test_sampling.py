@@ -87,7 +87,7 @@ def test_the_window_changes_no_token(make_denoiser, monkeypatch, size):
     x_t, noise = uniform_tokens(range(6), 2, 64, 12), gumbel(range(6), 2, 64, 12)
     condition = torch.arange(6) % 3
     expected = decode_sequential(denoiser, x_t, noise, Filter(), condition)
-    monkeypatch.setattr(sampling, "window", lambda batch: size)
+    monkeypatch.setattr(sampling, "window", lambda device: size)
     assert torch.equal(decode_parallel(denoiser, x_t, noise, Filter(), condition), expected)
 
 
@@ -265,3 +265,38 @@ def test_at_least_one_image_is_drawn(tiny, count):
 def test_the_largest_seeds_work(tiny):
     assert image_seeds(2**63 - 2, 2) == [2**63 - 2, 2**63 - 1]
     assert run(tiny, [0, 2**63 - 1])[-1].shape == (2, 4, 4)
+
+
+def test_rows_that_are_done_leave_the_batch(make_denoiser, monkeypatch):
+    """Each row takes part in the passes it would need alone, and no more."""
+    denoiser, seeds = make_denoiser(2, grid=(8, 8)), range(5)
+    x_t, noise = uniform_tokens(seeds, 2, 64, 12), gumbel(seeds, 2, 64, 12)
+    rows, step = [], denoiser.step
+    monkeypatch.setattr(denoiser, "step", lambda x, *rest: (rows.append(len(x)), step(x, *rest))[1])
+    alone = 0
+    for i in seeds:
+        rows.clear()
+        decode_parallel(denoiser, x_t[i : i + 1], noise[i : i + 1], Filter())
+        alone += len(rows)
+    rows.clear()
+    decode_parallel(denoiser, x_t, noise, Filter())
+    assert sum(rows) == alone and rows[0] == 5 and rows == sorted(rows, reverse=True)
+
+
+@pytest.mark.parametrize("decode", [decode_sequential, decode_parallel])
+def test_only_the_span_of_the_holes_is_drawn(make_denoiser, monkeypatch, decode):
+    """Known runs at either end cost no pass of their own."""
+    denoiser, at = make_denoiser(2, grid=(8, 8)), []
+    x_t, noise = uniform_tokens(range(2), 2, 64, 12), gumbel(range(2), 2, 64, 12)
+    known = torch.ones(2, 64, dtype=torch.bool)
+    known[0, 40], known[1, 44] = False, False
+    step = denoiser.step
+    monkeypatch.setattr(
+        denoiser, "step", lambda x, where, *rest: (at.append(where), step(x, where, *rest))[1]
+    )
+    x = decode(denoiser, x_t, noise, Filter(), None, known, x_t)
+    assert torch.equal(x[known], x_t[known])
+    assert min(where.min() for where in at) == 40
+    assert len(at) == (5 if decode is decode_sequential else 1)
+    nothing = decode(denoiser, x_t, noise, Filter(), None, torch.ones_like(known), x_t)
+    assert torch.equal(nothing, x_t)

@@ -1,0 +1,116 @@
+"""How much autoregression does a scale need? Passes of exact parallel decoding.  [after eq. 9]
+
+    python eval/passes.py --out eval/results/passes.json --picture docs/passes.png
+    python eval/passes.py --model imagebart/pretrained/scenery runs/scenery-2/model ...
+
+A scale that needs no autoregression would settle all of a window's tokens in one pass; one that
+needs all of it, a token a pass. For every model, scale and window: the mean number of passes of one
+image's n tokens, told nothing, over `n` seeds; beside them β_t, the chance that the step forgets a
+token, and the mean seconds an image (without the VQGAN).
+"""
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from completion import counted_passes
+from tqdm import tqdm
+
+from imagebart import ImageBART, sampling, show
+from imagebart.checkpoint import atomic_write, write_json
+from imagebart.distributed import pick_device
+from imagebart.model import SHIPPED
+from imagebart.receipts import receipt
+
+
+@dataclass(frozen=True)
+class Config:
+    model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
+    windows: tuple[int, ...] = (8, 16, 32, 64)  # positions a pass looks at
+    n: int = 16  # images, one at a time
+    seed: int = 0  # of image 0
+    out: Path | None = None  # where the JSON goes
+    picture: Path | None = None  # where the plot goes, a PNG
+    device: str = "auto"
+
+
+def main(config: Config) -> dict:
+    if config.n < 1 or min(config.windows) < 1:
+        raise ValueError(f"n and windows must be at least 1, got {config.n}, {config.windows}")
+    device = pick_device(config.device)
+    rows = []
+    for source in config.model:
+        model = ImageBART.from_pretrained(source, device=device)
+        for width in config.windows:
+            rows += passes_of(model, source, width, config)
+            for row in rows[1 - model.T :]:
+                print(line_of(row), flush=True)
+    if config.picture:
+        with atomic_write(config.picture) as draft:
+            plot(rows, config.windows).image.save(draft, format="PNG", optimize=True)
+    options = {name: str(value) for name, value in asdict(config).items()}
+    return {"rows": rows, "options": options, **receipt(device)}
+
+
+def passes_of(model: ImageBART, source: str, width: int, config: Config) -> list[dict]:
+    """A row for each scale, t = T first."""
+    chosen, sampling.window = sampling.window, lambda device: width
+    passes = np.zeros((config.n, model.T + 1))
+    seconds = np.zeros((config.n, model.T + 1))
+    try:
+        for i in tqdm(range(config.n), desc=f"window {width}", mininterval=5, leave=False):
+            steps = model.sample_steps(1, seed=config.seed + i, method="parallel")
+            next(steps)
+            for t in range(model.T, 1, -1):
+                with counted_passes() as counted:
+                    began = time.perf_counter()
+                    next(steps)
+                passes[i, t], seconds[i, t] = counted[0], time.perf_counter() - began
+    finally:
+        sampling.window = chosen
+    return [
+        {
+            "model": source,
+            "T": model.T,
+            "t": t,
+            "beta": float(model.diffusion.beta[t]),
+            "window": width,
+            "tokens": model.denoisers[t].n,
+            "passes": passes[:, t].mean(),
+            "passes_std": passes[:, t].std(),
+            "seconds": seconds[:, t].mean(),
+        }
+        for t in range(model.T, 1, -1)
+    ]
+
+
+def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
+    """Passes against the window, a line for each scale of each model."""
+    lines: dict[str, list[float]] = {}
+    for row in rows:
+        name = f"{Path(row['model']).name} T = {row['T']}: t = {row['t']}, β = {row['beta']:.2g}"
+        lines.setdefault(name, []).append(row["passes"])
+    return show.curves(
+        lines, windows, "positions a pass looks at", f"passes for {rows[0]['tokens']} tokens"
+    )
+
+
+def line_of(row: dict) -> str:
+    return (
+        f"{row['model']}  T = {row['T']}  t = {row['t']}  β = {row['beta']:.2f}  window "
+        f"{row['window']:2}  {row['passes']:.1f} ± {row['passes_std']:.1f} passes for "
+        f"{row['tokens']} tokens  {row['seconds']:.3f} s"
+    )
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        report = main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if config.out:
+        write_json(report, config.out)
