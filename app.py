@@ -549,7 +549,7 @@ CSS = """
 TITLE = """
 # ImageBART
 Draws what you ask for from noise, one scale of a diffusion after the other; repaints the part of a
-picture that you mark; goes on beyond its borders.
+picture that you mark; paints what a map says; goes on beyond a picture's borders.
 """
 
 
@@ -765,8 +765,7 @@ def semantic_tab(model: ImageBART) -> None:
     """Paint a map of kinds and get the landscape."""
     H, W = model.image_size
     colours = kind_colours(model.map_names)
-    scenes = [scenery.render(scenery.scene_seed("test", i), H, W) for i in range(EXAMPLES)]
-    maps = [paint_kinds(scene.semantic_map, colours) for scene in scenes]
+    maps = example_maps(model) if tuple(model.map_names) == scenery.LABELS else []
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             codes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colours.tolist()]
@@ -774,10 +773,9 @@ def semantic_tab(model: ImageBART) -> None:
             editor = image_editor(W, H, "Paint what is where", codes, "painting", blank)
             gr.HTML(legend(model.map_names, codes))
             clear = gr.Button("Start from a blank map", size="sm")
-            gr.Markdown("Or from one of these:")
-            shelf = shelf_of(
-                maps, allow_preview=False, buttons=[], elem_id="maps", elem_classes="shelf"
-            )
+            gr.Markdown("Or from one of these:", visible=bool(maps))
+            plain = {"allow_preview": False, "buttons": [], "visible": bool(maps)}
+            shelf = shelf_of(maps, elem_id="maps", elem_classes="shelf", **plain)
         with gr.Column(scale=2, min_width=300):
             inputs = controls(model)
             buttons = run_buttons("Draw the landscape")
@@ -800,6 +798,14 @@ def semantic_tab(model: ImageBART) -> None:
     shelf.select(pick, None, editor, **private)
     clear.click(lambda: for_editor(blank), None, editor, **private)
     connect(model, semantic, buttons, [editor, *inputs], [shown, line, gallery], index)
+
+
+def example_maps(model: ImageBART) -> list[Image.Image]:
+    """Maps of scenery that the model has not seen."""
+    scenes = [
+        scenery.render(scenery.scene_seed("test", i), *model.image_size) for i in range(EXAMPLES)
+    ]
+    return [paint_kinds(scene.semantic_map, scenery.PALETTE) for scene in scenes]
 
 
 def legend(names: Sequence[str], codes: list[str]) -> str:

@@ -19,12 +19,13 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from imagebart import ImageBART, serving
+from imagebart import ImageBART, scenery, serving
 from imagebart.data import fit, to_rgb
 from imagebart.editing import Edit
 from imagebart.guidance import pieces_in
-from imagebart.model import SHIPPED
-from imagebart.ranking import CLIP
+from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
+from imagebart.probe import Probe
+from imagebart.ranking import CLIP, best_of
 
 ROOT = Path(__file__).parents[1]
 DESKTOP, PHONE = (1280, 1000), (390, 844)
@@ -507,11 +508,13 @@ def test_a_missing_model_is_one_sentence(tmp_path):
         app.main(app.Config(model=str(tmp_path / "none")))
 
 
-def test_stop_ends_the_run_it_stands_beside(model):
-    functions = app.build(model).config["dependencies"]
+def test_stop_ends_the_run_it_stands_beside(make_model):
+    model = make_model(T=3, map_kinds=3, droppable=True)
+    model.map_names = ["sky", "water", "grass"]
+    functions = app.build(model, painter=model).config["dependencies"]
     named = {f["api_name"]: f["id"] for f in functions if f["api_visibility"] == "public"}
     cancelled = [f["cancels"] for f in functions if f["cancels"]]
-    runs = ("sample", "inpaint", "outpaint", "panorama")
+    runs = ("sample", "inpaint", "outpaint", "semantic", "panorama")
     assert cancelled == [[named[name]] for name in runs]
 
 
@@ -729,4 +732,23 @@ def test_the_shipped_model_answers(tmp_path):
     with Server(tmp_path) as server:
         client = Client(server.url, verbose=False, download_files=tmp_path)
         *_, gallery = client.predict(num_images=2, seed=1, api_name="/sample")
-    assert_same(gallery, ImageBART.from_pretrained(device="cpu").sample(2, seed=1))
+        colours = app.kind_colours(scenery.LABELS)
+        kinds = scenery.render(3).semantic_map
+        painted = saved(app.paint_kinds(kinds, colours), tmp_path, "map.png")
+        words = {"prompt": "a lake at night", "num_images": 1, "seed": 4}
+        *_, by_map = client.predict(editor(painted), **words, api_name="/semantic")
+        _, line, best = client.predict(**words, candidates=3, api_name="/sample")
+    model = ImageBART.from_pretrained(device="cpu")
+    assert_same(gallery, model.sample(2, seed=1))
+    painter = ImageBART.from_pretrained(SHIPPED_SEMANTIC, device="cpu")
+    expected = painter.sample(1, seed=4, prompt="a lake at night", semantic_map=kinds)
+    assert_same(by_map, expected)
+    likeness = Probe().likeness("a lake at night")
+    (ranked,) = best_of(model, 1, 3, likeness, seed=4, prompt="a lake at night")
+    assert line.startswith(f"Seed {ranked.seed}, ")
+    assert_same(best, [ranked.image])
+
+
+def test_what_is_shipped_is_small():
+    sizes = [path.stat().st_size for path in SHIPPED.parent.rglob("*") if path.is_file()]
+    assert max(sizes) <= 16 * 2**20 and sum(sizes) <= 64 * 2**20
