@@ -91,7 +91,8 @@ def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
     """Passes against the window, a line for each scale of each model."""
     lines: dict[str, list[float]] = {}
     for row in rows:
-        name = f"{Path(row['model']).name} T = {row['T']}: t = {row['t']}, β = {row['beta']:.2g}"
+        folder = row["model"].removesuffix("/model")  # as the recipes of presets.py name them
+        name = f"{Path(folder).name}, T = {row['T']}: t = {row['t']}, β = {row['beta']:.2g}"
         lines.setdefault(name, []).append(row["passes"])
     return show.curves(
         lines, windows, "positions a pass looks at", f"passes for {rows[0]['tokens']} tokens"

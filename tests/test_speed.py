@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
+from imagebart import sampling
 
 EVAL = Path(__file__).parents[1] / "eval"
 sys.path.insert(0, str(EVAL))
 
+import passes  # noqa: E402
 import speed  # noqa: E402
 
 
@@ -64,3 +68,22 @@ def test_a_tenth_is_about_a_tenth(tiny):
 def test_a_shape_has_the_sizes_of_its_preset():
     model = speed.random_model("tiny")
     assert model.K == 64 and model.T == 3 and model.grid == (8, 8)
+
+
+def test_passes_are_those_of_the_window(make_model, tmp_path):
+    """A window of one position takes a pass a token, wider ones fewer; the choice is given back."""
+    model = make_model(T=3)
+    model.save_pretrained(tmp_path / "model")
+    config = passes.Config(
+        model=(str(tmp_path / "model"),), windows=(1, 4, 16), n=2, picture=tmp_path / "passes.png"
+    )
+    rows = passes.main(config)["rows"]
+    assert [(row["window"], row["t"]) for row in rows] == [
+        (w, t) for w in (1, 4, 16) for t in (3, 2)
+    ]
+    for row in rows:
+        assert row["beta"] == pytest.approx({3: 1.0, 2: 0.5}[row["t"]]) and row["tokens"] == 16
+        assert 16 / row["window"] <= row["passes"] <= 16
+    assert all(row["passes"] < 16 for row in rows if row["window"] == 16)
+    assert sampling.window(model.device) == sampling.WINDOW["cpu"]
+    assert Image.open(tmp_path / "passes.png").width > 300
