@@ -48,6 +48,7 @@ from imagebart.serving import Guard, is_this_machine, read_auth
 MOST_IMAGES = 16
 MOST_CANDIDATES = 64
 MOST_PASSES = 16
+MOST_UNDOS = 20
 MOST_MARGIN = 1024
 MOST_WIDTH = 4096
 SECONDS_BETWEEN_LOOKS = 2  # at a panorama that grows
@@ -254,6 +255,20 @@ def chosen_for_editor(results: list | None, index: int) -> dict:
     if not Path(path).is_file():
         raise ValueError("this picture is too old and gone, draw it again")
     return for_editor(Image.open(path))
+
+
+def remembered(editor: dict | None, history: list[str]) -> list[str]:
+    """The pictures that were edited, the one that is now among them; the last few."""
+    background = (editor or {}).get("background")
+    return [*history, background["path"]][-MOST_UNDOS:] if background else history
+
+
+@sentences()
+def undone(history: list[str]) -> tuple[dict, list[str]]:
+    """The picture before, for the editor, and those before it."""
+    if not history or not Path(history[-1]).is_file():
+        raise ValueError("there is nothing to undo")
+    return for_editor(Image.open(history[-1])), history[:-1]
 
 
 # ── the endpoints ─────────────────────────────────────────────────────────────────────────────
@@ -725,7 +740,10 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
             )
     gr.Markdown("#### Results")
     gallery, index = results_gallery(label="Results", elem_id="edits", elem_classes="tiles")
-    again = gr.Button("Use the selected result as input")
+    with gr.Row():
+        again = gr.Button("Use the selected result as input", scale=3)
+        undo = gr.Button("Undo", scale=1, elem_id="undo")
+    history = gr.State([])
 
     def pick(event: gr.SelectData) -> dict:
         return for_editor(examples[event.index])
@@ -757,7 +775,10 @@ def edit_tab(model: ImageBART, examples: list[Image.Image]) -> SimpleNamespace:
     editor.upload(pasted, editor, editor, preprocess=False, **private)
     for name, button in zip(HOLES, holes, strict=True):
         button.click(partial(mark, name), editor, editor, preprocess=False, **private)
-    again.click(chosen_for_editor, [gallery, index], editor, **private)
+    again.click(remembered, [editor, history], history, preprocess=False, **private).then(
+        chosen_for_editor, [gallery, index], editor, **private
+    )
+    undo.click(undone, history, [editor, history], **private)
     return SimpleNamespace(editor=editor)
 
 

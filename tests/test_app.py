@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from gradio.exceptions import Error
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -542,6 +543,26 @@ def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
     assert_same([Image.open(path) for path in got], expected)
 
 
+def test_undo_goes_back_picture_by_picture(tmp_path):
+    paths = []
+    for i in range(3):
+        picture(20, 20, seed=i).save(tmp_path / f"{i}.png")
+        paths.append(str(tmp_path / f"{i}.png"))
+    history = app.remembered(None, [])
+    for path in paths:
+        history = app.remembered({"background": {"path": path}}, history)
+    assert history == paths
+    for i in (2, 1, 0):
+        value, history = app.undone(history)
+        assert_same([Image.open(value["background"])], [Image.open(paths[i])])
+        assert history == paths[:i]
+    with pytest.raises(Error, match="there is nothing to undo"):
+        app.undone(history)
+    most = app.MOST_UNDOS
+    many = app.remembered({"background": {"path": paths[0]}}, [paths[1]] * most)
+    assert len(many) == most and many[-1] == paths[0]
+
+
 def test_nothing_painted_is_one_sentence(make_model, tmp_path):
     painter = make_model(T=3, map_kinds=3, droppable=True)
     painter.map_names = ["sky", "water", "grass"]
@@ -669,6 +690,15 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     edited = repaint(page, 10)
     np.testing.assert_array_equal(edited[16:], fitted[16:])
     assert (edited[:16] != fitted[:16]).any()
+
+    page.get_by_role("button", name="Use the selected result as input").click()
+    page.wait_for_timeout(2000)
+    settled(page)
+    page.locator("#undo").click()
+    page.wait_for_timeout(2000)
+    settled(page)
+    page.get_by_role("button", name="Upper half").click()
+    np.testing.assert_array_equal(repaint(page, 10), edited)
     assert page.complaints == []
 
 

@@ -1,6 +1,8 @@
 """Wide pictures: a sample where they are no wider, seeds that hold, ends that meet."""
 
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,10 @@ from imagebart.panorama import (
     tent,
 )
 from imagebart.sampling import Filter, draw, gumbel
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
+
+import seams
 
 BOTH = pytest.mark.parametrize("mode", ["fast", "exact"])
 SAID = dict(classes=3, text_length=6, text_pieces=8, droppable=True)
@@ -187,3 +193,25 @@ def test_blended_logits_are_the_weighted_ones(asking):
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(asking, options, message):
     with pytest.raises(ValueError, match=message):
         tokens(asking, options.pop("width"), **options)
+
+
+def test_a_seam_is_a_step_at_a_border_of_windows(tiny):
+    at = seams.borders(tiny, 80)
+    assert at == [
+        8 * (start + 4) for start in (0, 2, 4)
+    ]  # windows of 4 tokens, half a window apart
+    picture = torch.arange(80.0).expand(1, 3, 16, 80).clone()  # every column one more than before
+    assert seams.seam(picture, at, 8) == pytest.approx(1)
+    for x in at:
+        picture[..., x:] += 2
+    assert seams.seam(picture, at, 8) == pytest.approx(3)
+
+
+def test_seams_of_panoramas_are_reported(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "model")
+    config = seams.Config(str(tmp_path / "model"), 64, 2, ("fast", "exact"))
+    rows = seams.main(config)["rows"]
+    wide = [tiny.panorama(64, seed=i, output_type="pt") for i in range(2)]
+    expected = [seams.seam(one, seams.borders(tiny, 64), 8) for one in wide]
+    assert rows[0]["seam"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert [row["mode"] for row in rows] == ["fast", "exact"]

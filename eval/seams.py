@@ -1,0 +1,101 @@
+"""Do the windows of a panorama show?  [section 4.2, figure 4]
+
+    python eval/seams.py --out seams.json
+
+Panoramas told nothing, `fast` and `exact`. Where one window's tokens end and the next one's begin
+the picture must change no more than at any other border of tokens: mean |difference| of the two
+columns of pixels there, over the same elsewhere (1 is invisible), with its standard error over
+panoramas. The exact mode has no such borders; the same columns are measured. Beside it seconds, and
+the largest growth of the process's memory while a panorama was drawn.
+"""
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from imagebart import ImageBART
+from imagebart.checkpoint import write_json
+from imagebart.distributed import pick_device
+from imagebart.model import SHIPPED
+from imagebart.panorama import MODES, origins
+from imagebart.receipts import receipt
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = str(SHIPPED)  # a folder or a Hub id
+    width: int = 1536  # pixels
+    n: int = 16  # panoramas
+    modes: tuple[Literal[MODES], ...] = ("fast",)
+    seed: int = 0  # of panorama 0
+    out: Path | None = None  # where the JSON goes
+    device: str = "auto"
+
+
+def main(config: Config) -> dict:
+    if config.n < 2:
+        raise ValueError(f"n must be at least 2, got {config.n}")
+    device = pick_device(config.device)
+    model, rows = ImageBART.from_pretrained(config.model, device=device), []
+    for mode in config.modes:
+        ratios, seconds, before = [], [], memory()
+        for i in tqdm(range(config.n), desc=mode, mininterval=5):
+            began = time.perf_counter()
+            wide = model.panorama(config.width, seed=config.seed + i, mode=mode, output_type="pt")
+            seconds.append(time.perf_counter() - began)
+            ratios.append(seam(wide.cpu(), borders(model, config.width), model.vqgan.f))
+        row = {
+            "mode": mode,
+            "width": config.width,
+            "seam": float(np.mean(ratios)),
+            "seam_error": float(np.std(ratios, ddof=1) / len(ratios) ** 0.5),
+            "seconds": float(np.mean(seconds)),
+            "memory_bytes": memory() - before,
+        }
+        rows.append(row)
+        print(
+            f"{mode}  seam {row['seam']:.3f} ± {row['seam_error']:.3f}  {row['seconds']:.1f} s  "
+            f"+{row['memory_bytes'] / 2**20:.0f} MiB",
+            flush=True,
+        )
+    options = {name: str(value) for name, value in asdict(config).items()}
+    return {"rows": rows, "options": options, **receipt(device)}
+
+
+def borders(model: ImageBART, width: int) -> list[int]:
+    """The first column of pixels after every border between windows' tokens."""
+    f, window = model.vqgan.f, model.grid[1]
+    starts = origins(width // f, window, wrap=False)
+    return [f * (start + window) for start in starts[:-1]]
+
+
+def seam(image: Tensor, at: list[int], f: int) -> float:
+    """Mean |difference| across the columns `at`, over that across all other borders of tokens."""
+    step = image.diff(dim=3).abs().mean(dim=(0, 1, 2))  # step[x - 1] leads to column x
+    tokens = torch.arange(f, image.shape[3], f)
+    here = torch.isin(tokens, torch.tensor(at))
+    return (step[tokens[here] - 1].mean() / step[tokens[~here] - 1].mean()).item()
+
+
+def memory() -> int:
+    """The most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        report = main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if config.out:
+        write_json(report, config.out)
