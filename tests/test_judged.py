@@ -91,6 +91,7 @@ def test_rejection_keeps_the_surest_of_each_handful(folder, probe):
     report = selection.main(config)
     model, eyes = ImageBART.from_pretrained(folder), Probe(probe)
     right = {rate: [] for rate in selection.RATES}
+    surest = []
     for name in KINDS:
         images = model.sample(20, seed=0, classes=name, guidance=1.0)
         told = eyes.look(images).attributes["kind"]
@@ -100,6 +101,9 @@ def test_rejection_keeps_the_surest_of_each_handful(folder, probe):
             for start in range(0, 20, size):
                 best = start + told[start : start + size, own].argmax()
                 right[rate].append(told[best].argmax() == own)
+        surest.append(told[told[:, own].argmax()])
+    scores = {row["rate"]: row["inception_score"] for row in report["rejection"]}
+    assert scores[0.05] == pytest.approx(selection.inception_score(torch.stack(surest)), abs=1e-9)
     for row in report["rejection"]:
         assert row["kept"] == len(right[row["rate"]]) == round(240 * row["rate"])
         assert row["class_accuracy"] == pytest.approx(np.mean(right[row["rate"]]))

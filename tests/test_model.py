@@ -285,3 +285,11 @@ def test_only_a_folder_beside_can_lend_its_vqgan(tiny, tmp_path, name):
         tiny.save_pretrained(tmp_path / "second", vqgan_of=name)
     with pytest.raises(ValueError, match="vqgan must be its shape or a folder beside this one"):
         ImageBART.from_pretrained(tmp_path / "second")
+
+
+def test_a_vqgan_elsewhere_is_refused_though_it_is_there(tiny, tmp_path):
+    for folder in ("first", "second"):
+        tiny.save_pretrained(tmp_path / folder)
+    for elsewhere in (f"../{tmp_path.name}/first", str(tmp_path / "first"), "./first"):
+        with pytest.raises(ValueError, match="a folder beside this one"):
+            tiny.save_pretrained(tmp_path / "second", vqgan_of=elsewhere)
