@@ -94,7 +94,9 @@ def painted(painter: ImageBART, seed: int) -> show.Picture:
     scenes = [scenery.render(scenery.scene_seed("validation", i), *size) for i in range(8)]
     maps = [scene.semantic_map for scene in scenes]
     rows, captions = [paint_kinds(one, colours) for one in maps], ["map"] + [""] * 7
-    for prompt in (None, "at night", "at sunset") if painter.takes_text else (None,):
+    for prompt in (
+        (None, "at night under the stars", "at sunset in autumn") if painter.takes_text else (None,)
+    ):
         rows += painter.sample(8, seed=seed, semantic_map=maps, prompt=prompt)
         captions += [prompt or "no prompt"] + [""] * 7
     return show.grid(rows, columns=8, captions=captions)

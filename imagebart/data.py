@@ -1,7 +1,7 @@
 """What is learned from: image folders, captions, scenery, and images already encoded as tokens.
 
 to_rgb, fit, to_tensor     any picture → RGB → size → b 3 H W in [-1, 1], one policy everywhere
-ImageFolder, SceneryData   data sets of dict(image, label, caption)
+ImageFolder, SceneryData   data sets of dict(image, label, caption, and map if there are maps)
 Batches                    which images step s sees: a pure function of (seed, s)
 TokenWriter, TokenFile     x_1 of a whole data set, encoded once
 """
@@ -34,6 +34,9 @@ Size = int | tuple[int, int]
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders that are tried
 MAX_PIXELS = 64_000_000  # a small file may unpack to gigabytes
+
+MAP = ".map.png"  # a semantic map lies beside its image
+OPEN = 255  # where a map's file says nothing
 
 ORIENTATION = 0x0112  # the EXIF tag; value → what turns the stored pixels upright
 TURNS = {
@@ -152,6 +155,9 @@ class ImageFolder(Dataset):
     Classes: the top-level folders, if every image lies in one; else label is -1 and `classes` ().
     Captions: `metadata.jsonl` or `metadata.csv` in `root` (file_name, text); else beside `a.png`
     its `a.txt`, one caption a line. An item has the first; `captions(index)` has all.
+    Maps: where `map_names.txt` in `root`, or in the folder above, names kinds, one a line, every
+    `a.png` must have a semantic map `a.map.png` beside it: one channel, whose values are the kinds,
+    255 where it is left open. An item's `map` is H×W int64, cut and scaled as its image, -1 = open.
 
     `size`: as in `fit`; None keeps each image's own. `flip` doubles the data set: index i + n is
     the mirror image of i. `count` takes so many images, spread evenly over the folder.
@@ -178,6 +184,7 @@ class ImageFolder(Dataset):
         number = {name: label for label, name in enumerate(self.classes)}
         self.labels = [number.get(folder, -1) for folder in folders]
 
+        self.map_names = _map_names(self.root)
         self._texts = _metadata(self.root, self.files)
         # Shared memory: the workers that load data see each other's findings.
         self._bad = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
@@ -226,7 +233,32 @@ class ImageFolder(Dataset):
         if mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         caption = (self.captions(i) or [""])[0]
-        return {"image": to_tensor(image), "label": self.labels[i], "caption": caption}
+        item = {"image": to_tensor(image), "label": self.labels[i], "caption": caption}
+        if self.map_names:
+            kinds = self._map((self.root / self.files[i]).with_suffix(MAP))
+            item["map"] = np.ascontiguousarray(kinds[:, ::-1]) if mirrored else kinds
+        return item
+
+    def _map(self, path: Path) -> np.ndarray:
+        """The kinds (H, W) of a map's file, -1 where it is open."""
+        try:
+            with Image.open(path, formats=("PNG",)) as image:
+                if len(image.getbands()) != 1:
+                    raise ValueError(f"{_printable(path)}: must have one channel, got {image.mode}")
+                if self.size is not None:
+                    height, width = (self.size,) * 2 if isinstance(self.size, int) else self.size
+                    box = fit_box(image.size, (height, width))
+                    image = image.resize((width, height), Image.Resampling.NEAREST, box=box)
+                kinds = np.array(image).astype(np.int64)
+        except OSError as error:
+            raise ValueError(f"{_printable(path)}: must be a map, a PNG, got {error}") from error
+        kinds[kinds == OPEN] = -1
+        if kinds.max() >= len(self.map_names):
+            raise ValueError(
+                f"{_printable(path)}: kinds must lie in [0, {len(self.map_names)}), or be {OPEN} "
+                f"where it is open, got {kinds.max()}"
+            )
+        return kinds
 
     def _report(self, i: int, error: ValueError) -> None:
         self._bad[i] = True
@@ -303,6 +335,7 @@ def _images(root: Path) -> list[str]:
     except OSError as error:
         raise ValueError(f"{root}: must be a folder that can be read, got {error}") from error
     images = [name for name in found if name.lower().endswith(EXTENSIONS)]
+    images = [name for name in images if not name.endswith(MAP)]
     if not images:
         raise ValueError(f"{root}: must hold images ({' '.join(EXTENSIONS)}), got none")
     return sorted(images, key=_natural)
@@ -323,6 +356,18 @@ def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
                 yield from _walk(entry.path, (*above, here))
             else:
                 yield entry.path
+
+
+def _map_names(root: Path) -> tuple[str, ...]:
+    """The names of a map's kinds, none if there are no maps; ValueError if they are unreadable."""
+    for path in (root / "map_names.txt", root.parent / "map_names.txt"):
+        if path.is_file():
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{_printable(path)}: must be UTF-8 text, got {error}") from error
+            return tuple(line.strip() for line in lines if line.strip())
+    return ()
 
 
 def _natural(name: str) -> tuple:

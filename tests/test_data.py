@@ -729,3 +729,60 @@ def test_an_upright_picture_is_not_turned_again(tmp_path):
     image.save(tmp_path / "turned.jpg", exif=exif)
     once = to_rgb(Image.open(tmp_path / "turned.jpg"))
     assert once.size == to_rgb(once).size == (2, 4)
+
+
+# ── maps beside images ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def mapped(tmp_path) -> Path:
+    """A folder of one image of 40×20 and its map: kind 0 above, 1 below, left open in a corner."""
+    picture = np.zeros((20, 40, 3), np.uint8)
+    kinds = np.zeros((20, 40), np.uint8)
+    picture[10:], kinds[10:], kinds[:5, 10:15] = 255, 1, 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(kinds).save(tmp_path / "a.map.png")
+    (tmp_path / "map_names.txt").write_text("sky\nground\n")
+    return tmp_path
+
+
+def test_a_map_is_cut_and_scaled_as_its_image(mapped):
+    data = ImageFolder(mapped, 10, flip=True)
+    assert data.files == ["a.png"] and data.map_names == ("sky", "ground")
+    expected = np.zeros((10, 10), np.int64)
+    expected[5:], expected[:2, :2] = 1, -1  # the middle 20 columns, every second place of them
+    expected[2, :2] = data[0]["map"][2, 0]  # 5 rows are two and a half
+    assert np.array_equal(data[0]["map"], expected)
+    assert np.array_equal(data[1]["map"], expected[:, ::-1])
+    assert torch.equal(data[0]["image"][0] > 0, torch.from_numpy(expected == 1))
+    assert ImageFolder(mapped)[0]["map"].shape == (20, 40)
+    assert ImageFolder(mapped / ".." / mapped.name, 10).map_names == ("sky", "ground")
+
+
+def test_names_of_kinds_may_lie_above_the_splits(mapped):
+    (mapped / "train").mkdir()
+    for name in ("a.png", "a.map.png"):
+        (mapped / name).rename(mapped / "train" / name)
+    assert open_data(mapped, 10, "train").map_names == ("sky", "ground")
+
+
+def test_without_names_there_are_no_maps(mapped):
+    (mapped / "map_names.txt").unlink()
+    data = ImageFolder(mapped, 10)
+    assert data.files == ["a.png"] and data.map_names == () and "map" not in data[0]
+
+
+def test_wrong_maps_are_one_sentence(mapped):
+    data = ImageFolder(mapped, 10, strict=True)
+    Image.fromarray(np.full((20, 40), 2, np.uint8)).save(mapped / "a.map.png")
+    with pytest.raises(ValueError, match=r"kinds must lie in \[0, 2\), or be 255 .* got 2"):
+        data[0]
+    Image.new("RGB", (40, 20)).save(mapped / "a.map.png")
+    with pytest.raises(ValueError, match="must have one channel, got RGB"):
+        data[0]
+    (mapped / "a.map.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="must be a map, a PNG"):
+        data[0]
+    (mapped / "a.map.png").unlink()
+    with pytest.raises(ValueError, match="must be a map, a PNG"):
+        data[0]
