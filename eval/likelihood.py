@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import sha256_of, write_json
-from imagebart.data import open_data
 from imagebart.guidance import ask
 from imagebart.model import SHIPPED
 from imagebart.receipts import receipt
+from imagebart.sources import open_data
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -50,10 +51,13 @@ TURNS = {
 }
 
 
-def read_image(path: PathLike) -> Image.Image:
-    """The picture in a file, as RGB; ValueError naming the file if it is not a whole picture."""
+def read_image(path: PathLike, file: BinaryIO | None = None) -> Image.Image:
+    """The picture in a file, as RGB; ValueError naming the file if it is not a whole picture.
+
+    `file` holds the bytes, if they lie elsewhere.
+    """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file or path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} fit")
             return to_rgb(image)
@@ -177,17 +181,33 @@ class ImageFolder(Dataset):
         count: int | None = None,
     ):
         self.root, self.size, self.flip, self.strict = Path(root), size, flip, strict
-        self.files = _spread(_images(self.root), count, self.root)
+        self._find()
+        if count is not None:
+            self.take(count)
+        # Shared memory: the workers that load data see each other's findings.
+        self._bad = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
+
+    def take(self, count: int) -> None:
+        """Keep so many of the images, spread evenly over the folder."""
+        n = len(self.files)
+        if not 1 <= count <= n:
+            raise ValueError(f"{self.root}: count must lie in 1..{n}, got {count}")
+        chosen = [i * n // count for i in range(count)]
+        self.files, self.labels = (
+            [values[i] for i in chosen] for values in (self.files, self.labels)
+        )
+
+    def _find(self) -> None:
+        """`files`, and what is said of them: `labels`, `classes`, `map_names`, captions."""
+        self.files = _images(self.root)
 
         folders = [name.split(os.sep)[0] if os.sep in name else None for name in self.files]
-        self.classes = () if None in folders else tuple(sorted(set(folders), key=_natural))
+        self.classes = () if None in folders else tuple(sorted(set(folders), key=in_natural_order))
         number = {name: label for label, name in enumerate(self.classes)}
         self.labels = [number.get(folder, -1) for folder in folders]
 
         self.map_names = _map_names(self.root)
         self._texts = _metadata(self.root, self.files)
-        # Shared memory: the workers that load data see each other's findings.
-        self._bad = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.files) * (2 if self.flip else 1)
@@ -227,7 +247,7 @@ class ImageFolder(Dataset):
         return [line.strip() for line in lines if line.strip()]
 
     def _load(self, i: int, mirrored: bool) -> dict:
-        image = read_image(self.root / self.files[i])
+        image = self._picture(i)
         if self.size is not None:
             image = fit(image, self.size)
         if mirrored:
@@ -238,6 +258,9 @@ class ImageFolder(Dataset):
             kinds = self._map((self.root / self.files[i]).with_suffix(MAP))
             item["map"] = np.ascontiguousarray(kinds[:, ::-1]) if mirrored else kinds
         return item
+
+    def _picture(self, i: int) -> Image.Image:
+        return read_image(self.root / self.files[i])
 
     def _map(self, path: Path) -> np.ndarray:
         """The kinds (H, W) of a map's file, -1 where it is open."""
@@ -298,36 +321,6 @@ class SceneryData(Dataset):
         }
 
 
-SCENERY_COUNTS = {"train": 60_000}  # images of a split when nobody says how many; others 5000
-
-
-def open_data(
-    name: PathLike,
-    size: Size | None,
-    split: str = "train",
-    at_most: int | None = None,
-    *,
-    flip: bool = False,
-    strict: bool = False,
-) -> Dataset:
-    """The data set called `name`: "scenery", or a folder of images.
-
-    A folder with a sub-folder `train` has splits, and `split` must be one of its sub-folders; any
-    other folder is one split, and is given whole whatever `split` says. `at_most` so many images
-    are taken, spread evenly over a folder.
-    """
-    if name == "scenery":
-        if not isinstance(size, int) or flip:
-            raise ValueError(f"scenery must have one size and no flip, got {size} and {flip}")
-        return SceneryData(split, size, at_most or SCENERY_COUNTS.get(split, 5000))
-
-    root = Path(name)
-    if (root / "train").is_dir():
-        root = root / split
-    count = None if at_most is None else min(at_most, len(_images(root)))
-    return ImageFolder(root, size, flip, strict=strict, count=count)
-
-
 def _images(root: Path) -> list[str]:
     """The images under `root`, relative to it, in natural order; ValueError if there are none."""
     try:
@@ -338,7 +331,7 @@ def _images(root: Path) -> list[str]:
     images = [name for name in images if not name.endswith(MAP)]
     if not images:
         raise ValueError(f"{root}: must hold images ({' '.join(EXTENSIONS)}), got none")
-    return sorted(images, key=_natural)
+    return sorted(images, key=in_natural_order)
 
 
 def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
@@ -370,19 +363,11 @@ def _map_names(root: Path) -> tuple[str, ...]:
     return ()
 
 
-def _natural(name: str) -> tuple:
+def in_natural_order(name: str) -> tuple:
     """Sorts a2 before a10, folder by folder; the name itself decides between a1 and a01."""
     parts = name.split(os.sep)
     split = [re.split(r"(\d+)", part) for part in parts]
     return [[int(s) if s.isdecimal() else s for s in part] for part in split], name
-
-
-def _spread(files: list[str], count: int | None, root: Path) -> list[str]:
-    if count is None:
-        return files
-    if not 1 <= count <= len(files):
-        raise ValueError(f"{root}: count must lie in 1..{len(files)}, got {count}")
-    return [files[i * len(files) // count] for i in range(count)]
 
 
 def _metadata(root: Path, files: list[str]) -> dict[str, list[str]] | None:

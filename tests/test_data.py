@@ -1,9 +1,11 @@
 """What is learned from: every picture has one reading, every step its images."""
 
+import io
 import json
 import os
 import pickle
 import resource
+import tarfile
 import time
 import warnings
 from itertools import chain
@@ -25,12 +27,12 @@ from imagebart.data import (
     TokenFile,
     TokenWriter,
     fit,
-    open_data,
     read_image,
     to_pil,
     to_rgb,
     to_tensor,
 )
+from imagebart.sources import ShardFolder, open_data
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -786,3 +788,79 @@ def test_wrong_maps_are_one_sentence(mapped):
     (mapped / "a.map.png").unlink()
     with pytest.raises(ValueError, match="must be a map, a PNG"):
         data[0]
+
+
+# ── shards ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    """Two tar files of three and two pictures, each of its own grey, with classes and captions."""
+    for shard, names in (("s-10.tar", "de"), ("s-2.tar", "abc")):
+        with tarfile.open(tmp_path / shard, "w") as tar:
+            for name in names:
+                grey = 40 * ("abcde".index(name) + 1)
+                file = io.BytesIO()
+                Image.new("RGB", (12, 12), (grey,) * 3).save(file, "PNG")
+                said = f"grey {grey}\nof {name}\n".encode()
+                parts = {".png": file.getvalue(), ".txt": said, ".cls": b"%d" % (grey // 80)}
+                for ending, content in parts.items():
+                    member = tarfile.TarInfo(f"folder/{name}{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return tmp_path
+
+
+def test_shards_are_read_by_place(shards):
+    data = open_data(shards, 8)
+    assert isinstance(data, ShardFolder) and len(data) == 5
+    assert data.classes == ("0", "1", "2")
+    for i in (4, 0, 2, 1, 3):
+        grey = 40 * (i + 1)
+        item = data[i]
+        assert item["image"].shape == (3, 8, 8) and item["label"] == grey // 80
+        assert torch.allclose(item["image"], torch.tensor(grey / 127.5 - 1), atol=1e-6)
+        assert data.captions(i) == [f"grey {grey}", f"of {'abcde'[i]}"]
+        assert item["caption"] == f"grey {grey}"
+    assert [data[i]["label"] for i in range(5)] == data.labels
+    assert open_data(shards, 8, at_most=2).files == ["s-2.tar/folder/a.png", "s-2.tar/folder/c.png"]
+    assert len(open_data(shards, 8, at_most=99)) == 5
+    assert len(ShardFolder(shards, 8, flip=True)) == 10
+
+
+def test_loaders_with_workers_read_shards(shards):
+    loader = DataLoader(open_data(shards, 8), 5, num_workers=2)
+    (batch,) = loader
+    assert batch["label"].tolist() == [0, 1, 1, 2, 2]
+
+
+def test_wrong_shards_are_one_sentence(shards):
+    with tarfile.open(shards / "s-3.tar", "w") as tar:
+        for name, content in (("x.png", b"no picture"), ("x.cls", b"seven")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(ValueError, match=r"a \.cls must hold a whole number"):
+        ShardFolder(shards)
+    (shards / "s-3.tar").write_bytes(b"no tar file")
+    with pytest.raises(ValueError, match=r"s-3\.tar: must be a whole tar file"):
+        ShardFolder(shards)
+    for path in shards.glob("*.tar"):
+        path.unlink()
+    with tarfile.open(shards / "none.tar", "w"):
+        pass
+    with pytest.raises(ValueError, match="its shards must hold images, got none"):
+        ShardFolder(shards)
+
+
+def test_a_broken_picture_in_a_shard_is_replaced(shards):
+    with tarfile.open(shards / "s-3.tar", "w") as tar:
+        member = tarfile.TarInfo("x.png")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"none"))
+    data = ShardFolder(shards, 8)
+    assert data.classes == () and data.labels[3] == -1
+    with pytest.warns(UserWarning, match=r"x\.png: must be a readable image"):
+        assert torch.equal(data[3]["image"], data[4]["image"])
+    with pytest.raises(ValueError, match="must be a readable image"):
+        ShardFolder(shards, 8, strict=True)[3]

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from imagebart.data import open_data
+from imagebart.sources import open_data
 
 ROOT = Path(__file__).parents[1]
 

@@ -149,8 +149,8 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
 
 
 def test_tokens_are_those_of_the_images(chain):
-    from imagebart.data import open_data
     from imagebart.model import load_vqgan
+    from imagebart.sources import open_data
 
     vqgan = load_vqgan(chain / "tokens" / "vqgan").eval()
     data = open_data("scenery", 64, "train", 24)

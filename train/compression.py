@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from imagebart import distributed
 from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, run_lock
-from imagebart.data import Batches, open_data, to_pil
+from imagebart.data import Batches, to_pil
 from imagebart.model import load_vqgan, save_vqgan
 from imagebart.perceptual import (
     PERCEPTUAL,
@@ -37,6 +37,7 @@ from imagebart.perceptual import (
     sharpness,
 )
 from imagebart.presets import CompressionRecipe, find_preset
+from imagebart.sources import open_data
 from imagebart.training import Log, warmup_cosine
 from imagebart.vqgan import VQGAN
 

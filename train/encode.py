@@ -20,8 +20,9 @@ from tqdm import tqdm
 from imagebart import distributed
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.conditioning import commonest_kinds
-from imagebart.data import TokenWriter, open_data
+from imagebart.data import TokenWriter
 from imagebart.model import load_vqgan, save_vqgan
+from imagebart.sources import open_data
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""Where pictures come from: scenery, a folder of images, or shards (tar files) of them.
+
+open_data      the data set that a script was given the name of
+ShardFolder    webdataset's layout, read by place: no stream, so a run resumes where it was
+"""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from imagebart.data import (
+    EXTENSIONS,
+    ImageFolder,
+    PathLike,
+    SceneryData,
+    Size,
+    in_natural_order,
+    read_image,
+)
+
+SCENERY_COUNTS = {"train": 60_000}  # images of a split when nobody says how many; others 5000
+
+
+def open_data(
+    name: PathLike,
+    size: Size | None,
+    split: str = "train",
+    at_most: int | None = None,
+    *,
+    flip: bool = False,
+    strict: bool = False,
+) -> Dataset:
+    """The data set called `name`: "scenery", a folder of images, or a folder of tar files of them.
+
+    A folder with a sub-folder `train` has splits, and `split` must be one of its sub-folders; any
+    other folder is one split, and is given whole whatever `split` says. `at_most` so many images
+    are taken, spread evenly over a folder.
+    """
+    if name == "scenery":
+        if not isinstance(size, int) or flip:
+            raise ValueError(f"scenery must have one size and no flip, got {size} and {flip}")
+        return SceneryData(split, size, at_most or SCENERY_COUNTS.get(split, 5000))
+
+    root = Path(name)
+    if (root / "train").is_dir():
+        root = root / split
+    kind = ShardFolder if root.is_dir() and any(root.glob("*.tar")) else ImageFolder
+    data = kind(root, size, flip, strict=strict)
+    if at_most is not None:
+        data.take(min(at_most, len(data.files)))
+    return data
+
+
+class Part(NamedTuple):
+    """A file inside a shard."""
+
+    shard: str
+    start: int
+    length: int
+
+
+class ShardFolder(ImageFolder):
+    """The images in every `*.tar` of a folder: dict(image, label, caption), as `ImageFolder`.
+
+    In webdataset's layout: files of one name, up to its first dot, belong together. `a.jpg` is the
+    picture, `a.txt` its captions (one a line), `a.cls` its class, a whole number. The shards are
+    listed once and read by place; they must not be compressed and must stay as they are.
+    """
+
+    def _find(self) -> None:
+        shards = sorted((path.name for path in self.root.glob("*.tar")), key=in_natural_order)
+        self._parts = {name: part for shard in shards for name, part in parts_of(self.root, shard)}
+        self.files = [name for name in self._parts if name.lower().endswith(EXTENSIONS)]
+        if not self.files:
+            raise ValueError(f"{self.root}: its shards must hold images, got none")
+        classes = [self._text(name, ".cls") for name in self.files]
+        try:
+            self.labels = [-1 if text is None else int(text) for text in classes]
+        except ValueError as error:
+            raise ValueError(f"{self.root}: a .cls must hold a whole number: {error}") from None
+        self.classes = () if -1 in self.labels else tuple(map(str, range(max(self.labels) + 1)))
+        self.map_names = ()
+
+    def captions(self, index: int) -> list[str]:
+        """Every caption of an image, none if it has none; ValueError if its text is not UTF-8."""
+        text = self._text(self.files[index % len(self.files)], ".txt") or ""
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+    def _picture(self, i: int) -> Image.Image:
+        return read_image(self.root / self.files[i], io.BytesIO(self._bytes(self.files[i])))
+
+    def _text(self, image: str, ending: str) -> str | None:
+        """The text that belongs to an image; None if there is none."""
+        name = key_of(image) + ending
+        if name not in self._parts:
+            return None
+        try:
+            return self._bytes(name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.root / name}: must be UTF-8 text, got {error}") from error
+
+    def _bytes(self, name: str) -> bytes:
+        shard, start, length = self._parts[name]
+        with open(self.root / shard, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+
+def parts_of(root: Path, shard: str) -> list[tuple[str, Part]]:
+    """Every file of a shard, called shard/name, and where it lies."""
+    try:
+        with tarfile.open(root / shard, "r:") as tar:
+            return [
+                (f"{shard}/{one.name}", Part(shard, one.offset_data, one.size))
+                for one in tar
+                if one.isfile()
+            ]
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"{root / shard}: must be a whole tar file, got {error}") from error
+
+
+def key_of(name: str) -> str:
+    """A file's name up to the first dot after its last slash: what its parts share."""
+    folder, base = os.path.split(name)
+    return os.path.join(folder, base.split(".")[0])
