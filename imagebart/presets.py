@@ -108,7 +108,7 @@ _SCENERY_VQGAN = VQGANConfig(
 )
 
 _SCENERY_PLAIN = Preset(
-    about="128×128 scenery, 16×16 tokens, T = 3, without conditions: what `scenery` starts from",
+    about="128×128 scenery, 16×16 tokens, T = 3, without conditions: what `scenery-3` starts from",
     vqgan=_SCENERY_VQGAN,
     alpha_bar=tuple(geometric(3)),
     between=DenoiserConfig(width=192, heads=6, encoder_depth=4, decoder_depth=3),
@@ -130,12 +130,18 @@ _SCENERY_PLAIN = Preset(
 )
 
 _SAID = dict(classes=12, text_length=32, text_pieces=128, droppable=True)
-_SCENERY = replace(
+_SCENERY_3 = replace(
     _SCENERY_PLAIN,
-    about="the shipped model: scenery by text, by class or by neither, T = 3",
+    about="scenery by text, by class or by neither, T = 3: what `scenery` starts from",
     between=replace(_SCENERY_PLAIN.between, **_SAID),
     last=replace(_SCENERY_PLAIN.last, **_SAID),
     scale=replace(_SCENERY_PLAIN.scale, steps=2_400, drop_classes=0.5, drop_text=0.25),
+)
+_SCENERY = replace(
+    _SCENERY_3,
+    about="the shipped model: scenery by text, by class or by neither, T = 4",
+    alpha_bar=tuple(geometric(4)),
+    scale=replace(_SCENERY_3.scale, steps=3_000, learning_rate=1.5e-3),
 )
 
 _PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)
@@ -169,6 +175,7 @@ PRESETS = {
         train_images=10_000,
     ),
     "scenery": _SCENERY,
+    "scenery-3": _SCENERY_3,
     "scenery-plain": _SCENERY_PLAIN,
     "scenery-semantic": _SCENERY_SEMANTIC,
     "scenery-2": replace(

@@ -37,7 +37,7 @@ class Config:
     tokens: Path  # what train/encode.py wrote
     out: Path  # the model's folder, shared by all scales
     preset: str = "scenery"  # a row of imagebart/presets.py
-    init: Path | None = None  # a model whose scale t to start from, as far as it fits
+    init: Path | None = None  # a model whose scale t to start from, or the file of any scale
     steps: int | None = None  # instead of the preset's
     batch: int | None = None  # instead of the preset's, over all ranks
     learning_rate: float | None = None  # instead of the preset's
@@ -79,7 +79,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     if shape.text_pieces:
         denoiser.know_text(pieces_in(tokens.captions, shape.text_length))
     if config.init is not None:
-        start_from(denoiser, config.init / f"scale_{t}.safetensors")
+        one_scale = config.init.suffix == ".safetensors"
+        start_from(denoiser, config.init if one_scale else config.init / f"scale_{t}.safetensors")
     ema = EMA(denoiser, recipe.ema_decay)
     denoiser_ranks = DistributedDataParallel(denoiser) if ranks.world > 1 else denoiser
     optimiser = torch.optim.AdamW(
