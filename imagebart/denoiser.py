@@ -175,11 +175,12 @@ class Denoiser(nn.Module):
         memory = self._memory_of_each(x_t, condition)
         prefix, present = self.decoder_prefix(batch, condition)
         cache = self.decoder.cache(batch, self.prefix.length + self.n - 1, *memory, present)
+        positions = self.positions()
         if self.prefix.length > 1:
             slots = torch.arange(self.prefix.length, device=prefix.device)
-            at = F.pad(self.positions()[:1], (0, 0, self.prefix.length - 1, 0))
+            at = F.pad(positions[:1], (0, 0, self.prefix.length - 1, 0))
             self.decoder.step(prefix + at, repeat(slots, "s -> b s", b=batch), cache)
-        return Decoding(cache, prefix[:, -1:], x_t)
+        return Decoding(cache, prefix[:, -1:], positions, x_t)
 
     def step(
         self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding"
@@ -210,7 +211,7 @@ class Denoiser(nn.Module):
     def _hidden(self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding") -> Sequence:
         before = x_prev.gather(1, (at - 1).clamp(min=0))
         x = torch.where(at[..., None] == 0, decoding.first, self.tokens(before))
-        x = x + self.positions()[at]
+        x = x + decoding.positions[at]
         return self.decoder.step(x, at + self.prefix.length - 1, decoding.cache)
 
     # ── from features to logits ───────────────────────────────────────────────────────────────
@@ -288,10 +289,11 @@ class Denoiser(nn.Module):
 
 @dataclass
 class Decoding:
-    """One scale being decoded: caches, the first input, and x_t."""
+    """One scale being decoded: caches, the first input, a vector a place, and x_t."""
 
     cache: list[LayerCache]
     first: Sequence
+    positions: Float[Tensor, "n c"]
     x_t: Tokens | None
 
 

@@ -26,6 +26,7 @@ from imagebart.guidance import ask, per_scale
 from imagebart.notation import Bool, Grid, Images, Tokens
 from imagebart.pasting import Box, box_around, feathered, filled, outward
 from imagebart.sampling import (
+    Belief,
     Step,
     decoder,
     generator_of,
@@ -288,7 +289,7 @@ class MaskedProcess:
         method: str = "parallel",
         **conditions,
     ):
-        self.model, self.decode = model, decoder(method)
+        self.model, self.decode, self.belief = model, decoder(method), Belief(model.diffusion)
         self.seeds = image_seeds(seed, num_images)
         self.filters = scale_filters(model.T, temperature, top_k, top_p)
         self.asked = ask(model, num_images, **conditions)
@@ -306,7 +307,7 @@ class MaskedProcess:
         denoiser = self.model.denoisers[t]
         noise = gumbel(self.seeds, t, denoiser.n, denoiser.K, turn).to(x_t.device)
         how = self.filters[t], self.asked.condition, self.known, self.x_known
-        return self.decode(self.asked.at(denoiser), x_t, noise, *how)
+        return self.decode(self.asked.at(denoiser), x_t, noise, *how, self.belief)
 
     def forget(self, x: Tokens, t: int, turn: int, part: float = 1.0) -> Tokens:
         """x with every token redrawn with the chance part · β_t."""

@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.denoiser import Condition, Denoiser
+from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import ask, per_scale
 from imagebart.notation import Grid, Int, Logits, Mask, Tokens
 
@@ -78,12 +79,13 @@ def sample_steps(
     filters = scale_filters(model.T, temperature, top_k, top_p)
     decode = decoder(method)
     asked = ask(model, num_images, **conditions)
+    belief = Belief(model.diffusion)
     x_t = uniform_tokens(seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
     yield step_of(model, model.T, x_t)
     for t in range(model.T, 1, -1):
         denoiser = model.denoisers[t]
         noise = gumbel(seeds, t, denoiser.n, model.K).to(model.device)
-        x_t = decode(asked.at(denoiser), x_t, noise, filters[t], asked.condition)
+        x_t = decode(asked.at(denoiser), x_t, noise, filters[t], asked.condition, belief=belief)
         yield step_of(model, t - 1, x_t)
 
 
@@ -103,10 +105,12 @@ def decode_sequential(
     condition: Condition | None = None,
     known: Mask | None = None,
     x_known: Tokens | None = None,
+    belief: "Belief | None" = None,
 ) -> Tokens:
     """x_{t-1}, one position after another: n passes. Known positions keep their tokens.
 
     Known tokens before the first hole are read at once; after the last hole nothing is computed.
+    A belief is of no use here.
     """
     decoding = denoiser.start(x_t, len(x_t), condition)
     x_prev = x_t.clone() if x_known is None else x_known.clone()
@@ -127,37 +131,77 @@ def decode_parallel(
     condition: Condition | None = None,
     known: Mask | None = None,
     x_known: Tokens | None = None,
+    belief: "Belief | None" = None,
 ) -> Tokens:
     """The same tokens in fewer passes.
 
-    Start from a guess (x_t, known tokens in place). Each pass draws a window of positions at once
-    from the guess before them; the leading positions whose guess was drawn again are right, and
-    so is the first that was not, since all before it was right. Every row moves on by its own
-    count until it is done, and the new draws are the next guess. A known position always agrees.
+    Start from a guess (what the coarser scales believe, or x_t; known tokens in place). Each pass
+    draws a window of positions at once from the guess before them; the leading positions whose
+    guess was drawn again are right, and so is the first that was not, since all before it was
+    right. Every row moves on by its own count until it is done, and the new draws are the next
+    guess. A known position always agrees.
     """
     decoding = denoiser.start(x_t, len(x_t), condition)
-    x_prev = x_t.clone() if x_known is None else torch.where(known, x_known, x_t)
+    x_prev = x_t.clone() if belief is None else belief.guess(x_t, denoiser.t, noise, choose)
+    if known is not None:
+        x_prev = torch.where(known, x_known, x_prev)
     first, end = holes(x_t, known)
     denoiser.read(x_prev, int(first.min()), decoding)
     first = first.min().expand(len(x_t)).clone()
     rows = torch.arange(len(x_t), device=x_t.device)  # those not done
-    offset = torch.arange(min(window(x_t.device), denoiser.n), device=x_t.device)
+    logits = torch.zeros_like(noise) if belief is not None else None
+    offset = torch.arange(min(window(x_t.device, len(x_t)), denoiser.n), device=x_t.device)
     while True:
         left = first[rows] < end[rows]
         if not left.all():
             rows = rows[left]
             if not len(rows):
-                return x_prev
+                break
             denoiser.keep(left, decoding)
         at = (first[rows, None] + offset).clamp(max=denoiser.n - 1)
         here = rows[:, None], at
-        drawn = draw(denoiser.step(x_prev[rows], at, decoding), noise[here], choose)
-        guess = x_prev[here]
+        z = denoiser.step(x_prev[rows], at, decoding)
+        if belief is not None:
+            logits[here] = z
+        drawn, guess = draw(z, noise[here], choose), x_prev[here]
         if known is not None:
             drawn = torch.where(known[here], guess, drawn)
         agreed = (drawn == guess).cumprod(1).sum(1)
         x_prev[here] = drawn
         first[rows] += (agreed + 1).clamp(max=len(offset))
+    if belief is not None:
+        belief.learn(logits, x_t, denoiser.t)
+    return x_prev
+
+
+class Belief:
+    """What the chain believes x_1 to be, place by place: each scale's first guess, at no pass.
+
+    The logits of x_{t-1} hold a belief b about x_1 behind two things that are known exactly, the
+    noise that x_{t-1} still carries and what x_t says:
+
+        softmax(z) ∝ ( ᾱ_{t-1} b + (1-ᾱ_{t-1}) / K ) · q(x_t | x_{t-1})
+
+    `learn` solves this for b, and `guess` puts it together again one scale finer, where the same
+    noise that will choose the token chooses the guess. Before the first scale all codes are as
+    likely; what is guessed then is what the noise alone would choose.
+    """
+
+    def __init__(self, diffusion: MultinomialDiffusion):
+        self.diffusion = diffusion
+        self.x_1 = torch.full((1, 1, 1), 1 / diffusion.K)
+
+    def guess(self, x_t: Tokens, t: int, noise: Noise, choose: Filter) -> Tokens:
+        """x_{t-1} as the coarser scales would have it."""
+        still, K = float(self.diffusion.alpha_bar[t - 1]), self.diffusion.K
+        prior = (still * self.x_1.to(x_t.device) + (1 - still) / K).log()
+        return draw(prior + self.diffusion.log_likelihood(x_t, t), noise, choose)
+
+    def learn(self, z: Logits, x_t: Tokens, t: int) -> None:
+        """b from the logits z of x_{t-1}."""
+        still, K = float(self.diffusion.alpha_bar[t - 1]), self.diffusion.K
+        noisy = (z - self.diffusion.log_likelihood(x_t, t)).softmax(-1)
+        self.x_1 = (noisy - (1 - still) / K).clamp(min=0) / still
 
 
 def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
@@ -168,8 +212,8 @@ def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tenso
     return (~known).int().argmax(1), (~known * place).amax(1)
 
 
-def window(device: torch.device) -> int:
-    """The number of positions that suits the hardware."""
+def window(device: torch.device, batch: int) -> int:
+    """The number of positions a row that suits the hardware."""
     return WINDOW.get(device.type, WINDOW["cuda"])
 
 

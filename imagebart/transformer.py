@@ -22,8 +22,8 @@ TILE = 16
 
 Sequence = Float[Tensor, "b s c"]
 Memory = Float[Tensor, "b m c"]
-Heads = Float[Tensor, "b heads s d"]
-Keys = Float[Tensor, "b heads key d"]
+Heads = Float[Tensor, "b s heads d"]
+Keys = Float[Tensor, "b key heads d"]
 Rows = Float[Tensor, "rows c"]
 Present = Bool[Tensor, "b _"] | None
 """Which slots of each row are there; None: all. A slot that is not there is seen by none."""
@@ -44,10 +44,10 @@ class SelfAttention(nn.Module):
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
-        q, k, v = in_tiles(self.qkv, rows).chunk(3, dim=-1)
-        k, v = (window.to_sequence(part, self.heads) for part in (k, v))
-        cache.write(k, v, window.slots)
-        a = attend(window.to_sequence(q, self.heads), cache.k, cache.v, window.visible)
+        q, cache.k[window.here], cache.v[window.here] = window.heads(
+            in_tiles(self.qkv, rows), 3, self.heads
+        )
+        a = attend(q, cache.k, cache.v, window.visible)
         return in_tiles(self.out, window.to_rows(a))
 
 
@@ -65,22 +65,19 @@ class CrossAttention(nn.Module):
         self, x: Sequence, memory: Memory, visible: Bool[Tensor, "b 1 1 m"] | None
     ) -> Sequence:
         q = rearrange(self.q(x), "b s (h d) -> b h s d", h=self.heads)
-        a = F.scaled_dot_product_attention(q, *self.keys_values(memory), attn_mask=visible)
+        k, v = rearrange(self.kv(memory), "b s (two h d) -> two b h s d", two=2, h=self.heads)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
-    def keys_values(self, memory: Memory) -> tuple[Keys, Keys]:
-        k, v = rearrange(self.kv(memory), "b s (two h d) -> two b h s d", two=2, h=self.heads)
-        return k, v
-
     def cached_keys_values(self, memory: Memory) -> tuple[Keys, Keys]:
-        """The same in tiles: an image's do not depend on how many others there are."""
+        """In tiles: an image's do not depend on how many others there are."""
         rows = in_tiles(self.kv, rearrange(memory, "b m c -> (b m) c"))
         b, heads = len(memory), self.heads
-        k, v = rearrange(rows, "(b m) (two h d) -> two b h m d", b=b, two=2, h=heads)
+        k, v = rearrange(rows, "(b m) (two h d) -> two b m h d", b=b, two=2, h=heads)
         return k, v
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
-        q = window.to_sequence(in_tiles(self.q, rows), self.heads)
+        (q,) = window.heads(in_tiles(self.q, rows), 1, self.heads)
         a = attend(q, cache.memory_k, cache.memory_v, cache.memory_visible)
         return in_tiles(self.out, window.to_rows(a))
 
@@ -211,7 +208,7 @@ class Decoder(nn.Module):
         visible = None if visible is None else as_bias(visible, weight.dtype)
         return [
             LayerCache(
-                weight.new_zeros(2, batch, self.heads, slots, self.head_width),
+                weight.new_zeros(2, batch, slots, self.heads, self.head_width),
                 None if memory is None else block.cross.cached_keys_values(memory),
                 visible,
                 prefix_present,
@@ -226,7 +223,7 @@ class Decoder(nn.Module):
         lies before must have been read earlier or be part of this step.
         """
         first = cache[0]
-        window = Window(slots, first.k.shape[2], self.prefix, first.prefix_present, x.dtype)
+        window = Window(slots, first.k.shape[1], self.prefix, first.prefix_present, x.dtype)
         rows = window.to_rows(x)
         for block, layer in zip(self.blocks, cache, strict=True):
             rows = block.step(rows, layer, window)
@@ -247,11 +244,6 @@ class LayerCache:
         self.memory_k, self.memory_v = memory if memory is not None else (None, None)
         self.memory_visible, self.prefix_present = memory_visible, prefix_present
 
-    def write(self, k: Heads, v: Heads, slots: Int[Tensor, "b s"]) -> None:
-        row = torch.arange(len(slots), device=slots.device)[:, None]
-        self.k[row, :, slots] = rearrange(k, "b h s d -> b s h d")
-        self.v[row, :, slots] = rearrange(v, "b h s d -> b s h d")
-
     def keep(self, rows: Bool[Tensor, " b"]) -> None:
         """Forget the other rows."""
         for name, value in vars(self).items():
@@ -260,7 +252,10 @@ class LayerCache:
 
 
 class Window:
-    """The slots of one step, and how they travel: as sequences to attention, as rows elsewhere."""
+    """The slots of one step, and how they travel: as sequences to attention, as rows elsewhere.
+
+    Plain views instead of einops: with a few rows a pass, patterns would take as long as products.
+    """
 
     def __init__(
         self,
@@ -270,11 +265,13 @@ class Window:
         prefix_present: Present,
         dtype: torch.dtype,
     ):
-        self.slots = slots
         self.batch, self.length = slots.shape
+        self.here = torch.arange(self.batch, device=slots.device)[:, None], slots
         key = torch.arange(total, device=slots.device)
-        seen = (key <= slots[..., None]) | (key < prefix)
-        visible = rearrange(seen, "b s key -> b 1 s key")
+        seen = key <= slots[..., None]
+        if prefix > 1:
+            seen = seen | (key < prefix)
+        visible = seen[:, None]
         if prefix_present is not None:
             there = F.pad(prefix_present, (0, total - prefix), value=True)
             visible = visible & seen_by_all(there)
@@ -283,14 +280,15 @@ class Window:
 
     def to_rows(self, x: Sequence) -> Rows:
         """(b, s, c) → (b·s, c), filled up to whole tiles."""
-        return F.pad(rearrange(x, "b s c -> (b s) c"), (0, 0, 0, self.padding))
+        rows = x.flatten(0, 1)
+        return F.pad(rows, (0, 0, 0, self.padding)) if self.padding else rows
 
     def from_rows(self, rows: Rows) -> Sequence:
-        real = rows[: self.batch * self.length]
-        return rearrange(real, "(b s) c -> b s c", b=self.batch)
+        return rows[: self.batch * self.length].unflatten(0, (self.batch, self.length))
 
-    def to_sequence(self, rows: Rows, heads: int) -> Heads:
-        return rearrange(self.from_rows(rows), "b s (h d) -> b h s d", h=heads)
+    def heads(self, rows: Rows, parts: int, heads: int) -> tuple[Heads, ...]:
+        """(b·s, parts·heads·d) → parts of (b, s, heads, d)."""
+        return self.from_rows(rows).unflatten(-1, (parts, heads, -1)).unbind(2)
 
 
 def attend(q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | None) -> Sequence:
@@ -298,21 +296,22 @@ def attend(q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | No
 
     A matter of CPUs in float32; a GPU takes all queries at once.
     """
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if q.device.type != "cpu":
-        return rearrange(F.scaled_dot_product_attention(q, k, v, visible), "b h s d -> b s (h d)")
-    count = q.shape[2]
-    short = -count % TILE
-    queries = F.pad(q, (0, 0, 0, short)).split(TILE, dim=2)
-    masks = [None] * len(queries)
-    if visible is not None and visible.shape[2] == 1:
-        masks = [visible] * len(queries)
-    elif visible is not None:
-        masks = F.pad(visible, (0, 0, 0, short)).split(TILE, dim=2)
-    tiles = [
-        F.scaled_dot_product_attention(tile, k, v, mask)
-        for tile, mask in zip(queries, masks, strict=True)
-    ]
-    return rearrange(torch.cat(tiles, dim=2)[:, :, :count], "b h s d -> b s (h d)")
+        return F.scaled_dot_product_attention(q, k, v, visible).transpose(1, 2).flatten(2)
+    tiles = []
+    for first in range(0, q.shape[2], TILE):
+        tile = q[:, :, first : first + TILE]
+        mask, count = visible, tile.shape[2]
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask[:, :, first : first + TILE]
+        if count < TILE:
+            tile = F.pad(tile, (0, 0, 0, TILE - count))
+            if mask is not None and mask.shape[2] > 1:
+                mask = F.pad(mask, (0, 0, 0, TILE - count))
+        a = F.scaled_dot_product_attention(tile, k, v, mask)[:, :, :count]
+        tiles.append(a.transpose(1, 2).flatten(2))
+    return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1)
 
 
 def seen_by_all(present: Present) -> Bool[Tensor, "b 1 1 _"] | None:
@@ -340,7 +339,7 @@ def in_tiles(layer: nn.Linear, rows: Rows) -> Float[Tensor, "rows c_out"]:
     A matter of CPUs in float32; a GPU takes all rows at once.
     """
     count = len(rows)
-    if rows.device.type != "cpu" or count == TILE:
+    if count == TILE or rows.device.type != "cpu":
         return layer(rows)
     if count % TILE:
         rows = F.pad(rows, (0, 0, 0, -count % TILE))

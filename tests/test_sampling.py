@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from imagebart import sampling
 from imagebart.sampling import (
+    Belief,
     Filter,
     decode_parallel,
     decode_sequential,
@@ -87,7 +88,7 @@ def test_the_window_changes_no_token(make_denoiser, monkeypatch, size):
     x_t, noise = uniform_tokens(range(6), 2, 64, 12), gumbel(range(6), 2, 64, 12)
     condition = torch.arange(6) % 3
     expected = decode_sequential(denoiser, x_t, noise, Filter(), condition)
-    monkeypatch.setattr(sampling, "window", lambda device: size)
+    monkeypatch.setattr(sampling, "window", lambda device, batch: size)
     assert torch.equal(decode_parallel(denoiser, x_t, noise, Filter(), condition), expected)
 
 
@@ -108,6 +109,48 @@ def test_a_guess_that_is_right_costs_one_pass(make_denoiser, monkeypatch):
     monkeypatch.setattr(denoiser, "step", lambda *a: (next(passes), step(*a))[1])
     assert torch.equal(decode_parallel(denoiser, x, noise, Filter()), x)
     assert next(passes) == 2
+
+
+@pytest.mark.parametrize("output", ["plain", "residual", "posterior"])
+@pytest.mark.parametrize("choice", [dict(), dict(top_k=4, temperature=0.7), dict(temperature=0)])
+def test_a_belief_changes_no_token(make_denoiser, output, choice):
+    """It only guesses; what is drawn is drawn."""
+    choose, seeds = Filter(**choice), range(5)
+    x = y = uniform_tokens(seeds, 4, 64, 12)
+    belief = None
+    for t in (4, 3, 2):
+        denoiser = make_denoiser(t, T=4, grid=(8, 8), output=output)
+        belief = belief or Belief(denoiser.diffusion)
+        noise = gumbel(seeds, t, 64, 12)
+        x = decode_parallel(denoiser, x, noise, choose, belief=belief)
+        y = decode_sequential(denoiser, y, noise, choose)
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("t", [2, 3, 4])
+def test_a_belief_is_what_the_network_said_of_x_1(make_denoiser, t):
+    """The posterior output blurs softmax(f) by what is known; learning takes that away again."""
+    denoiser = make_denoiser(t, T=4)
+    f, x_t = torch.randn(2, 16, 12), uniform_tokens(range(2), t, 16, 12)
+    belief = Belief(denoiser.diffusion)
+    belief.learn(denoiser.logits(f, x_t), x_t, t)
+    torch.testing.assert_close(belief.x_1, f.softmax(-1), rtol=0, atol=1e-5)
+
+
+def test_a_belief_that_is_right_costs_one_pass(make_denoiser, monkeypatch):
+    """A network that knows nothing of the context says what the coarser scale said."""
+    denoisers = {t: make_denoiser(t, T=4) for t in (4, 3, 2)}
+    bias = torch.randn(12)
+    for denoiser in denoisers.values():
+        denoiser.head.weight.data.zero_()
+        denoiser.head.bias.data.copy_(bias)
+    belief, x, passes = Belief(denoisers[2].diffusion), uniform_tokens([0], 4, 16, 12), []
+    for t, denoiser in denoisers.items():
+        count, step = itertools.count(1), denoiser.step
+        monkeypatch.setattr(denoiser, "step", lambda *a, c=count, s=step: (next(c), s(*a))[1])
+        x = decode_parallel(denoiser, x, gumbel([0], t, 16, 12), Filter(), belief=belief)
+        passes.append(next(count) - 1)
+    assert passes[1:] == [1, 1]
 
 
 def test_image_i_of_one_seed_has_its_own(tiny):

@@ -85,5 +85,5 @@ def test_passes_are_those_of_the_window(make_model, tmp_path):
         assert row["beta"] == pytest.approx({3: 1.0, 2: 0.5}[row["t"]]) and row["tokens"] == 16
         assert 16 / row["window"] <= row["passes"] <= 16
     assert all(row["passes"] < 16 for row in rows if row["window"] == 16)
-    assert sampling.window(model.device) == sampling.WINDOW["cpu"]
+    assert sampling.window(model.device, 1) == sampling.WINDOW["cpu"]
     assert Image.open(tmp_path / "passes.png").width > 300

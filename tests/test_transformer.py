@@ -176,5 +176,6 @@ def test_padded_attention_is_attention(queries):
     visible = torch.rand(2, 1, queries, 11) < 0.7
     visible[..., 0] = True
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    got = attend(q, k, v, as_bias(visible, q.dtype)).unflatten(-1, (3, 8)).transpose(1, 2)
+    places_first = (x.transpose(1, 2) for x in (q, k, v))
+    got = attend(*places_first, as_bias(visible, q.dtype)).unflatten(-1, (3, 8)).transpose(1, 2)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
