@@ -9,6 +9,8 @@ For every model, process and family of masks, over the same images, holes and se
              pixels would have had through the VQGAN, had they not been kept
     seam     mean gradient across the hole's border over the renders' at the same place; 1 is
              invisible, more is an edge
+    found    what is true of the scene (kind, time, weather, season, object) and the probe sees in
+             the completion; the time of day alone as well, which only the known part can tell
     probe    Fréchet distance of the probe's features, completions against the untouched images
     fid      the same by Inception (needs its weights on disk)
     cost     decoder passes and seconds an image; the tokens in the hole beside them
@@ -39,7 +41,7 @@ from imagebart.distributed import Ranks, pick_device
 from imagebart.editing import PROCESSES, pixel_hole, token_hole
 from imagebart.model import SHIPPED
 from imagebart.perceptual import psnr
-from imagebart.probe import Probe
+from imagebart.probe import ATTRIBUTES, Probe
 from imagebart.receipts import receipt
 
 FAMILIES = ("upper", "lower", "centre", "blob10", "blob25", "blob50")
@@ -121,9 +123,14 @@ def measure(model: ImageBART, probe: Probe, process: str, family: str, config: C
     """One row: a way to fill a family of holes."""
     (H, W), sums = model.image_size, {}
     seen: dict[str, list[Tensor]] = {"real": [], "completed": []}
+    truths = []
     jury = Jury({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
     for i in tqdm(range(config.n), desc=f"{family}, {process}", mininterval=5, leave=False):
-        render = scenery.render(scenery.scene_seed("validation", i), H, W).image
+        scene = scenery.render(scenery.scene_seed("validation", i), H, W)
+        render = scene.image
+        truths.append(
+            {name: scene.attributes[name] for name in ATTRIBUTES.keys() & scene.attributes}
+        )
         x_0 = to_tensor(Image.fromarray(render))[None]
         mask = hole_pixels_of(family, (H, W), i)
         hole = pixel_hole(model, token_hole(model, mask))
@@ -150,8 +157,10 @@ def measure(model: ImageBART, probe: Probe, process: str, family: str, config: C
         if jury:
             jury.look(to_bytes(x_0), real=True)
             jury.look(to_bytes(back))
-    features = [probe.look(torch.cat(images)).features for images in seen.values()]
-    sums["probe_fid"] = feature_distance(*features)
+    looks = [probe.look(torch.cat(images)) for images in seen.values()]
+    sums["probe_fid"] = feature_distance(*(look.features for look in looks))
+    for name, look in zip(("found_in_renders", "found"), looks, strict=True):
+        sums[name] = {key: look.found(truths)[key] for key in ("all", "time")}
     sums["seam"] = sums["border_step"] / sums["border_step_of_renders"]
     if jury:
         jury.meet()
@@ -186,7 +195,8 @@ def line_of(row: dict) -> str:
     return (
         f"T={row['T']} {row['mask']:8} {row['process']:9} known {row['known_exact']:.0%} exact  "
         f"seam {row['seam']:.2f}  {row['passes']:.0f} passes for {row['tokens_in_hole']:.0f} "
-        f"tokens  {row['seconds']:.2f} s  probe-FID {row['probe_fid']:.2f}{fid}"
+        f"tokens  {row['seconds']:.2f} s  true and found {row['found']['all']:.1%}, time "
+        f"{row['found']['time']:.1%}  probe-FID {row['probe_fid']:.2f}{fid}"
     )
 
 

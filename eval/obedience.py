@@ -16,7 +16,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -82,13 +81,7 @@ class Wishes:
             asked = [{"kind": model.class_names[(i + shift) % model.classes]} for i in range(n)]
         else:
             asked = [scenery.said(self.scenes[(i + shift) % n]) for i in range(n)]
-        found = {name: seen.values(name) for name in seen.attributes}
-        right: dict[str, list[bool]] = {}
-        for i, wish in enumerate(asked):
-            for name, value in wish.items():
-                right.setdefault(name, []).append(found[name][i] == value)
-        each = {name: float(np.mean(values)) for name, values in right.items()}
-        return {"all": float(np.mean([*chain.from_iterable(right.values())])), **each}
+        return seen.found(asked)
 
 
 def main(config: Config) -> dict:

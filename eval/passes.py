@@ -7,12 +7,18 @@ A scale that needs no autoregression would settle all of a window's tokens in on
 needs all of it, a token a pass. For every model, scale and window: the mean number of passes of one
 image's n tokens, told nothing, over `n` seeds; beside them β_t, the chance that the step forgets a
 token, and the mean seconds an image (without the VQGAN).
+
+`--guess belief x_t` sets the first guess that the chain's beliefs give beside the plain one, x_t.
 """
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -30,6 +36,7 @@ from imagebart.receipts import receipt
 class Config:
     model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
     windows: tuple[int, ...] = (8, 16, 32, 64)  # positions a pass looks at
+    guess: tuple[Literal["belief", "x_t"], ...] = ("belief",)  # what decoding starts from
     n: int = 16  # images, one at a time
     seed: int = 0  # of image 0
     out: Path | None = None  # where the JSON goes
@@ -44,8 +51,9 @@ def main(config: Config) -> dict:
     rows = []
     for source in config.model:
         model = ImageBART.from_pretrained(source, device=device)
-        for width in config.windows:
-            rows += passes_of(model, source, width, config)
+        for guess, width in product(config.guess, config.windows):
+            with decoding(width, guess):
+                rows += passes_of(model, source, width, guess, config)
             for row in rows[1 - model.T :]:
                 print(line_of(row), flush=True)
     if config.picture:
@@ -55,28 +63,38 @@ def main(config: Config) -> dict:
     return {"rows": rows, "options": options, **receipt(device)}
 
 
-def passes_of(model: ImageBART, source: str, width: int, config: Config) -> list[dict]:
+@contextmanager
+def decoding(width: int, guess: str) -> Iterator[None]:
+    """Parallel decoding with this window, from this first guess."""
+    before = sampling.window, sampling.Belief.guess
+    sampling.window = lambda device, batch: width
+    if guess == "x_t":
+        sampling.Belief.guess = lambda belief, x_t, *rest: x_t.clone()
+    try:
+        yield
+    finally:
+        sampling.window, sampling.Belief.guess = before
+
+
+def passes_of(model: ImageBART, source: str, width: int, guess: str, config: Config) -> list[dict]:
     """A row for each scale, t = T first."""
-    chosen, sampling.window = sampling.window, lambda device: width
     passes = np.zeros((config.n, model.T + 1))
     seconds = np.zeros((config.n, model.T + 1))
-    try:
-        for i in tqdm(range(config.n), desc=f"window {width}", mininterval=5, leave=False):
-            steps = model.sample_steps(1, seed=config.seed + i, method="parallel")
-            next(steps)
-            for t in range(model.T, 1, -1):
-                with counted_passes() as counted:
-                    began = time.perf_counter()
-                    next(steps)
-                passes[i, t], seconds[i, t] = counted[0], time.perf_counter() - began
-    finally:
-        sampling.window = chosen
+    for i in tqdm(range(config.n), desc=f"window {width}", mininterval=5, leave=False):
+        steps = model.sample_steps(1, seed=config.seed + i, method="parallel")
+        next(steps)
+        for t in range(model.T, 1, -1):
+            with counted_passes() as counted:
+                began = time.perf_counter()
+                next(steps)
+            passes[i, t], seconds[i, t] = counted[0], time.perf_counter() - began
     return [
         {
             "model": source,
             "T": model.T,
             "t": t,
             "beta": float(model.diffusion.beta[t]),
+            "guess": guess,
             "window": width,
             "tokens": model.denoisers[t].n,
             "passes": passes[:, t].mean(),
@@ -93,6 +111,7 @@ def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
     for row in rows:
         folder = row["model"].removesuffix("/model")  # as the recipes of presets.py name them
         name = f"{Path(folder).name}, T = {row['T']}: t = {row['t']}, β = {row['beta']:.2g}"
+        name += ", from x_t" if row["guess"] == "x_t" else ""
         lines.setdefault(name, []).append(row["passes"])
     return show.curves(
         lines, windows, "positions a pass looks at", f"passes for {rows[0]['tokens']} tokens"
@@ -102,8 +121,8 @@ def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
 def line_of(row: dict) -> str:
     return (
         f"{row['model']}  T = {row['T']}  t = {row['t']}  β = {row['beta']:.2f}  window "
-        f"{row['window']:2}  {row['passes']:.1f} ± {row['passes_std']:.1f} passes for "
-        f"{row['tokens']} tokens  {row['seconds']:.3f} s"
+        f"{row['window']:2} from {row['guess']}  {row['passes']:.1f} ± {row['passes_std']:.1f} "
+        f"passes for {row['tokens']} tokens  {row['seconds']:.3f} s"
     )
 
 

@@ -47,6 +47,18 @@ class Seen:
         """The likeliest value of an attribute, picture by picture."""
         return [ATTRIBUTES[name][i] for i in self.attributes[name].argmax(1).tolist()]
 
+    def found(self, asked: Sequence[dict[str, str]]) -> dict[str, float]:
+        """The share of what is asked of each picture, {attribute: value}, that is seen in it: of
+        all that is asked, and attribute by attribute."""
+        seen = {name: self.values(name) for name in self.attributes}
+        right: dict[str, list[bool]] = {}
+        for i, wish in enumerate(asked):
+            for name, value in wish.items():
+                right.setdefault(name, []).append(seen[name][i] == value)
+        each = {name: sum(values) / len(values) for name, values in right.items()}
+        every = [value for values in right.values() for value in values]
+        return {"all": sum(every) / len(every), **each}
+
 
 class Heads(nn.Module):
     """Linear readings of CLIP's image tower: of its summary, and of its patches (2×2 places)."""

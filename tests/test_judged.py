@@ -162,11 +162,15 @@ def test_completions_are_set_beside_the_untouched(folder, probe):
     )
     (row,) = completion.main(config)["rows"]
     model, eyes = ImageBART.from_pretrained(folder), Probe(probe)
-    renders, completed = [], []
+    renders, completed, times = [], [], []
     for i in range(5):
-        image = scenery.render(scenery.scene_seed("validation", i), 32, 32).image
-        renders.append(Image.fromarray(image))
+        scene = scenery.render(scenery.scene_seed("validation", i), 32, 32)
+        renders.append(Image.fromarray(scene.image))
         completed += model.complete(renders[-1], keep="lower", seed=i)
+        times.append(scene.attributes["time"])
+    for name, images in (("found", completed), ("found_in_renders", renders)):
+        hits = [a == b for a, b in zip(eyes.look(images).values("time"), times, strict=True)]
+        assert row[name]["time"] == pytest.approx(np.mean(hits))
     distance = metrics.feature_distance(eyes.look(renders).features, eyes.look(completed).features)
     assert row["probe_fid"] == pytest.approx(distance, rel=1e-3)
 

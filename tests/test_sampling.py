@@ -1,10 +1,12 @@
 """Sampling: the noise is drawn first, so a seed is an image, whatever the way and the company."""
 
+import copy
 import itertools
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -205,6 +207,21 @@ def test_draws_have_the_odds_of_the_filtered_softmax(choice):
     # The mean of χ² is its degrees of freedom d; beyond d + 5.5 √(2d) + 15 lies less than 1e-6.
     freedom = int((p > 0).sum()) - 1
     assert chi_square < freedom + 5.5 * math.sqrt(2 * freedom) + 15
+
+
+def test_bfloat16_draws_from_the_same_distribution(make_model):
+    """1,000 images each way, other seeds. Codes at each place: chi-square of two samples, odds
+    below 1 in 10⁶. Likelihood under the float32 model: within 5 standard errors."""
+    model, count = make_model(T=3), 1000
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    x, y = run(model, range(count))[-1], run(half, range(count, 2 * count))[-1]
+    seen = torch.stack([F.one_hot(tokens.flatten(1), 12).sum(0) for tokens in (x, y)]).double()
+    chi_square = ((seen[0] - seen[1]).square() / seen.sum(0).clamp(min=1)).sum()
+    freedom = 16 * 11
+    assert chi_square < freedom + 5.5 * math.sqrt(2 * freedom) + 15
+    bits = [sum(model.bits_per_token_of(tokens).values()) for tokens in (x, y)]
+    error = (sum(b.var() / count for b in bits)) ** 0.5
+    assert abs(bits[0].mean() - bits[1].mean()) < 5 * error
 
 
 def test_x_T_is_uniform():

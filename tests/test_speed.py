@@ -86,4 +86,8 @@ def test_passes_are_those_of_the_window(make_model, tmp_path):
         assert 16 / row["window"] <= row["passes"] <= 16
     assert all(row["passes"] < 16 for row in rows if row["window"] == 16)
     assert sampling.window(model.device, 1) == sampling.WINDOW["cpu"]
+    given = {"model": config.model, "windows": (8,), "n": 4}
+    both = passes.main(passes.Config(**given, guess=("x_t", "belief")))["rows"]
+    assert [row["guess"] for row in both] == ["x_t", "x_t", "belief", "belief"]
+    assert both[0]["passes"] != both[2]["passes"]
     assert Image.open(tmp_path / "passes.png").width > 300
