@@ -31,7 +31,7 @@ from tqdm import tqdm
 from imagebart import ImageBART
 from imagebart.checkpoint import sha256_of, write_json
 from imagebart.data import ImageFolder, SceneryData
-from imagebart.distributed import Ranks, finish, start
+from imagebart.distributed import finish, part_of, split, start
 from imagebart.receipts import receipt
 
 PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
@@ -92,30 +92,26 @@ def is_stats(reference: str | None) -> bool:
 Batches = Iterator[tuple[Tensor, list[str]]]
 
 
-def part_of(n: int, ranks: Ranks) -> range:
-    """This rank's stretch of 0 .. n-1; rank after rank they are in order."""
-    return range(n * ranks.rank // ranks.world, n * (ranks.rank + 1) // ranks.world)
-
-
-def split(indices: range, batch: int) -> Iterator[range]:
-    return (indices[k : k + batch] for k in range(0, len(indices), batch))
-
-
-def samples(model: ImageBART, config: Config, captions: list[str], indices: range) -> Batches:
-    """A model's pictures: i from the seed `seed + i`, of caption i; classes take turns."""
-    for part in split(indices, config.batch):
+def samples(
+    model: ImageBART, config: Config, n: int, captions: list[str], indices: range
+) -> Batches:
+    """A model's pictures `indices` of n: i from the seed `seed + i`, of caption i; classes take
+    turns."""
+    asked = {"prompt": captions[:n]} if captions else {}
+    if model.classes:
+        asked["classes"] = [i % model.classes for i in range(n)]
+    stream = model.sample_stream(
+        n,
+        batch=config.batch,
+        part=indices,
+        seed=config.seed,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        output_type="pt",
+        **asked,
+    )
+    for part, images in zip(split(indices, config.batch), stream, strict=True):
         texts = [captions[i] for i in part] if captions else []
-        asked = {"prompt": texts} if texts else {}
-        if model.classes:
-            asked["classes"] = [i % model.classes for i in part]
-        images = model.sample(
-            len(part),
-            seed=[config.seed + i for i in part],
-            temperature=config.temperature,
-            top_k=config.top_k,
-            output_type="pt",
-            **asked,
-        )
         images = (images * 255).round().byte()
         if config.save_images:
             save(images, texts, part, config.save_images)
@@ -225,7 +221,7 @@ def main(config: Config) -> None:
         n = config.num_images or len(captions) or 10_000
         if captions and len(captions) < n:
             raise ValueError(f"{n} samples need as many captions, got {len(captions)}")
-        batches = samples(model, config, captions, part_of(n, ranks))
+        batches = samples(model, config, n, captions, part_of(n, ranks))
     if n < least:
         raise ValueError(f"num_images must be at least {least}, got {n}")
 

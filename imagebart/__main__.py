@@ -10,13 +10,18 @@
 
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
+from PIL import Image
 from tqdm import tqdm
 
+from imagebart.checkpoint import atomic_write
 from imagebart.data import read_image
+from imagebart.distributed import finish, part_of, start
 from imagebart.importing import PUBLISHED, import_released
 from imagebart.model import ImageBART
 
@@ -60,8 +65,8 @@ class Model:
     negative_prompt: str | None = None
     guidance: float | None = None  # the model's own if not given
 
-    def load(self) -> ImageBART:
-        return ImageBART.from_pretrained(self.model, device=self.device)
+    def load(self, device: torch.device | None = None) -> ImageBART:
+        return ImageBART.from_pretrained(self.model, device=device or self.device)
 
     def options(self) -> dict:
         names = ("seed", "temperature", "top_k", "negative_prompt", "guidance")
@@ -70,7 +75,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Sample(Model):
-    """Draw pictures: OUT/seed_0.png, OUT/seed_1.png …"""
+    """Draw pictures: OUT/seed_0.png, OUT/seed_1.png … each written as soon as its batch is drawn.
+
+    Thousands need no more memory than a batch. Under `torchrun … -m imagebart sample` every process
+    draws its part of the same pictures.
+    """
 
     out: Path = Path("samples")  # the folder to write to
     num_images: int = 1
@@ -78,9 +87,19 @@ class Sample(Model):
     classes: str | None = None  # a name, or a number
 
     def run(self) -> None:
+        ranks = start(self.device)
+        part = part_of(self.num_images, ranks)
         words = {"prompt": self.prompt, "classes": class_of(self.classes)}
-        images = self.load().sample(self.num_images, **self.options(), **words)
-        save_by_seed(images, self.out, self.seed)
+        model = self.load(ranks.device)
+        stream = model.sample_stream(self.num_images, part=part, **self.options(), **words)
+        seeds = range(self.seed + part.start, self.seed + part.stop)
+        drawn = zip(seeds, chain.from_iterable(stream), strict=True)
+        for seed, image in tqdm(drawn, total=len(part), unit="img", disable=not ranks.is_main):
+            save(image, file_of(seed, self.out))
+        finish(ranks)
+        if ranks.is_main:
+            last = file_of(self.seed + self.num_images - 1, self.out)
+            print(f"{file_of(self.seed, self.out)} to {last.name}")
 
 
 @dataclass(frozen=True)
@@ -149,12 +168,20 @@ def class_of(name: str | None) -> str | int | None:
     return int(name) if name is not None and name.isdecimal() else name
 
 
-def save_by_seed(images: list, out: Path, seed: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+def save_by_seed(images: list[Image.Image], out: Path, seed: int) -> None:
     for i, image in enumerate(images):
-        path = out / f"seed_{seed + i}.png"
-        image.save(path)
-        print(path)
+        save(image, file_of(seed + i, out))
+        print(file_of(seed + i, out))
+
+
+def file_of(seed: int, out: Path) -> Path:
+    return out / f"seed_{seed}.png"
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """The whole picture or nothing."""
+    with atomic_write(path) as draft:
+        image.save(draft, format="PNG")
 
 
 COMMANDS = {"sample": Sample, "edit": Edit, "panorama": Panorama, "import": Import}

@@ -9,6 +9,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -74,6 +75,18 @@ def share(total: int, ranks: Ranks, what: str = "batch") -> slice:
         )
     part = total // ranks.world
     return slice(ranks.rank * part, (ranks.rank + 1) * part)
+
+
+def part_of(total: int, ranks: Ranks) -> range:
+    """This rank's stretch of 0 .. total-1, as even as can be; rank after rank they are in order."""
+    return range(total * ranks.rank // ranks.world, total * (ranks.rank + 1) // ranks.world)
+
+
+def split(part: range, batch: int) -> Iterator[range]:
+    """A stretch in batches, the last one shorter; ValueError if there is nothing in a batch."""
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    return (part[k : k + batch] for k in range(0, len(part), batch))
 
 
 def mean(value: Tensor, ranks: Ranks) -> Tensor:

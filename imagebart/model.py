@@ -114,9 +114,27 @@ class ImageBART(nn.Module):
         output_type: str = "pil",
         **options,
     ) -> list[Image.Image] | Tensor | np.ndarray:
-        """Draw images. Options as `sample_steps`; `output_type` as `decode`."""
-        *_, last = self.sample_steps(num_images, **options)
-        return self.decode(last.tokens, output_type=output_type)
+        """Draw images. Options as `sample_steps`; `output_type` as `decode`.
+
+        They are drawn in batches that fit the memory, as by `sample_stream`.
+        """
+        return joined(list(self.sample_stream(num_images, output_type=output_type, **options)))
+
+    def sample_stream(
+        self, num_images: int = 1, *, output_type: str = "pil", **options
+    ) -> Iterator[list[Image.Image] | Tensor | np.ndarray]:
+        """Draw images by the thousand: the same as `sample`, a batch of them after another.
+
+        `batch` is how many at a time (as many as suit the hardware unless given), `part` a range
+        of the images (all unless given), e.g. one process's of several. Memory does not grow
+        with `num_images`. Options as `sample_steps`, `output_type` as `decode`.
+        """
+        from imagebart.streaming import sample_stream
+
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        for tokens in sample_stream(self, num_images, **options):
+            yield self.decode(tokens, output_type)
 
     def sample_steps(self, num_images: int = 1, **options) -> Iterator:
         """The chain as it runs: `step.t` from T (noise) to 1, `step.tokens` (b, h, w), `step.done`.
@@ -313,6 +331,17 @@ class ImageBART(nn.Module):
         for t, denoiser in self.denoisers.items():
             save_scale(denoiser.state_dict(), denoiser.config, self.diffusion, t, folder, dtype)
         update_config(folder, {name: getattr(self, name) for name in OPTIONAL_ENTRIES})
+
+
+def joined(
+    batches: list[list[Image.Image]] | list[Tensor] | list[np.ndarray],
+) -> list[Image.Image] | Tensor | np.ndarray:
+    """Batches of images as one."""
+    if isinstance(batches[0], Tensor):
+        return torch.cat(batches)
+    if isinstance(batches[0], np.ndarray):
+        return np.concatenate(batches)
+    return [image for batch in batches for image in batch]
 
 
 def find_folder(

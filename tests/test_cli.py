@@ -1,11 +1,18 @@
 """`python -m imagebart sample | edit | panorama`: files in, files out, errors in a sentence."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from imagebart.__main__ import main
 from imagebart.guidance import pieces_in
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +43,27 @@ def test_sample_writes_a_file_a_seed(folder, tmp_path, capsys):
     how = dict(prompt="a lake", classes="desert", guidance=2.0, seed=4)
     for i, image in enumerate(model.sample(2, **how)):
         assert same(tmp_path / "new" / f"seed_{4 + i}.png", image)
-    assert capsys.readouterr().out.splitlines()[1].endswith("seed_5.png")
+    assert capsys.readouterr().out == f"{tmp_path / 'new' / 'seed_4.png'} to seed_5.png\n"
     main(["sample", *base, "--classes", "1", "--out", str(tmp_path / "one")])
     assert same(tmp_path / "one" / "seed_0.png", model.sample(1, classes=1)[0])
+
+
+def test_ranks_draw_what_one_process_draws(folder, tmp_path):
+    """Five pictures, two processes: two and three of them."""
+    model, base = folder
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "imagebart"]
+    words = ["--prompt", "a lake", "--num-images", "5", "--seed", "3", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *run, "sample", *base, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1 and len(list(tmp_path.iterdir())) == 5
+    for i, image in enumerate(model.sample(5, prompt="a lake", seed=3)):
+        assert same(tmp_path / f"seed_{3 + i}.png", image)
 
 
 def test_edit_repaints_what_was_said(folder, tmp_path):

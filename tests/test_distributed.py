@@ -15,8 +15,10 @@ from imagebart.distributed import (
     finish,
     mean,
     on_any_rank,
+    part_of,
     pick_device,
     share,
+    split,
     start,
     total,
 )
@@ -124,6 +126,20 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused():
         share(10, Ranks(0, 4, CPU), what="images")
     with pytest.raises(ValueError, match="got 0 over 4"):
         share(0, Ranks(0, 4, CPU))
+
+
+def test_parts_tile_any_number_in_order():
+    parts = [part_of(10, Ranks(rank, 3, CPU)) for rank in range(3)]
+    assert [i for part in parts for i in part] == [*range(10)]
+    assert [len(part) for part in parts] == [3, 3, 4]
+    assert [len(part_of(1, Ranks(rank, 3, CPU))) for rank in range(3)] == [0, 0, 1]
+
+
+def test_batches_tile_a_part():
+    assert [*split(range(4, 11), 3)] == [range(4, 7), range(7, 10), range(10, 11)]
+    assert [*split(range(0), 3)] == []
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        split(range(3), 0)
 
 
 def test_precision_is_what_its_name_says():

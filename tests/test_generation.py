@@ -33,7 +33,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from imagebart import ImageBART
 from imagebart.conditioning import MERGES, START
 from imagebart.data import ImageFolder
-from imagebart.distributed import Ranks
+from imagebart.distributed import Ranks, part_of, split
 from imagebart.ranking import CLIP
 
 ROOT = Path(__file__).parents[1]
@@ -257,8 +257,8 @@ def meet_and_judge(rank: int, folder: Path) -> None:
     ranks = Ranks(rank, 2, torch.device("cpu"))
     jury = metrics.Jury(["fid", "is", "kid"], ranks)
     for seed, real in ((2, True), (1, False)):
-        part = generation.part_of(99, ranks)
-        for batch in generation.split(part, 49):
+        part = part_of(99, ranks)
+        for batch in split(part, 49):
             jury.look(blocks(99, seed)[batch.start : batch.stop], real=real)
     jury.meet()
     if ranks.is_main:
@@ -424,13 +424,14 @@ def test_a_sample_has_its_caption_and_its_seed(tmp_path):
         classes = 0
         asked: ClassVar[list] = []
 
-        def sample(self, n, *, seed, prompt, output_type, **options):
-            self.asked += zip(seed, prompt, strict=True)
-            return torch.zeros(n, 3, 8, 8)
+        def sample_stream(self, n, *, seed, prompt, batch, part, **options):
+            for some in split(part, batch):
+                self.asked += [(seed + i, prompt[i]) for i in some]
+                yield torch.zeros(len(some), 3, 8, 8)
 
     captions = [f"caption {i}" for i in range(9)]
     config = Config(batch=2, seed=100, save_images=tmp_path / "kept")
-    seen = [*generation.samples(Painter(), config, captions, range(4, 9))]
+    seen = [*generation.samples(Painter(), config, 9, captions, range(4, 9))]
     assert Painter.asked == [(100 + i, f"caption {i}") for i in range(4, 9)]
     assert [text for _, texts in seen for text in texts] == captions[4:]
     kept = ImageFolder(tmp_path / "kept")
@@ -449,13 +450,6 @@ def test_a_file_of_captions_has_one_in_each_line(tmp_path):
     assert generation.read_captions(None, 10, (8, 8)) == []
     with pytest.raises(ValueError, match="text file"):
         generation.read_captions("absent.txt", 10, (8, 8))
-
-
-def test_ranks_share_the_pictures_in_order():
-    ranks = [Ranks(rank, 3, torch.device("cpu")) for rank in range(3)]
-    parts = [generation.part_of(10, each) for each in ranks]
-    assert [i for part in parts for i in part] == [*range(10)]
-    assert [len(part) for part in parts] == [3, 3, 4]
 
 
 # ------------------------------------------------------------------------------------------------

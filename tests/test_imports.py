@@ -20,7 +20,7 @@ LAYERS = [
     {"denoiser"},
     {"model", "guidance"},
     {"sampling"},
-    {"presets", "ranking"},
+    {"presets", "ranking", "streaming"},
     {"pasting"},
     {"editing", "panorama", "probe", "official", "untrusted", "receipts", "importing"},
     {"show"},

@@ -1,0 +1,85 @@
+"""Thousands of images: the chain, a few images at a time.
+
+A seed is an image whatever is drawn beside it (`sampling`), so a long list of images can be cut
+anywhere: into batches that fit the memory, into a part for each of many processes. What belongs to
+an image (its seed, prompt, class, map) is cut along with it. On a CPU images are the same bit for
+bit however they are cut; on a GPU as far as its kernels round alike for any number of rows.
+"""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from imagebart.denoiser import Denoiser
+from imagebart.distributed import split
+from imagebart.guidance import ask, each_of
+from imagebart.notation import Grid
+from imagebart.sampling import image_seeds
+
+MOST = {"cpu": 16, "cuda": 64}
+"""Images in a batch at most: more only wait for the slowest of them."""
+
+SHARE = 8
+"""A batch may take one part in so many of the device's memory."""
+
+WORDS = {"classes": int | str, "prompt": str, "negative_prompt": str, "semantic_map": np.ndarray}
+"""What can be said of each image, and the type of one such word."""
+
+
+def sample_stream(
+    model,
+    num_images: int = 1,
+    *,
+    batch: int | None = None,
+    part: range | None = None,
+    **options,
+) -> Iterator[Grid]:
+    """x_1 of the images `part` (all of them) of `num_images`, `batch` at a time; in order.
+
+    See `ImageBART.sample_stream`. What is said of every image is checked before the first is drawn.
+    """
+    each = {"seed": image_seeds(options.pop("seed", 0), num_images)}
+    words = {name: options.pop(name, None) for name in WORDS}
+    ask(model, num_images, guidance=options.get("guidance"), **words)
+    each |= {name: each_of(words[name], num_images, kind, name) for name, kind in WORDS.items()}
+    part = range(num_images) if part is None else part
+    for images in split(part, fitting(model) if batch is None else batch):
+        cut = {name: [values[i] for i in images] for name, values in each.items()}
+        *_, last = model.sample_steps(len(images), **cut, **options)
+        yield last.tokens
+
+
+# ── how many at a time ────────────────────────────────────────────────────────────────────────
+
+
+def fitting(model) -> int:
+    """Images in a batch: as many as an eighth of the device's memory holds, between 1 and 16 on a
+    CPU, 1 and 64 elsewhere.
+
+    The memory is all that the device has, not what is free just now: one machine always cuts alike.
+    """
+    most = MOST.get(model.device.type, MOST["cuda"])
+    largest = max(bytes_of_an_image(denoiser) for denoiser in model.denoisers.values())
+    return max(1, min(most, memory(model.device) // SHARE // largest))
+
+
+def bytes_of_an_image(denoiser: Denoiser) -> int:
+    """What decoding holds for one image at this scale: its noise, n·K numbers in float32, and for
+    each of the decoder's layers the keys and values of the sequence, of the encoder's memory, and
+    all that twice, since guidance decodes every image with and without its condition."""
+    shape, size = denoiser.config, next(denoiser.parameters()).element_size()
+    slots = shape.n + sum(length for _, length in shape.condition_parts.values())
+    keys_values = 2 * slots * shape.heads * shape.head_width * size
+    sources = 2 if denoiser.sees_x_t else 1
+    return 4 * shape.n * denoiser.K + 2 * sources * shape.decoder_depth * keys_values
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of memory that the device has; 8 GiB where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):
+        return 2**33
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

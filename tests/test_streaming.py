@@ -1,0 +1,145 @@
+"""Thousands of images: a batch at a time, cut anywhere, the same images in flat memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imagebart import sampling, streaming
+from imagebart.distributed import Ranks, part_of
+from imagebart.guidance import pieces_in
+from imagebart.model import ImageBART
+from imagebart.streaming import bytes_of_an_image, fitting
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = ["a lake", None, "night", "", "a lake at night", "night", "a lake"]
+MAPS = [np.full((8, 8), i % 3) for i in range(6)] + [None]
+SAID = [
+    dict(),
+    dict(seed=[9, 3, 3, 70, 5, 1, 0]),
+    dict(prompt=PROMPTS, negative_prompt=PROMPTS[::-1], guidance=[2.0, 1.5]),
+    dict(prompt="night", classes=[0, 1, "desert", None, 0, 1, 1], temperature=[0.5, 1.0], seed=4),
+    dict(semantic_map=MAPS, classes=1, guidance=3, top_k=5, method="sequential"),
+    dict(semantic_map=MAPS[2], negative_prompt="a lake"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    """One that takes all that can be said."""
+    model = make_model(T=3, classes=2, text_length=6, text_pieces=8, map_kinds=3, droppable=True)
+    model.class_names = ["lake", "desert"]
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(pieces_in(["a lake at night"], 6))
+    return model
+
+
+def whole(model, num_images: int, **options) -> torch.Tensor:
+    """The images, all of them in one batch."""
+    *_, last = model.sample_steps(num_images, **options)
+    return model.decode(last.tokens, "pt")
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_images_do_not_depend_on_where_they_are_cut(model, said):
+    expected = whole(model, 7, **said)
+    assert len(expected.unique(dim=0)) > 3
+    for batch in (1, 3, 7, 100):
+        stream = list(model.sample_stream(7, batch=batch, output_type="pt", **said))
+        assert [len(images) for images in stream] == [
+            len(range(7)[k : k + batch]) for k in range(0, 7, batch)
+        ]
+        assert torch.equal(torch.cat(stream), expected)
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_parts_of_several_processes_are_the_whole(model, said):
+    parts = [part_of(7, Ranks(rank, 3, torch.device("cpu"))) for rank in range(3)]
+    streams = [model.sample_stream(7, part=part, output_type="pt", **said) for part in parts]
+    images = [image for stream in streams for image in stream]
+    assert torch.equal(torch.cat(images), whole(model, 7, **said))
+
+
+@pytest.mark.parametrize("kind", ["pil", "pt", "np"])
+def test_sample_is_the_stream_joined(tiny, monkeypatch, kind):
+    expected = tiny.decode([*tiny.sample_steps(5, seed=2)][-1].tokens, kind)
+    monkeypatch.setattr(streaming, "fitting", lambda model: 2)
+    images = tiny.sample(5, seed=2, output_type=kind)
+    assert type(images) is type(expected) and len(images) == 5
+    for image, one in zip(images, expected, strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(one))
+
+
+def test_no_more_noise_is_drawn_than_a_batch_needs(tiny, monkeypatch):
+    asked, gumbel = [], sampling.gumbel
+    monkeypatch.setattr(streaming, "fitting", lambda model: 4)
+    monkeypatch.setattr(
+        sampling, "gumbel", lambda seeds, *rest: (asked.append(seeds), gumbel(seeds, *rest))[1]
+    )
+    tiny.sample(10, seed=50)
+    assert [len(seeds) for seeds in asked] == [4] * 6 + [2] * 3
+    assert [seeds[0] for seeds in asked] == [50] * 3 + [54] * 3 + [58] * 3
+
+
+MEMORY = """
+import resource, sys
+from imagebart import ImageBART
+model = ImageBART.from_pretrained(sys.argv[1], device="cpu")
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+model.sample(4)
+before = peak()
+for images in model.sample_stream(100, batch=4):
+    pass
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
+def test_memory_does_not_grow_with_the_number_of_images(make_model, make_vqgan, tmp_path):
+    """The noise of 100 images of 64 tokens of 8192 codes is 200 MiB; a batch of four needs 8."""
+    small = make_model(T=2, grid=(8, 8))
+    vqgan, denoiser = make_vqgan(K=8192, image_size=64), small.denoisers[2]
+    diffusion = type(denoiser.diffusion)([1.0, 0.0], 8192)
+    denoiser = type(denoiser)(denoiser.config, diffusion, 2)
+    ImageBART(vqgan, diffusion, {2: denoiser}).save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 50
+
+
+def test_a_batch_fits_into_an_eighth_of_the_memory(tiny, monkeypatch):
+    one = max(map(bytes_of_an_image, tiny.denoisers.values()))
+    # noise; two decoder layers, keys and values of 16 places and 16 of the memory, 16 wide, twice
+    assert one == 4 * 16 * 12 + 2 * 2 * 2 * 2 * 16 * 16 * 4
+    for fit, images in ((0, 1), (1, 1), (5, 5), (15, 15), (17, 16), (1000, 16)):
+        monkeypatch.setattr(streaming, "memory", lambda device, fit=fit: 8 * fit * one + 7)
+        assert fitting(tiny) == images
+    monkeypatch.undo()
+    assert streaming.memory(tiny.device) > 2**28
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (dict(batch=0), "batch must be at least 1, got 0"),
+        (dict(seed=[1, 2]), "seed must be one number or 3 of them, got 2"),
+        (dict(prompt=["a lake"] * 2), "prompt must be one, or 3 of them"),
+        (dict(classes=[0, 1, 2]), r"classes must be ids in \[0, 2\)"),
+        (dict(output_type="jpg"), "output_type must be one of"),
+        (dict(num_images=0), "num_images must be a whole number"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_first_image(model, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        next(model.sample_stream(**{"num_images": 3, "batch": 1, **options}))
