@@ -1,31 +1,37 @@
 """How fast pictures come, beside what else one could use, and how near to what the chip can do.
 
     python eval/speed.py --out eval/results/scenery_speed.json                  # the shipped model
-    python eval/speed.py --shape ffhq-4 --batches 1 --repeats 2                 # random weights
+    python eval/speed.py --shape ffhq-4 --passes-of imagebart/pretrained/scenery --batches 1
 
-For each batch: seconds a batch (median and 95th percentile) and images a second of the whole chain,
-VQGAN included, decoded `sequential`ly (cached, a token a pass) and in `parallel` (exact, fewer
-passes); of an edit with a tenth of the tokens marked; of the VQGAN alone. For each scale: passes of
-either way, and at batch 1 what the naive decoder would take that runs encoder and prefix again for
-every token (as the released code does; summed from a few lengths), and Hugging Face's BART with its
-cache at the same width, depths and length. Rooflines: bytes and operations of a sequential pass
-over the bandwidth and the peak that were measured in the same run.
+For each batch: seconds a batch (median and 95th percentile), images a second and growth of memory
+of the whole chain, VQGAN included, decoded `sequential`ly (cached, a token a pass) and in
+`parallel` (exact, fewer passes); of an edit with a tenth of the tokens marked; of the VQGAN alone.
+For each scale: passes of either way, and at batch 1 what the naive decoder would take that runs
+encoder and prefix again for every token (as the released code does; summed from a few lengths), and
+Hugging Face's BART with its cache at the same width, depths, length and precision. For one image:
+all that side by side, and DDPM, of which a few steps are timed. Rooflines: bytes and operations of
+a sequential pass over the bandwidth and the peak that were measured in the same run.
+
+A shape has random weights, which do not have the passes of trained ones: it takes those of the
+chain `--passes-of` (eval/replay.py).
 
 Time nothing else meanwhile. The first call of everything is not counted.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from completion import counted_passes
+from replay import Replayed, profile
+from rivals import bart_seconds, ddpm_seconds, naive_seconds
+from timing import DTYPES, ceilings, roofline, timed
 
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import write_json
@@ -38,38 +44,64 @@ from imagebart.receipts import receipt
 from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
 from imagebart.vqgan import VQGAN
 
-PREFIXES = 8  # lengths at which the naive decoder is timed
-
 
 @dataclass(frozen=True)
 class Config:
     model: Path = SHIPPED  # folder of the chain
-    shape: str | None = None  # instead: random weights of this row of presets.py
-    batches: tuple[int, ...] = (1, 8)
+    shape: str | None = None  # instead: random weights of this row of presets.py …
+    passes_of: Path = SHIPPED  # … with the passes of this trained chain
+    passes_n: int = 16  # images over which those are measured
+    batches: tuple[int, ...] = (1, 8, 50)  # batch 1 is always among them
+    dtype: Literal[tuple(DTYPES)] = "fp32"  # precision of every model, ours and others'
     repeats: int = 5
-    rivals: bool = True  # time the naive decoder and BART as well
+    rivals: bool = True  # time the naive decoder, BART and DDPM as well
     seed: int = 0
     out: Path | None = None  # where the JSON goes
     device: str = "auto"
 
 
 def main(config: Config) -> dict:
-    device = distributed.pick_device(config.device)
-    model = random_model(config.shape) if config.shape else ImageBART.from_pretrained(config.model)
-    model = model.to(device)
+    device, dtype = distributed.pick_device(config.device), DTYPES[config.dtype]
+    model, passes = opened(config, device)
+    model = model.to(device, dtype)
     report = {
         "model": config.shape or str(config.model),
         "T": model.T,
         "tokens": model.denoisers[2].n,
+        "dtype": config.dtype,
+        **passes,
     }
-    report["ceilings"] = ceilings(device)
-    report["chain"] = {b: whole_chain(model, b, config) for b in config.batches}
+    batches = sorted({1, *config.batches})  # from small to large: memory's peak never falls
+    report["chain"] = {b: whole_chain(model, b, config) for b in batches}
+    report["ceilings"] = ceilings(device, dtype)
     report["scales"] = {
         t: one_scale(model, t, config, report["ceilings"]) for t in sorted(model.denoisers)
     }
-    if device.type == "cuda":
-        report["peak_memory_bytes"] = torch.cuda.max_memory_allocated(device)
+    if config.rivals:
+        report["ddpm"] = ddpm_seconds(model.image_size, config.repeats, device, dtype)
+    report["one_image"] = one_image(report)
     return report | {"repeats": config.repeats, "seed": config.seed} | receipt(device)
+
+
+def opened(config: Config, device: torch.device) -> tuple[ImageBART, dict]:
+    """The chain to be timed, and what the report says of its passes."""
+    if config.shape is None:
+        return ImageBART.from_pretrained(config.model, device=device), {"weights": "trained"}
+    trained = ImageBART.from_pretrained(config.passes_of, device=device)
+    tenths = profile(trained, config.passes_n, config.seed)
+    model = Replayed(random_model(config.shape), tenths)
+    return model, {
+        "weights": "random",
+        "passes": {
+            "of": str(config.passes_of),
+            "images": config.passes_n,
+            "made": "the shape's passes are computed in full, as many and where that chain, with "
+            "trained weights, takes them: its passes in each tenth of the positions, over their "
+            "number, mean over images and over the scales t < T",
+            "per_position_in_each_tenth": tenths,
+            "planned": {t: len(starts) for t, starts in model.plans.items()},
+        },
+    }
 
 
 def random_model(name: str) -> ImageBART:
@@ -88,28 +120,35 @@ def random_model(name: str) -> ImageBART:
 
 def whole_chain(model: ImageBART, batch: int, config: Config) -> dict:
     """Seconds a batch from noise to pixels, each way, and of its parts."""
-    tokens = model.encode(torch.rand(1, 3, *model.image_size))
-    hole = tenth(model, config.seed)
-
-    def draw(method: str) -> None:
-        model.sample(batch, seed=config.seed, method=method, output_type="pt")
-
-    def edit(method: str) -> None:
-        *_, last = edit_steps(model, tokens, hole, batch, seed=config.seed, method=method)
-        model.generate(last.tokens)
-
+    clock = partial(timed, repeats=config.repeats, device=model.device, batch=batch)
     rows = {}
     for method in METHODS:
-        rows[method] = timed(partial(draw, method), config.repeats, model.device, batch)
-        with counted_passes() as passes:
-            draw(method)
-        rows[method]["passes"] = passes[0]
-    rows["edit of a tenth, parallel"] = timed(
-        lambda: edit("parallel"), config.repeats, model.device, batch
-    )
-    many = tokens.expand(batch, -1, -1)
-    rows["VQGAN decoder"] = timed(lambda: model.generate(many), config.repeats, model.device, batch)
+        run = partial(draw, model, batch, method, config.seed)
+        rows[method] = clock(run) | {"passes": passes_in(run)}
+    tokens = uniform_tokens([config.seed] * batch, model.T, model.denoisers[2].n, model.K)
+    tokens = tokens.reshape(batch, *model.grid).to(model.device)
+    if not isinstance(model, Replayed):  # those passes are not an edit's
+        rows["edit of a tenth, parallel"] = clock(partial(edit, model, tokens[:1], batch, config))
+    rows["VQGAN decoder"] = clock(partial(model.generate, tokens))
     return rows
+
+
+def draw(model: ImageBART, batch: int, method: str, seed: int) -> None:
+    """From noise to pixels, all images in one batch."""
+    next(model.sample_stream(batch, batch=batch, seed=seed, method=method, output_type="pt"))
+
+
+def edit(model: ImageBART, tokens: torch.Tensor, batch: int, config: Config) -> None:
+    hole = tenth(model, config.seed)
+    *_, last = edit_steps(model, tokens, hole, batch, seed=config.seed, method="parallel")
+    model.generate(last.tokens)
+
+
+def passes_in(run: Callable) -> int:
+    """How often decoders run in one call."""
+    with counted_passes() as passes:
+        run()
+    return passes[0]
 
 
 def tenth(model: ImageBART, seed: int) -> torch.Tensor:
@@ -134,14 +173,8 @@ def one_scale(model: ImageBART, t: int, config: Config, ceiling: dict) -> dict:
     condition = nothing(denoiser).to(model.device) if denoiser.config.condition_parts else None
     rows = {}
     for name, decode in METHODS.items():
-
-        def run(decode=decode) -> None:
-            decode(denoiser, x_t, noise, Filter(), condition)
-
-        rows[name] = timed(run, config.repeats, model.device, 1)
-        with counted_passes() as passes:
-            run()
-        rows[name]["passes"] = passes[0]
+        run = partial(decode, denoiser, x_t, noise, Filter(), condition)
+        rows[name] = timed(run, config.repeats, model.device, 1) | {"passes": passes_in(run)}
     rows["roofline"] = roofline(denoiser, rows["sequential"]["median_s"] / n, ceiling)
     if config.rivals:
         rows["naive"] = {"median_s": naive_seconds(denoiser, x_t, condition, config.repeats)}
@@ -155,95 +188,38 @@ def nothing(denoiser: Denoiser) -> torch.Tensor:
     return torch.full((1, length), -1 if denoiser.config.droppable else 0)
 
 
-def naive_seconds(denoiser: Denoiser, x_t: torch.Tensor, condition, repeats: int) -> float:
-    """Encoder and whole prefix again for every token: n times the mean over a few lengths."""
-    n, seconds = denoiser.n, []
-    for i in range(PREFIXES):
-        length = int((i + 0.5) / PREFIXES * n) + 1
-
-        def run(length=length) -> None:
-            memory, there = denoiser.encode(x_t, condition)
-            prefix, present = denoiser.decoder_prefix(1, condition)
-            x = torch.cat([prefix, denoiser.tokens(x_t[:, : length - 1])], dim=1)
-            at = F.pad(denoiser.positions()[:length], (0, 0, denoiser.prefix.length - 1, 0))
-            denoiser.head(denoiser.decoder(x + at, memory, there, present)[:, -1])
-
-        seconds.append(timed(run, repeats, x_t.device, 1)["median_s"])
-    return n * float(np.mean(seconds))
+# ── side by side ──────────────────────────────────────────────────────────────────────────────
 
 
-def bart_seconds(denoiser: Denoiser, x_t: torch.Tensor, repeats: int) -> dict:
-    """Hugging Face's BART of this width, these depths and lengths, sampling with its cache."""
-    from transformers import BartConfig, BartForConditionalGeneration  # seconds, so only here
+def one_image(report: dict) -> dict:
+    """Seconds from noise to pixels of one image, every way, and over those of the parallel one.
 
-    shape, n, K = denoiser.config, denoiser.n, denoiser.K
-    heads = max(h for h in range(1, shape.heads + 1) if shape.width % h == 0)
-    sizes = {"vocab_size": K + 4, "d_model": shape.width, "max_position_embeddings": n + 8}
-    for part, depth in (("encoder", shape.encoder_depth), ("decoder", shape.decoder_depth)):
-        depth = depth if part == "decoder" or denoiser.sees_x_t else 1
-        sizes |= {f"{part}_layers": depth, f"{part}_attention_heads": heads}
-        sizes[f"{part}_ffn_dim"] = 4 * shape.width
-    ids = {"bos_token_id": K, "pad_token_id": K + 1, "eos_token_id": K + 2}
-    bart = BartForConditionalGeneration(
-        BartConfig(**sizes, **ids, decoder_start_token_id=K, forced_eos_token_id=None)
-    )
-    bart = bart.eval().to(x_t.device)
-    source = x_t if denoiser.sees_x_t else x_t[:, :1]
-
-    def run() -> None:
-        bart.generate(source, do_sample=True, min_new_tokens=n, max_new_tokens=n, top_k=0)
-
-    return timed(run, repeats, x_t.device, 1)
-
-
-# ── the chip ──────────────────────────────────────────────────────────────────────────────────
-
-
-@torch.inference_mode()
-def ceilings(device: torch.device) -> dict:
-    """Bytes a second of a large copy, read and written, and operations a second of a product."""
-    source = torch.ones(2**26, device=device)
-    target = torch.empty_like(source)
-    a = torch.ones(2048, 2048, device=device)
-    copy = timed(lambda: target.copy_(source), 5, device, 1)["median_s"]
-    product = timed(lambda: a @ a, 5, device, 1)["median_s"]
-    return {
-        "bytes_per_s": 2 * source.numel() * source.element_size() / copy,
-        "flops_per_s": 2 * 2048**3 / product,
-    }
-
-
-def roofline(denoiser: Denoiser, seconds: float, ceiling: dict) -> dict:
-    """The part of each ceiling that a pass over one token reaches: weights read, products made."""
-    layers = (denoiser.decoder, denoiser.head)
-    weights = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim > 1)
-    size = next(denoiser.parameters()).element_size()
-    return {
-        "bandwidth": weights * size / seconds / ceiling["bytes_per_s"],
-        "peak": 2 * weights / seconds / ceiling["flops_per_s"],
-    }
-
-
-def timed(run: Callable, repeats: int, device: torch.device, batch: int) -> dict:
-    """Seconds of `run`: median, 95th percentile; the first call is not counted."""
-    seconds = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    median, high = np.percentile(seconds[1:], [50, 95])
-    return {"median_s": float(median), "p95_s": float(high), "images_per_s": batch / float(median)}
+    The naive decoder's and BART's are the sum of the scales and our VQGAN's.
+    """
+    ours, scales = report["chain"][1], report["scales"].values()
+    seconds = {f"ours, {method}": ours[method]["median_s"] for method in METHODS}
+    if "ddpm" in report:
+        for name, label in (("naive", "naive decoder"), ("bart", "BART with its cache")):
+            tokens = sum(rows[name]["median_s"] for rows in scales)
+            seconds[label] = tokens + ours["VQGAN decoder"]["median_s"]
+        seconds |= report["ddpm"]["seconds"]
+    fastest = seconds["ours, parallel"]
+    return {name: {"seconds": s, "over_parallel": s / fastest} for name, s in seconds.items()}
 
 
 def table(report: dict) -> str:
-    lines = [f"{report['model']}, T = {report['T']}, {report['hardware']}", ""]
-    lines += ["| batch | way | s, median | s, 95 % | images/s | passes |", "| --- " * 6 + "|"]
+    head = f"{report['model']}, {report['weights']} weights, T = {report['T']}, {report['dtype']}"
+    lines = [f"{head}, {report['hardware']}"]
+    if "passes" in report:
+        lines.append(f"passes in parallel are those of {report['passes']['of']}")
+    lines += ["", "| batch | way | s, median | s, 95 % | images/s | MiB more | passes |"]
+    lines += ["| --- " * 7 + "|"]
     for batch, rows in report["chain"].items():
         for name, row in rows.items():
             times = f"{row['median_s']:.3f} | {row['p95_s']:.3f} | {row['images_per_s']:.2f}"
-            lines.append(f"| {batch} | {name} | {times} | {row.get('passes', '')} |")
+            grown = next(value for key, value in row.items() if key.endswith("growth_bytes"))
+            passes = row.get("passes", "")
+            lines.append(f"| {batch} | {name} | {times} | {grown / 2**20:.0f} | {passes} |")
     lines += ["", "| t, one image | sequential | parallel | naive | BART |", "| --- " * 5 + "|"]
     for t, rows in report["scales"].items():
         ours = [
@@ -252,6 +228,15 @@ def table(report: dict) -> str:
         ]
         others = [f"{rows[name]['median_s']:.3f} s" for name in ("naive", "bart") if name in rows]
         lines.append(f"| {t} | {' | '.join(ours + (others or ['', '']))} |")
+    lines += ["", "| one image, pixels included | s | times ours, parallel |", "| --- " * 3 + "|"]
+    for name, row in report["one_image"].items():
+        lines.append(f"| {name} | {row['seconds']:.3f} | {row['over_parallel']:.2f} |")
+    if "ddpm" in report:
+        size, steps = report["ddpm"]["image_size"], report["ddpm"]["steps_timed"]
+        lines += [
+            "",
+            f"DDPM and DDIM at {size[0]}×{size[1]}: {steps} steps timed, the rest reckoned.",
+        ]
     return "\n".join(lines)
 
 

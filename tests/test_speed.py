@@ -5,24 +5,60 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from imagebart import sampling
+from imagebart.denoiser import Denoiser
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.presets import find_preset
 
 EVAL = Path(__file__).parents[1] / "eval"
 sys.path.insert(0, str(EVAL))
 
+import completion  # noqa: E402
 import passes  # noqa: E402
+import replay  # noqa: E402
+import rivals  # noqa: E402
 import speed  # noqa: E402
+import split  # noqa: E402
+import timing  # noqa: E402
+
+NARROW = {"block_out_channels": (64,) * 6}  # DDPM as small as it goes
 
 
 @pytest.fixture(scope="module")
-def report(tiny, tmp_path_factory):
+def folder(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tiny.save_pretrained(folder)
-    return speed.main(speed.Config(folder, batches=(1, 2), repeats=2, device="cpu"))
+    return folder
+
+
+def measured(**options) -> dict:
+    """A report, with a smaller network of pixels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rivals, "DDPM", rivals.DDPM | NARROW)
+        return speed.main(speed.Config(repeats=2, device="cpu", **options))
+
+
+@pytest.fixture(scope="module")
+def report(folder):
+    return measured(model=folder, batches=(2,))
+
+
+@pytest.fixture(scope="module")
+def trained(make_model):
+    """Stands for a trained chain of as many tokens as the shape `tiny`."""
+    return make_model(T=3, grid=(8, 8))
+
+
+@pytest.fixture(scope="module")
+def shape_report(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    trained.save_pretrained(folder)
+    return measured(shape="tiny", passes_of=folder, passes_n=2, batches=(3,), dtype="bf16")
 
 
 def test_sequential_takes_a_pass_a_token_and_parallel_fewer(report):
@@ -35,7 +71,8 @@ def test_sequential_takes_a_pass_a_token_and_parallel_fewer(report):
 
 def test_every_rival_is_in_the_table(report):
     text = speed.table(report)
-    for name in ("sequential", "parallel", "naive", "BART", "edit of a tenth", "VQGAN decoder"):
+    names = ("sequential", "parallel", "naive", "BART", "edit of a tenth", "VQGAN decoder")
+    for name in (*names, "DDPM, 1000 steps", "DDIM, 100 steps", "DDIM, 50 steps", "2 steps timed"):
         assert name in text
     for rows in report["scales"].values():
         assert rows["naive"]["median_s"] > 0 and rows["bart"]["median_s"] > 0
@@ -47,16 +84,16 @@ def test_the_naive_decoder_computes_what_ours_does(make_denoiser):
     denoiser, seen = make_denoiser(2, T=3), []
     denoiser.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     x_t = torch.randint(12, (1, 16), generator=torch.Generator().manual_seed(0))
-    speed.naive_seconds(denoiser, x_t, None, 1)
+    rivals.naive_seconds(denoiser, x_t, None, 1)
     denoiser(x_t, x_t)
-    places = [int((i + 0.5) / speed.PREFIXES * 16) for i in range(speed.PREFIXES)]
+    places = [int((i + 0.5) / rivals.PREFIXES * 16) for i in range(rivals.PREFIXES)]
     for hidden, place in zip(seen[:-1:2], places, strict=True):
         torch.testing.assert_close(hidden[0], seen[-1][0, place], rtol=0, atol=2e-5)
 
 
 def test_a_time_is_the_median_without_the_first_call():
     pauses = iter([0.2, 0.01, 0.03, 0.02])
-    row = speed.timed(lambda: time.sleep(next(pauses)), 3, torch.device("cpu"), 4)
+    row = timing.timed(lambda: time.sleep(next(pauses)), 3, torch.device("cpu"), 4)
     assert 0.02 <= row["median_s"] < 0.03 <= row["p95_s"] + 0.002 < 0.1
     assert row["images_per_s"] == pytest.approx(4 / row["median_s"])
 
@@ -68,6 +105,186 @@ def test_a_tenth_is_about_a_tenth(tiny):
 def test_a_shape_has_the_sizes_of_its_preset():
     model = speed.random_model("tiny")
     assert model.K == 64 and model.T == 3 and model.grid == (8, 8)
+
+
+# ── side by side ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_image_is_the_sum_of_its_parts(report):
+    rows, ours = report["one_image"], report["chain"][1]
+    assert rows["ours, parallel"] == {"seconds": ours["parallel"]["median_s"], "over_parallel": 1}
+    for way, name in (("naive decoder", "naive"), ("BART with its cache", "bart")):
+        parts = [scale[name]["median_s"] for scale in report["scales"].values()]
+        parts.append(ours["VQGAN decoder"]["median_s"])
+        assert rows[way]["seconds"] == pytest.approx(sum(parts))
+    step = report["ddpm"]["step"]["median_s"]
+    for way, steps in {"DDPM, 1000 steps": 1000, "DDIM, 100 steps": 100}.items():
+        assert rows[way]["seconds"] == pytest.approx(steps * step)
+    for row in rows.values():
+        ratio = row["seconds"] / ours["parallel"]["median_s"]
+        assert row["over_parallel"] == pytest.approx(ratio)
+
+
+def test_without_rivals_only_ours_are_measured(folder):
+    report = measured(model=folder, batches=(1,), rivals=False)
+    assert [*report["one_image"]] == ["ours, parallel", "ours, sequential"]
+    assert "BART |" in speed.table(report)
+
+
+def test_batches_are_measured_whole(tiny, report, monkeypatch):
+    """A batch of 2 is one pass of both; batch 1 is always there."""
+    assert [*report["chain"]] == [1, 2]
+    rows, step = [], Denoiser.step
+    monkeypatch.setattr(Denoiser, "step", lambda d, x, *a: (rows.append(len(x)), step(d, x, *a))[1])
+    speed.draw(tiny, 40, "sequential", 0)
+    assert rows == [40] * 3 * 16
+
+
+def test_ddpm_has_the_published_size():
+    """The number of parameters that the model card of google/ddpm-celebahq-256 gives."""
+    with torch.device("meta"):
+        assert sum(p.numel() for p in rivals.ddpm_unet().parameters()) == 113_673_219
+
+
+def test_every_model_has_the_precision_asked_for(make_denoiser):
+    denoiser = make_denoiser(2, T=3)
+    for dtype in timing.DTYPES.values():
+        bart = rivals.bart_like(denoiser.to(dtype))
+        assert {p.dtype for p in bart.parameters()} == {dtype}
+    denoiser.float()
+
+
+def test_bart_has_our_sizes(make_denoiser):
+    denoiser = make_denoiser(2, T=3, width=32, encoder_depth=3)
+    shape = rivals.bart_like(denoiser).config
+    assert (shape.encoder_layers, shape.decoder_layers, shape.d_model) == (3, 2, 32)
+    assert shape.encoder_ffn_dim == 128 and shape.decoder_attention_heads == 2
+
+
+def test_growth_of_memory_is_what_was_held():
+    """A list of ones that no earlier peak can hide; torch gives it back, the peak stays."""
+    cpu, held = torch.device("cpu"), []
+    much = timing.largest_resident_bytes() // 4 + 2**26
+    row = timing.memory_growth(lambda: held.append(torch.ones(much)), cpu)
+    assert 0.5 * 4 * much < row["peak_rss_growth_bytes"] < 1.5 * 4 * much
+    held.clear()
+    again = timing.memory_growth(lambda: held.append(torch.ones(much // 4)), cpu)
+    assert again["peak_rss_growth_bytes"] < much // 4
+
+
+# ── the passes of a trained chain ─────────────────────────────────────────────────────────────
+
+
+def test_a_shape_takes_the_passes_of_the_trained_chain(trained, shape_report):
+    said, T, window = shape_report["passes"], shape_report["T"], sampling.WINDOW["cpu"]
+    tenths = replay.profile(trained, 2, 0)
+    assert said["per_position_in_each_tenth"] == tenths
+    for t, planned in said["planned"].items():
+        mean = 64 * sum(tenths[replay.LAST if t == T else replay.BETWEEN])
+        assert 64 / window < round(mean) <= planned <= round(mean) + 1
+    for t, rows in shape_report["scales"].items():
+        assert rows["parallel"]["passes"] == said["planned"][t]
+        assert rows["sequential"]["passes"] == 64
+    for batch, rows in shape_report["chain"].items():
+        assert batch in (1, 3) and rows["parallel"]["passes"] == sum(said["planned"].values())
+    assert shape_report["weights"] == "random" and shape_report["dtype"] == "bf16"
+    assert f"passes in parallel are those of {said['of']}" in speed.table(shape_report)
+    assert json.loads(json.dumps(shape_report))
+
+
+def test_a_profile_counts_every_pass(tiny):
+    """Over two images: t = T by itself, the scales t < T together."""
+    tenths, counts = replay.profile(tiny, 2, 5), np.zeros(5)
+    for seed in (5, 6):
+        steps = tiny.sample_steps(1, seed=seed)
+        next(steps)
+        for t in (4, 3, 2):
+            with completion.counted_passes() as passes:
+                next(steps)
+            counts[t] += passes[0]
+    assert counts[4] != (counts[2] + counts[3]) / 2
+    assert sum(tenths[replay.LAST]) == pytest.approx(counts[4] / 2 / 16)
+    assert sum(tenths[replay.BETWEEN]) == pytest.approx((counts[2] + counts[3]) / 4 / 16)
+
+
+def test_a_plan_is_as_dense_as_the_profile():
+    tenths = [0.03] * 5 + [0.01] * 5
+    starts = np.array(replay.plan(tenths, 200, 16))
+    assert len(starts) == 40 and starts[0] == 0 and np.diff(starts).max() <= 10
+    assert (starts < 100).sum() == 30 and (np.diff(starts) >= 1).all() and starts[-1] < 200
+    assert replay.plan([0.1] * 10, 16, 16) == list(range(16))  # a pass a position
+    assert replay.plan([0.05] * 10, 16, 16) == list(range(0, 16, 2))
+    assert replay.plan([0.05] * 10, 16, 1) == list(range(16))
+    assert replay.plan([0.005] * 10, 64, 16) == [0, 16, 21, 37, 42, 58]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_passes_are_computed_and_begin_where_the_plan_says(make_denoiser, rows):
+    denoiser, starts = make_denoiser(2, T=3, grid=(8, 8)), [0, 1, 4, 20, 33, 49, 60, 63]
+    x_t = sampling.uniform_tokens(range(rows), 2, 64, 12)
+    noise = sampling.gumbel(range(rows), 2, 64, 12)
+    with replay.recorded_starts() as taken:
+        sampling.decode_parallel(replay.Agreeing(denoiser, starts), x_t, noise, sampling.Filter())
+    assert taken == starts
+
+
+def test_a_profile_must_know_both_kinds_of_scale(tiny):
+    with pytest.raises(ValueError, match=r"passes must be known for \['t < T', 't = T'\]"):
+        replay.Replayed(tiny, {"t = T": [0.1] * 10})
+
+
+# ── split.py ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_split_keeps_the_parameters_of_its_preset():
+    """To half a layer of the encoder, 2 % of the released shape; its own depths are found again."""
+    preset = find_preset("ffhq-4")
+    diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
+    shape = split.narrowed(preset.between, 256)
+    assert (shape.width, shape.heads, shape.head_width) == (256, 5, 64)
+    fixed, depths = split.parameters(shape, diffusion), []
+    for decoder in range(1, 13):
+        one = split.refilled(shape, decoder, diffusion)
+        assert one.decoder_depth == decoder
+        assert split.parameters(one, diffusion) == pytest.approx(fixed, rel=0.02)
+        depths.append(one.encoder_depth)
+    assert depths[5] == 18 and depths == sorted(depths, reverse=True) and depths[-1] < 12
+    with pytest.raises(ValueError, match="a decoder of 40 layers is larger than the whole preset"):
+        split.refilled(shape, 40, diffusion)
+
+
+def test_every_split_takes_the_same_passes(trained, tmp_path):
+    trained.save_pretrained(tmp_path / "model")
+    config = split.Config(
+        shape="tiny",
+        width=32,
+        decoder_depths=(1, 2),
+        passes_of=tmp_path / "model",
+        passes_n=2,
+        repeats=1,
+        device="cpu",
+    )
+    report = split.main(config)
+    assert [(row["encoder_depth"], row["decoder_depth"]) for row in report["rows"]] == [
+        *((2, 1), (1, 2))
+    ]
+    assert report["rows"][0]["parameters"] == report["parameters_of_preset"]
+    mean = 64 * sum(replay.profile(trained, 2, 0)[replay.BETWEEN])
+    for row in report["rows"]:
+        assert row["sequential"]["passes"] == 64
+        assert row["parallel"]["passes"] in (round(mean), round(mean) + 1)
+        assert f"{row['parallel']['passes']} passes parallel" in split.line_of(row)
+    assert split.plot(report).image.width > 300
+    assert json.loads(json.dumps(report))["tokens"] == 64
+
+
+def test_a_chain_of_one_scale_has_no_passes_for_a_split(make_model, tmp_path):
+    make_model(T=2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="passes_of must have scales t < T, got a chain of T = 2"):
+        split.main(split.Config(passes_of=tmp_path, passes_n=1, device="cpu"))
+
+
+# ── passes.py ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_passes_are_those_of_the_window(make_model, tmp_path):

@@ -1,0 +1,159 @@
+"""Decoding speed against the split of layers between encoder and decoder.   [figure 8 left]
+
+    python eval/split.py --out eval/results/split.json --picture docs/split.png
+    python eval/split.py --width 752 --dtype bf16 --out split_752.json          # the released width
+
+An encoder reads x_t once, a decoder runs for every token: of two denoisers with as many parameters
+the one with the shorter decoder draws faster. The paper varies the split at fixed parameters and
+finds the best of quality and speed at 4 to 6 decoder layers. Here: for each decoder depth the
+encoder depth that comes nearest to the preset's own parameters, and the seconds that it takes to
+draw one image's tokens at t = 2, sequentially and in parallel with the passes of a trained chain
+(eval/replay.py). Weights are random, so this says nothing about quality.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from replay import BETWEEN, Agreeing, plan, profile, recorded_starts
+from timing import DTYPES, timed
+from tqdm import tqdm
+
+from imagebart import ImageBART, sampling, show
+from imagebart.checkpoint import atomic_write, write_json
+from imagebart.denoiser import Denoiser, DenoiserConfig
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.distributed import pick_device
+from imagebart.model import SHIPPED
+from imagebart.presets import find_preset
+from imagebart.receipts import receipt
+from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
+
+
+@dataclass(frozen=True)
+class Config:
+    shape: str = "ffhq-4"  # the row of presets.py whose denoiser of t < T is split anew
+    width: int = 256  # in place of the preset's, heads in proportion
+    decoder_depths: tuple[int, ...] = tuple(range(1, 13))
+    passes_of: Path = SHIPPED  # the trained chain whose passes are taken in parallel
+    passes_n: int = 16  # images over which those are measured
+    dtype: Literal[tuple(DTYPES)] = "fp32"
+    repeats: int = 3
+    seed: int = 0
+    out: Path | None = None  # where the JSON goes
+    picture: Path | None = None  # where the plot goes, a PNG
+    device: str = "auto"
+
+
+def main(config: Config) -> dict:
+    device, preset = pick_device(config.device), find_preset(config.shape)
+    diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
+    trained = ImageBART.from_pretrained(config.passes_of, device=device)
+    tenths = profile(trained, config.passes_n, config.seed)
+    if BETWEEN not in tenths:
+        raise ValueError(f"passes_of must have scales t < T, got a chain of T = {trained.T}")
+    shape = narrowed(preset.between, config.width)
+    shapes = [refilled(shape, depth, diffusion) for depth in config.decoder_depths]
+    rows = [
+        measure(one, diffusion, tenths[BETWEEN], device, config)
+        for one in tqdm(shapes, desc="splits", mininterval=5)
+    ]
+    options = {name: str(value) for name, value in asdict(config).items()}
+    return {
+        "rows": rows,
+        "tokens": shape.n,
+        "parameters_of_preset": parameters(shape, diffusion),
+        "made": "random weights; parallel passes are computed in full, as many and where the "
+        "trained chain's scales t < T take them on average",
+        "options": options,
+        **receipt(device),
+    }
+
+
+# ── shapes ────────────────────────────────────────────────────────────────────────────────────
+
+
+def narrowed(shape: DenoiserConfig, width: int) -> DenoiserConfig:
+    """The same depths at another width; heads in proportion, one at least."""
+    heads = max(1, round(shape.heads * width / shape.width))
+    return replace(shape, width=width, heads=heads)
+
+
+def refilled(shape: DenoiserConfig, decoder_depth: int, diffusion) -> DenoiserConfig:
+    """That decoder depth, and the encoder depth that comes nearest to the parameters of `shape`.
+
+    ValueError if the decoder alone is larger by half an encoder layer or more.
+    """
+    bare = replace(shape, decoder_depth=decoder_depth, encoder_depth=0)
+    layer = parameters(replace(bare, encoder_depth=1), diffusion) - parameters(bare, diffusion)
+    depth = round((parameters(shape, diffusion) - parameters(bare, diffusion)) / layer)
+    if depth < 0:
+        raise ValueError(f"a decoder of {decoder_depth} layers is larger than the whole preset")
+    return replace(bare, encoder_depth=depth)
+
+
+def parameters(shape: DenoiserConfig, diffusion: MultinomialDiffusion) -> int:
+    """Of the denoiser of t = 2, without building it."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Denoiser(shape, diffusion, 2).parameters())
+
+
+# ── seconds ───────────────────────────────────────────────────────────────────────────────────
+
+
+@torch.inference_mode()
+def measure(
+    shape: DenoiserConfig, diffusion, tenths: list[float], device: torch.device, config: Config
+) -> dict:
+    """One image's tokens at t = 2: seconds and passes, each way; the encoder is in both."""
+    torch.manual_seed(config.seed)
+    denoiser = Denoiser(shape, diffusion, 2).eval().to(device, DTYPES[config.dtype])
+    agreeing = Agreeing(denoiser, plan(tenths, shape.n, sampling.window(device)))
+    x_t = uniform_tokens([config.seed], 2, shape.n, denoiser.K).to(device)
+    noise = gumbel([config.seed], 2, shape.n, denoiser.K).to(device)
+    row = {
+        "decoder_depth": shape.decoder_depth,
+        "encoder_depth": shape.encoder_depth,
+        "parameters": sum(p.numel() for p in denoiser.parameters()),
+    }
+    for method, decode in METHODS.items():
+        run = partial(decode, agreeing, x_t, noise, Filter())
+        row[method] = timed(run, config.repeats, device, 1)
+        with recorded_starts() as starts:
+            run()
+        row[method]["passes"] = len(starts)
+    return row
+
+
+def plot(report: dict) -> show.Picture:
+    """Tokens a second against the depth of the decoder."""
+    rows, n = report["rows"], report["tokens"]
+    lines = {method: [n / row[method]["median_s"] for row in rows] for method in METHODS}
+    depths = [row["decoder_depth"] for row in rows]
+    return show.curves(lines, depths, "decoder layers", "tokens a second")
+
+
+def line_of(row: dict) -> str:
+    ways = [f"{row[m]['median_s']:.3f} s, {row[m]['passes']} passes {m}" for m in METHODS]
+    return (
+        f"{row['encoder_depth']:2} + {row['decoder_depth']:2} layers  "
+        f"{row['parameters'] / 1e6:.2f} M parameters  " + "  ".join(ways)
+    )
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        report = main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(*map(line_of, report["rows"]), sep="\n")
+    if config.picture:
+        with atomic_write(config.picture) as draft:
+            plot(report).image.save(draft, format="PNG", optimize=True)
+    if config.out:
+        write_json(report, config.out)
