@@ -19,7 +19,6 @@ Time nothing else meanwhile. The first call of everything is not counted.
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,10 +27,9 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from completion import counted_passes
 from replay import Replayed, profile
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
-from timing import DTYPES, ceilings, roofline, timed
+from timing import DTYPES, ceilings, roofline, timed, with_passes
 
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import write_json
@@ -40,7 +38,7 @@ from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing import edit_steps
 from imagebart.model import SHIPPED
 from imagebart.presets import find_preset
-from imagebart.receipts import receipt
+from imagebart.receipts import PACKAGES, receipt
 from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
 from imagebart.vqgan import VQGAN
 
@@ -80,7 +78,8 @@ def main(config: Config) -> dict:
     if config.rivals:
         report["ddpm"] = ddpm_seconds(model.image_size, config.repeats, device, dtype)
     report["one_image"] = one_image(report)
-    return report | {"repeats": config.repeats, "seed": config.seed} | receipt(device)
+    packages = (*PACKAGES, *(("transformers", "diffusers") if config.rivals else ()))
+    return report | {"repeats": config.repeats, "seed": config.seed} | receipt(device, packages)
 
 
 def opened(config: Config, device: torch.device) -> tuple[ImageBART, dict]:
@@ -121,10 +120,10 @@ def random_model(name: str) -> ImageBART:
 def whole_chain(model: ImageBART, batch: int, config: Config) -> dict:
     """Seconds a batch from noise to pixels, each way, and of its parts."""
     clock = partial(timed, repeats=config.repeats, device=model.device, batch=batch)
-    rows = {}
-    for method in METHODS:
-        run = partial(draw, model, batch, method, config.seed)
-        rows[method] = clock(run) | {"passes": passes_in(run)}
+    rows = {
+        method: with_passes(clock, partial(draw, model, batch, method, config.seed))
+        for method in METHODS
+    }
     tokens = uniform_tokens([config.seed] * batch, model.T, model.denoisers[2].n, model.K)
     tokens = tokens.reshape(batch, *model.grid).to(model.device)
     if not isinstance(model, Replayed):  # those passes are not an edit's
@@ -142,13 +141,6 @@ def edit(model: ImageBART, tokens: torch.Tensor, batch: int, config: Config) -> 
     hole = tenth(model, config.seed)
     *_, last = edit_steps(model, tokens, hole, batch, seed=config.seed, method="parallel")
     model.generate(last.tokens)
-
-
-def passes_in(run: Callable) -> int:
-    """How often decoders run in one call."""
-    with counted_passes() as passes:
-        run()
-    return passes[0]
 
 
 def tenth(model: ImageBART, seed: int) -> torch.Tensor:
@@ -171,10 +163,11 @@ def one_scale(model: ImageBART, t: int, config: Config, ceiling: dict) -> dict:
     x_t = uniform_tokens([config.seed], t, n, K).to(model.device)
     noise = gumbel([config.seed], t, n, K).to(model.device)
     condition = nothing(denoiser).to(model.device) if denoiser.config.condition_parts else None
-    rows = {}
-    for name, decode in METHODS.items():
-        run = partial(decode, denoiser, x_t, noise, Filter(), condition)
-        rows[name] = timed(run, config.repeats, model.device, 1) | {"passes": passes_in(run)}
+    clock = partial(timed, repeats=config.repeats, device=model.device, batch=1)
+    rows = {
+        name: with_passes(clock, partial(decode, denoiser, x_t, noise, Filter(), condition))
+        for name, decode in METHODS.items()
+    }
     rows["roofline"] = roofline(denoiser, rows["sequential"]["median_s"] / n, ceiling)
     if config.rivals:
         rows["naive"] = {"median_s": naive_seconds(denoiser, x_t, condition, config.repeats)}

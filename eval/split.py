@@ -19,8 +19,8 @@ from typing import Literal
 
 import torch
 import tyro
-from replay import BETWEEN, Agreeing, plan, profile, recorded_starts
-from timing import DTYPES, timed
+from replay import BETWEEN, Agreeing, plan, profile
+from timing import DTYPES, timed, with_passes
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
@@ -120,12 +120,10 @@ def measure(
         "encoder_depth": shape.encoder_depth,
         "parameters": sum(p.numel() for p in denoiser.parameters()),
     }
+    clock = partial(timed, repeats=config.repeats, device=device, batch=1)
     for method, decode in METHODS.items():
         run = partial(decode, agreeing, x_t, noise, Filter())
-        row[method] = timed(run, config.repeats, device, 1)
-        with recorded_starts() as starts:
-            run()
-        row[method]["passes"] = len(starts)
+        row[method] = with_passes(clock, run)
     return row
 
 

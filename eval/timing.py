@@ -4,9 +4,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 import torch
+from completion import counted_passes
 
 from imagebart.denoiser import Denoiser
 
@@ -25,6 +27,14 @@ def timed(run: Callable, repeats: int, device: torch.device, batch: int) -> dict
         seconds.append(time.perf_counter() - began)
     median, high = map(float, np.percentile(seconds, [50, 95]))
     return {"median_s": median, "p95_s": high, "images_per_s": batch / median, **row}
+
+
+def with_passes(clock: Callable[[Callable], dict], run: Callable) -> dict:
+    """What the clock says of `run`, and how often decoders run in one call of it."""
+    calls = count()
+    with counted_passes() as passes:
+        row = clock(lambda: (next(calls), run()))
+    return row | {"passes": passes[0] // next(calls)}
 
 
 def memory_growth(run: Callable, device: torch.device) -> dict:
