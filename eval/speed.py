@@ -29,7 +29,7 @@ import torch
 import tyro
 from replay import Replayed, profile
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
-from timing import DTYPES, ceilings, roofline, timed, with_passes
+from timing import DTYPES, ceilings, roofline, shown, timed, with_passes
 
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import write_json
@@ -63,7 +63,7 @@ def main(config: Config) -> dict:
     model, passes = opened(config, device)
     model = model.to(device, dtype)
     report = {
-        "model": config.shape or str(config.model),
+        "model": config.shape or shown(config.model),
         "T": model.T,
         "tokens": model.denoisers[2].n,
         "dtype": config.dtype,
@@ -92,7 +92,7 @@ def opened(config: Config, device: torch.device) -> tuple[ImageBART, dict]:
     return model, {
         "weights": "random",
         "passes": {
-            "of": str(config.passes_of),
+            "of": shown(config.passes_of),
             "images": config.passes_n,
             "made": "the shape's passes are computed in full, as many and where that chain, with "
             "trained weights, takes them: its passes in each tenth of the positions, over their "

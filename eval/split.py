@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 import tyro
 from replay import BETWEEN, Agreeing, plan, profile
-from timing import DTYPES, timed, with_passes
+from timing import DTYPES, shown, timed, with_passes
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
@@ -62,7 +62,7 @@ def main(config: Config) -> dict:
         measure(one, diffusion, tenths[BETWEEN], device, config)
         for one in tqdm(shapes, desc="splits", mininterval=5)
     ]
-    options = {name: str(value) for name, value in asdict(config).items()}
+    options = {name: shown(value) for name, value in asdict(config).items()}
     return {
         "rows": rows,
         "tokens": shape.n,

@@ -13,6 +13,7 @@ from PIL import Image
 from imagebart import sampling
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.model import SHIPPED
 from imagebart.presets import find_preset
 
 EVAL = Path(__file__).parents[1] / "eval"
@@ -170,6 +171,11 @@ def test_growth_of_memory_is_what_was_held():
     held.clear()
     again = timing.memory_growth(lambda: held.append(torch.ones(much // 4)), cpu)
     assert again["peak_rss_growth_bytes"] < much // 4
+
+
+def test_a_report_does_not_say_where_the_repository_lies(tmp_path):
+    assert timing.shown(SHIPPED) == "imagebart/pretrained/scenery"
+    assert timing.shown(tmp_path) == str(tmp_path) and timing.shown((1, 2)) == "(1, 2)"
 
 
 # ── the passes of a trained chain ─────────────────────────────────────────────────────────────
