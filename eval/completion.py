@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,7 @@ from imagebart.editing import PROCESSES, pixel_hole, token_hole
 from imagebart.model import SHIPPED
 from imagebart.perceptual import psnr
 from imagebart.probe import ATTRIBUTES, Probe
-from imagebart.receipts import receipt
+from imagebart.receipts import options_of, receipt, shown
 
 FAMILIES = ("upper", "lower", "centre", "blob10", "blob25", "blob50")
 Process = Literal[tuple(PROCESSES)]
@@ -183,11 +183,12 @@ def main(config: Config) -> dict:
         for family in config.masks:
             for process in config.process:
                 row = measure(model, probe, process, family, config)
-                rows.append({"model": source, "T": model.T, "mask": family, "process": process})
+                rows.append(
+                    {"model": shown(source), "T": model.T, "mask": family, "process": process}
+                )
                 rows[-1] |= row
                 print(line_of(rows[-1]), flush=True)
-    options = {name: str(value) for name, value in asdict(config).items()}
-    return {"rows": rows, "options": options, "split": "validation", **receipt(device)}
+    return {"rows": rows, "options": options_of(config), "split": "validation", **receipt(device)}
 
 
 def line_of(row: dict) -> str:

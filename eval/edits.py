@@ -13,7 +13,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from imagebart.distributed import pick_device
 from imagebart.editing import pixel_hole, token_hole
 from imagebart.model import SHIPPED
 from imagebart.probe import Probe
-from imagebart.receipts import receipt
+from imagebart.receipts import options_of, receipt
 
 SCENES = 3000
 """Held-out scenes that are looked through for each wish."""
@@ -86,9 +86,13 @@ def main(config: Config) -> dict:
         print(f"{wish.words:24} found in {row['found']:.0%} of {count}", flush=True)
     report = {"found": float(np.mean([row["found"] for row in rows])), "rows": rows}
     print(f"{'all':24} found in {report['found']:.0%}")
-    options = {name: str(value) for name, value in asdict(config).items()}
     cost = {"seconds": time.perf_counter() - began}
-    return report | {"options": options, "probe": probe.sha256, **cost, **receipt(device)}
+    return report | {
+        "options": options_of(config),
+        "probe": probe.sha256,
+        **cost,
+        **receipt(device),
+    }
 
 
 def suitable(wish: Wish, probe: Probe, size: tuple[int, int]) -> Iterator[scenery.Scene]:

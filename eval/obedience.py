@@ -14,7 +14,7 @@ Fréchet distance of the probe's features to those of as many renders of another
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,7 @@ from imagebart.conditioning import commonest_kinds
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.probe import GRID, Probe, Seen
-from imagebart.receipts import receipt
+from imagebart.receipts import options_of, receipt
 
 Told = Literal["text", "class", "map"]
 
@@ -113,8 +113,7 @@ def main(config: Config) -> dict:
                 row["renders"] = wishes.obeyed(told, renders, model)
             rows.append(row)
             print(line_of(row), flush=True)
-    options = {name: str(value) for name, value in asdict(config).items()}
-    return {"rows": rows, "options": options, "probe": probe.sha256, **receipt(device)}
+    return {"rows": rows, "options": options_of(config), "probe": probe.sha256, **receipt(device)}
 
 
 def draw(model: ImageBART, wishes: Wishes, told: Told, guidance: float, config: Config) -> Tensor:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from imagebart import ImageBART, sampling, show
 from imagebart.checkpoint import atomic_write, write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
-from imagebart.receipts import receipt
+from imagebart.receipts import options_of, receipt, shown
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,14 @@ def main(config: Config) -> dict:
     if config.picture:
         with atomic_write(config.picture) as draft:
             plot(rows, config.windows).image.save(draft, format="PNG", optimize=True)
-    options = {name: str(value) for name, value in asdict(config).items()}
-    return {"rows": rows, "options": options, **receipt(device)}
+    return {"rows": rows, "options": options_of(config), **receipt(device)}
 
 
 @contextmanager
 def decoding(width: int, guess: str) -> Iterator[None]:
     """Parallel decoding with this window, from this first guess."""
     before = sampling.window, sampling.Belief.guess
-    sampling.window = lambda device, batch: width
+    sampling.window = lambda device: width
     if guess == "x_t":
         sampling.Belief.guess = lambda belief, x_t, *rest: x_t.clone()
     try:
@@ -90,7 +89,7 @@ def passes_of(model: ImageBART, source: str, width: int, guess: str, config: Con
             passes[i, t], seconds[i, t] = counted[0], time.perf_counter() - began
     return [
         {
-            "model": source,
+            "model": shown(source),
             "T": model.T,
             "t": t,
             "beta": float(model.diffusion.beta[t]),

@@ -12,7 +12,7 @@ the largest growth of the process's memory while a panorama was drawn.
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.panorama import MODES, origins
-from imagebart.receipts import receipt
+from imagebart.receipts import options_of, receipt
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def main(config: Config) -> dict:
             f"+{row['memory_bytes'] / 2**20:.0f} MiB",
             flush=True,
         )
-    options = {name: str(value) for name, value in asdict(config).items()}
-    return {"rows": rows, "options": options, **receipt(device)}
+    return {"rows": rows, "options": options_of(config), **receipt(device)}
 
 
 def borders(model: ImageBART, width: int) -> list[int]:

@@ -15,7 +15,7 @@ what the caption says that is found. The probe judges what the probe chose, as i
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.probe import ATTRIBUTES, Probe
-from imagebart.receipts import receipt
+from imagebart.receipts import options_of, receipt
 
 RATES = (1.0, 0.5, 0.25, 0.05)
 
@@ -56,9 +56,13 @@ def main(config: Config) -> dict:
     probe, began = Probe(config.probe).to(device), time.perf_counter()
     report = {"rejection": rejection(model, probe, config)}
     report["re-ranking"] = reranking(model, probe, config)
-    options = {name: str(value) for name, value in asdict(config).items()}
     cost = {"seconds": time.perf_counter() - began}
-    return report | {"options": options, "probe": probe.sha256, **cost, **receipt(device)}
+    return report | {
+        "options": options_of(config),
+        "probe": probe.sha256,
+        **cost,
+        **receipt(device),
+    }
 
 
 # ── table 2 ───────────────────────────────────────────────────────────────────────────────────

@@ -29,7 +29,7 @@ import torch
 import tyro
 from replay import Replayed, profile
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
-from timing import DTYPES, ceilings, roofline, shown, timed, with_passes
+from timing import DTYPES, ceilings, roofline, timed, with_passes
 
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import write_json

@@ -12,7 +12,7 @@ draw one image's tokens at t = 2, sequentially and in parallel with the passes o
 """
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 import tyro
 from replay import BETWEEN, Agreeing, plan, profile
-from timing import DTYPES, shown, timed, with_passes
+from timing import DTYPES, timed, with_passes
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
@@ -30,7 +30,7 @@ from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.presets import find_preset
-from imagebart.receipts import receipt
+from imagebart.receipts import options_of, receipt
 from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
 
 
@@ -62,14 +62,13 @@ def main(config: Config) -> dict:
         measure(one, diffusion, tenths[BETWEEN], device, config)
         for one in tqdm(shapes, desc="splits", mininterval=5)
     ]
-    options = {name: shown(value) for name, value in asdict(config).items()}
     return {
         "rows": rows,
         "tokens": shape.n,
         "parameters_of_preset": parameters(shape, diffusion),
         "made": "random weights; parallel passes are computed in full, as many and where the "
         "trained chain's scales t < T take them on average",
-        "options": options,
+        "options": options_of(config),
         **receipt(device),
     }
 

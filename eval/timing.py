@@ -5,14 +5,12 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 import torch
 from completion import counted_passes
 
 from imagebart.denoiser import Denoiser
-from imagebart.model import SHIPPED
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in one of ru_maxrss
@@ -60,13 +58,6 @@ def memory_growth(run: Callable, device: torch.device) -> dict:
 
 def largest_resident_bytes() -> int:
     return RSS_UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def shown(value: object) -> str:
-    """An option as a report says it: a folder of this repository by its path in it."""
-    root = SHIPPED.parents[2]
-    inside = isinstance(value, Path) and value.is_relative_to(root)
-    return str(value.relative_to(root) if inside else value)
 
 
 def settle(device: torch.device) -> None:

@@ -1,6 +1,8 @@
 """What a figure needs to be believed: versions, hardware, date. Every script of eval/ adds it."""
 
+import os
 import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,16 @@ def receipt(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict:
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"versions": versions, "hardware": hardware(device), "date": date}
+
+
+def options_of(config) -> dict[str, str]:
+    """Every field of a script's `Config` as a report says it."""
+    return {name: shown(value) for name, value in asdict(config).items()}
+
+
+def shown(value: object) -> str:
+    """An option as a report says it: what lies in this repository by its path in it."""
+    return str(value).replace(f"{Path(__file__).parents[1]}{os.sep}", "")
 
 
 def hardware(device: torch.device) -> str:

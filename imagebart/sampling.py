@@ -150,7 +150,7 @@ def decode_parallel(
     first = first.min().expand(len(x_t)).clone()
     rows = torch.arange(len(x_t), device=x_t.device)  # those not done
     logits = torch.zeros_like(noise) if belief is not None else None
-    offset = torch.arange(min(window(x_t.device, len(x_t)), denoiser.n), device=x_t.device)
+    offset = torch.arange(min(window(x_t.device), denoiser.n), device=x_t.device)
     while True:
         left = first[rows] < end[rows]
         if not left.all():
@@ -212,8 +212,8 @@ def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tenso
     return (~known).int().argmax(1), (~known * place).amax(1)
 
 
-def window(device: torch.device, batch: int) -> int:
-    """The number of positions a row that suits the hardware."""
+def window(device: torch.device) -> int:
+    """The number of positions that suits the hardware."""
     return WINDOW.get(device.type, WINDOW["cuda"])
 
 

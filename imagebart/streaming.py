@@ -66,14 +66,15 @@ def fitting(model) -> int:
 
 
 def bytes_of_an_image(denoiser: Denoiser) -> int:
-    """What decoding holds for one image at this scale: its noise, n·K numbers in float32, and for
-    each of the decoder's layers the keys and values of the sequence, of the encoder's memory, and
-    all that twice, since guidance decodes every image with and without its condition."""
+    """What decoding holds for one image at this scale: n·K numbers in float32 four times (noise,
+    logits, the chain's belief, a working copy), and for each of the decoder's layers the keys and
+    values of the sequence, of the encoder's memory, and all that twice, since guidance decodes
+    every image with and without its condition."""
     shape, size = denoiser.config, next(denoiser.parameters()).element_size()
     slots = shape.n + sum(length for _, length in shape.condition_parts.values())
     keys_values = 2 * slots * shape.heads * shape.head_width * size
     sources = 2 if denoiser.sees_x_t else 1
-    return 4 * shape.n * denoiser.K + 2 * sources * shape.decoder_depth * keys_values
+    return 4 * 4 * shape.n * denoiser.K + 2 * sources * shape.decoder_depth * keys_values
 
 
 def memory(device: torch.device) -> int:

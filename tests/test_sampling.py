@@ -90,7 +90,7 @@ def test_the_window_changes_no_token(make_denoiser, monkeypatch, size):
     x_t, noise = uniform_tokens(range(6), 2, 64, 12), gumbel(range(6), 2, 64, 12)
     condition = torch.arange(6) % 3
     expected = decode_sequential(denoiser, x_t, noise, Filter(), condition)
-    monkeypatch.setattr(sampling, "window", lambda device, batch: size)
+    monkeypatch.setattr(sampling, "window", lambda device: size)
     assert torch.equal(decode_parallel(denoiser, x_t, noise, Filter(), condition), expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imagebart import sampling
+from imagebart import receipts, sampling
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.model import SHIPPED
@@ -174,8 +174,9 @@ def test_growth_of_memory_is_what_was_held():
 
 
 def test_a_report_does_not_say_where_the_repository_lies(tmp_path):
-    assert timing.shown(SHIPPED) == "imagebart/pretrained/scenery"
-    assert timing.shown(tmp_path) == str(tmp_path) and timing.shown((1, 2)) == "(1, 2)"
+    assert receipts.shown(SHIPPED) == "imagebart/pretrained/scenery"
+    assert receipts.shown((str(SHIPPED), 1)) == "('imagebart/pretrained/scenery', 1)"
+    assert receipts.shown(tmp_path) == str(tmp_path) and receipts.shown((1, 2)) == "(1, 2)"
 
 
 # ── the passes of a trained chain ─────────────────────────────────────────────────────────────
@@ -308,7 +309,7 @@ def test_passes_are_those_of_the_window(make_model, tmp_path):
         assert row["beta"] == pytest.approx({3: 1.0, 2: 0.5}[row["t"]]) and row["tokens"] == 16
         assert 16 / row["window"] <= row["passes"] <= 16
     assert all(row["passes"] < 16 for row in rows if row["window"] == 16)
-    assert sampling.window(model.device, 1) == sampling.WINDOW["cpu"]
+    assert sampling.window(model.device) == sampling.WINDOW["cpu"]
     given = {"model": config.model, "windows": (8,), "n": 4}
     both = passes.main(passes.Config(**given, guess=("x_t", "belief")))["rows"]
     assert [row["guess"] for row in both] == ["x_t", "x_t", "belief", "belief"]

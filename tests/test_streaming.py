@@ -120,8 +120,8 @@ def test_memory_does_not_grow_with_the_number_of_images(make_model, make_vqgan, 
 
 def test_a_batch_fits_into_an_eighth_of_the_memory(tiny, monkeypatch):
     one = max(map(bytes_of_an_image, tiny.denoisers.values()))
-    # noise; two decoder layers, keys and values of 16 places and 16 of the memory, 16 wide, twice
-    assert one == 4 * 16 * 12 + 2 * 2 * 2 * 2 * 16 * 16 * 4
+    # four times the noise; two layers, keys and values of 16 places and 16 of the memory, twice
+    assert one == 4 * 4 * 16 * 12 + 2 * 2 * 2 * 2 * 16 * 16 * 4
     for fit, images in ((0, 1), (1, 1), (5, 5), (15, 15), (17, 16), (1000, 16)):
         monkeypatch.setattr(streaming, "memory", lambda device, fit=fit: 8 * fit * one + 7)
         assert fitting(tiny) == images
