@@ -38,7 +38,7 @@ from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing import edit_steps
 from imagebart.model import SHIPPED
 from imagebart.presets import find_preset
-from imagebart.receipts import PACKAGES, receipt
+from imagebart.receipts import PACKAGES, receipt, shown
 from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
 from imagebart.vqgan import VQGAN
 
