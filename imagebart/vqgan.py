@@ -4,10 +4,11 @@
     decode   x_1 → z_q = codebook[x_1] → G(z_q) ≈ x_0
 
 One configuration spans the published f = 16 models and small ones for a laptop: `patch` folds
-p×p pixels into channels before the first convolution, which is where small models save time.
+p×p pixels into channels before the first convolution, which is where small models save time;
+`fine` gives their decoder layers at every pixel again, which is where patches show.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,7 @@ class VQGANConfig:
     attention_levels: tuple[int, ...] = (4,)  # levels with self-attention, 0 = finest
     mid_attention: bool = True  # self-attention between the two middle blocks
     patch: int = 1  # pixels a side folded into channels at the door
+    fine: int = 0  # width of the decoder's layers at every pixel, after the patches; 0 = none
     commitment: float = 0.25  # weight of the encoder's pull towards its code
 
     def __post_init__(self):
@@ -43,6 +45,11 @@ class VQGANConfig:
             raise ValueError(
                 "channels must be a multiple of 32 and multipliers at least 1, "
                 f"got {self.channels} and {self.multipliers}"
+            )
+        if self.fine < 0 or (self.fine and self.patch & (self.patch - 1)):
+            raise ValueError(
+                "fine must be at least 0, and patch a power of 2 where fine is not 0, "
+                f"got {self.fine} and {self.patch}"
             )
         if self.image_size % self.f:
             raise ValueError(f"image_size must be a multiple of {self.f}, got {self.image_size}")
@@ -117,7 +124,22 @@ class VQGAN(nn.Module):
 
     def last_layer(self) -> Tensor:
         """The weight at which the adversarial term is balanced (see perceptual.py)."""
-        return self.decoder.conv_out.weight
+        finest = self.decoder.finish or self.decoder
+        return finest.conv_out.weight
+
+    def hold_tokens(self) -> None:
+        """Encoder and codebook learn no more: tokens stay what they are, the decoder is free."""
+        for part in (self.encoder, self.quant_conv, self.quantiser):
+            part.requires_grad_(False)
+
+
+def refined(vqgan: VQGAN, fine: int) -> VQGAN:
+    """The same VQGAN with layers of width `fine` at every pixel, which say nothing yet."""
+    finer = VQGAN(replace(vqgan.config, fine=fine))
+    if vqgan.quantiser.used is not None:
+        finer.quantiser.shrink(vqgan.quantiser.used)
+    finer.load_state_dict(vqgan.state_dict(), strict=False)
+    return finer
 
 
 class Quantiser(nn.Module):
@@ -238,7 +260,7 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
             attend = level in config.attention_levels
-            after = Upsample(out) if level else nn.Identity()
+            after = Upsample(out, out) if level else nn.Identity()
             self.levels.append(Level(width, out, config.blocks + 1, attend, after))
             width = out
         self.norm_out = norm(width)
@@ -248,12 +270,42 @@ class Decoder(nn.Module):
         ):  # the pixels of a patch start equal, so that no checkerboard is learned
             first = self.conv_out.weight[:3].clone()
             self.conv_out.weight.copy_(first.repeat_interleave(config.patch**2, dim=0))
+        self.finish = Finish(width, config.patch, config.fine) if config.fine else None
 
     def forward(self, z_q: Latents) -> Images:
         h = self.mid(self.conv_in(z_q))
         for level in self.levels:
             h = level(h)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch)
+        h = F.silu(self.norm_out(h))
+        image = F.pixel_shuffle(self.conv_out(h), self.patch)
+        return image if self.finish is None else self.finish(h, image)
+
+
+class Finish(nn.Module):
+    """What patches cannot say: maps doubled up to every pixel, and what they add to the picture.
+
+    It begins as nothing. Widths halve as sides double, and there are no norms: at this size a
+    norm costs as much as a convolution.
+    """
+
+    def __init__(self, width: int, patch: int, fine: int):
+        super().__init__()
+        self.levels = nn.ModuleList()
+        while patch > 1:
+            patch //= 2
+            self.levels.append(nn.Sequential(Upsample(width, fine * patch), Plain(fine * patch)))
+            width = fine * patch
+        self.conv_in = conv3(width + 3, fine)
+        self.block = Plain(fine)
+        self.conv_out = conv3(fine, 3)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def forward(self, h: Maps, image: Images) -> Images:
+        for level in self.levels:
+            h = level(h)
+        h = self.block(self.conv_in(torch.cat([h, image], dim=1)))
+        return image + self.conv_out(F.silu(h))
 
 
 class Level(nn.Module):
@@ -288,6 +340,17 @@ class Residual(nn.Module):
         return self.shortcut(h) + residual
 
 
+class Plain(nn.Module):
+    """h + conv(silu(conv(silu(h)))): a residual block without norms."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv1, self.conv2 = conv3(width, width), conv3(width, width)
+
+    def forward(self, h: Maps) -> Maps:
+        return h + self.conv2(F.silu(self.conv1(F.silu(h))))
+
+
 class SelfAttention(nn.Module):
     """Every place of the map looks at every other: one head, 1×1 convolutions."""
 
@@ -313,9 +376,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, out: int):
         super().__init__()
-        self.conv = conv3(width, width)
+        self.conv = conv3(width, out)
 
     def forward(self, h: Maps) -> Maps:
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))

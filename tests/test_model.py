@@ -67,6 +67,19 @@ def test_a_shrunk_codebook_comes_back(make_vqgan, tmp_path):
     assert torch.equal(back.quantiser.token_of, vqgan.quantiser.token_of)
 
 
+def test_a_folder_from_before_a_field_still_loads(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    change_config(tmp_path, lambda config: config["vqgan"].pop("fine"))
+    assert load(tmp_path).vqgan.config.fine == 0
+
+
+def test_layers_at_every_pixel_come_back(make_vqgan, tmp_path):
+    vqgan, grid = make_vqgan(fine=8), torch.randint(12, (1, 4, 4))
+    torch.nn.init.normal_(vqgan.last_layer())
+    save_vqgan(vqgan, tmp_path)
+    assert torch.equal(load_vqgan(tmp_path).eval().decode(grid), vqgan.decode(grid))
+
+
 def test_scales_can_be_saved_one_by_one_in_any_order(tiny, tmp_path):
     from imagebart.model import save_scale
 

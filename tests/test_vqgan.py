@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebart.vqgan import VQGAN, Quantiser, VQGANConfig
+from imagebart.vqgan import VQGAN, Quantiser, VQGANConfig, refined
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,49 @@ def test_without_rounding_it_is_a_plain_autoencoder(vqgan):
     assert codebook_loss == 0 and torch.equal(code, vqgan.encode(image))
 
 
+# ── layers at every pixel ─────────────────────────────────────────────────────────────────────
+
+
+def test_new_layers_start_as_nothing(vqgan):
+    """The same pictures, bit for bit, and a gradient that lets the last of them begin."""
+    finer, grid = refined(vqgan, 8).eval(), torch.randint(12, (2, 4, 5))
+    assert torch.equal(finer.decode(grid), vqgan.decode(grid))
+    finer.decode(grid).square().mean().backward()
+    assert finer.last_layer() is finer.decoder.finish.conv_out.weight
+    assert finer.last_layer().grad.abs().sum() > 0
+
+
+def test_new_layers_keep_the_codes_in_use(make_vqgan):
+    vqgan = make_vqgan()
+    vqgan.quantiser.shrink(torch.tensor([0, 3, 9]), torch.Generator().manual_seed(0))
+    finer, image = refined(vqgan, 8), torch.rand(1, 3, 32, 32) * 2 - 1
+    assert torch.equal(finer.quantiser.token_of, vqgan.quantiser.token_of)
+    assert torch.equal(finer.encode(image), vqgan.encode(image))
+
+
+@pytest.mark.parametrize("patch, multipliers", [(1, (1, 1)), (2, (1, 1)), (4, (1,))])
+def test_new_layers_end_at_every_pixel(make_vqgan, patch, multipliers):
+    """Any patch that is a power of 2; once they have learned, every layer shows."""
+    vqgan = make_vqgan(patch=patch, multipliers=multipliers, fine=8)
+    grid = torch.randint(12, (1, 4, 6))
+    assert vqgan.decode(grid).shape == (1, 3, 4 * vqgan.f, 6 * vqgan.f)
+    torch.nn.init.normal_(vqgan.last_layer())
+    vqgan.decode(grid).square().mean().backward()
+    weights = dict(vqgan.decoder.finish.named_parameters())
+    assert [name for name, p in weights.items() if not p.grad.abs().sum() > 0] == []
+
+
+def test_held_tokens_do_not_learn(make_vqgan):
+    vqgan = make_vqgan()
+    vqgan.hold_tokens()
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    back, codebook_loss, _ = vqgan(image)
+    assert not codebook_loss.requires_grad
+    back.square().mean().backward()
+    learns = {name.split(".")[0] for name, p in vqgan.named_parameters() if p.grad is not None}
+    assert learns == {"decoder", "post_quant_conv"}
+
+
 # ── the codes in use ──────────────────────────────────────────────────────────────────────────
 
 USED = torch.tensor([1, 2, 5])
@@ -190,6 +233,8 @@ def test_a_config_survives_json():
         (dict(channels=40), "channels must be a multiple of 32"),
         (dict(multipliers=(1, 0), attention_levels=()), "multipliers at least 1"),
         (dict(image_size=100), "image_size must be a multiple of 16, got 100"),
+        (dict(patch=3, fine=16, image_size=240), "patch a power of 2 where fine is not 0, got 16"),
+        (dict(fine=-1), "fine must be at least 0"),
         (dict(attention_levels=(5,)), r"attention_levels must lie in \[0, 5\)"),
     ],
 )
