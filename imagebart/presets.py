@@ -22,6 +22,8 @@ class CompressionRecipe:
     perceptual: str = "lpips"  # f_rec's features: "lpips" or "random"
     perceptual_weight: float = 1.0
     detail: float = 0.0  # extra weight of pixels that differ from their surroundings
+    edges: float = 0.0  # weight of differences between neighbouring pixels
+    train: str = "all"  # or "decoder": a trained VQGAN's encoder and codebook stay as they are
     adversarial_weight: float = 0.8
     adversarial_start: int = 10_000  # step at which the discriminator joins
     critic_learning_rate: float = 4e-4  # of the discriminator, constant
@@ -129,6 +131,22 @@ _SCENERY_PLAIN = Preset(
     train_images=1_000_000,
 )
 
+_SCENERY_DECODER = replace(
+    _SCENERY_PLAIN,
+    about="a finer decoder for the tokens of a trained `scenery` VQGAN: needs --init",
+    vqgan=replace(_SCENERY_VQGAN, fine=16),
+    compression=replace(
+        _SCENERY_PLAIN.compression,
+        train="decoder",
+        steps=2_000,
+        learning_rate=6e-4,
+        detail=20.0,
+        edges=1.0,
+        adversarial_start=2_000,
+        round_start=0,
+    ),
+)
+
 _SAID = dict(classes=12, text_length=32, text_pieces=128, droppable=True)
 _SCENERY_3 = replace(
     _SCENERY_PLAIN,
@@ -177,6 +195,7 @@ PRESETS = {
     "scenery": _SCENERY,
     "scenery-3": _SCENERY_3,
     "scenery-plain": _SCENERY_PLAIN,
+    "scenery-decoder": _SCENERY_DECODER,
     "scenery-semantic": _SCENERY_SEMANTIC,
     "scenery-2": replace(
         _SCENERY_PLAIN,

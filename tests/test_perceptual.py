@@ -69,6 +69,20 @@ def test_detail_makes_a_lost_star_cost_more_than_a_wrong_sky():
     assert cost(star, shifted, 50.0) < 4 * cost(star, shifted, 0.0)
 
 
+def test_edges_make_a_weave_cost_more_than_a_wrong_sky():
+    """As much error in every pixel, once all of one sign and once in stripes."""
+    sky = torch.zeros(1, 3, 32, 32)
+    darker, woven = sky - 0.1, sky - 0.1
+    woven[..., ::2] = 0.1
+
+    def cost(back, edges):
+        return reconstruction_loss(sky, back, lambda a, b: torch.zeros(1), 0.0, 0.0, edges).item()
+
+    assert cost(darker, 0.0) == pytest.approx(cost(woven, 0.0))
+    assert cost(darker, 3.0) == pytest.approx(0.1)
+    assert cost(woven, 3.0) == pytest.approx(0.1 + 3.0 * 0.2 / 2)
+
+
 def test_fine_structure_is_what_a_blur_loses():
     ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
     assert fine(ramp)[..., 4:-4].abs().max() < 1e-6

@@ -4,7 +4,8 @@
     torchrun --standalone --nproc-per-node gpu train/compression.py --preset ffhq-2 --data DIR …
     torchrun --nnodes 2 --nproc-per-node gpu --rdzv-backend c10d --rdzv-endpoint HOST:PORT train/…
 
-The same command again resumes. `--init DIR` starts from a trained VQGAN instead, to fine-tune it.
+The same command again resumes. `--init DIR` starts from a trained VQGAN instead, to fine-tune it;
+with `--preset scenery-decoder` its decoder alone, so that its tokens stay what they are.
 OUT holds config.json and vqgan.safetensors (loadable at any time), metrics.jsonl, and
 reconstructions_*.png: renders above, reconstructions below.
 """
@@ -39,7 +40,7 @@ from imagebart.perceptual import (
 from imagebart.presets import CompressionRecipe, find_preset
 from imagebart.sources import open_data
 from imagebart.training import Log, warmup_cosine
-from imagebart.vqgan import VQGAN
+from imagebart.vqgan import VQGAN, refined
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,15 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     look_at = torch.stack([held_out[i]["image"] for i in range(min(64, len(held_out)))])
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
+    if recipe.train not in ("all", "decoder"):
+        raise ValueError(f'train must be "all" or "decoder", got {recipe.train!r}')
+    if recipe.train == "decoder" and not config.init:
+        raise ValueError("to learn a VQGAN's decoder needs a trained one, --init, got none")
     vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
+    if preset.vqgan.fine and not vqgan.config.fine:
+        vqgan = refined(vqgan, preset.vqgan.fine)
+    if recipe.train == "decoder":
+        vqgan.hold_tokens()
     critic = PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
     perceptual = PERCEPTUAL[recipe.perceptual]()
     vqgan, critic, perceptual = (
@@ -87,7 +96,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     if ranks.world > 1:
         vqgan_ranks, critic_ranks = DistributedDataParallel(vqgan), DistributedDataParallel(critic)
     adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
-    optimiser = adam(vqgan.parameters(), betas=(0.9, 0.95))
+    optimiser = adam([p for p in vqgan.parameters() if p.requires_grad], betas=(0.9, 0.95))
     critic_optimiser = adam(critic.parameters(), lr=recipe.critic_learning_rate, betas=(0.5, 0.9))
     usage = torch.zeros(len(vqgan.quantiser.codebook.weight), device=ranks.device)
 
@@ -133,7 +142,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             # the VQGAN: x_0 → reconstruction
             with distributed.autocast(ranks.device, recipe.precision):
                 reconstruction, codebook_loss, code = vqgan_ranks(image, rounds)
-                weights = recipe.perceptual_weight, recipe.detail
+                weights = recipe.perceptual_weight, recipe.detail, recipe.edges
                 rec = reconstruction_loss(image, reconstruction, perceptual, *weights)
                 loss, balance = rec + codebook_loss, torch.zeros((), device=ranks.device)
                 if adversarial:
@@ -185,6 +194,8 @@ def balanced(rec, adv, vqgan: VQGAN, ranks) -> torch.Tensor:
 
 def revival_is_due(step: int, recipe: CompressionRecipe, new: bool) -> bool:
     """When a new codebook meets its first latents; then at intervals, until codes may settle."""
+    if recipe.train == "decoder":
+        return False
     since = step - recipe.round_start
     return (
         since % recipe.revive_every == 0
