@@ -2,8 +2,9 @@
 
     what is shown          source
     images                 grid, strip, chain
-    one image              tokens, mask_overlay          (PIL images, to be put into a strip)
+    one image              tokens, mask_overlay, framed, heat    (PIL images, for a strip)
     numbers                bars, curves
+    decoding               Watched: a denoiser that notes where it was asked
 
 Nothing here draws on a global canvas or changes a setting of matplotlib, PIL or torch.
 """
@@ -26,7 +27,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from imagebart.denoiser import Denoiser
+from imagebart.guidance import Guided
 from imagebart.notation import Bool, Int
+from imagebart.pasting import Box
 
 WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, between pictures
 INK, QUIET, PAPER = "#2b2d33", "#b9bdc6", "#ffffff"
@@ -262,6 +266,34 @@ def mask_overlay(image: Image.Image, hole: Bool[np.ndarray, "H W"]) -> Image.Ima
     return Image.fromarray(np.where(hole[..., None], tinted, pixels).round().astype(np.uint8))
 
 
+def framed(image: Image.Image, boxes: Iterable[Box]) -> Image.Image:
+    """The image with the borders of boxes (`pasting.Box`, in its pixels), each in a colour."""
+    image = image.convert("RGB")
+    pen, thick = ImageDraw.Draw(image), max(2, image.height // 64)
+    for k, box in enumerate(boxes):
+        corners = box.left, box.top, box.left + box.width - 1, box.top + box.height - 1
+        pen.rectangle(corners, outline=COLOURS[k % len(COLOURS)], width=thick)
+    return image
+
+
+def heat(values: Tensor, low: float | None = None, high: float | None = None) -> Image.Image:
+    """A grid (h, w) of numbers as a map: white at `low`, over blue, almost black at `high`.
+
+    By default the least and the greatest of them; those beyond are shown as the nearest.
+    """
+    values = torch.as_tensor(values).detach().cpu().double()
+    if values.ndim != 2 or not values.isfinite().all():
+        raise ValueError(f"heat needs a grid of finite numbers, got shape {tuple(values.shape)}")
+    low = values.min().item() if low is None else low
+    high = values.max().item() if high is None else high
+    place = ((values - low) / max(high - low, 1e-12)).clamp(0, 1).numpy()
+    ramp = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (PAPER, COLOURS[0], INK)])
+    colour = np.stack([np.interp(place, [0, 0.5, 1], channel) for channel in ramp.T], axis=-1)
+    image = Image.fromarray(colour.round().astype(np.uint8))
+    cell = max(1, HEIGHT // image.height)
+    return image.resize((image.width * cell, image.height * cell), Image.Resampling.NEAREST)
+
+
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -324,3 +356,38 @@ def drawn(figure: Figure) -> Picture:
 def numbers(values: Iterable | Tensor) -> np.ndarray:
     values = values.detach().cpu() if isinstance(values, Tensor) else values
     return np.asarray(values, dtype=float).reshape(-1)
+
+
+# ── decoding, watched ─────────────────────────────────────────────────────────────────────────
+
+
+class Watched:
+    """A denoiser, or a led one, that notes the positions of every pass while it is decoded.
+
+    `at` is a list of the positions (b, s) that each pass looked at.
+    """
+
+    def __init__(self, denoiser: Denoiser | Guided):
+        self.denoiser, self.at = denoiser, []
+
+    def __getattr__(self, name: str):
+        return getattr(self.denoiser, name)
+
+    def step(self, x_prev, at, decoding) -> Tensor:
+        """As `Denoiser.step`."""
+        self.at.append(at.cpu().clone())
+        return self.denoiser.step(x_prev, at, decoding)
+
+    @property
+    def passes(self) -> int:
+        return len(self.at)
+
+    def settled(self) -> Int[Tensor, " n"]:
+        """The pass, from 1, in which each position of one image got its last token.
+
+        A pass begins at the first position that is not settled. ValueError for a batch.
+        """
+        if any(len(at) != 1 for at in self.at):
+            raise ValueError(f"settled needs one image, got {len(self.at[0])}")
+        first = torch.tensor([int(at[0, 0]) for at in self.at])
+        return (first[:, None] <= torch.arange(self.denoiser.n)).sum(0)

@@ -13,7 +13,15 @@ from PIL import Image
 
 from imagebart import show
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.sampling import Step, sample_steps
+from imagebart.pasting import Box
+from imagebart.sampling import (
+    Filter,
+    Step,
+    decode_parallel,
+    decode_sequential,
+    gumbel,
+    sample_steps,
+)
 
 RED, GREEN, BLUE, GREY = (200, 20, 30), (20, 190, 40), (30, 40, 210), (120, 120, 120)
 PAINT = torch.tensor([RED, GREEN, BLUE, GREY, (250, 250, 0)], dtype=torch.uint8)
@@ -181,6 +189,37 @@ def test_a_hole_of_another_size_is_refused():
         show.mask_overlay(plain(RED), np.zeros((8, 8), dtype=bool))
 
 
+def test_a_box_is_framed_where_it_is():
+    boxes = Box(0, 0, 64, 64), Box(64, 128, 64, 64)
+    pixels = np.asarray(show.framed(plain(GREY, (128, 192)), boxes))
+    for box, colour in zip(boxes, show.COLOURS, strict=False):
+        rows, columns = (pixels == rgb(colour)).all(2).nonzero()
+        assert (rows.min(), rows.max()) == (box.top, box.top + 63)
+        assert (columns.min(), columns.max()) == (box.left, box.left + 63)
+    assert (pixels[32, 32] == GREY).all() and (pixels[160, 32] == GREY).all()
+
+
+def test_a_heat_map_goes_from_white_over_blue_to_dark():
+    image = show.heat(torch.tensor([[0.0, 1, 2], [-5, 9, 1]]), low=0, high=2)
+    cell = image.height // 2
+    middles = [(cell * x + cell // 2, cell * y + cell // 2) for y in range(2) for x in range(3)]
+    paper, blue, ink = rgb(show.PAPER), rgb(show.COLOURS[0]), rgb(show.INK)
+    assert [image.getpixel(at) for at in middles] == [paper, blue, ink, paper, ink, blue]
+
+
+def test_a_heat_map_reaches_from_the_least_to_the_greatest():
+    assert show.heat(torch.tensor([[3, 7]])).getcolors()[0][0] == 256 * 256
+    assert colours_in(show.heat(torch.tensor([[3, 7]]))) == {rgb(show.PAPER), rgb(show.INK)}
+    assert colours_in(show.heat(torch.eye(2).bool())) == {rgb(show.PAPER), rgb(show.INK)}
+    assert colours_in(show.heat(torch.ones(2, 2))) == {rgb(show.PAPER)}
+
+
+@pytest.mark.parametrize("values", [torch.zeros(3), torch.tensor([[0, torch.nan]])])
+def test_what_is_no_grid_of_numbers_has_no_heat_map(values):
+    with pytest.raises(ValueError, match="grid of finite numbers"):
+        show.heat(values)
+
+
 # ── numbers ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -220,6 +259,37 @@ def test_figures_fit_the_page():
 def test_a_chart_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one chart"):
         show.bars({})
+
+
+# ── decoding, watched ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("t", [2, 3])
+def test_a_watched_denoiser_decodes_the_same_and_says_when_tokens_settle(make_denoiser, t):
+    denoiser, x_t = make_denoiser(t), torch.randint(12, (1, 16))
+    noise = gumbel([5], t, 16, 12)
+    watched = show.Watched(denoiser)
+    tokens = decode_parallel(watched, x_t, noise, Filter())
+    assert torch.equal(tokens, decode_parallel(denoiser, x_t, noise, Filter()))
+
+    settled = watched.settled()
+    assert settled[0] == 1 and settled.max() == watched.passes <= 16
+    assert (settled.diff() >= 0).all()
+    for at in watched.at[1:]:  # a pass begins at the first token that it settles
+        assert settled[at[0, 0]] == settled[at[0, 0] - 1] + 1
+
+
+def test_a_token_a_pass_settles_a_token_a_pass(make_denoiser):
+    watched = show.Watched(make_denoiser(2))
+    decode_sequential(watched, torch.randint(12, (1, 16)), gumbel([5], 2, 16, 12), Filter())
+    assert watched.settled().tolist() == list(range(1, 17))
+
+
+def test_when_tokens_settle_is_said_of_one_image_only(make_denoiser):
+    watched = show.Watched(make_denoiser(2))
+    decode_parallel(watched, torch.zeros(2, 16).long(), gumbel([5, 6], 2, 16, 12), Filter())
+    with pytest.raises(ValueError, match="settled needs one image, got 2"):
+        watched.settled()
 
 
 # ── side effects ──────────────────────────────────────────────────────────────────────────────
