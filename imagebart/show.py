@@ -310,7 +310,9 @@ def bars(
     panels = {title: numbers(values) for title, values in panels.items()}
     if not panels:
         raise ValueError("bars needs at least one chart, got none")
-    figure = Figure(figsize=(min(12.0, 1.0 + 2.2 * len(panels)), 2.4), dpi=100)
+    words = 0.1 * sum(map(len, names or ()))  # inches that the names take under their bars
+    width = 1.0 + max(2.2, words) * len(panels)
+    figure = Figure(figsize=(min(12.0, width), 2.4), dpi=100)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
         own = names is not None and len(values) <= len(COLOURS)

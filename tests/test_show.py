@@ -237,6 +237,11 @@ def test_a_few_named_bars_have_colours_of_their_own(names, colours):
     assert len(house & colours_in(chart)) == colours
 
 
+def test_long_names_have_room_under_their_bars():
+    short, long = (show.bars({"": [1] * 6}, [name] * 6).image.width for name in ("ab", "overcast"))
+    assert short == 320 and long > 6 * 8 * 9
+
+
 def test_a_short_line_ends_early():
     image = np.asarray(show.curves({"a": [1, 1], "b": [0, 0, 0, 0]}, x=[1, 2, 3, 4]).image)
     plot = image[:, : int(0.75 * image.shape[1])]  # the names stand on the right
