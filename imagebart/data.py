@@ -70,8 +70,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     The first frame of an animation; turned as its EXIF says; grey of 16 bits scaled, not clipped;
     transparent parts laid on white; grey, palette and CMYK converted. ValueError for float pixels
-    and for integers beyond 16 bits, whose range nobody states.
+    and for integers beyond 16 bits, whose range nobody states, and for what has no pixels.
     """
+    if not isinstance(image, Image.Image) or 0 in image.size:
+        got = f"{image.width}×{image.height}" if isinstance(image, Image.Image) else type(image)
+        raise ValueError(f"an image must be a PIL image of a pixel at least, got {got}")
     if getattr(image, "is_animated", False):
         image.seek(0)
     image.load()

@@ -62,6 +62,7 @@ def inpaint(
     (`refined_steps`), whose options it takes. `context` widens the hole by so many tokens,
     `feather` smooths its seam over so many pixels of the model. ValueError if the sizes differ.
     """
+    image_seeds(options.get("seed", 0), num_images)
     if process not in PROCESSES:
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {process!r}")
     edit = Edit(model, image, mask, context=context, feather=feather, box=box)
@@ -126,6 +127,8 @@ def widened(hole: Bool[Tensor, "1 h w"], context: int) -> Bool[Tensor, "1 h w"]:
 HALVES = ("upper", "lower", "left", "right")
 MOST_SIDE = 16_384
 """Pixels a side that outpainting may reach."""
+CONDITIONS = ("prompt", "negative_prompt", "classes", "semantic_map")
+"""Options that may be a list, one for each image."""
 
 
 def complete(
@@ -134,6 +137,7 @@ def complete(
     """Images in [-1, 1] that keep one half of `image`; options as `inpaint`."""
     if keep not in HALVES:
         raise ValueError(f"keep must be one of {HALVES}, got {keep!r}")
+    image = to_rgb(image)  # upright, as its hole
     hole = np.zeros((image.height, image.width), bool)
     turned = hole.T if keep in ("left", "right") else hole
     half = len(turned) // 2
@@ -142,49 +146,80 @@ def complete(
     return inpaint(model, image, hole, num_images, **options)
 
 
-@torch.inference_mode()
 def outpaint(
     model,
     image: Image.Image,
     num_images: int = 1,
     *,
+    seed: int | Sequence[int] = 0,
+    **options,
+) -> Images:
+    """Images in [-1, 1], larger than `image`; options as `outpaint_steps`."""
+    grown, seeds = [], image_seeds(seed, num_images)
+    for one, own in zip(seeds, each_image(options, num_images), strict=True):
+        *_, (last, _) = outpaint_steps(model, image, seed=one, **own)
+        grown.append(to_tensor(last))
+    return torch.stack(grown).to(model.device)
+
+
+def each_image(options: dict, num_images: int) -> list[dict]:
+    """The options of each image alone, where prompts, classes or maps are a list of one each."""
+    lists = {name: options[name] for name in CONDITIONS if isinstance(options.get(name), list)}
+    for name, values in lists.items():
+        if len(values) != num_images:
+            raise ValueError(f"{name} must be one, or {num_images} of them, got {len(values)}")
+    return [
+        options | {name: values[i] for name, values in lists.items()} for i in range(num_images)
+    ]
+
+
+@torch.inference_mode()
+def outpaint_steps(
+    model,
+    image: Image.Image,
+    *,
     left: int = 0,
     right: int = 0,
     top: int = 0,
     bottom: int = 0,
-    seed: int | Sequence[int] = 0,
+    seed: int = 0,
     **options,
-) -> Images:
-    """Images in [-1, 1], larger than `image` by these pixels on each side; options as `inpaint`.
+) -> Iterator[tuple[Image.Image, float]]:
+    """A picture that grows by these pixels on each side: (the picture so far, the part done).
 
     The model sees windows as large as fit into the image. They go outwards by half their size, each
-    with at least half of it known; all that is known stays, bit for bit.
+    with at least half of it known; all that is known stays, bit for bit. Until a pixel's window has
+    come it repeats the nearest that is known. Options as `inpaint`.
     """
-    margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+    image, margins = to_rgb(image), {"left": left, "right": right, "top": top, "bottom": bottom}
+    size = grown_size(model, image, margins)
+    place = slice(top, top + image.height), slice(left, left + image.width)
+    canvas, known = np.zeros((*size, 3), np.uint8), np.zeros(size, bool)
+    canvas[place], known[place] = np.asarray(image), True
+    boxes = list(outward(known, model.image_size))
+    for turn, box in enumerate(boxes):
+        continued = Image.fromarray(filled(canvas, known))
+        yield continued, turn / len(boxes)
+        one = window_seed(seed, turn)
+        window = inpaint(model, continued, ~known, box=box, seed=one, **options)
+        new = box.inside(size) & ~known
+        canvas[new], known = np.asarray(to_pil(window)[0])[new], known | new
+    yield Image.fromarray(canvas), 1.0
+
+
+def grown_size(model, image: Image.Image, margins: dict[str, int]) -> tuple[int, int]:
+    """(H, W) with the margins; ValueError if they, or the image, are nothing to go on from."""
     for name, margin in margins.items():
         if not isinstance(margin, int) or margin < 0:
             raise ValueError(f"{name} must be a whole number, at least 0, got {margin!r}")
-    image, seeds = to_rgb(image), image_seeds(seed, num_images)
-    size = image.height + top + bottom, image.width + left + right
-    if max(size) > MOST_SIDE:
-        raise ValueError(f"sides must be at most {MOST_SIDE} with the margins, got {size}")
     if min(image.size) * 8 < min(model.image_size):
         least = -(-min(model.image_size) // 8)
         raise ValueError(f"an image must have at least {least} pixels a side, got {image.size}")
-    place = slice(top, top + image.height), slice(left, left + image.width)
-    grown = []
-    for one in seeds:
-        canvas, known = np.zeros((*size, 3), np.uint8), np.zeros(size, bool)
-        canvas[place], known[place] = np.asarray(image), True
-        for turn, box in enumerate(outward(known, model.image_size)):
-            continued = Image.fromarray(filled(canvas, known))
-            window = inpaint(
-                model, continued, ~known, box=box, seed=window_seed(one, turn), **options
-            )
-            new = box.inside(size) & ~known
-            canvas[new], known = np.asarray(to_pil(window)[0])[new], known | new
-        grown.append(to_tensor(Image.fromarray(canvas)))
-    return torch.stack(grown).to(model.device)
+    H = image.height + margins["top"] + margins["bottom"]
+    W = image.width + margins["left"] + margins["right"]
+    if max(H, W) > MOST_SIDE:
+        raise ValueError(f"sides must be at most {MOST_SIDE} with the margins, got {(H, W)}")
+    return H, W
 
 
 def window_seed(seed: int, turn: int) -> int:
@@ -356,7 +391,7 @@ def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.nda
     if mask.ndim == 3:
         mask = mask.any(axis=2)
     if mask.shape != size[::-1]:
-        got = "×".join(map(str, mask.shape[::-1]))
+        got = "×".join(map(str, mask.shape[::-1])) or "none"
         raise ValueError(f"the mask must be as large as the image, {size[0]}×{size[1]}, got {got}")
     return mask.astype(bool)
 

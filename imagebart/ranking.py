@@ -3,14 +3,18 @@
 classifier rejection    of n / rate samples of a class the n that a classifier is surest of
                         (table 2: rates 1.0, 0.5, 0.25, 0.05)
 CLIP re-ranking         of so many candidates the n that look most like the prompt
+
+`best_of` ranks samples, `best_edits` edits of a picture, `best_so_far` whatever is drawn by seed.
 """
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -23,6 +27,9 @@ from imagebart.sampling import image_seeds
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
 """Pictures → a number each, more is better."""
+
+Draw = Callable[..., list[Image.Image]]
+"""draw(count, seed=[…]) → so many pictures, each the one of its seed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -49,18 +56,54 @@ def best_of(
     They are drawn `chunk` at a time and only the best so far are kept. Options as
     `ImageBART.sample_steps`, one for all. Of equal scores the higher seed wins.
     """
+    draw = partial(model.sample, **options)
+    *_, best = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
+    return best
+
+
+def best_edits(
+    model,
+    image: Image.Image,
+    mask: Image.Image | np.ndarray,
+    num_images: int,
+    candidates: int,
+    score: Score,
+    *,
+    seed: int = 0,
+    chunk: int = 16,
+    **options,
+) -> list[Ranked]:
+    """The `num_images` best of `candidates` ways to repaint a picture; the best first.
+
+    The score sees the whole picture. Options as `ImageBART.inpaint`, the rest as `best_of`.
+    """
+    draw = partial(model.inpaint, image, mask, **options)
+    *_, best = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
+    return best
+
+
+def best_so_far(
+    draw: Draw,
+    num_images: int,
+    candidates: int,
+    score: Score,
+    *,
+    seed: int = 0,
+    chunk: int = 16,
+) -> Iterator[list[Ranked]]:
+    """The best of those drawn until now, the best first, after every `chunk` of `candidates`."""
+    image_seeds(seed, num_images)
     if not isinstance(candidates, int) or candidates < num_images:
         raise ValueError(f"candidates must be at least {num_images}, got {candidates!r}")
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number, at least 1, got {chunk!r}")
-    image_seeds(seed, num_images)
     best: list[Ranked] = []
     for start in range(seed, seed + candidates, chunk):
         seeds = range(start, min(start + chunk, seed + candidates))
-        images = model.sample(len(seeds), seed=list(seeds), **options)
+        images = draw(len(seeds), seed=list(seeds))
         found = map(Ranked, map(float, score(images)), seeds, images)
         best = heapq.nlargest(num_images, [*best, *found])
-    return best
+        yield best
 
 
 def reject(
@@ -70,8 +113,8 @@ def reject(
 
     `score` is a classifier's probability of what was asked for. Options as `best_of`.
     """
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate must lie in (0, 1], got {rate}")
+    if not isinstance(rate, int | float) or not 0 < rate <= 1:
+        raise ValueError(f"rate must lie in (0, 1], got {rate!r}")
     candidates = math.ceil(num_images / rate - 1e-9)
     return best_of(model, num_images, candidates, score, seed=seed, **options)
 

@@ -20,10 +20,16 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
+from demo.edit import HOLES, MOST_UNDOS, hole_of, inpaint, outpaint, remembered, undone
+from demo.paint import semantic
+from demo.panorama import panorama
+from demo.pictures import example_pictures
+from demo.sample import sample
 from imagebart import ImageBART, scenery, serving
 from imagebart.data import fit, to_rgb
 from imagebart.editing import Edit
 from imagebart.guidance import pieces_in
+from imagebart.maps import kind_colours, paint_kinds
 from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_of
@@ -139,7 +145,7 @@ def test_endpoints_have_these_names_and_defaults(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     options = {"prompt": "", "num_images": 1, "seed": 0, "temperature": 1, "top_k": 0}
     options |= {"classes": "", "negative_prompt": "", "guidance": 1}
-    edits = {**options, "passes": 0}
+    edits = {**options, "passes": 0, "candidates": 1}
     got = {
         name: {p["parameter_name"]: p["parameter_default"] for p in endpoint["parameters"]}
         for name, endpoint in named.items()
@@ -257,7 +263,7 @@ def test_prompts_of_a_panorama_are_its_lines(make_model):
     model = make_model(T=3, classes=2, text_length=6, text_pieces=8, droppable=True)
     for denoiser in model.denoisers.values():
         denoiser.know_text(pieces_in(["a lake at night"], 6))
-    *_, (line, got) = app.panorama(model, "lake\n\nvolcano night ", width=96, seed=2, guidance=2)
+    *_, (line, got) = panorama(model, "lake\n\nvolcano night ", width=96, seed=2, guidance=2)
     with pytest.warns(UserWarning, match="volcano"):
         expected = model.panorama(96, prompts=["lake", "volcano night"], seed=2, guidance=2)
     assert_same([Image.open(got)], expected)
@@ -337,12 +343,12 @@ def test_a_prompt_is_answered_by_a_remark(client, model):
 
 def test_each_image_has_the_class_that_was_asked_for(make_model):
     model = make_model(T=3, classes=5)
-    *_, (_, _, by_class) = app.sample(model, num_images=2, seed=3, classes="4")
+    *_, (_, _, by_class) = sample(model, num_images=2, seed=3, classes="4")
     assert_same([Image.open(path) for path in by_class], model.sample(2, seed=3, classes=4))
-    *_, (_, _, mixed) = app.sample(model, num_images=2, seed=3)
+    *_, (_, _, mixed) = sample(model, num_images=2, seed=3)
     assert_same([Image.open(path) for path in mixed], model.sample(2, seed=3, classes=[3, 4]))
     with pytest.raises(ValueError, match="classes must lie in 0 to 4, got 5"):
-        next(app.sample(model, classes=5))
+        next(sample(model, classes=5))
 
 
 def test_words_reach_the_chain(make_model):
@@ -353,30 +359,30 @@ def test_words_reach_the_chain(make_model):
     for denoiser in model.denoisers.values():
         denoiser.know_text(pieces_in(["a lake at night"], 6))
     words = {"classes": "desert", "negative_prompt": "night", "guidance": 2.5}
-    *_, (_, line, got) = app.sample(model, "a lake", seed=3, **words)
+    *_, (_, line, got) = sample(model, "a lake", seed=3, **words)
     expected = model.sample(1, prompt="a lake", seed=3, **words)
     assert_same([Image.open(path) for path in got], expected)
     assert "never" not in line
-    *_, (_, line, _) = app.sample(model, "a volcano", seed=3)
+    *_, (_, line, _) = sample(model, "a volcano", seed=3)
     assert line.endswith("prompt: this model has never seen volcano.")
     with pytest.raises(ValueError, match="desert"):
-        next(app.sample(model, classes="dessert"))
+        next(sample(model, classes="dessert"))
 
 
 def test_an_edit_is_refined_as_often_as_asked(model, tmp_path):
     image = picture(32, 32)
-    layer = app.hole_of("Upper half", (32, 32))
+    layer = hole_of("Upper half", (32, 32))
     files = [tmp_path / "image.png", tmp_path / "layer.png"]
     for one, file in zip((image, layer), files, strict=True):
         one.save(file)
     request = editor(*({"path": str(file)} for file in files))
-    *steps, (_, _, got) = app.inpaint(model, request, seed=3, passes=2)
+    *steps, (*_, got) = inpaint(model, request, seed=3, passes=2)
     mask = layer.getchannel("A")
     expected = model.inpaint(image, mask, seed=3, process="refined", passes=2)
     assert_same([Image.open(path) for path in got], expected)
     assert len(steps) in (model.T, model.T + 1)
     with pytest.raises(ValueError, match="passes must lie in 0 to 16, got 17"):
-        next(app.inpaint(model, request, passes=17))
+        next(inpaint(model, request, passes=17))
 
 
 # ── odd pictures ──────────────────────────────────────────────────────────────────────────────
@@ -522,13 +528,13 @@ def test_stop_ends_the_run_it_stands_beside(make_model):
 def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
     painter = make_model(T=3, map_kinds=3, droppable=True)
     painter.map_names = ["sky", "water", "grass"]
-    colours = app.kind_colours(painter.map_names)
+    colours = kind_colours(painter.map_names)
     kinds = np.full((32, 32), -1)
     kinds[:16], kinds[16:, :8] = 0, 1
-    background = app.paint_kinds(kinds, colours)
+    background = paint_kinds(kinds, colours)
     background.save(tmp_path / "map.png")
     value = {"background": {"path": str(tmp_path / "map.png")}, "layers": []}
-    *_, (read, _, got) = app.semantic(painter, value, seed=2, guidance=2)
+    *_, (read, _, got) = semantic(painter, value, seed=2, guidance=2)
     assert_same([Image.open(read)], [background])
     expected = painter.sample(1, seed=2, guidance=2.0, semantic_map=kinds)
     assert_same([Image.open(path) for path in got], expected)
@@ -538,7 +544,7 @@ def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
     Image.fromarray(layer).save(tmp_path / "layer.png")
     value["layers"] = [{"path": str(tmp_path / "layer.png")}]
     kinds[16:, 8:] = 2
-    *_, (_, _, got) = app.semantic(painter, value, seed=2, guidance=2)
+    *_, (_, _, got) = semantic(painter, value, seed=2, guidance=2)
     expected = painter.sample(1, seed=2, guidance=2.0, semantic_map=kinds)
     assert_same([Image.open(path) for path in got], expected)
 
@@ -548,18 +554,18 @@ def test_undo_goes_back_picture_by_picture(tmp_path):
     for i in range(3):
         picture(20, 20, seed=i).save(tmp_path / f"{i}.png")
         paths.append(str(tmp_path / f"{i}.png"))
-    history = app.remembered(None, [])
+    history = remembered(None, [])
     for path in paths:
-        history = app.remembered({"background": {"path": path}}, history)
+        history = remembered({"background": {"path": path}}, history)
     assert history == paths
     for i in (2, 1, 0):
-        value, history = app.undone(history)
+        value, history = undone(history)
         assert_same([Image.open(value["background"])], [Image.open(paths[i])])
         assert history == paths[:i]
     with pytest.raises(Error, match="there is nothing to undo"):
-        app.undone(history)
-    most = app.MOST_UNDOS
-    many = app.remembered({"background": {"path": paths[0]}}, [paths[1]] * most)
+        undone(history)
+    most = MOST_UNDOS
+    many = remembered({"background": {"path": paths[0]}}, [paths[1]] * most)
     assert len(many) == most and many[-1] == paths[0]
 
 
@@ -567,17 +573,17 @@ def test_nothing_painted_is_one_sentence(make_model, tmp_path):
     painter = make_model(T=3, map_kinds=3, droppable=True)
     painter.map_names = ["sky", "water", "grass"]
     with pytest.raises(ValueError, match="there is no map yet"):
-        next(app.semantic(painter, None))
+        next(semantic(painter, None))
     Image.new("RGB", (9, 9), "white").save(tmp_path / "white.png")
     with pytest.raises(ValueError, match="nothing is painted yet"):
-        next(app.semantic(painter, {"background": {"path": str(tmp_path / "white.png")}}))
+        next(semantic(painter, {"background": {"path": str(tmp_path / "white.png")}}))
 
 
 def test_the_best_of_several_are_shown(make_model, clip):
     model, ranker = make_model(T=3, text_length=6, text_pieces=8, droppable=True), CLIP(clip)
     for denoiser in model.denoisers.values():
         denoiser.know_text(pieces_in(["a lake"], 6))
-    *_, (_, line, got) = app.sample(model, "a lake", 2, 5, candidates=3, ranker=ranker)
+    *_, (_, line, got) = sample(model, "a lake", 2, 5, candidates=3, ranker=ranker)
     images = model.sample(6, prompt="a lake", seed=5)
     best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
     assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
@@ -588,11 +594,11 @@ def test_the_best_of_several_are_shown(make_model, clip):
 def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
     model = make_model(T=3)
     with pytest.raises(ValueError, match="candidates must be 1 for this model"):
-        next(app.sample(model, "a lake", candidates=2))
+        next(sample(model, "a lake", candidates=2))
     with pytest.raises(ValueError, match="candidates must be 1 without a prompt"):
-        next(app.sample(model, " ", candidates=2, ranker=CLIP(clip)))
+        next(sample(model, " ", candidates=2, ranker=CLIP(clip)))
     with pytest.raises(ValueError, match="candidates must lie in 1 to 64, got 65"):
-        next(app.sample(model, candidates=65))
+        next(sample(model, candidates=65))
 
 
 # ── in a browser ──────────────────────────────────────────────────────────────────────────────
@@ -725,7 +731,7 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
         ).first.wait_for()
         if page.locator("#edit-status").get_by_text("Seed 0,").is_visible():
             break
-    example = app.example_pictures(model)[0]
+    example = example_pictures(model)[0]
     np.testing.assert_array_equal(shown(page, "#edits")[:32], np.asarray(example))
     assert shown(page, "#edits").shape == (48, 32, 3)
     assert page.complaints == []
@@ -746,7 +752,7 @@ def test_a_visitor_slides_the_chain(page, model):
     line.get_by_text("At t = 1, 100%").wait_for()
     source = page.locator("#noisy img").get_attribute("src")
     seen = np.asarray(Image.open(BytesIO(page.request.get(source).body())).convert("RGB"))
-    start = app.example_pictures(model)[1]
+    start = example_pictures(model)[1]
     np.testing.assert_array_equal(seen, pixels(model.decode(model.encode(start)))[0])
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0 and page.complaints == []
@@ -762,9 +768,9 @@ def test_the_shipped_model_answers(tmp_path):
     with Server(tmp_path) as server:
         client = Client(server.url, verbose=False, download_files=tmp_path)
         *_, gallery = client.predict(num_images=2, seed=1, api_name="/sample")
-        colours = app.kind_colours(scenery.LABELS)
+        colours = kind_colours(scenery.LABELS)
         kinds = scenery.render(3).semantic_map
-        painted = saved(app.paint_kinds(kinds, colours), tmp_path, "map.png")
+        painted = saved(paint_kinds(kinds, colours), tmp_path, "map.png")
         words = {"prompt": "a lake at night", "num_images": 1, "seed": 4}
         *_, by_map = client.predict(editor(painted), **words, api_name="/semantic")
         _, line, best = client.predict(**words, candidates=3, api_name="/sample")

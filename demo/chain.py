@@ -1,0 +1,100 @@
+"""The tab Chain: slide t, see a picture forgotten and what each scale costs."""
+
+import inspect
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from demo.parts import shelf_of
+from demo.pictures import read_picture, stored
+from demo.requests import sentences, whole
+from imagebart import ImageBART
+from imagebart.data import fit
+
+
+def chain(model: ImageBART, image, t=2, seed=0) -> tuple:
+    """Forget a picture: (x_t decoded, status, every level of the chain).
+
+    image: a picture; t 1 (nothing is forgotten) to T (everything is); seed 0 to 2^63 - 1, of the
+    noise, which is drawn once, so that a larger t forgets more of the same picture.
+    """
+    t, seed = whole(t, "t", 1, model.T), whole(seed, "seed", 0, 2**63 - 1)
+    if not image:
+        raise ValueError("there is no image yet: upload one, paste one, or take an example")
+    x_1 = model.encode(fit(read_picture(image), model.image_size))
+    levels = [noisy(model, x_1, level, seed) for level in range(1, model.T + 1)]
+    shown = [stored(picture) for picture in model.decode(torch.cat(levels))]
+    kept = [(x_t == x_1).float().mean().item() for x_t in levels]
+    names = [f"t = {level}: {part:.0%} kept" for level, part in enumerate(kept, 1)]
+    line = f"At t = {t}, {kept[t - 1]:.0%} of the {x_1[0].numel()} tokens are the picture's."
+    return (
+        shown[t - 1],
+        f"{line} {bits_line(model, x_1, seed)}",
+        list(zip(shown, names, strict=True)),
+    )
+
+
+def noisy(model: ImageBART, x_1: torch.Tensor, t: int, seed: int) -> torch.Tensor:
+    """x_t ~ q(x_t | x_1); one seed is one noise for every t.   [eq. 6]"""
+    generator = torch.Generator().manual_seed(seed)
+    return model.diffusion.q_sample_marginal(x_1.cpu(), t, generator).to(x_1.device)
+
+
+def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
+    """What each scale has to say again, in bits per token: the terms of the bound.   [eq. 2]"""
+    config = model.denoisers[model.T].config
+    if config.condition_parts and not config.droppable:
+        return ""
+    bits = model.bits_per_token_of(x_1, seed=seed)
+    terms = ", ".join(f"{value.item():.2f} at t = {t}" for t, value in bits.items())
+    return f"To remember it takes {sum(bits.values()).item():.2f} bits a token: {terms}."
+
+
+def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            image = picture_input(examples)
+            about = f"1 is the picture, {model.T} is noise"
+            t = gr.Slider(1, model.T, 2, step=1, label="t", info=about, elem_id="level")
+            seed = gr.Number(0, label="Seed of the noise", precision=0)
+        with gr.Column(scale=3, min_width=320):
+            plain = {"format": "png", "interactive": False, "height": 460, "buttons": []}
+            shown = gr.Image(label="x_t, decoded", elem_id="noisy", **plain)
+            line = gr.Markdown(elem_id="chain-status", min_height=28)
+    gr.Markdown("#### Every level")
+    plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
+    levels = shelf_of(label="Levels", elem_id="levels", **plain)
+
+    def forget(image=None, t=2, seed=0):
+        with sentences():
+            return chain(model, image, t, seed)
+
+    gr.on(
+        [image.change, t.change, seed.submit],
+        forget,
+        [image, t, seed],
+        [shown, line, levels],
+        preprocess=False,
+        api_name="chain",
+        api_description=inspect.cleandoc(chain.__doc__),
+        concurrency_limit=1,
+        concurrency_id="model",
+        show_progress="minimal",
+        show_progress_on=line,
+        trigger_mode="always_last",
+    )
+
+
+def picture_input(examples: list[Image.Image]) -> gr.Image:
+    """A picture that a visitor brings, or takes from a shelf."""
+    plain = {"format": "png", "type": "filepath", "sources": ["upload", "clipboard"]}
+    image = gr.Image(label="Picture", height=300, elem_id="forget", **plain)
+    plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
+    shelf = shelf_of(examples, elem_id="starts", **plain)
+
+    def pick(event: gr.SelectData) -> str:
+        return stored(examples[event.index])
+
+    shelf.select(pick, None, image, api_visibility="private", show_progress="hidden")
+    return image

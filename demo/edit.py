@@ -1,0 +1,304 @@
+"""The tab Edit: repaint what is marked, or go on beyond the borders."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from demo.parts import (
+    candidates_slider,
+    connect,
+    controls,
+    image_editor,
+    results_gallery,
+    run_buttons,
+    shelf_of,
+)
+from demo.pictures import (
+    PAINT,
+    chosen_for_editor,
+    for_editor,
+    read_editor,
+    read_picture,
+    stored,
+    token_map,
+)
+from demo.requests import (
+    caption,
+    finished,
+    of_one_class,
+    ranked,
+    read_candidates,
+    read_request,
+    sentences,
+    status,
+    whole,
+)
+from imagebart import ImageBART
+from imagebart.data import fit, to_pil
+from imagebart.editing import Edit, each_image, outpaint_steps, refined_steps
+from imagebart.ranking import CLIP
+
+MOST_PASSES = 16
+MOST_UNDOS = 20
+MOST_MARGIN = 1024
+HOLES = {  # in quarters of the image, # = repaint
+    "Upper half": "#### #### .... ....",
+    "Lower half": ".... .... #### ####",
+    "Left half": "##.. ##.. ##.. ##..",
+    "Right half": "..## ..## ..## ..##",
+    "Centre": ".... .##. .##. ....",
+    "Outer frame": "#### #..# #..# ####",
+}
+SIDES = {  # what a button adds: left, right, above, below, in halves of the model's picture
+    "Left": (1, 0, 0, 0),
+    "Right": (0, 1, 0, 0),
+    "Above": (0, 0, 1, 0),
+    "Below": (0, 0, 0, 1),
+    "All around": (1, 1, 1, 1),
+}
+
+
+# ── the endpoints ─────────────────────────────────────────────────────────────────────────────
+
+
+def inpaint(
+    model: ImageBART,
+    editor,
+    prompt="",
+    num_images=1,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    classes="",
+    negative_prompt="",
+    guidance=None,
+    passes=0,
+    candidates=1,
+    *,
+    ranker: CLIP | None = None,
+) -> Iterator[tuple]:
+    """Repaint what is marked: (the tokens that are, how the first result settled, status, images),
+    after every scale and pass.
+
+    editor: {"background": image, "layers": [mask], "composite": null}; the mask is as large as the
+    image, repaint = not transparent, or white where nothing is. passes 0 to 16: how often the
+    finest scale is forgotten and remembered again, until nothing changes. The rest as in `sample`.
+    """
+    words = classes, negative_prompt, guidance
+    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
+    count, options, remark = request
+    passes = whole(passes, "passes", 0, MOST_PASSES)
+    candidates, score = read_candidates(candidates, ranker, prompt)
+    image, marked = read_editor(editor)
+    edit = Edit(model, image, marked)
+    if not edit.hole.any():
+        raise ValueError("nothing is marked yet: paint over what should be repainted")
+
+    began, shown, settling = time.perf_counter(), stored(token_map(edit)), []
+    if score is not None:
+        draw = partial(model.inpaint, image, marked, process="refined", passes=passes)
+        for best, line in ranked(draw, count, candidates, score, options):
+            yield shown, [], line, [stored(one.image) for one in best]
+        options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
+        remark += f" The best of {count * candidates}."
+    for step in refined_steps(model, edit.x_1(), edit.hole, count, passes=passes, **options):
+        images = [stored(image) for image in to_pil(edit.result(step.tokens))]
+        turn = len(settling) + 1 - model.T
+        name = f"pass {turn}" if turn > 0 else caption(model, step.t)
+        settling = [*settling, (images[0], name)]
+        if step.done == 1 and turn < passes:
+            remark += f" Settled after {turn} passes."
+        yield shown, settling, status(step, options["seed"], count, began, remark), images
+
+
+def outpaint(
+    model: ImageBART,
+    editor,
+    prompt="",
+    num_images=1,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    classes="",
+    negative_prompt="",
+    guidance=None,
+    passes=0,
+    candidates=1,
+    left=0,
+    right=0,
+    top=0,
+    bottom=0,
+    *,
+    ranker: CLIP | None = None,
+) -> Iterator[tuple]:
+    """Go on beyond the borders: (what was there, status, images), after every window.
+
+    left, right, top, bottom: pixels to add, 0 to 1024 each; the rest as in `inpaint`, what is
+    marked does not matter.
+    """
+    words = classes, negative_prompt, guidance
+    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
+    count, options, remark = request
+    given = {"left": left, "right": right, "top": top, "bottom": bottom}
+    margins = {name: whole(value, name, 0, MOST_MARGIN) for name, value in given.items()}
+    passes = whole(passes, "passes", 0, MOST_PASSES)
+    candidates, score = read_candidates(candidates, ranker, prompt)
+    image, _ = read_editor(editor)
+    if not any(margins.values()):
+        raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
+
+    how = {"process": "refined", "passes": passes, **margins}
+    began, shown, images = time.perf_counter(), stored(image), []
+    if score is not None:
+        draw = partial(model.outpaint, image, **how)
+        for best, line in ranked(draw, count, candidates, score, options, chunk=1):
+            images = [stored(one.image) for one in best]
+            yield shown, line, images
+        seeds, remark = [one.seed for one in best], f"{remark} The best of {count * candidates}."
+        yield shown, finished(seeds, count, began, remark), images
+        return
+    first = options.pop("seed")
+    for i, own in enumerate(each_image(options, count)):
+        for picture, part in outpaint_steps(model, image, seed=first + i, **how, **own):
+            line = f"Image {i + 1} of {count}, {part:.0%} of the way …"
+            yield shown, line, [*images, grown := stored(picture)]
+        images.append(grown)
+    yield shown, finished(first, count, began, remark), images
+
+
+# ── from picture to picture ───────────────────────────────────────────────────────────────────
+
+
+def hole_of(name: str, size: tuple[int, int]) -> Image.Image:
+    """One of `HOLES` as a layer for the editor, size = (W, H)."""
+    chart = [[255 * (mark == "#") for mark in row] for row in HOLES[name].split()]
+    alpha = Image.fromarray(np.array(chart, np.uint8)).resize(size, Image.Resampling.NEAREST)
+    layer = Image.new("RGB", size, PAINT)
+    layer.putalpha(alpha)
+    return layer
+
+
+@sentences()
+def with_hole(name: str, value: dict | None) -> dict:
+    """The picture in the editor with one of `HOLES` marked."""
+    image, _ = read_editor(value)
+    return for_editor(image, hole_of(name, image.size))
+
+
+def remembered(editor: dict | None, history: list[str]) -> list[str]:
+    """The pictures that were edited, the one that is now among them; the last few."""
+    background = (editor or {}).get("background")
+    return [*history, background["path"]][-MOST_UNDOS:] if background else history
+
+
+@sentences()
+def undone(history: list[str]) -> tuple[dict, list[str]]:
+    """The picture before, for the editor, and those before it."""
+    if not history or not Path(history[-1]).is_file():
+        raise ValueError("there is nothing to undo")
+    return for_editor(Image.open(history[-1])), history[:-1]
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────
+
+
+def edit_tab(
+    model: ImageBART, examples: list[Image.Image], ranker: CLIP | None = None
+) -> SimpleNamespace:
+    """The page; returns what the other tabs connect to."""
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            editor = picture_editor(model, examples)
+        with gr.Column(scale=2, min_width=300):
+            about = "Forget and remember the finest scale again, until nothing changes"
+            inputs = [editor, *controls(model)]
+            inputs += [
+                gr.Slider(0, MOST_PASSES, 0, step=1, label="Refinement passes", info=about),
+                candidates_slider(ranker),
+            ]
+            buttons = run_buttons("Repaint")
+            line = gr.Markdown(elem_id="edit-status", min_height=28)
+            with gr.Accordion("Go on beyond the borders", open=False):
+                margins = margin_sliders(model)
+                beyond = run_buttons("Outpaint")
+    gr.Markdown("#### Results")
+    gallery, index = results_gallery(label="Results", elem_id="edits", elem_classes="tiles")
+    with gr.Row():
+        again = gr.Button("Use the selected result as input", scale=3)
+        undo = gr.Button("Undo", scale=1, elem_id="undo")
+    gr.Markdown("#### How the first result settled")
+    with gr.Row():
+        plain = {"format": "png", "interactive": False, "height": 220, "buttons": []}
+        with gr.Column(scale=1, min_width=220):
+            shown = gr.Image(label="Tokens to repaint", elem_id="tokens", **plain)
+        with gr.Column(scale=4, min_width=320):
+            plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
+            settling = shelf_of(label="Settling", elem_id="settling", **plain)
+
+    connect(model, inpaint, buttons, inputs, [shown, settling, line, gallery], index, ranker=ranker)
+    outputs = [shown, line, gallery]
+    connect(model, outpaint, beyond, [*inputs, *margins], outputs, index, ranker=ranker)
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    beyond[0].click(lambda: [], None, settling, queue=False, **private)
+    history = gr.State([])
+    again.click(remembered, [editor, history], history, preprocess=False, **private).then(
+        chosen_for_editor, [gallery, index], editor, **private
+    )
+    undo.click(undone, history, [editor, history], **private)
+    return SimpleNamespace(editor=editor)
+
+
+def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEditor:
+    """The editor, and what puts pictures and holes into it."""
+    H, W = model.image_size
+    editor = image_editor(W, H, "Paint over what should change", [PAINT], "editor")
+    with gr.Row():
+        holes = [gr.Button(name, size="sm", min_width=100) for name in HOLES]
+    upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
+    gr.Markdown("Or paste one above, or take one of these:")
+    plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
+    shelf = shelf_of(examples, elem_id="examples", **plain)
+
+    def pick(event: gr.SelectData) -> dict:
+        return for_editor(examples[event.index])
+
+    @sentences()
+    def uploaded(file: dict) -> dict:
+        return for_editor(fit(read_picture(file), (H, W)))
+
+    @sentences()
+    def pasted(value: dict | None) -> dict:
+        file = (value or {}).get("background")
+        image = file and read_picture(file)
+        if not image or image.size == (W, H):
+            return gr.skip()  # a value that we set comes here, too
+        return for_editor(fit(image, (H, W)))
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    shelf.select(pick, None, editor, **private)
+    upload.upload(uploaded, upload, editor, preprocess=False, **private)
+    editor.upload(pasted, editor, editor, preprocess=False, **private)
+    for name, button in zip(HOLES, holes, strict=True):
+        button.click(partial(with_hole, name), editor, editor, preprocess=False, **private)
+    return editor
+
+
+def margin_sliders(model: ImageBART) -> list[gr.Slider]:
+    """Pixels to add to the left, to the right, above, below; and buttons that set them."""
+    H, W = model.image_size
+    with gr.Row():
+        buttons = [gr.Button(name, size="sm", min_width=60) for name in SIDES]
+    sliders = [
+        gr.Slider(0, MOST_MARGIN, 0, step=8, label=f"Pixels {where}")
+        for where in ("to the left", "to the right", "above", "below")
+    ]
+    for button, halves in zip(buttons, SIDES.values(), strict=True):
+        pixels = [n * side // 2 for n, side in zip(halves, (W, W, H, H), strict=True)]
+        button.click(None, None, sliders, js=f"() => {pixels}", api_visibility="private")
+    return sliders

@@ -1,0 +1,53 @@
+"""How the page looks: theme, style sheet, words of welcome."""
+
+import gradio as gr
+
+FONT = ("ui-sans-serif", "system-ui", "Helvetica", "Arial", "sans-serif")
+THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONT).set(
+    button_secondary_background_fill="*neutral_100",
+    button_secondary_background_fill_hover="*neutral_200",
+    button_large_text_weight="500",
+    button_large_text_size="*text_md",
+)
+CSS = """
+.gradio-container, .gradio-container main { width: 100%; max-width: 1120px !important; }
+.gradio-container { margin: 0 auto !important; }
+#title h1 { margin-bottom: 0.2rem; }
+#title p { color: var(--body-text-color-subdued); font-size: var(--text-lg); }
+
+/* galleries: as tall as what they hold; a shelf has small pictures, tiles are results */
+.shelf .grid-wrap, .tiles .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
+.shelf .grid-container, .tiles .grid-container { grid-template-rows: none !important;
+  grid-auto-rows: auto !important; }
+.shelf .grid-container { grid-template-columns: repeat(auto-fill, var(--thumb)) !important; }
+.tiles .grid-container {
+  grid-template-columns: repeat(auto-fill, minmax(min(220px, 40vw), 1fr)) !important; }
+#chain, #settling { --thumb: min(150px, 38vw); }
+#levels { --thumb: min(180px, 38vw); }
+#examples, #starts, #maps { --thumb: 64px; }
+#examples .thumbnail-item, #maps .thumbnail-item, #starts .thumbnail-item { aspect-ratio: 1;
+  height: auto; }
+
+/* pictures that fill their frame; a panorama is never a thin line, it scrolls */
+#forget img, #noisy img, #read img, #tokens img { width: 100%; height: 100%; object-fit: contain; }
+#read img, #tokens img { image-rendering: pixelated; }
+#panorama .image-container, #panorama .image-frame { overflow-x: auto; width: 100%; }
+#panorama img { width: auto; height: auto; min-width: 100%; min-height: 160px; max-width: none;
+  max-height: none; }
+
+.legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: var(--text-sm); }
+.legend i { display: inline-block; width: 14px; height: 14px; margin-right: 5px; border-radius: 4px;
+  vertical-align: -2px; border: 1px solid var(--border-color-primary); }
+.ideas button { font-weight: 400; }
+
+@media (max-width: 600px) {
+  .gradio-container main { padding-left: 12px !important; padding-right: 12px !important; }
+  #title p { font-size: var(--text-md); }
+  .tab-container button[role="tab"] { padding: 0 7px; font-size: var(--text-sm); }
+}
+"""
+TITLE = """
+# ImageBART
+Draws what you ask for from noise, one scale of a diffusion after the other; repaints the part of a
+picture that you mark; paints what a map says; goes on beyond a picture's borders.
+"""

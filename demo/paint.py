@@ -1,0 +1,113 @@
+"""The tab Paint a map: paint what is where and get the landscape."""
+
+import html
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import gradio as gr
+from PIL import Image
+
+from demo.parts import connect, controls, image_editor, results_gallery, run_buttons, shelf_of
+from demo.pictures import EXAMPLES, for_editor, read_picture, stored
+from demo.requests import read_request, status
+from imagebart import ImageBART, scenery
+from imagebart.maps import OPEN, kind_colours, paint_kinds, read_kinds
+
+
+def semantic(
+    model: ImageBART,
+    editor,
+    prompt="",
+    num_images=1,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    classes="",
+    negative_prompt="",
+    guidance=None,
+) -> Iterator[tuple]:
+    """Draw what a map shows: (the map as it was read, status, images), after every scale.
+
+    editor: {"background": image, "layers": [image], "composite": null}, painted in the colours of
+    the kinds; what is white, or has no kind's colour, is left open. The rest as in `sample`.
+    """
+    words = classes, negative_prompt, guidance
+    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
+    count, options, remark = request
+    colours = kind_colours(model.map_names)
+    kinds = read_kinds(read_painting(editor, model.image_size), colours)
+    if (kinds < 0).all():
+        raise ValueError("nothing is painted yet: paint the map in the colours of the kinds")
+    options["semantic_map"] = [kinds] * count
+    began, shown = time.perf_counter(), stored(paint_kinds(kinds, colours))
+    for step in model.sample_steps(count, **options):
+        images = [stored(image) for image in model.decode(step.tokens)]
+        yield shown, status(step, options["seed"], count, began, remark), images
+
+
+def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
+    """What was painted, layers over background, at the model's size (H, W)."""
+    if not editor or not editor.get("background"):
+        raise ValueError("there is no map yet: paint one, or take an example")
+    H, W = size
+    flat = partial(Image.Image.resize, size=(W, H), resample=Image.Resampling.NEAREST)
+    painting = flat(read_picture(editor["background"]))
+    for file in editor.get("layers") or []:
+        layer = flat(read_picture(file, lambda image: image.convert("RGBA")))
+        painting.paste(layer, mask=layer.getchannel("A").point(lambda alpha: 255 * (alpha > 127)))
+    return painting
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────
+
+
+def semantic_tab(model: ImageBART) -> None:
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            editor = map_editor(model)
+        with gr.Column(scale=2, min_width=300):
+            inputs = [editor, *controls(model)]
+            buttons = run_buttons("Draw the landscape")
+            line = gr.Markdown(elem_id="semantic-status", min_height=28)
+            plain = {"format": "png", "interactive": False, "height": 250, "buttons": []}
+            shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
+    gr.Markdown("#### Results")
+    gallery, index = results_gallery(label="Results", elem_id="painted", elem_classes="tiles")
+    connect(model, semantic, buttons, inputs, [shown, line, gallery], index)
+
+
+def map_editor(model: ImageBART) -> gr.ImageEditor:
+    """The editor, and what puts maps into it."""
+    H, W = model.image_size
+    maps = example_maps(model) if tuple(model.map_names) == scenery.LABELS else []
+    codes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in kind_colours(model.map_names).tolist()]
+    blank = Image.new("RGB", (W, H), OPEN)
+    editor = image_editor(W, H, "Paint what is where", codes, "painting", blank)
+    gr.HTML(legend(model.map_names, codes))
+    clear = gr.Button("Start from a blank map", size="sm")
+    gr.Markdown("Or from one of these:", visible=bool(maps))
+    plain = {"allow_preview": False, "buttons": [], "visible": bool(maps)}
+    shelf = shelf_of(maps, elem_id="maps", elem_classes="shelf", **plain)
+
+    def pick(event: gr.SelectData) -> dict:
+        return for_editor(maps[event.index])
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    shelf.select(pick, None, editor, **private)
+    clear.click(lambda: for_editor(blank), None, editor, **private)
+    return editor
+
+
+def example_maps(model: ImageBART) -> list[Image.Image]:
+    """Maps of scenery that the model has not seen."""
+    size = model.image_size
+    scenes = [scenery.render(scenery.scene_seed("test", i), *size) for i in range(EXAMPLES)]
+    return [paint_kinds(scene.semantic_map, scenery.PALETTE) for scene in scenes]
+
+
+def legend(names: Sequence[str], codes: list[str]) -> str:
+    """Which colour is which kind."""
+    swatch = '<span><i style="background: {}"></i>{}</span>'
+    each = (swatch.format(code, html.escape(name)) for name, code in zip(names, codes, strict=True))
+    return f'<div class="legend">{"".join(each)}</div>'

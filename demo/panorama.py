@@ -1,0 +1,82 @@
+"""The tab Panorama: draw a wide picture from one prompt or several."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import gradio as gr
+
+from demo.parts import NO_TEXT, connect, controls_of_chance, controls_of_words, run_buttons
+from demo.pictures import stored
+from demo.requests import LONGEST_PROMPT, read_request, short, status, whole
+from imagebart import ImageBART
+from imagebart.data import to_pil
+from imagebart.panorama import decode_wide, panorama_steps
+
+MOST_WIDTH = 4096
+SECONDS_BETWEEN_LOOKS = 2
+"""At a panorama that grows."""
+
+
+def panorama(
+    model: ImageBART,
+    prompts="",
+    width=0,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    negative_prompt="",
+    guidance=None,
+    wrap=False,
+    exact=False,
+) -> Iterator[tuple]:
+    """Draw a wide picture, window by window: (status, picture so far).
+
+    prompts: one a line, from left to right; width in pixels, at least the model's, 0 is six times
+    that; wrap: the right end goes on at the left one; exact: a window for every token, slow.
+    """
+    width = whole(width, "width", 0, MOST_WIDTH) or 6 * model.image_size[1]
+    for name, value in (("wrap", wrap), ("exact", exact)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {short(value)}")
+    if not isinstance(prompts, str | None) or len(prompts or "") > LONGEST_PROMPT:
+        raise ValueError(f"prompts must be text of at most {LONGEST_PROMPT} characters")
+    lines = [line for line in (prompts or "").splitlines() if line.strip()] or [""]
+    words = "", negative_prompt, guidance
+    requests = [read_request(model, line, 1, seed, temperature, top_k, *words) for line in lines]
+    options, remark = requests[0][1], "".join(dict.fromkeys(remark for *_, remark in requests))
+    if options.pop("prompt", None):
+        options["prompts"] = lines
+
+    began, looked, shown = time.perf_counter(), -math.inf, None
+    how = {"mode": "exact" if exact else "fast", "wrap": wrap, **options}
+    for step in panorama_steps(model, width, **how):
+        if step.done == 1 or time.perf_counter() - looked > SECONDS_BETWEEN_LOOKS:
+            picture = decode_wide(model, step.tokens, wrap)[:, :, :, :width]
+            looked, shown = time.perf_counter(), stored(to_pil(picture)[0])
+        yield status(step, options["seed"], 1, began, remark), shown
+
+
+def panorama_tab(model: ImageBART) -> None:
+    _, W = model.image_size
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            hint = "a desert at noon\na city at night" if model.takes_text else NO_TEXT
+            about = "One a line, from left to right"
+            plain = {"label": "Prompts", "placeholder": hint, "info": about, "lines": 3}
+            prompts = gr.Textbox("", max_length=LONGEST_PROMPT, **plain)
+        with gr.Column(scale=2, min_width=300):
+            width = gr.Slider(W, MOST_WIDTH, 6 * W, step=model.vqgan.f, label="Width in pixels")
+            seed = gr.Number(0, label="Seed", precision=0)
+        with gr.Column(scale=2, min_width=300), gr.Accordion("Advanced", open=False):
+            words = controls_of_words(model)
+            temperature, top_k = controls_of_chance(model)
+            wrap = gr.Checkbox(label="Wrap around", info="The right end goes on at the left one")
+            about = "A window for every token, as the paper does: many times slower"
+            exact = gr.Checkbox(label="Exact", info=about)
+    buttons = run_buttons("Draw")
+    line = gr.Markdown(elem_id="panorama-status", min_height=28)
+    plain = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
+    picture = gr.Image(label="Panorama", height="auto", elem_id="panorama", **plain)
+    inputs = [prompts, width, seed, temperature, top_k, *words, wrap, exact]
+    connect(model, panorama, buttons, inputs, [line, picture])

@@ -1,0 +1,158 @@
+"""What tabs are made of: controls, galleries, an editor, and the buttons that run an endpoint."""
+
+import inspect
+from collections.abc import Callable
+
+import gradio as gr
+from PIL import Image
+
+from demo.requests import LONGEST_PROMPT, MOST_IMAGES, sentences
+from imagebart import ImageBART, scenery
+from imagebart.ranking import CLIP
+
+NO_TEXT = "This model takes no text"
+IDEAS = {  # what a button says → the prompt it gives, in words that scenery has
+    "Sunset": "snowy mountains at sunset under scattered clouds",
+    "Night city": "a city by the water at night",
+    "Northern lights": "a wintry village under northern lights",
+    "Desert": "a desert at noon under a cloudless sky",
+}
+
+
+def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> list:
+    """What every endpoint asks for, in the order in which they take it; and prompts to begin with,
+    where the model knows their words."""
+    hint = "snowy mountains at night" if model.takes_text else NO_TEXT
+    prompt = gr.Textbox(
+        "", label="Prompt", placeholder=hint, max_lines=3, max_length=LONGEST_PROMPT
+    )
+    if ideas and model.takes_text and tuple(model.class_names) == scenery.KINDS:
+        with gr.Row(elem_classes="ideas"):
+            for name, words in ideas.items():
+                button = gr.Button(name, size="sm", min_width=90)
+                button.click(None, None, prompt, js=f"() => {words!r}", api_visibility="private")
+    names = [*zip(model.class_names, model.class_names, strict=True)]
+    names = names or [(str(i), str(i)) for i in range(model.classes)]
+    kind = gr.Dropdown([("any", ""), *names], label="Class", visible=bool(model.classes))
+    count = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Number of images")
+    dice = gr.Button("Random", size="sm", render=False)
+    seed = gr.Number(0, label="Seed", precision=0, buttons=[dice])
+    with gr.Accordion("Advanced", open=False):
+        negative, guidance = controls_of_words(model)
+        temperature, top_k = controls_of_chance(model)
+    dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)")
+    return [prompt, count, seed, temperature, top_k, kind, negative, guidance]
+
+
+def controls_of_words(model: ImageBART) -> list:
+    """What else there is to say: negative prompt, guidance."""
+    about, led = "What the picture should not show", model.takes_text or bool(model.classes)
+    negative = gr.Textbox(
+        "", label="Negative prompt", info=about, max_length=LONGEST_PROMPT, visible=model.takes_text
+    )
+    about = "1 follows the prompt as it learned to, more follows it harder"
+    guidance = gr.Slider(0, 8, model.guidance, step=0.1, label="Guidance", info=about, visible=led)
+    return [negative, guidance]
+
+
+def controls_of_chance(model: ImageBART) -> list:
+    """How the tokens are drawn: temperature, top-k."""
+    about = "0 takes the likeliest token always"
+    temperature = gr.Slider(0, 5, 1, step=0.05, label="Temperature", info=about)
+    about = "Only the k likeliest tokens; 0 is all"
+    return [temperature, gr.Slider(0, model.K, 0, step=1, label="Top-k", info=about)]
+
+
+def candidates_slider(ranker: CLIP | None) -> gr.Slider:
+    """How many are drawn for each image that is shown; hidden where nothing ranks."""
+    about = "So many are drawn for each image; those most like the prompt are shown"
+    return gr.Slider(1, 16, 1, step=1, label="Best of", info=about, visible=ranker is not None)
+
+
+def results_gallery(**options) -> tuple[gr.Gallery, gr.State]:
+    """A gallery of results, and which of them is selected."""
+    gallery = shelf_of(buttons=["download", "download_all", "fullscreen"], **options)
+    index = gr.State(0)
+
+    def select(event: gr.SelectData) -> int:
+        return event.index
+
+    gallery.select(select, None, index, api_visibility="private", queue=False)
+    return gallery, index
+
+
+def shelf_of(value: list | None = None, **options) -> gr.Gallery:
+    """Pictures to look at, without loss."""
+    plain = {"format": "png", "interactive": False, "object_fit": "contain", "show_label": False}
+    return gr.Gallery(value, **plain, **options)
+
+
+def image_editor(
+    W: int, H: int, label: str, colours: list[str], elem_id: str, start: Image.Image | None = None
+) -> gr.ImageEditor:
+    """An editor in which one paints in given colours, sized for W×H pictures."""
+    radius = max(2, W // 16)
+    return gr.ImageEditor(
+        start,
+        label=label,
+        format="png",  # the default is lossy
+        sources=["clipboard"],  # its own upload takes minutes to prepare a photograph
+        transforms=(),
+        layers=False,
+        height=460,
+        brush=gr.Brush(radius, colors=colours, color_mode="fixed"),
+        eraser=gr.Eraser(radius),
+        canvas_size=(W, H),
+        fixed_canvas=False,
+        buttons=[],
+        elem_id=elem_id,
+    )
+
+
+def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
+    with gr.Row():
+        run = gr.Button(label, variant="primary", scale=3, min_width=140)
+        stop = gr.Button("Stop", scale=1, min_width=80)
+    return run, stop
+
+
+def endpoint(steps: Callable, model: ImageBART, **given) -> Callable:
+    """`steps` with its model and what else is given, its errors in sentences, and the names of its
+    other parameters."""
+
+    def run(*args):
+        with sentences():
+            yield from steps(model, *args, **given)
+
+    _, *parameters = inspect.signature(steps).parameters.values()
+    parameters = [one for one in parameters if one.name not in given]
+    run.__name__, run.__signature__ = steps.__name__, inspect.Signature(parameters)
+    return run
+
+
+def connect(
+    model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, index=None, **given
+) -> None:
+    """Run calls the endpoint, one visitor after another; Stop ends it after the scale it is at.
+
+    The status is the output that is text; `index` is what is selected in the gallery.
+    """
+    (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
+    run, stop = buttons
+    event = run.click(
+        endpoint(steps, model, **given),
+        inputs,
+        outputs,
+        preprocess=False,  # the endpoint checks what came, and says what is wrong
+        api_name=steps.__name__,
+        api_description=inspect.cleandoc(steps.__doc__),
+        concurrency_limit=1,
+        concurrency_id="model",
+        show_progress="minimal",
+        show_progress_on=line,
+    )
+    if index is not None:
+        run.click(lambda: 0, None, index, api_visibility="private", queue=False)
+    stop.click(
+        lambda: "Stopped.", None, line, cancels=[event], api_visibility="private", queue=False
+    )

@@ -1,0 +1,162 @@
+"""What a visitor asked for: numbers, words and classes, checked; and what is said in return."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import gradio as gr
+
+from imagebart import ImageBART
+from imagebart.guidance import ask
+from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
+
+MOST_IMAGES = 16
+MOST_CANDIDATES = 64
+LONGEST_PROMPT = 1000
+CHUNK = 4
+"""Candidates between two signs of life."""
+
+
+def whole(value: Any, name: str, low: int, high: int) -> int:
+    """A whole number in [low, high]; text is read too, as JSON numbers are exact to 2^53 only."""
+    number = None
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = int(value)
+    if number is None or (isinstance(value, float) and number != value):
+        raise ValueError(f"{name} must be a whole number, got {short(value)}")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must lie in {low} to {high}, got {short(value)}")
+    return number
+
+
+def real(value: Any, name: str, low: float, high: float) -> float:
+    """A number in [low, high]."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not fits:
+        raise ValueError(f"{name} must be a number from {low} to {high}, got {short(value)}")
+    return float(value)
+
+
+def short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def read_request(model: ImageBART, prompt, num_images, seed, temperature, top_k, *words) -> tuple:
+    """(number of images, options of the chain, a remark); ValueError if one cannot be met."""
+    count = whole(num_images, "num_images", 1, MOST_IMAGES)
+    options = {
+        "seed": whole(seed, "seed", 0, 2**63 - count),  # image i has the seed seed + i
+        "temperature": real(temperature, "temperature", 0, 5),
+        "top_k": whole(top_k, "top_k", 0, model.K),
+    }
+    what, remark = read_words(model, prompt, *words, options["seed"], count)
+    return count, options | what, remark
+
+
+def read_words(
+    model: ImageBART, prompt, classes, negative_prompt, guidance, seed: int, count: int
+) -> tuple[dict, str]:
+    """(what to paint, as options of the chain; a remark on what the model could not read)."""
+    texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+    for name, text in texts.items():
+        if not isinstance(text, str | None) or len(text or "") > LONGEST_PROMPT:
+            raise ValueError(f"{name} must be text of at most {LONGEST_PROMPT} characters")
+    options, remarks = {}, []
+    if model.takes_text:
+        options |= texts
+    elif any((text or "").strip() for text in texts.values()):
+        remarks.append("This model takes no text: the prompt was not used.")
+    if model.classes or classes not in ("", None):
+        options["classes"] = read_classes(model, classes, seed, count)
+    if guidance is not None:
+        options["guidance"] = real(guidance, "guidance", 0, 20)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        ask(model, count, **options)
+    remarks += [f"{str(one.message)[:200]}." for one in said]
+    return options, "".join(f" {remark}" for remark in dict.fromkeys(remarks))
+
+
+def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | None:
+    """One class for all images; none said is no matter, or another for each by its seed where a
+    model must have one."""
+    if name in ("", None):
+        droppable = model.denoisers[model.T].config.droppable
+        return None if droppable else [(seed + i) % model.classes for i in range(count)]
+    number = isinstance(name, int) or (isinstance(name, str) and name.isdecimal())
+    return [whole(name, "classes", 0, model.classes - 1) if number else name] * count
+
+
+# ── the best of many ──────────────────────────────────────────────────────────────────────────
+
+
+def read_candidates(candidates, ranker: CLIP | None, prompt: str) -> tuple[int, Score | None]:
+    """(how many are drawn for each image, what ranks them); ValueError if nothing can."""
+    candidates = whole(candidates, "candidates", 1, MOST_CANDIDATES)
+    if candidates == 1:
+        return 1, None
+    if ranker is None:
+        raise ValueError("candidates must be 1 for this model: start the app with --clip to rank")
+    if not (prompt or "").strip():
+        raise ValueError("candidates must be 1 without a prompt: there is nothing to compare with")
+    return candidates, ranker.likeness(prompt)
+
+
+def of_one_class(options: dict, count: int) -> dict:
+    """The same options for so many images; where each had a class of its own, the first one's."""
+    classes = options.get("classes")
+    return options | {"classes": classes[:1] * count} if classes else options
+
+
+def ranked(
+    draw: Draw, count: int, candidates: int, score: Score, options: dict, chunk: int = CHUNK
+) -> Iterator[tuple[list[Ranked], str]]:
+    """(the best so far, how many are drawn), chunk by chunk, of `candidates` for each image."""
+    total = count * candidates
+    if options["seed"] + total > 2**63:
+        raise ValueError(f"seed must lie in 0 to {2**63 - total}, got {options['seed']}")
+
+    def drawn(n: int, seed: list[int]) -> list:
+        return draw(n, **of_one_class(options, n) | {"seed": seed})
+
+    found = best_so_far(drawn, count, total, score, seed=options["seed"], chunk=chunk)
+    for i, best in enumerate(found, 1):
+        yield best, f"{min(i * chunk, total)} of {total} candidates drawn …"
+
+
+# ── what is said in return ────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Errors reach the visitor as one sentence, never as a traceback."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from None
+    except Exception as error:  # gradio writes the traceback to the log
+        raise gr.Error("something went wrong here; the server's log says what") from error
+
+
+def caption(model: ImageBART, t: int) -> str:
+    return f"t = {t}, noise" if t == model.T else f"t = {t}, image" if t == 1 else f"t = {t}"
+
+
+def status(step, seed: int | list[int], count: int, began: float, remark: str) -> str:
+    if step.done < 1:
+        return f"At scale t = {step.t}, {step.done:.0%} of the way …"
+    return finished(seed, count, began, remark)
+
+
+def finished(seed: int | list[int], count: int, began: float, remark: str) -> str:
+    if isinstance(seed, list):
+        seeds = f"Seed{'s' * (count > 1)} {', '.join(map(str, seed))}"
+    else:
+        seeds = f"Seed {seed}" if count == 1 else f"Seeds {seed} to {seed + count - 1}"
+    return f"{seeds}, {time.perf_counter() - began:.1f} s.{remark}"

@@ -1,0 +1,79 @@
+"""The tab Sample: draw pictures and watch the chain."""
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import gradio as gr
+
+from demo.parts import (
+    IDEAS,
+    candidates_slider,
+    connect,
+    controls,
+    results_gallery,
+    run_buttons,
+    shelf_of,
+)
+from demo.pictures import stored
+from demo.requests import caption, of_one_class, ranked, read_candidates, read_request, status
+from imagebart import ImageBART
+from imagebart.ranking import CLIP
+
+
+def sample(
+    model: ImageBART,
+    prompt="",
+    num_images=1,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    classes="",
+    negative_prompt="",
+    guidance=None,
+    candidates=1,
+    *,
+    ranker: CLIP | None = None,
+) -> Iterator[tuple]:
+    """Draw images: (the first one's chain, status, images), after every scale.
+
+    num_images 1 to 16, image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers
+    are not exact; temperature 0 to 5, 0 is greedy; top_k 0 (off) to the size of the codebook.
+    classes: a name or a number, empty for any; guidance 0 to 20, 1 is plain conditional sampling,
+    null is the model's own. candidates 1 to 64: so many are drawn for each image, and those shown
+    that look most like the prompt, the best first.
+    """
+    words = classes, negative_prompt, guidance
+    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
+    count, options, remark = request
+    candidates, score = read_candidates(candidates, ranker, prompt)
+    began, chain = time.perf_counter(), []
+    if score is not None:
+        for best, line in ranked(model.sample, count, candidates, score, options):
+            yield [], line, [stored(one.image) for one in best]
+        options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
+        remark += f" The best of {count * candidates}."
+    for step in model.sample_steps(count, **options):
+        images = [stored(image) for image in model.decode(step.tokens)]
+        chain.append((images[0], caption(model, step.t)))
+        yield chain, status(step, options["seed"], count, began, remark), images
+
+
+def sample_tab(model: ImageBART, ranker: CLIP | None) -> SimpleNamespace:
+    """The page; returns what the other tabs connect to."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            inputs = [*controls(model, IDEAS), candidates_slider(ranker)]
+            buttons = run_buttons("Sample")
+            line = gr.Markdown(elem_id="sample-status", min_height=28)
+        with gr.Column(scale=3, min_width=320):
+            gallery, index = results_gallery(
+                label="Images", elem_id="samples", elem_classes="tiles", columns=2
+            )
+            send = gr.Button("Send the selected image to Edit")
+    gr.Markdown("#### How the first image formed")
+    chain = shelf_of(
+        label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
+    )
+    connect(model, sample, buttons, inputs, [chain, line, gallery], index, ranker=ranker)
+    return SimpleNamespace(send=send, gallery=gallery, index=index)
