@@ -60,7 +60,7 @@ SIDES = {  # what a button adds: left, right, above, below, in halves of the mod
     "Right": (0, 1, 0, 0),
     "Above": (0, 0, 1, 0),
     "Below": (0, 0, 0, 1),
-    "All around": (1, 1, 1, 1),
+    "All": (1, 1, 1, 1),
 }
 
 
@@ -236,7 +236,7 @@ def edit_tab(
     with gr.Row():
         plain = {"format": "png", "interactive": False, "height": 220, "buttons": []}
         with gr.Column(scale=1, min_width=220):
-            shown = gr.Image(label="Tokens to repaint", elem_id="tokens", **plain)
+            shown = gr.Image(label="The input", elem_id="tokens", **plain)
         with gr.Column(scale=4, min_width=320):
             plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
             settling = shelf_of(label="Settling", elem_id="settling", **plain)
@@ -258,8 +258,10 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
     """The editor, and what puts pictures and holes into it."""
     H, W = model.image_size
     editor = image_editor(W, H, "Paint over what should change", [PAINT], "editor")
-    with gr.Row():
-        holes = [gr.Button(name, size="sm", min_width=100) for name in HOLES]
+    names, holes = list(HOLES), []
+    for three in (names[:3], names[3:]):
+        with gr.Row():
+            holes += [gr.Button(name, size="sm", min_width=90) for name in three]
     upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
     gr.Markdown("Or paste one above, or take one of these:")
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}

@@ -12,6 +12,7 @@ THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="
 CSS = """
 .gradio-container, .gradio-container main { width: 100%; max-width: 1120px !important; }
 .gradio-container { margin: 0 auto !important; }
+.gradio-container .main { padding: 16px min(32px, 3vw) !important; }
 #title h1 { margin-bottom: 0.2rem; }
 #title p { color: var(--body-text-color-subdued); font-size: var(--text-lg); }
 
@@ -30,10 +31,10 @@ CSS = """
 
 /* pictures that fill their frame; a panorama is never a thin line, it scrolls */
 #forget img, #noisy img, #read img, #tokens img { width: 100%; height: 100%; object-fit: contain; }
-#read img, #tokens img { image-rendering: pixelated; }
+#read img { image-rendering: pixelated; }
 #panorama .image-container, #panorama .image-frame { overflow-x: auto; width: 100%; }
 #panorama img { width: auto; height: auto; min-width: 100%; min-height: 160px; max-width: none;
-  max-height: none; }
+  max-height: none; object-fit: contain; }
 
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: var(--text-sm); }
 .legend i { display: inline-block; width: 14px; height: 14px; margin-right: 5px; border-radius: 4px;
@@ -41,9 +42,8 @@ CSS = """
 .ideas button { font-weight: 400; }
 
 @media (max-width: 600px) {
-  .gradio-container main { padding-left: 12px !important; padding-right: 12px !important; }
   #title p { font-size: var(--text-md); }
-  .tab-container button[role="tab"] { padding: 0 7px; font-size: var(--text-sm); }
+  .tab-container button { padding: 0 7px; font-size: var(--text-sm); }
 }
 """
 TITLE = """

@@ -13,8 +13,8 @@ from imagebart.ranking import CLIP
 NO_TEXT = "This model takes no text"
 IDEAS = {  # what a button says → the prompt it gives, in words that scenery has
     "Sunset": "snowy mountains at sunset under scattered clouds",
-    "Night city": "a city by the water at night",
-    "Northern lights": "a wintry village under northern lights",
+    "City": "a city by the water at night",
+    "Aurora": "a wintry village under northern lights",
     "Desert": "a desert at noon under a cloudless sky",
 }
 
@@ -29,7 +29,7 @@ def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> list:
     if ideas and model.takes_text and tuple(model.class_names) == scenery.KINDS:
         with gr.Row(elem_classes="ideas"):
             for name, words in ideas.items():
-                button = gr.Button(name, size="sm", min_width=90)
+                button = gr.Button(name, size="sm", min_width=60)
                 button.click(None, None, prompt, js=f"() => {words!r}", api_visibility="private")
     names = [*zip(model.class_names, model.class_names, strict=True)]
     names = names or [(str(i), str(i)) for i in range(model.classes)]

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -29,10 +30,10 @@ from imagebart import ImageBART, scenery, serving
 from imagebart.data import fit, to_rgb
 from imagebart.editing import Edit
 from imagebart.guidance import pieces_in
-from imagebart.maps import kind_colours, paint_kinds
+from imagebart.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.probe import Probe
-from imagebart.ranking import CLIP, best_of
+from imagebart.ranking import CLIP, best_edits, best_of
 
 ROOT = Path(__file__).parents[1]
 DESKTOP, PHONE = (1280, 1000), (390, 844)
@@ -86,6 +87,18 @@ def model(make_model, tmp_path_factory) -> ImageBART:
     make_model(T=3).save_pretrained(folder)
     model = ImageBART.from_pretrained(folder, device="cpu")
     model.folder = folder
+    return model
+
+
+@pytest.fixture(scope="module")
+def told(make_model, tmp_path_factory) -> ImageBART:
+    """A model that takes maps and text, and knows the words of "a lake at night"."""
+    model = make_model(T=3, text_length=6, text_pieces=8, map_kinds=3, droppable=True)
+    model.map_names = ["sky", "water", "grass"]
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(pieces_in(["a lake at night"], 6))
+    model.folder = tmp_path_factory.mktemp("told")
+    model.save_pretrained(model.folder)
     return model
 
 
@@ -394,6 +407,7 @@ def odd_pictures() -> dict[str, tuple[Image.Image, str, dict]]:
     deep = Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64)
     turned = Image.Exif()
     turned[0x0112] = 6
+    next_frame = picture(32, 32, seed=2)
     return {
         "palette": (picture(32, 32, "P"), "png", {}),
         "alpha": (clear, "png", {}),
@@ -401,6 +415,8 @@ def odd_pictures() -> dict[str, tuple[Image.Image, str, dict]]:
         "turned": (picture(40, 32), "jpg", {"exif": turned}),
         "CMYK": (picture(32, 32, "CMYK"), "jpg", {}),
         "one pixel": (picture(1, 1), "png", {}),
+        "a line": (picture(2000, 10), "png", {}),
+        "animated": (picture(32, 32), "gif", {"save_all": True, "append_images": [next_frame]}),
     }
 
 
@@ -579,6 +595,112 @@ def test_nothing_painted_is_one_sentence(make_model, tmp_path):
         next(semantic(painter, {"background": {"path": str(tmp_path / "white.png")}}))
 
 
+def request_of(image: Image.Image, layer: Image.Image | None, folder: Path) -> dict:
+    """What the editor sends, for an endpoint that is called here."""
+    named = {"image.png": image} | ({"layer.png": layer} if layer else {})
+    for name, one in named.items():
+        one.save(folder / name)
+    background, *layers = ({"path": str(folder / name)} for name in named)
+    return editor(background, *layers)
+
+
+def test_an_edit_tells_how_it_settled(model, tmp_path):
+    """A picture a scale, then one a pass; those of the first result, the last is the result."""
+    image, (marked, layer) = picture(32, 32), stroke(32, 32)
+    request = request_of(image, layer, tmp_path)
+    steps = list(inpaint(model, request, seed=2, num_images=2, passes=16))
+    strips = [settling for _, settling, *_ in steps]
+    assert [len(strip) for strip in strips] == list(range(1, len(steps) + 1))
+    passes = len(steps) - model.T
+    names = ["t = 3, noise", "t = 2", "t = 1, image"]
+    assert [name for _, name in strips[-1]] == names + [f"pass {i + 1}" for i in range(passes)]
+    assert 0 < passes < 16 and steps[-1][2].endswith(f" s. Settled after {passes} passes.")
+    for strip, (*_, images) in zip(strips, steps, strict=True):
+        assert strip[-1][0] == images[0]
+    kept = ~Edit(model, image, marked).inside.numpy()
+    for seen in pixels([Image.open(path) for path, _ in strips[-1]]):
+        np.testing.assert_array_equal(seen[kept], np.asarray(image)[kept])
+
+
+def test_the_best_edits_are_shown_and_the_best_first(told, clip, tmp_path):
+    image, layer = picture(40, 32), hole_of("Lower half", (40, 32))
+    request, ranker = request_of(image, layer, tmp_path), CLIP(clip)
+    how = dict(seed=5, passes=1)
+    *steps, (_, settling, line, got) = inpaint(
+        told, request, "a lake", 2, candidates=3, ranker=ranker, **how
+    )
+    mask, how = layer.getchannel("A"), how | {"process": "refined", "prompt": "a lake"}
+    images = told.inpaint(image, mask, 6, **how)
+    best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
+    assert [line for _, _, line, _ in steps[:2]] == [
+        "4 of 6 candidates drawn …",
+        "6 of 6 candidates drawn …",
+    ]
+    assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
+    assert_same([Image.open(path) for path in got], [images[i] for i in best])
+    assert_same([Image.open(settling[-1][0])], [images[best[0]]])
+
+    beyond = dict(left=32, candidates=2, ranker=ranker, passes=1, seed=5)
+    *_, (_, line, got) = outpaint(told, request, "a lake", 1, **beyond)
+    images = told.outpaint(image, 2, left=32, **how)
+    best = int(np.argmax(ranker.likeness("a lake")(images)))
+    assert line.startswith(f"Seed {5 + best}, ")
+    assert_same([Image.open(path) for path in got], [images[best]])
+
+
+def test_classes_of_candidates_are_those_of_what_is_shown(make_model, clip, tmp_path):
+    """A model that must have a class is given one by its seed; candidates all have the first."""
+    model, ranker = make_model(T=2, classes=5, text_length=6, text_pieces=8), CLIP(clip)
+    words = dict(prompt="a lake", num_images=2, seed=3, candidates=2, ranker=ranker)
+    *steps, (_, _, got) = sample(model, **words)
+    assert_same([Image.open(p) for p in got], [Image.open(p) for p in steps[0][2]])
+
+
+def test_a_picture_grows_window_by_window(model, tmp_path):
+    request = request_of(picture(32, 32), None, tmp_path)
+    steps = list(outpaint(model, request, num_images=2, seed=3, right=32))
+    lines = [line for _, line, _ in steps]
+    assert lines[:3] == [f"Image 1 of 2, {part}% of the way …" for part in (0, 50, 100)]
+    assert [len(images) for *_, images in steps] == [1, 1, 1, 2, 2, 2, 2]
+    assert {Image.open(path).size for *_, images in steps for path in images} == {(64, 32)}
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_a_preset_marks_what_it_says(name):
+    marked = np.asarray(hole_of(name, (8, 8)).getchannel("A")) > 0
+    upper, left = np.arange(8)[:, None] < 4, np.arange(8)[None] < 4
+    middle = (abs(np.arange(8) - 3.5) < 2)[:, None] & (abs(np.arange(8) - 3.5) < 2)
+    says = {"Upper half": upper, "Lower half": ~upper, "Left half": left, "Right half": ~left}
+    says |= {"Centre": middle, "Outer frame": ~middle}
+    np.testing.assert_array_equal(marked, np.broadcast_to(says[name], (8, 8)))
+
+
+ODD_WORDS = {
+    "NUL": ("a \0 lake", None),
+    "emoji": ("🏔️ 🌊", "prompt: this model has never seen"),
+    "right to left": ("בוקר טוב", "prompt: only its first 4 pieces are read"),
+    "many": ("lake " * 200, "prompt: only its first 4 pieces are read"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_WORDS)
+def test_odd_words_are_read_as_far_as_they_can_be(told, name):
+    prompt, remark = ODD_WORDS[name]
+    *_, (_, line, images) = sample(told, prompt, seed=1)
+    assert len(images) == 1
+    assert f" s. {remark}" in line if remark else line.endswith(" s.")
+    with pytest.raises(ValueError, match="prompt must be text of at most 1000 characters"):
+        next(sample(told, "lake " * 10_000))
+
+
+def test_a_panorama_has_room_for_its_prompts(told):
+    lines = "\n".join(["a lake"] * 5)
+    with pytest.raises(ValueError, match="prompts and classes must be at most 4, got 5"):
+        next(panorama(told, lines, width=32))
+    *_, (_, wide) = panorama(told, lines, width=37)  # not a multiple of f
+    assert Image.open(wide).size == (37, 32)
+
+
 def test_the_best_of_several_are_shown(make_model, clip):
     model, ranker = make_model(T=3, text_length=6, text_pieces=8, droppable=True), CLIP(clip)
     for denoiser in model.denoisers.values():
@@ -604,47 +726,74 @@ def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
 # ── in a browser ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(params=[DESKTOP])
-def page(server, request):
-    """The page in a browser; parametrise with the width and height of another screen."""
+@contextmanager
+def browsing(url: str, size: tuple[int, int]):
+    """The page in a browser of this width and height; `complaints` is what its console said."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt install chromium")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        width, height = request.param
-        page = browser.new_page(viewport={"width": width, "height": height})
+        page = browser.new_page(viewport=dict(zip(("width", "height"), size, strict=True)))
         page.set_default_timeout(60_000)
         page.complaints = []
         page.on("pageerror", lambda error: page.complaints.append(str(error)))
         page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
-        page.goto(server.url)
+        page.goto(url)
         yield page
         browser.close()
 
 
+@pytest.fixture(params=[DESKTOP])
+def page(server, request):
+    """The page of `model`; parametrise with the width and height of another screen."""
+    with browsing(server.url, request.param) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def told_server(told, clip, tmp_path_factory):
+    """A server of `told`, with a CLIP model that ranks."""
+    arguments = "--model", str(told.folder), "--clip", str(clip)
+    with Server(tmp_path_factory.mktemp("told-files"), *arguments) as server:
+        yield server
+
+
+@pytest.fixture(params=[DESKTOP])
+def told_page(told_server, request):
+    """The page of `told`."""
+    with browsing(told_server.url, request.param) as page:
+        yield page
+
+
 def shown(page, gallery: str) -> np.ndarray:
     """The first picture of a gallery, as the browser got it."""
-    source = page.locator(f"{gallery} .grid-container img").first.get_attribute("src")
-    return np.asarray(Image.open(BytesIO(page.request.get(source).body())).convert("RGB"))
+    return np.asarray(served(page, page.locator(f"{gallery} .grid-container img").first))
 
 
-def settled(page) -> tuple[float, dict]:
-    """(zoom, box) of the editor once it shows a picture of the model's size and lies still."""
+def served(page, picture) -> Image.Image:
+    """The file behind a picture on the page."""
+    source = picture.get_attribute("src")
+    return Image.open(BytesIO(page.request.get(source).body())).convert("RGB")
+
+
+def settled(page, where: str = "#editor") -> tuple[float, dict]:
+    """(zoom, box) of an editor once it shows a picture of the model's size and lies still."""
     found = None
+    page.locator(where).scroll_into_view_if_needed()
     for _ in range(120):
-        zoom = int(page.locator("#editor").get_by_text("%").inner_text().rstrip("%")) / 100
-        before, found = found, (zoom, page.locator("#editor canvas").first.bounding_box())
-        if zoom == 10 and found == before:  # the most there is, and these pictures are small
+        zoom = int(page.locator(where).get_by_text("%").inner_text().rstrip("%")) / 100
+        before, found = found, (zoom, page.locator(f"{where} canvas").first.bounding_box())
+        if zoom > 8 and found == before:  # 10 is the most, and these pictures are small
             return found
         page.wait_for_timeout(500)
     raise AssertionError(f"the editor never came to rest, last at {found}")
 
 
-def dab(page, row: int, column: int, model) -> None:
+def dab(page, row: int, column: int, model, where: str = "#editor") -> None:
     """Touch the middle of one token with the brush, which is smaller than a token."""
     (h, w), (H, W) = model.grid, model.image_size
-    zoom, box = settled(page)
+    zoom, box = settled(page, where)
     x = box["x"] + box["width"] / 2 + ((column + 0.5) / w - 0.5) * W * zoom
     y = box["y"] + box["height"] / 2 + ((row + 0.5) / h - 0.5) * H * zoom
     page.mouse.move(x, y)
@@ -654,7 +803,9 @@ def dab(page, row: int, column: int, model) -> None:
     page.wait_for_timeout(500)
 
 
-def repaint(page, seed: int) -> np.ndarray:
+def repaint(page, seed: int, line: str = "") -> np.ndarray:
+    """The first result, once the status says that it has this seed, or what `line` says."""
+    line = line or f"Seed {seed},"
     tab = page.get_by_role("tabpanel").filter(has=page.locator("#editor"))
     tab.get_by_label("Seed").fill(str(seed))
     for _ in range(10):  # until the mask has come to the editor
@@ -663,7 +814,7 @@ def repaint(page, seed: int) -> np.ndarray:
         page.locator("#edit-status").get_by_text("Seed").or_(
             tab.get_by_text("Error", exact=True)
         ).first.wait_for()
-        if page.locator("#edit-status").get_by_text(f"Seed {seed},").is_visible():
+        if page.locator("#edit-status").get_by_text(line).is_visible():
             return shown(page, "#edits")
     raise AssertionError("nothing was ever marked")
 
@@ -708,14 +859,50 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     assert page.complaints == []
 
 
+@pytest.mark.parametrize("told_page", [DESKTOP, PHONE], indirect=True)
+def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(told_page, told, clip):
+    page, words, example = told_page, "a lake at night", example_pictures(told)[1]
+    page.get_by_role("tab", name="Edit").click()
+    tab = page.get_by_role("tabpanel").filter(has=page.locator("#editor"))
+    page.locator("#examples .thumbnail-item").nth(1).click()
+    page.get_by_text("Upload an image").wait_for(state="hidden")
+    dab(page, 2, 1, told)
+    tab.get_by_label("Prompt", exact=True).fill(words)
+    for name in ("Refinement passes", "Best of"):
+        tab.get_by_role("spinbutton", name=name).fill("2")
+    edited = repaint(page, 9, "The best of 2.")
+    mask = np.zeros((32, 32), bool)
+    mask[16:24, 8:16] = True
+    how = dict(seed=9, process="refined", passes=2, prompt=words)
+    (best,) = best_edits(told, example, mask, 1, 2, CLIP(clip).likeness(words), **how)
+    np.testing.assert_array_equal(edited, np.asarray(best.image))
+    assert page.locator("#settling .grid-container img").count() > told.T
+
+    tab.get_by_role("button", name="Go on beyond the borders").click()
+    tab.get_by_role("button", name="Left", exact=True).click()
+    assert tab.get_by_role("spinbutton", name="Pixels to the left").input_value() == "16"
+
+    page.get_by_role("tab", name="Paint a map").click()
+    dab(page, 1, 2, told, "#painting")
+    tab = page.get_by_role("tabpanel").filter(has=page.locator("#painting"))
+    tab.get_by_label("Prompt", exact=True).fill(words)
+    tab.get_by_role("button", name="Draw the landscape").click()
+    page.locator("#semantic-status").get_by_text("Seed 0,").wait_for()
+    kinds = read_kinds(served(page, page.locator("#read img")), kind_colours(told.map_names))
+    assert set(np.unique(kinds)) == {-1, 0} and not (kinds[:8] == 0).any()
+    expected = told.sample(1, seed=0, prompt=words, semantic_map=kinds)
+    np.testing.assert_array_equal(shown(page, "#painted"), pixels(expected)[0])
+    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wide <= 0 and page.complaints == []
+
+
 @pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
 def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
     page.get_by_role("tab", name="Panorama").click()
     page.get_by_role("spinbutton", name="Width in pixels").fill("80")
     page.get_by_role("button", name="Draw", exact=True).click()
     page.locator("#panorama-status").get_by_text("Seed 0,").wait_for()
-    source = page.locator("#panorama img").first.get_attribute("src")
-    seen = Image.open(BytesIO(page.request.get(source).body()))
+    seen = served(page, page.locator("#panorama img").first)
     assert_same([seen], model.panorama(80, seed=0))
 
     page.get_by_role("tab", name="Edit").click()
@@ -750,8 +937,7 @@ def test_a_visitor_slides_the_chain(page, model):
     slider.press("ArrowLeft")
     slider.press("ArrowLeft")
     line.get_by_text("At t = 1, 100%").wait_for()
-    source = page.locator("#noisy img").get_attribute("src")
-    seen = np.asarray(Image.open(BytesIO(page.request.get(source).body())).convert("RGB"))
+    seen = np.asarray(served(page, page.locator("#noisy img")))
     start = example_pictures(model)[1]
     np.testing.assert_array_equal(seen, pixels(model.decode(model.encode(start)))[0])
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagebart import ImageBART
+from imagebart.data import to_rgb
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing import (
     Edit,
     annealed_steps,
     edit_steps,
     hole_pixels,
+    outpaint_steps,
     pixel_hole,
     redraw,
     refined_steps,
@@ -378,6 +380,55 @@ def test_outpainting_draws_every_pixel_once_and_nothing_it_was_not_asked_for(tin
         tiny.outpaint(image, top=20_000)
     with pytest.raises(ValueError, match="at least 4 pixels a side"):
         tiny.outpaint(picture(3, 30), top=2)
+
+
+def test_outpainting_is_told_window_by_window(tiny):
+    """What is known stays as it is; the last step is the picture, and every image has its words."""
+    image = picture()
+    *steps, (last, done) = outpaint_steps(tiny, image, left=16, bottom=32, seed=4)
+    assert done == 1 and same(last, tiny.outpaint(image, left=16, bottom=32, seed=4)[0])
+    assert [part for _, part in steps] == [i / len(steps) for i in range(len(steps))]
+    for grown, _ in steps:
+        assert np.array_equal(np.asarray(grown)[:32, 16:], np.asarray(image))
+        assert not same(grown, last)
+    assert [done for _, done in outpaint_steps(tiny, image)] == [1]
+
+
+def test_every_image_of_an_outpainting_has_its_own_words(make_model):
+    model, image = make_model(T=2, classes=4), picture()
+    two = model.outpaint(image, 2, right=32, seed=[9, 9], classes=[1, 3])
+    for got, one in zip(two, (1, 3), strict=True):
+        assert same(got, model.outpaint(image, right=32, seed=9, classes=one)[0])
+    assert not same(*two)
+    with pytest.raises(ValueError, match="classes must be one, or 2 of them, got 3"):
+        model.outpaint(image, 2, right=16, classes=[1, 2, 3])
+
+
+def test_a_half_is_that_of_the_upright_picture(tiny, tmp_path):
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    picture(48, 32).save(tmp_path / "turned.jpg", exif=turned)
+    image = Image.open(tmp_path / "turned.jpg")
+    got = tiny.complete(image, keep="upper", seed=1)[0]
+    assert got.size == (32, 48) and np.array_equal(
+        np.asarray(got)[:24], np.asarray(to_rgb(image))[:24]
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "count", "sentence"),
+    [
+        (None, blank(), 1, "an image must be a PIL image of a pixel at least, got <class 'None"),
+        ("a.png", blank(), 1, "an image must be a PIL image of a pixel at least, got <class 'str"),
+        (Image.new("RGB", (0, 5)), blank(0, 5), 1, "of a pixel at least, got 0×5"),
+        (picture(), None, 1, "the mask must be as large as the image, 32×32, got none"),
+        (picture(), blank(), 0, "num_images must be a whole number, at least 1, got 0"),
+        (picture(), blank(), "2", "num_images must be a whole number, at least 1, got '2'"),
+    ],
+)
+def test_what_cannot_be_edited_is_one_sentence(tiny, image, mask, count, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny.inpaint(image, mask, count)
 
 
 def test_the_output_is_what_was_asked_for(tiny):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from imagebart.conditioning import END, START
-from imagebart.ranking import CLIP, best_of, reject
+from imagebart.ranking import CLIP, best_edits, best_of, best_so_far, reject
 
 
 def brightness(images) -> list[float]:
@@ -33,6 +33,26 @@ def test_a_kept_picture_is_the_sample_of_its_seed(tiny):
     assert np.array_equal(np.asarray(ranked.image), np.asarray(again))
 
 
+def test_the_best_edits_are_those_of_a_plain_sort(tiny):
+    image = tiny.sample(1, seed=90)[0]
+    mask = np.zeros((32, 32), bool)
+    mask[:16] = True
+    edits = tiny.inpaint(image, mask, 7, seed=30, top_k=4)
+    order = np.argsort(brightness(edits))[::-1][:2]
+    best = best_edits(tiny, image, mask, 2, 7, brightness, seed=30, chunk=3, top_k=4)
+    assert [ranked.seed for ranked in best] == [30 + i for i in order]
+    for ranked, i in zip(best, order, strict=True):
+        assert np.array_equal(np.asarray(ranked.image), np.asarray(edits[i]))
+
+
+def test_the_best_so_far_are_told_chunk_by_chunk(tiny):
+    scores = brightness(tiny.sample(7, seed=2))
+    told = list(best_so_far(tiny.sample, 2, 7, brightness, seed=2, chunk=3))
+    assert [[r.score for r in best] for best in told] == [
+        sorted(scores[:n])[::-1][:2] for n in (3, 6, 7)
+    ]
+
+
 @pytest.mark.parametrize(("rate", "drawn"), [(1.0, 4), (0.5, 8), (0.25, 16), (0.3, 14)])
 def test_a_rate_is_the_share_that_is_accepted(tiny, rate, drawn):
     seen = []
@@ -46,7 +66,7 @@ def test_a_rate_is_the_share_that_is_accepted(tiny, rate, drawn):
     assert [r.score for r in kept] == sorted(brightness(seen))[::-1][:4]
 
 
-@pytest.mark.parametrize("rate", [0, -0.1, 1.01, float("nan")])
+@pytest.mark.parametrize("rate", [0, -0.1, 1.01, float("nan"), "half", None])
 def test_a_rate_lies_above_0_and_up_to_1(tiny, rate):
     with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\]"):
         reject(tiny, 2, rate, brightness)
