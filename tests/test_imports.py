@@ -28,6 +28,8 @@ LAYERS = [
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path.stem for path in LIBRARY.glob("*.py"))
+TABS = {"sample", "edit", "paint", "panorama", "chain"}
+DEMO = [{"look"}, {"requests"}, {"pictures"}, {"parts"}, TABS]  # of the page, in the same way
 SCRIPTS = sorted([*ROOT.glob("train/*.py"), *ROOT.glob("eval/*.py"), *ROOT.glob("app.py")])
 
 
@@ -91,6 +93,19 @@ def test_no_module_waits_for_itself():
         free = [name for name, needs in below.items() if not needs & below.keys()]
         assert free, f"imports in a circle: {sorted(below)}"
         below = {name: needs for name, needs in below.items() if name not in free}
+
+
+def test_rooms_of_the_demo_import_downwards_and_the_library_knows_nothing_of_them():
+    floor = {name: level for level, names in enumerate(DEMO) for name in names}
+    rooms = {path.stem: path for path in ROOT.glob("demo/*.py") if path.stem != "__init__"}
+    assert rooms.keys() == floor.keys(), "give every room of the demo a level"
+    for room, path in rooms.items():
+        names = [name.split(".") for node in ast.walk(tree_of(path)) for name in imported(node)]
+        assert all(floor[name[1]] < floor[room] for name in names if name[0] == "demo")
+        assert not [name for name in names if name[0] == "app"]
+    for path in LIBRARY.glob("*.py"):
+        names = {name.split(".")[0] for node in ast.walk(tree_of(path)) for name in imported(node)}
+        assert not names & {"demo", "app", "gradio"}
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
