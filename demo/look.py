@@ -23,7 +23,7 @@ CSS = """
 .shelf .grid-container { grid-template-columns: repeat(auto-fill, var(--thumb)) !important; }
 .tiles .grid-container {
   grid-template-columns: repeat(auto-fill, minmax(min(220px, 40vw), 1fr)) !important; }
-#samples { min-height: min(560px, 90vw); }
+#samples, #samples .empty { min-height: min(540px, 90vw); }
 #samples .grid-container {
   grid-template-columns: repeat(auto-fit, minmax(min(220px, 40vw), 1fr)) !important; }
 .shelf .empty { min-height: 150px !important; }
