@@ -28,7 +28,7 @@ CSS = """
   grid-template-columns: repeat(auto-fit, minmax(min(220px, 40vw), 1fr)) !important; }
 .shelf .empty { min-height: 150px !important; }
 #chain, #settling { --thumb: min(150px, 38vw); }
-#levels { --thumb: min(180px, 38vw); }
+#levels { --thumb: min(180px, 42vw); }
 #examples, #starts, #maps { --thumb: 64px; }
 #examples .thumbnail-item, #maps .thumbnail-item, #starts .thumbnail-item { aspect-ratio: 1;
   height: auto; }
@@ -36,8 +36,8 @@ CSS = """
 /* pictures that fill their frame; a panorama is never a thin line, it scrolls */
 #forget img, #noisy img, #read img, #tokens img { width: 100%; height: 100%; object-fit: contain; }
 #read img { image-rendering: pixelated; }
-#panorama .image-container, #panorama .image-frame { overflow-x: auto; width: 100%; }
-#panorama img { width: auto; height: auto; min-width: 100%; min-height: 160px; max-width: none;
+#panorama .image-frame { overflow-x: auto; width: 100%; justify-content: flex-start; }
+#panorama img { flex: none; width: auto; height: auto; min-width: 100%; min-height: 160px; max-width: none;
   max-height: none; object-fit: contain; }
 
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: var(--text-sm); }
