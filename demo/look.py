@@ -37,8 +37,8 @@ CSS = """
 #forget img, #noisy img, #read img, #tokens img { width: 100%; height: 100%; object-fit: contain; }
 #read img { image-rendering: pixelated; }
 #panorama .image-frame { overflow-x: auto; width: 100%; justify-content: flex-start; }
-#panorama img { flex: none; width: auto; height: auto; min-width: 100%; min-height: 160px; max-width: none;
-  max-height: none; object-fit: contain; }
+#panorama img { flex: none; width: auto; height: auto; min-width: 100%; min-height: 160px;
+  max-width: none; max-height: none; object-fit: contain; }
 
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: var(--text-sm); }
 .legend i { display: inline-block; width: 14px; height: 14px; margin-right: 5px; border-radius: 4px;
