@@ -159,7 +159,7 @@ _SCENERY = replace(
     _SCENERY_3,
     about="the shipped model: scenery by text, by class or by neither, T = 4",
     alpha_bar=tuple(geometric(4)),
-    scale=replace(_SCENERY_3.scale, steps=3_000, learning_rate=1.5e-3),
+    scale=replace(_SCENERY_3.scale, steps=2_000, learning_rate=1.5e-3),
 )
 
 _PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)
