@@ -295,7 +295,7 @@ def each_of(given, batch: int, kind: type, name: str) -> list:
     """One given for all or one each, as a list of `batch`; nothing given is None for each."""
     if given is None or isinstance(given, kind):
         return [given] * batch
-    values = list(given)
+    values = list(given) if isinstance(given, Sequence) else []
     if len(values) != batch or not all(one is None or isinstance(one, kind) for one in values):
         raise ValueError(f"{name} must be one, or {batch} of them, got {given!r:.200}")
     return values

@@ -152,6 +152,8 @@ def test_a_guided_edit_with_a_full_mask_is_a_guided_sample(model):
         (dict(classes=3), r"ids in \[0, 3\)"),
         (dict(classes=["lake"]), "one, or 2 of them"),
         (dict(prompt=["a", 3]), "prompt must be one, or 2 of them"),
+        (dict(prompt=3), "prompt must be one, or 2 of them, got 3"),
+        (dict(classes=1.5), "classes must be one, or 2 of them, got 1.5"),
         (dict(guidance=-1.0), "guidance must be at least 0"),
         (dict(guidance=float("nan")), "guidance must be at least 0"),
         (dict(guidance=[1, 2]), "guidance must be one number, or 3"),
