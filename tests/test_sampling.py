@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagebart import sampling
+from imagebart import ImageBART, sampling
 from imagebart.sampling import (
     Belief,
     Filter,
@@ -92,6 +92,17 @@ def test_the_window_changes_no_token(make_denoiser, monkeypatch, size):
     expected = decode_sequential(denoiser, x_t, noise, Filter(), condition)
     monkeypatch.setattr(sampling, "window", lambda device: size)
     assert torch.equal(decode_parallel(denoiser, x_t, noise, Filter(), condition), expected)
+
+
+@pytest.mark.slow
+def test_the_shipped_chain_is_exact_for_a_thousand_seeds():
+    """Parallel, seven at a time, is sequential, sixteen at a time; filtered and not."""
+    model = ImageBART.from_pretrained(device="cpu")
+    choices = itertools.cycle([dict(), dict(top_k=100), dict(top_p=0.9, temperature=0.9)])
+    for start, choice in zip(range(0, 1000, 16), choices, strict=False):
+        seeds = range(start, start + 16)
+        expected = run(model, seeds, method="sequential", **choice)
+        assert equal(in_batches(model, seeds, 7, **choice), expected), (seeds, choice)
 
 
 @pytest.mark.parametrize("choice", CHOICES)
