@@ -38,7 +38,7 @@ from imagebart.checkpoint import write_json
 from imagebart.data import to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import Ranks, pick_device
-from imagebart.editing import PROCESSES, pixel_hole, token_hole
+from imagebart.editing import AROUND, PROCESSES, pixel_hole, token_hole
 from imagebart.model import SHIPPED
 from imagebart.perceptual import psnr
 from imagebart.probe import ATTRIBUTES, Probe
@@ -53,6 +53,7 @@ class Config:
     model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
     process: tuple[Process, ...] = tuple(PROCESSES)  # ways to fill a hole
     masks: tuple[Literal[FAMILIES], ...] = FAMILIES
+    around: int = AROUND  # passes at t = T - 1 that look around; 0 is the paper's chain
     n: int = 200  # held-out images, each completed once
     probe: Path | None = None  # the shipped one unless given
     fid: bool = False  # judge completions by Inception as well
@@ -123,7 +124,9 @@ def measure(model: ImageBART, probe: Probe, process: str, family: str, config: C
     """One row: a way to fill a family of holes."""
     (H, W), sums = model.image_size, {}
     seen: dict[str, list[Tensor]] = {"real": [], "completed": []}
-    truths = []
+    truths, how = [], {"process": process}
+    if process != "annealed":
+        how["around"] = config.around
     jury = Jury({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
     for i in tqdm(range(config.n), desc=f"{family}, {process}", mininterval=5, leave=False):
         scene = scenery.render(scenery.scene_seed("validation", i), H, W)
@@ -136,9 +139,7 @@ def measure(model: ImageBART, probe: Probe, process: str, family: str, config: C
         hole = pixel_hole(model, token_hole(model, mask))
         began = time.perf_counter()
         with counted_passes() as passes:
-            result = model.inpaint(
-                Image.fromarray(render), mask, seed=config.seed + i, process=process
-            )[0]
+            result = model.inpaint(Image.fromarray(render), mask, **how, seed=config.seed + i)[0]
         seconds, back = time.perf_counter() - began, to_tensor(result)[None]
         coded = model.generate(model.encode(Image.fromarray(render))).cpu()
         known = (~hole).expand_as(x_0)

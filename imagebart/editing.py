@@ -58,9 +58,10 @@ def inpaint(
     is marked, and pixels of all other tokens are the input's, exactly. An empty mask gives the
     input back.
 
-    `process` is "single" (`edit_steps`), "annealed" (`annealed_steps`) or "refined"
-    (`refined_steps`), whose options it takes. `context` widens the hole by so many tokens,
-    `feather` smooths its seam over so many pixels of the model. ValueError if the sizes differ.
+    `process` is "single" (`edit_steps`), "refined" (`refined_steps`) or "annealed"
+    (`annealed_steps`, as released), whose options it takes. `context` widens the hole by so many
+    tokens, `feather` smooths its seam over so many pixels of the model. ValueError if the sizes
+    differ.
     """
     image_seeds(options.get("seed", 0), num_images)
     if process not in PROCESSES:
@@ -229,15 +230,38 @@ def window_seed(seed: int, turn: int) -> int:
     return int(torch.randint(2**63 - 1, (), generator=generator_of(seed, turn, 0, "window")))
 
 
+AROUND = 4
+"""Passes at t = T - 1 that look around a hole, in place of the scale T that cannot."""
+
+
+@torch.inference_mode()
 def edit_steps(
-    model, x_1: Grid, hole: Bool[Tensor, "1 h w"], num_images: int = 1, **options
+    model,
+    x_1: Grid,
+    hole: Bool[Tensor, "1 h w"],
+    num_images: int = 1,
+    *,
+    around: int = AROUND,
+    **options,
 ) -> Iterator[Step]:
     """p_θ^{t-1|t,m} for t = T .. 2: the chain run down once with the known tokens held.
 
     x_1 (1, h, w) are the image's tokens, `hole` (1, h, w) is True where they may change. Options
     as `ImageBART.sample_steps`.
+
+    At t = T nothing is seen but what stands before a token, so a sky would be drawn without a look
+    at the land below it, and no later scale changes its mind. Where anything is known, and T > 2,
+    the hole is therefore left as noise there, and t = T - 1, which sees all that is known, has
+    `around` passes: remember, then forget to t and remember again. `around` = 0 is the paper's
+    chain, all scales once.
     """
-    return annealed_steps(model, x_1, hole, num_images, chains=1, **options)
+    process = MaskedProcess(model, x_1, hole, num_images, **options)
+    x = process.start()
+    yield step_of(model, model.T, x)
+    for t, passes in process.course(around).items():
+        for turn in range(passes):
+            x = process.again(x, t, turn) if turn else process.remember(x, t, 0)
+        yield step_of(model, t - 1, x)
 
 
 @torch.inference_mode()
@@ -279,6 +303,7 @@ def refined_steps(
     num_images: int = 1,
     *,
     passes: int = 8,
+    around: int = AROUND,
     **options,
 ) -> Iterator[Step]:
     """`edit_steps`, then passes on the finest scale: forget the hole to t = 2, remember it again.
@@ -293,13 +318,13 @@ def refined_steps(
         raise ValueError(f"passes must be a whole number, at least 0, got {passes!r}")
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     down, all_passes = model.T - 1, model.T - 1 + passes
-    for step in edit_steps(model, x_1, hole, num_images, **options):
+    for step in edit_steps(model, x_1, hole, num_images, around=around, **options):
         yield replace(step, done=step.done * down / all_passes)
     x = rearrange(step.tokens, "b h w -> b (h w)")
     settled = torch.zeros(num_images, 1, dtype=torch.bool, device=x.device)
+    drawn = process.course(around)[2]  # with the noise of turns 0 .. drawn - 1
     for turn in range(1, passes + 1):
-        x_2 = torch.where(process.known, process.x_known, process.forget(x, 2, turn))
-        again = torch.where(settled, x, process.remember(x_2, 2, turn))
+        again = torch.where(settled, x, process.again(x, 2, drawn - 1 + turn))
         settled, x = (again == x).all(1, keepdim=True), again
         done = 1.0 if settled.all() else (down + turn) / all_passes
         yield replace(step_of(model, 1, x), done=done)
@@ -336,6 +361,21 @@ class MaskedProcess:
         n = self.known.shape[1]
         noise = uniform_tokens(self.seeds, self.model.T, n, self.model.K)
         return torch.where(self.known, self.x_known, noise.to(self.x_known.device))
+
+    def course(self, around: int) -> dict[int, int]:
+        """{t: passes} from t = T to 2 of `edit_steps`."""
+        if not isinstance(around, int) or around < 0:
+            raise ValueError(f"around must be a whole number, at least 0, got {around!r}")
+        T = self.model.T
+        course = dict.fromkeys(range(T, 1, -1), 1)
+        if around and T > 2 and self.known.any():
+            course |= {T: 0, T - 1: around}
+        return course
+
+    def again(self, x: Tokens, t: int, turn: int) -> Tokens:
+        """x_{t-1} once more: the hole forgotten to t, and remembered."""
+        x_t = torch.where(self.known, self.x_known, self.forget(x, t, turn))
+        return self.remember(x_t, t, turn)
 
     def remember(self, x_t: Tokens, t: int, turn: int) -> Tokens:
         """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the noise of pass `turn`."""

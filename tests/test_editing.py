@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagebart import ImageBART
+from imagebart import ImageBART, editing
 from imagebart.data import to_rgb
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing import (
@@ -152,7 +152,7 @@ def test_known_tokens_survive_annealing(tiny):
 def test_once_down_every_scale_is_the_single_process(tiny):
     once = tiny.inpaint(picture(), corner(), 2, seed=4, process="annealed", chains=1)
     twice = tiny.inpaint(picture(), corner(), 2, seed=4, process="annealed", chains=2)
-    single = tiny.inpaint(picture(), corner(), 2, seed=4)
+    single = tiny.inpaint(picture(), corner(), 2, seed=4, around=0)
     assert all(same(a, b) for a, b in zip(once, single, strict=True))
     assert not any(same(a, b) for a, b in zip(twice, single, strict=True))
 
@@ -440,6 +440,43 @@ def test_the_output_is_what_was_asked_for(tiny):
     for i in range(2):
         assert np.array_equal(np.round(as_array[i] * 255), np.asarray(pil[i]))
         assert np.allclose(pt[i].permute(1, 2, 0).numpy(), as_array[i])
+
+
+# ── what lies behind a hole ───────────────────────────────────────────────────────────────────
+
+
+def scales_that_ran(model, monkeypatch, **options) -> list[int]:
+    """t of every decoding of an edit, in order."""
+    ran, decode = [], editing.decoder("parallel")
+    watched = lambda scale, *rest: (ran.append(scale.t), decode(scale, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(editing, "decoder", lambda method: watched)
+    model.inpaint(picture(), **options)
+    return ran
+
+
+def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model, monkeypatch):
+    """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or T is 2."""
+    hole, everything = corner(), np.ones((32, 32), bool)
+    assert scales_that_ran(tiny, monkeypatch, mask=hole) == [3] * editing.AROUND + [2]
+    assert scales_that_ran(tiny, monkeypatch, mask=hole, around=1) == [3, 2]
+    assert scales_that_ran(tiny, monkeypatch, mask=hole, around=0) == [4, 3, 2]
+    assert scales_that_ran(tiny, monkeypatch, mask=everything) == [4, 3, 2]
+    assert scales_that_ran(make_model(T=2), monkeypatch, mask=hole) == [2]
+    refined = dict(process="refined", passes=2, around=2)
+    assert scales_that_ran(make_model(T=3), monkeypatch, mask=hole, **refined) == [2] * 4
+
+
+def test_every_pass_over_a_hole_has_noise_of_its_own(make_model, monkeypatch):
+    turns, draw = [], editing.gumbel
+    monkeypatch.setattr(editing, "gumbel", lambda *a: (turns.append((a[1], *a[4:])), draw(*a))[1])
+    make_model(T=3).inpaint(picture(), corner(), process="refined", passes=2, around=3)
+    assert len(turns) == len(set(turns)) == 5
+
+
+@pytest.mark.parametrize("around", [-1, 1.5])
+def test_looks_around_are_counted_in_whole_numbers(tiny, around):
+    with pytest.raises(ValueError, match="around must be a whole number, at least 0, got"):
+        tiny.inpaint(picture(), corner(), around=around)
 
 
 # ── passes on the finest scale ────────────────────────────────────────────────────────────────
