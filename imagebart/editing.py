@@ -3,10 +3,10 @@
 Every token that must stay is the image's own, clean, at every scale; every other starts as noise
 and goes down the chain. No model is trained for it. Three ways down:
 
-    single      every scale once
+    single      every scale once; where anything is known, t = T - 1 in place of t = T
+    refined     so, then forth and back on the finest scale until nothing changes
     annealed    every scale several times, noised again in between and less each time: the
                 procedure of the released editing script
-    refined     every scale once, then forth and back on the finest scale until nothing changes
 """
 
 import math
