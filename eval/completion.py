@@ -38,7 +38,7 @@ from imagebart.checkpoint import write_json
 from imagebart.data import to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import Ranks, pick_device
-from imagebart.editing import AROUND, PROCESSES, pixel_hole, token_hole
+from imagebart.editing import PROCESSES, pixel_hole, token_hole
 from imagebart.model import SHIPPED
 from imagebart.perceptual import psnr
 from imagebart.probe import ATTRIBUTES, Probe
@@ -53,7 +53,7 @@ class Config:
     model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
     process: tuple[Process, ...] = tuple(PROCESSES)  # ways to fill a hole
     masks: tuple[Literal[FAMILIES], ...] = FAMILIES
-    around: int = AROUND  # passes at t = T - 1 that look around; 0 is the paper's chain
+    around: int | None = None  # passes at t = T - 1 that look around; 0: the paper's chain
     n: int = 200  # held-out images, each completed once
     probe: Path | None = None  # the shipped one unless given
     fid: bool = False  # judge completions by Inception as well

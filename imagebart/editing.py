@@ -3,7 +3,8 @@
 Every token that must stay is the image's own, clean, at every scale; every other starts as noise
 and goes down the chain. No model is trained for it. Three ways down:
 
-    single      every scale once; where anything is known, t = T - 1 in place of t = T
+    single      every scale once; where only the known part tells what to draw, t = T - 1, which
+                sees it, in place of t = T
     refined     so, then forth and back on the finest scale until nothing changes
     annealed    every scale several times, noised again in between and less each time: the
                 procedure of the released editing script
@@ -21,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagebart.data import fit_box, to_pil, to_rgb, to_tensor
+from imagebart.denoiser import ABSENT
 from imagebart.diffusion import geometric
 from imagebart.guidance import ask, per_scale
 from imagebart.notation import Bool, Grid, Images, Tokens
@@ -231,7 +233,7 @@ def window_seed(seed: int, turn: int) -> int:
 
 
 AROUND = 4
-"""Passes at t = T - 1 that look around a hole, in place of the scale T that cannot."""
+"""Passes at t = T - 1 that look around a hole of which nothing is said."""
 
 
 @torch.inference_mode()
@@ -241,7 +243,7 @@ def edit_steps(
     hole: Bool[Tensor, "1 h w"],
     num_images: int = 1,
     *,
-    around: int = AROUND,
+    around: int | None = None,
     **options,
 ) -> Iterator[Step]:
     """p_θ^{t-1|t,m} for t = T .. 2: the chain run down once with the known tokens held.
@@ -251,9 +253,10 @@ def edit_steps(
 
     At t = T nothing is seen but what stands before a token, so a sky would be drawn without a look
     at the land below it, and no later scale changes its mind. Where anything is known, and T > 2,
-    the hole is therefore left as noise there, and t = T - 1, which sees all that is known, has
-    `around` passes: remember, then forget to t and remember again. `around` = 0 is the paper's
-    chain, all scales once.
+    the hole can be left as noise there, and t = T - 1, which sees all that is known, has `around`
+    passes: remember, then forget to t and remember again. 0 is the paper's chain, all scales once.
+    Not given, it is 0 where a prompt, a class or a map says what to draw, which is best heard from
+    the beginning, and `AROUND` elsewhere.
     """
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     x = process.start()
@@ -303,7 +306,7 @@ def refined_steps(
     num_images: int = 1,
     *,
     passes: int = 8,
-    around: int = AROUND,
+    around: int | None = None,
     **options,
 ) -> Iterator[Step]:
     """`edit_steps`, then passes on the finest scale: forget the hole to t = 2, remember it again.
@@ -362,8 +365,11 @@ class MaskedProcess:
         noise = uniform_tokens(self.seeds, self.model.T, n, self.model.K)
         return torch.where(self.known, self.x_known, noise.to(self.x_known.device))
 
-    def course(self, around: int) -> dict[int, int]:
+    def course(self, around: int | None) -> dict[int, int]:
         """{t: passes} from t = T to 2 of `edit_steps`."""
+        if around is None:
+            asked = self.asked.condition
+            around = AROUND if asked is None or (asked == ABSENT).all() else 0
         if not isinstance(around, int) or around < 0:
             raise ValueError(f"around must be a whole number, at least 0, got {around!r}")
         T = self.model.T

@@ -455,13 +455,18 @@ def scales_that_ran(model, monkeypatch, **options) -> list[int]:
 
 
 def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model, monkeypatch):
-    """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or T is 2."""
+    """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or something is
+    said, or T is 2."""
     hole, everything = corner(), np.ones((32, 32), bool)
     assert scales_that_ran(tiny, monkeypatch, mask=hole) == [3] * editing.AROUND + [2]
     assert scales_that_ran(tiny, monkeypatch, mask=hole, around=1) == [3, 2]
     assert scales_that_ran(tiny, monkeypatch, mask=hole, around=0) == [4, 3, 2]
     assert scales_that_ran(tiny, monkeypatch, mask=everything) == [4, 3, 2]
     assert scales_that_ran(make_model(T=2), monkeypatch, mask=hole) == [2]
+    told = make_model(classes=3, droppable=True)
+    assert scales_that_ran(told, monkeypatch, mask=hole) == [3] * editing.AROUND + [2]
+    assert scales_that_ran(told, monkeypatch, mask=hole, classes=1) == [4, 3, 2]
+    assert scales_that_ran(told, monkeypatch, mask=hole, classes=1, around=2) == [3, 3, 2]
     refined = dict(process="refined", passes=2, around=2)
     assert scales_that_ran(make_model(T=3), monkeypatch, mask=hole, **refined) == [2] * 4
 
