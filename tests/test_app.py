@@ -774,7 +774,7 @@ def shown(page, gallery: str) -> np.ndarray:
 def served(page, picture) -> Image.Image:
     """The file behind a picture on the page."""
     source = picture.get_attribute("src")
-    return Image.open(BytesIO(page.request.get(source).body())).convert("RGB")
+    return Image.open(BytesIO(page.request.get(source, max_retries=3).body())).convert("RGB")
 
 
 def settled(page, where: str = "#editor") -> tuple[float, dict]:
