@@ -164,21 +164,23 @@ def test_bart_has_our_sizes(make_denoiser):
 
 
 HOLDING = """
-import torch, timing
-cpu, held, much = torch.device("cpu"), [], 2**26
-row = timing.memory_growth(lambda: held.append(torch.ones(much)), cpu)
+import psutil, torch, timing
+cpu, held, more = torch.device("cpu"), [], 2**28
+hidden = timing.largest_resident_bytes() - psutil.Process().memory_info().rss
+row = timing.memory_growth(lambda: held.append(torch.ones((hidden + more) // 4)), cpu)
 held.clear()
-again = timing.memory_growth(lambda: held.append(torch.ones(much // 4)), cpu)
-print(row["peak_rss_growth_bytes"] / (4 * much), again["peak_rss_growth_bytes"] / (4 * much))
+again = timing.memory_growth(lambda: held.append(torch.ones(more // 16)), cpu)
+print(row["peak_rss_growth_bytes"] / more, again["peak_rss_growth_bytes"] / more)
 """
 
 
 def test_growth_of_memory_is_what_was_held():
-    """In a process that has had no larger peak before; torch gives it back, the peak stays."""
+    """A list of ones larger by `more` than an earlier peak, which a process is born with, can
+    hide; torch gives it back, the peak stays."""
     run = [sys.executable, "-c", HOLDING]
     told = subprocess.run(run, cwd=EVAL, capture_output=True, text=True, check=True).stdout
     first, second = map(float, told.split())
-    assert 0.7 < first < 1.2 and second < 0.1
+    assert 0.8 < first < 1.3 and second < 0.1
 
 
 def test_a_report_does_not_say_where_the_repository_lies(tmp_path):
