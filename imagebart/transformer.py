@@ -299,19 +299,17 @@ def attend(q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | No
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, visible).transpose(1, 2).flatten(2)
+    count = q.shape[2]
+    short = 0, 0, 0, -count % TILE
+    q = F.pad(q, short)
+    each = visible is not None and visible.shape[2] > 1  # a mask for every query, not one for all
+    visible = F.pad(visible, short) if each else visible
     tiles = []
-    for first in range(0, q.shape[2], TILE):
-        tile = q[:, :, first : first + TILE]
-        mask, count = visible, tile.shape[2]
-        if mask is not None and mask.shape[2] > 1:
-            mask = mask[:, :, first : first + TILE]
-        if count < TILE:
-            tile = F.pad(tile, (0, 0, 0, TILE - count))
-            if mask is not None and mask.shape[2] > 1:
-                mask = F.pad(mask, (0, 0, 0, TILE - count))
-        a = F.scaled_dot_product_attention(tile, k, v, mask)[:, :, :count]
-        tiles.append(a.transpose(1, 2).flatten(2))
-    return tiles[0] if len(tiles) == 1 else torch.cat(tiles, dim=1)
+    for first in range(0, count, TILE):
+        here = slice(first, first + TILE)
+        mask = visible[:, :, here] if each else visible
+        tiles.append(F.scaled_dot_product_attention(q[:, :, here], k, v, mask))
+    return torch.cat(tiles, dim=2)[:, :, :count].transpose(1, 2).flatten(2)
 
 
 def seen_by_all(present: Present) -> Bool[Tensor, "b 1 1 _"] | None:
