@@ -14,6 +14,8 @@ For every model, process and family of masks, over the same images, holes and se
     probe    Fréchet distance of the probe's features, completions against the untouched images
     fid      the same by Inception (needs its weights on disk)
     cost     decoder passes and seconds an image; the tokens in the hole beside them
+
+`--picture` saves the first completions of every row, one below the other.
 """
 
 import sys
@@ -33,7 +35,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebart import ImageBART, scenery
+from imagebart import ImageBART, scenery, show
 from imagebart.checkpoint import write_json
 from imagebart.data import to_tensor
 from imagebart.denoiser import Denoiser
@@ -44,6 +46,7 @@ from imagebart.perceptual import psnr
 from imagebart.probe import ATTRIBUTES, Probe
 from imagebart.receipts import options_of, receipt, shown
 
+PICTURED = 8
 FAMILIES = ("upper", "lower", "centre", "blob10", "blob25", "blob50")
 Process = Literal[tuple(PROCESSES)]
 
@@ -60,6 +63,7 @@ class Config:
     inception: Path | None = None  # the network's weights; default: where torch.hub keeps them
     seed: int = 0  # of completion 0; completion i has seed + i
     out: Path | None = None  # where the JSON goes
+    picture: Path | None = None  # where a picture of the first completions goes
     device: str = "auto"
 
 
@@ -120,11 +124,13 @@ def counted_passes() -> Iterator[list[int]]:
 # ── the table ─────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(model: ImageBART, probe: Probe, process: str, family: str, config: Config) -> dict:
-    """One row: a way to fill a family of holes."""
+def measure(
+    model: ImageBART, probe: Probe, process: str, family: str, config: Config
+) -> tuple[dict, list[Image.Image]]:
+    """One row, a way to fill a family of holes; and the first of its completions."""
     (H, W), sums = model.image_size, {}
     seen: dict[str, list[Tensor]] = {"real": [], "completed": []}
-    truths, how = [], {"process": process}
+    truths, pictured, how = [], [], {"process": process}
     if process != "annealed":
         how["around"] = config.around
     jury = Jury({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
@@ -155,6 +161,7 @@ def measure(model: ImageBART, probe: Probe, process: str, family: str, config: C
         sums = {name: sums.get(name, 0.0) + value / config.n for name, value in row.items()}
         seen["real"].append(to_bytes(x_0))
         seen["completed"].append(to_bytes(back))
+        pictured += [result] if i < PICTURED else []
         if jury:
             jury.look(to_bytes(x_0), real=True)
             jury.look(to_bytes(back))
@@ -166,7 +173,7 @@ def measure(model: ImageBART, probe: Probe, process: str, family: str, config: C
     if jury:
         jury.meet()
         sums |= {"fid": jury.verdict(config.seed)["fid"]}
-    return sums
+    return sums, pictured
 
 
 def to_bytes(image: Tensor) -> Tensor:
@@ -178,17 +185,19 @@ def main(config: Config) -> dict:
     if config.n < (FEWEST if config.fid else 1):
         raise ValueError(f"n must be at least {FEWEST if config.fid else 1}, got {config.n}")
     device = pick_device(config.device)
-    rows = []
+    rows, pictures, captions = [], [], []
     for source in config.model:
         model, probe = ImageBART.from_pretrained(source, device=device), Probe(config.probe)
         for family in config.masks:
             for process in config.process:
-                row = measure(model, probe, process, family, config)
-                rows.append(
-                    {"model": shown(source), "T": model.T, "mask": family, "process": process}
-                )
-                rows[-1] |= row
+                name = {"model": shown(source), "T": model.T, "mask": family, "process": process}
+                row, completed = measure(model, probe, process, family, config)
+                rows.append(name | row)
+                pictures += completed
+                captions += [f"T = {model.T}, {family}, {process}", *[""] * (len(completed) - 1)]
                 print(line_of(rows[-1]), flush=True)
+    if config.picture:
+        show.grid(pictures, min(config.n, PICTURED), captions).save(config.picture)
     return {"rows": rows, "options": options_of(config), "split": "validation", **receipt(device)}
 
 

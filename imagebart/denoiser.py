@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.linear import Linear
 from imagebart.notation import Bool, Float, Int, Logits, Tokens
 from imagebart.transformer import Decoder, Encoder, LayerCache, Present, Sequence, in_tiles
 
@@ -102,7 +103,7 @@ class Denoiser(nn.Module):
         self.decoder = Decoder(
             config.decoder_depth, *shape, cross=self.sees_x_t, prefix=self.prefix.length
         )
-        self.head = nn.Linear(width, K, bias=config.head_bias)
+        self.head = Linear(width, K, bias=config.head_bias)
         self.log_gain = nn.Parameter(torch.zeros(scales)) if config.output == "residual" else None
         self.apply(_initialise)
 
@@ -179,7 +180,7 @@ class Denoiser(nn.Module):
         if self.prefix.length > 1:
             slots = torch.arange(self.prefix.length, device=prefix.device)
             at = F.pad(positions[:1], (0, 0, self.prefix.length - 1, 0))
-            self.decoder.step(prefix + at, repeat(slots, "s -> b s", b=batch), cache)
+            self.decoder.read(prefix + at, repeat(slots, "s -> b s", b=batch), cache)
         return Decoding(cache, prefix[:, -1:], positions, x_t)
 
     def step(
@@ -189,8 +190,8 @@ class Denoiser(nn.Module):
 
         Positions below the smallest of `at` in each row must have been read in earlier steps.
         """
-        hidden = self._hidden(x_prev, at, decoding)
-        f = in_tiles(self.head, rearrange(hidden, "b s c -> (b s) c"))
+        hidden = self.decoder.step(*self._inputs(x_prev, at, decoding), decoding.cache)
+        f = in_tiles(self.head, rearrange(hidden, "b s c -> (b s) c"), self.decoder.tile)
         f = rearrange(f, "(b s) K -> b s K", b=len(at))
         x_t = None if decoding.x_t is None else decoding.x_t.gather(1, at)
         return self.logits(f, x_t)
@@ -199,7 +200,7 @@ class Denoiser(nn.Module):
         """Read the tokens before position `end` of x_{t-1}: all at once, without their logits."""
         if end:
             at = repeat(torch.arange(end, device=x_prev.device), "s -> b s", b=len(x_prev))
-            self._hidden(x_prev, at, decoding)
+            self.decoder.read(*self._inputs(x_prev, at, decoding), decoding.cache)
 
     def keep(self, rows: Bool[Tensor, " b"], decoding: "Decoding") -> None:
         """Go on with these rows only: the others are done."""
@@ -208,11 +209,14 @@ class Denoiser(nn.Module):
         decoding.first = decoding.first[rows]
         decoding.x_t = None if decoding.x_t is None else decoding.x_t[rows]
 
-    def _hidden(self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding") -> Sequence:
+    def _inputs(
+        self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding"
+    ) -> tuple[Sequence, Int[Tensor, "b s"]]:
+        """What the decoder reads at positions `at`, and its slots for them."""
         before = x_prev.gather(1, (at - 1).clamp(min=0))
         x = torch.where(at[..., None] == 0, decoding.first, self.tokens(before))
         x = x + decoding.positions[at]
-        return self.decoder.step(x, at + self.prefix.length - 1, decoding.cache)
+        return x, at + self.prefix.length - 1
 
     # ── from features to logits ───────────────────────────────────────────────────────────────
 

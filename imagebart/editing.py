@@ -33,6 +33,7 @@ from imagebart.sampling import (
     decoder,
     generator_of,
     gumbel,
+    holes,
     image_seeds,
     scale_filters,
     step_of,
@@ -385,8 +386,8 @@ class MaskedProcess:
 
     def remember(self, x_t: Tokens, t: int, turn: int) -> Tokens:
         """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the noise of pass `turn`."""
-        denoiser = self.model.denoisers[t]
-        noise = gumbel(self.seeds, t, denoiser.n, denoiser.K, turn).to(x_t.device)
+        denoiser, upto = self.model.denoisers[t], int(holes(x_t, self.known)[1].max())
+        noise = gumbel(self.seeds, t, upto, denoiser.K, turn).to(x_t.device)
         how = self.filters[t], self.asked.condition, self.known, self.x_known
         return self.decode(self.asked.at(denoiser), x_t, noise, *how, self.belief)
 

@@ -21,13 +21,13 @@ from torch import Tensor
 from imagebart.denoiser import Condition, Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import ask, per_scale
-from imagebart.notation import Grid, Int, Logits, Mask, Tokens
+from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 
 WINDOW = {"cpu": 16, "cuda": 64}
 """Positions that a parallel pass looks at: more than it will settle, for what is drawn again is the
 better guess. A CPU pays for each of them, a GPU for the pass (eval/passes.py)."""
 
-Noise = Logits
+Noise = Float[Tensor, "b upto K"]
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,17 @@ def decode_parallel(
     draws a window of positions at once from the guess before them; the leading positions whose
     guess was drawn again are right, and so is the first that was not, since all before it was
     right. Every row moves on by its own count until it is done, and the new draws are the next
-    guess. A known position always agrees.
+    guess. A known position always agrees. Noise is needed up to the last hole only.
     """
     decoding = denoiser.start(x_t, len(x_t), condition)
-    x_prev = x_t.clone() if belief is None else belief.guess(x_t, denoiser.t, noise, choose)
+    first, end = holes(x_t, known)
+    drawn_here = slice(int(first.min()), int(end.max()))
+    x_prev = x_t.clone()
+    if belief is not None:
+        about = x_t[:, drawn_here], denoiser.t
+        x_prev[:, drawn_here] = belief.guess(*about, noise[:, drawn_here], choose)
     if known is not None:
         x_prev = torch.where(known, x_known, x_prev)
-    first, end = holes(x_t, known)
     denoiser.read(x_prev, int(first.min()), decoding)
     first = first.min().expand(len(x_t)).clone()
     rows = torch.arange(len(x_t), device=x_t.device)  # those not done
@@ -158,7 +162,7 @@ def decode_parallel(
             if not len(rows):
                 break
             denoiser.keep(left, decoding)
-        at = (first[rows, None] + offset).clamp(max=denoiser.n - 1)
+        at = (first[rows, None] + offset).clamp(max=drawn_here.stop - 1)
         here = rows[:, None], at
         z = denoiser.step(x_prev[rows], at, decoding)
         if belief is not None:
@@ -170,7 +174,7 @@ def decode_parallel(
         x_prev[here] = drawn
         first[rows] += (agreed + 1).clamp(max=len(offset))
     if belief is not None:
-        belief.learn(logits, x_t, denoiser.t)
+        belief.learn(logits[:, drawn_here], *about)
     return x_prev
 
 
@@ -182,26 +186,33 @@ class Belief:
 
         softmax(z) ∝ ( ᾱ_{t-1} b + (1-ᾱ_{t-1}) / K ) · q(x_t | x_{t-1})
 
-    `learn` solves this for b, and `guess` puts it together again one scale finer, where the same
+    `x_1` solves this for b, and `guess` puts it together again one scale finer, where the same
     noise that will choose the token chooses the guess. Before the first scale all codes are as
     likely; what is guessed then is what the noise alone would choose.
     """
 
     def __init__(self, diffusion: MultinomialDiffusion):
         self.diffusion = diffusion
-        self.x_1 = torch.full((1, 1, 1), 1 / diffusion.K)
+        self.last: tuple[Logits, Tokens, int] | None = None
 
     def guess(self, x_t: Tokens, t: int, noise: Noise, choose: Filter) -> Tokens:
         """x_{t-1} as the coarser scales would have it."""
         still, K = float(self.diffusion.alpha_bar[t - 1]), self.diffusion.K
-        prior = (still * self.x_1.to(x_t.device) + (1 - still) / K).log()
+        prior = (still * self.x_1().to(x_t.device) + (1 - still) / K).log()
         return draw(prior + self.diffusion.log_likelihood(x_t, t), noise, choose)
 
     def learn(self, z: Logits, x_t: Tokens, t: int) -> None:
-        """b from the logits z of x_{t-1}."""
+        """Keep the logits z of x_{t-1}: what they say of x_1 is reckoned when it is asked for."""
+        self.last = z, x_t, t
+
+    def x_1(self) -> Float[Tensor, "b n K"]:
+        """b, solved from the last logits that were learned."""
+        if self.last is None:
+            return torch.full((1, 1, 1), 1 / self.diffusion.K)
+        z, x_t, t = self.last
         still, K = float(self.diffusion.alpha_bar[t - 1]), self.diffusion.K
         noisy = (z - self.diffusion.log_likelihood(x_t, t)).softmax(-1)
-        self.x_1 = (noisy - (1 - still) / K).clamp(min=0) / still
+        return (noisy - (1 - still) / K).clamp(min=0) / still
 
 
 def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
@@ -230,7 +241,7 @@ def decoder(method: str):
 # ── one token ─────────────────────────────────────────────────────────────────────────────────
 
 
-def draw(logits: Logits, noise: Noise, choose: Filter) -> Tokens:
+def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:
     """argmax(filtered logits / temperature + noise); without noise at temperature 0."""
     if choose.temperature == 0:
         return logits.argmax(-1)
@@ -254,7 +265,10 @@ def filtered(logits: Logits, top_k: int, top_p: float) -> Logits:
 
 
 def gumbel(seeds: Sequence[int], t: int, n: int, K: int, turn: int = 0) -> Noise:
-    """Gumbel noise (b, n, K) of each image's seed at scale t, pass `turn`: -log of exponentials."""
+    """Gumbel noise (b, n, K) of each image's seed at scale t, pass `turn`: -log of exponentials.
+
+    The first positions have the same noise, however many are asked for.
+    """
     noise = torch.empty(len(seeds), n, K)
     for row, seed in zip(noise, seeds, strict=True):
         row.exponential_(generator=generator_of(seed, t, turn, "gumbel"))

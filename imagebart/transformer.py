@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from imagebart.linear import Linear
 from imagebart.notation import Bool, Float, Int
 
-TILE = 16
-"""Rows that go through a layer together while decoding."""
+TILE, TILE_OF_WIDE, WIDE = 16, 8, 512
+"""Rows that go through a layer together while decoding: 16, but 8 from a width of 512 on. Narrow
+layers stay in a CPU's caches and cost their call; wide ones come from memory, and 8 rows are done
+when the weights are there."""
 
 Sequence = Float[Tensor, "b s c"]
 Memory = Float[Tensor, "b m c"]
@@ -35,8 +38,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, head_width: int, bias: bool):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=bias)
-        self.out = nn.Linear(heads * head_width, width)
+        self.qkv = Linear(width, 3 * heads * head_width, bias=bias)
+        self.out = Linear(heads * head_width, width)
 
     def forward(self, x: Sequence, visible: Bool[Tensor, "*b #s s"] | None = None) -> Sequence:
         q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads)
@@ -44,11 +47,16 @@ class SelfAttention(nn.Module):
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
+        q = self.read(rows, cache, window)
+        a = attend(q, cache.k, cache.v, window.visible, window.tile)
+        return in_tiles(self.out, window.to_rows(a), window.tile)
+
+    def read(self, rows: Rows, cache: "LayerCache", window: "Window") -> Heads:
+        """Keys and values into the cache; the queries."""
         q, cache.k[window.here], cache.v[window.here] = window.heads(
-            in_tiles(self.qkv, rows), 3, self.heads
+            in_tiles(self.qkv, rows, window.tile), 3, self.heads
         )
-        a = attend(q, cache.k, cache.v, window.visible)
-        return in_tiles(self.out, window.to_rows(a))
+        return q
 
 
 class CrossAttention(nn.Module):
@@ -57,9 +65,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, head_width: int, bias: bool):
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, heads * head_width, bias=bias)
-        self.kv = nn.Linear(width, 2 * heads * head_width, bias=bias)
-        self.out = nn.Linear(heads * head_width, width)
+        self.q = Linear(width, heads * head_width, bias=bias)
+        self.kv = Linear(width, 2 * heads * head_width, bias=bias)
+        self.out = Linear(heads * head_width, width)
 
     def forward(
         self, x: Sequence, memory: Memory, visible: Bool[Tensor, "b 1 1 m"] | None
@@ -70,16 +78,15 @@ class CrossAttention(nn.Module):
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
     def cached_keys_values(self, memory: Memory) -> tuple[Keys, Keys]:
-        """In tiles: an image's do not depend on how many others there are."""
-        rows = in_tiles(self.kv, rearrange(memory, "b m c -> (b m) c"))
-        b, heads = len(memory), self.heads
-        k, v = rearrange(rows, "(b m) (two h d) -> two b m h d", b=b, two=2, h=heads)
+        """Of each image alone: they do not depend on how many others there are."""
+        kv = torch.cat([self.kv(image) for image in one_by_one(memory)])
+        k, v = rearrange(kv, "b m (two h d) -> two b m h d", two=2, h=self.heads)
         return k, v
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
-        (q,) = window.heads(in_tiles(self.q, rows), 1, self.heads)
-        a = attend(q, cache.memory_k, cache.memory_v, cache.memory_visible)
-        return in_tiles(self.out, window.to_rows(a))
+        (q,) = window.heads(in_tiles(self.q, rows, window.tile), 1, self.heads)
+        a = attend(q, cache.memory_k, cache.memory_v, cache.memory_visible, window.tile)
+        return in_tiles(self.out, window.to_rows(a), window.tile)
 
 
 class MLP(nn.Module):
@@ -87,14 +94,14 @@ class MLP(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = Linear(width, 4 * width)
+        self.down = Linear(4 * width, width)
 
     def forward(self, x: Sequence) -> Sequence:
         return self.down(F.gelu(self.up(x)))
 
-    def step(self, rows: Rows) -> Rows:
-        return in_tiles(self.down, F.gelu(in_tiles(self.up, rows)))
+    def step(self, rows: Rows, tile: int) -> Rows:
+        return in_tiles(self.down, F.gelu(in_tiles(self.up, rows, tile)), tile)
 
 
 class EncoderBlock(nn.Module):
@@ -140,7 +147,11 @@ class DecoderBlock(nn.Module):
         rows = rows + self.attention.step(self.norm1(rows), cache, window)
         if self.cross is not None:
             rows = rows + self.cross.step(self.norm_cross(rows), cache, window)
-        return rows + self.mlp.step(self.norm2(rows))
+        return rows + self.mlp.step(self.norm2(rows), window.tile)
+
+    def read(self, rows: Rows, cache: "LayerCache", window: "Window") -> None:
+        """Into the cache, and no further."""
+        self.attention.read(self.norm1(rows), cache, window)
 
 
 class Encoder(nn.Module):
@@ -175,6 +186,7 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         self.heads, self.head_width, self.prefix = heads, head_width, prefix
+        self.tile = TILE_OF_WIDE if width >= WIDE else TILE
         self.blocks = nn.ModuleList(
             DecoderBlock(width, heads, head_width, bias, cross) for _ in range(depth)
         )
@@ -222,12 +234,26 @@ class Decoder(nn.Module):
         Slots may differ from row to row. A slot sees those before it and the prefix, so whatever
         lies before must have been read earlier or be part of this step.
         """
-        first = cache[0]
-        window = Window(slots, first.k.shape[1], self.prefix, first.prefix_present, x.dtype)
-        rows = window.to_rows(x)
-        for block, layer in zip(self.blocks, cache, strict=True):
-            rows = block.step(rows, layer, window)
+        rows, window = self._below_the_last(x, slots, cache)
+        rows = self.blocks[-1].step(rows, cache[-1], window)
         return window.from_rows(self.norm(rows))
+
+    def read(self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]) -> None:
+        """As `step`, for slots whose outputs nobody wants: later slots will see them."""
+        rows, window = self._below_the_last(x, slots, cache)
+        self.blocks[-1].read(rows, cache[-1], window)
+
+    def _below_the_last(
+        self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]
+    ) -> tuple[Rows, "Window"]:
+        """What enters the last block."""
+        first = cache[0]
+        shape = first.k.shape[1], self.prefix, first.prefix_present
+        window = Window(slots, *shape, x.dtype, self.tile)
+        rows = window.to_rows(x)
+        for block, layer in zip(self.blocks[:-1], cache[:-1], strict=True):
+            rows = block.step(rows, layer, window)
+        return rows, window
 
 
 class LayerCache:
@@ -264,7 +290,9 @@ class Window:
         prefix: int,
         prefix_present: Present,
         dtype: torch.dtype,
+        tile: int,
     ):
+        self.tile = tile
         self.batch, self.length = slots.shape
         self.here = torch.arange(self.batch, device=slots.device)[:, None], slots
         key = torch.arange(total, device=slots.device)
@@ -276,7 +304,7 @@ class Window:
             there = F.pad(prefix_present, (0, total - prefix), value=True)
             visible = visible & seen_by_all(there)
         self.visible = as_bias(visible, dtype)
-        self.padding = -self.batch * self.length % TILE
+        self.padding = -self.batch * self.length % tile
 
     def to_rows(self, x: Sequence) -> Rows:
         """(b, s, c) → (b·s, c), filled up to whole tiles."""
@@ -291,8 +319,10 @@ class Window:
         return self.from_rows(rows).unflatten(-1, (parts, heads, -1)).unbind(2)
 
 
-def attend(q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | None) -> Sequence:
-    """softmax(q kᵀ / √d + visible) v, `TILE` queries at a time: each meets products of one shape.
+def attend(
+    q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | None, tile: int
+) -> Sequence:
+    """softmax(q kᵀ / √d + visible) v, `tile` queries at a time: each meets products of one shape.
 
     A matter of CPUs in float32; a GPU takes all queries at once.
     """
@@ -300,13 +330,13 @@ def attend(q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | No
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, visible).transpose(1, 2).flatten(2)
     count = q.shape[2]
-    short = 0, 0, 0, -count % TILE
+    short = 0, 0, 0, -count % tile
     q = F.pad(q, short)
     each = visible is not None and visible.shape[2] > 1  # a mask for every query, not one for all
     visible = F.pad(visible, short) if each else visible
     tiles = []
-    for first in range(0, count, TILE):
-        here = slice(first, first + TILE)
+    for first in range(0, count, tile):
+        here = slice(first, first + tile)
         mask = visible[:, :, here] if each else visible
         tiles.append(F.scaled_dot_product_attention(q[:, :, here], k, v, mask))
     return torch.cat(tiles, dim=2)[:, :, :count].transpose(1, 2).flatten(2)
@@ -331,14 +361,19 @@ def causal(length: int, prefix: int, device: torch.device) -> Bool[Tensor, "s s"
     return (slot <= slot[:, None]) | (slot < prefix)
 
 
-def in_tiles(layer: nn.Linear, rows: Rows) -> Float[Tensor, "rows c_out"]:
-    """layer(rows), `TILE` rows at a time: every row meets a product of the same shape.
+def one_by_one(x: Float[Tensor, "b *_"]) -> tuple[Float[Tensor, "1 *_"], ...]:
+    """Each image alone, so that it meets products of one shape; a GPU takes all at once."""
+    return x.split(1) if x.device.type == "cpu" else (x,)
+
+
+def in_tiles(layer: nn.Linear, rows: Rows, tile: int) -> Float[Tensor, "rows c_out"]:
+    """layer(rows), `tile` rows at a time: every row meets a product of the same shape.
 
     A matter of CPUs in float32; a GPU takes all rows at once.
     """
     count = len(rows)
-    if count == TILE or rows.device.type != "cpu":
+    if count == tile or rows.device.type != "cpu":
         return layer(rows)
-    if count % TILE:
-        rows = F.pad(rows, (0, 0, 0, -count % TILE))
-    return torch.cat([layer(tile) for tile in rows.split(TILE)])[:count]
+    if count % tile:
+        rows = F.pad(rows, (0, 0, 0, -count % tile))
+    return torch.cat([layer(some) for some in rows.split(tile)])[:count]

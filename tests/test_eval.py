@@ -118,11 +118,10 @@ def test_a_seam_is_the_step_across_the_border(completion):
     assert completion.border_step(image, hole) == pytest.approx(0.5)
 
 
-def test_completions_are_measured_beside_their_cost(completion, folder, tiny):
-    config = completion.Config(
-        model=(str(folder),), process=("single",), masks=("upper",), n=2, device="cpu"
-    )
-    report = completion.main(config)
+def test_completions_are_measured_beside_their_cost(completion, folder, tiny, tmp_path):
+    what = dict(model=(str(folder),), process=("single",), masks=("upper",), n=2, device="cpu")
+    report = completion.main(completion.Config(**what, picture=tmp_path / "completed.png"))
+    assert Image.open(tmp_path / "completed.png").width > 2 * tiny.image_size[1]
     (row,) = report["rows"]
     assert row["known_exact"] == 1 and row["T"] == tiny.T and row["seam"] > 0
     assert row["tokens_in_hole"] == tiny.denoisers[2].n / 2

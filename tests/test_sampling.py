@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from imagebart import ImageBART, sampling
 from imagebart.sampling import (
+    METHODS,
     Belief,
     Filter,
     decode_parallel,
@@ -124,6 +125,24 @@ def test_a_guess_that_is_right_costs_one_pass(make_denoiser, monkeypatch):
     assert next(passes) == 2
 
 
+@pytest.mark.parametrize("K", [12, 1024])
+def test_the_first_positions_have_the_same_noise_however_many_follow(K):
+    whole = gumbel([3, 8], 2, 256, K)
+    for n in (1, 2, 17, 100, 255):
+        assert torch.equal(gumbel([3, 8], 2, n, K), whole[:, :n])
+
+
+@pytest.mark.parametrize("decode", METHODS.values(), ids=METHODS)
+def test_noise_is_needed_up_to_the_last_hole(make_denoiser, decode):
+    denoiser, x_t = make_denoiser(2, grid=(8, 8)), uniform_tokens(range(3), 2, 64, 12)
+    noise, known = gumbel(range(3), 2, 64, 12), torch.ones(3, 64, dtype=torch.bool)
+    known[0, 5:9], known[1, 30], known[2, 20:40] = False, False, False
+    how = Filter(), None, known, uniform_tokens(range(3), 3, 64, 12)
+    assert torch.equal(
+        decode(denoiser, x_t, noise[:, :40], *how), decode(denoiser, x_t, noise, *how)
+    )
+
+
 @pytest.mark.parametrize("output", ["plain", "residual", "posterior"])
 @pytest.mark.parametrize("choice", [dict(), dict(top_k=4, temperature=0.7), dict(temperature=0)])
 def test_a_belief_changes_no_token(make_denoiser, output, choice):
@@ -147,7 +166,7 @@ def test_a_belief_is_what_the_network_said_of_x_1(make_denoiser, t):
     f, x_t = torch.randn(2, 16, 12), uniform_tokens(range(2), t, 16, 12)
     belief = Belief(denoiser.diffusion)
     belief.learn(denoiser.logits(f, x_t), x_t, t)
-    torch.testing.assert_close(belief.x_1, f.softmax(-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(belief.x_1(), f.softmax(-1), rtol=0, atol=1e-5)
 
 
 def test_a_belief_that_is_right_costs_one_pass(make_denoiser, monkeypatch):

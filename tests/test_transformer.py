@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from imagebart.transformer import TILE, Decoder, Encoder, as_bias, attend, causal, in_tiles
+from imagebart.transformer import TILE, WIDE, Decoder, Encoder, as_bias, attend, causal, in_tiles
 
 
 def make_decoder(width=16, heads=2, prefix=1, cross=True, depth=2, seed=0) -> Decoder:
@@ -129,7 +129,9 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("width, threads", [(64, 1), (256, 1), (256, 2)], indirect=["threads"])
+@pytest.mark.parametrize(
+    "width, threads", [(64, 1), (256, 1), (256, 2), (WIDE, 2)], indirect=["threads"]
+)
 def test_a_row_alone_rounds_as_in_any_batch(width, threads):
     """Bit for bit: what makes one seed one image."""
     decoder = make_decoder(width=width, heads=width // 32, depth=1)
@@ -141,7 +143,7 @@ def test_a_row_alone_rounds_as_in_any_batch(width, threads):
         assert torch.equal(stepped(decoder, x[:size], memory[:size], windows), alone[:size])
 
 
-@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("width", [64, 128, 256, WIDE])
 def test_windows_of_any_size_round_alike(width):
     """Bit for bit, from one slot at a time to all at once."""
     decoder = make_decoder(width=width, heads=width // 32, depth=1)
@@ -152,10 +154,23 @@ def test_windows_of_any_size_round_alike(width):
         assert torch.equal(stepped(decoder, x, memory, windows), one_by_one)
 
 
-@pytest.mark.parametrize("instructions", ["SSE4_2", "AVX2"])
-def test_rows_round_alike_on_older_processors(instructions):
-    """The matrix library picks its kernels by processor; the promise is for each of them."""
-    env = os.environ | {"MKL_ENABLE_INSTRUCTIONS": instructions}
+@pytest.mark.parametrize("depth, cross", [(1, True), (3, True), (2, False)])
+def test_what_is_read_is_seen_by_later_slots(depth, cross):
+    """Bit for bit as if its own outputs had been asked for."""
+    decoder = make_decoder(depth=depth, cross=cross)
+    x, memory = torch.randn(2, 9, 16), torch.randn(2, 5, 16) if cross else None
+    early, late = torch.arange(6).expand(2, -1), torch.arange(6, 9).expand(2, -1)
+    stepped, read = (decoder.cache(2, 9, memory) for _ in range(2))
+    decoder.step(x[:, :6], early, stepped)
+    assert decoder.read(x[:, :6], early, read) is None
+    expected = decoder.step(x[:, 6:], late, stepped)
+    assert torch.equal(decoder.step(x[:, 6:], late, read), expected)
+
+
+@pytest.mark.parametrize("mkl, one_dnn", [("SSE4_2", "SSE41"), ("AVX2", "AVX2")])
+def test_rows_round_alike_on_older_processors(mkl, one_dnn):
+    """The matrix libraries pick their kernels by processor; the promise is for each of them."""
+    env = os.environ | {"MKL_ENABLE_INSTRUCTIONS": mkl, "ONEDNN_MAX_CPU_ISA": one_dnn}
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     run = subprocess.run([*tests, "-k", "alone_rounds or any_size"], env=env, capture_output=True)
     assert run.returncode == 0, run.stdout.decode()
@@ -166,7 +181,7 @@ def test_tiles_change_no_number(rows):
     torch.manual_seed(0)
     layer, x = nn.Linear(24, 40), torch.randn(rows, 24)
     with torch.no_grad():
-        torch.testing.assert_close(in_tiles(layer, x), layer(x), rtol=0, atol=1e-6)
+        torch.testing.assert_close(in_tiles(layer, x, TILE), layer(x), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("queries", [1, 5, TILE, TILE + 3])
@@ -177,5 +192,7 @@ def test_padded_attention_is_attention(queries):
     visible[..., 0] = True
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
     places_first = (x.transpose(1, 2) for x in (q, k, v))
-    got = attend(*places_first, as_bias(visible, q.dtype)).unflatten(-1, (3, 8)).transpose(1, 2)
+    got = (
+        attend(*places_first, as_bias(visible, q.dtype), TILE).unflatten(-1, (3, 8)).transpose(1, 2)
+    )
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
