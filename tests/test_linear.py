@@ -87,6 +87,14 @@ def test_any_precision(layer, x, dtype):
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
+def test_weights_that_count_no_changes_are_read_each_time(x):
+    with torch.inference_mode():
+        layer = Linear(24, 40)
+        assert_right(layer, x)
+        layer.weight.mul_(2)
+        assert_right(layer, x)
+
+
 def test_autocast_decides(layer, x):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
