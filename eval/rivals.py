@@ -1,11 +1,15 @@
 """What else one could use: the naive decoder, Hugging Face's BART, a diffusion model of pixels."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from timing import timed
 from torch import nn
 
+from imagebart import linear
 from imagebart.denoiser import Denoiser
 
 PREFIXES = 8  # lengths at which the naive decoder is timed
@@ -25,7 +29,10 @@ SAMPLERS = {"DDPM, 1000 steps": 1000, "DDIM, 100 steps": 100, "DDIM, 50 steps": 
 
 
 def naive_seconds(denoiser: Denoiser, x_t: torch.Tensor, condition, repeats: int) -> float:
-    """Encoder and whole prefix again for every token: n times the mean over a few lengths."""
+    """Encoder and whole prefix again for every token: n times the mean over a few lengths.
+
+    With PyTorch's own linear layers, as in the released code.
+    """
     n, seconds = denoiser.n, []
     for i in range(PREFIXES):
         length = int((i + 0.5) / PREFIXES * n) + 1
@@ -37,8 +44,19 @@ def naive_seconds(denoiser: Denoiser, x_t: torch.Tensor, condition, repeats: int
             at = F.pad(denoiser.positions()[:length], (0, 0, denoiser.prefix.length - 1, 0))
             denoiser.head(denoiser.decoder(x + at, memory, there, present)[:, -1])
 
-        seconds.append(timed(run, repeats, x_t.device, 1)["median_s"])
+        with plain_layers():
+            seconds.append(timed(run, repeats, x_t.device, 1)["median_s"])
     return n * float(np.mean(seconds))
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Linear layers keep nothing ready while this is open."""
+    before, linear.PRECISIONS = linear.PRECISIONS, set()
+    try:
+        yield
+    finally:
+        linear.PRECISIONS = before
 
 
 def bart_seconds(denoiser: Denoiser, x_t: torch.Tensor, repeats: int) -> dict:

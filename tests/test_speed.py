@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imagebart import receipts, sampling
+from imagebart import linear, receipts, sampling
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.model import SHIPPED
@@ -91,6 +91,18 @@ def test_the_naive_decoder_computes_what_ours_does(make_denoiser):
     places = [int((i + 0.5) / rivals.PREFIXES * 16) for i in range(rivals.PREFIXES)]
     for hidden, place in zip(seen[:-1:2], places, strict=True):
         torch.testing.assert_close(hidden[0], seen[-1][0, place], rtol=0, atol=2e-5)
+
+
+def test_the_naive_decoder_keeps_no_weights_ready(make_denoiser):
+    """It is timed with the layers that the released code has; ours go on as before."""
+    denoiser = make_denoiser(2, T=3)
+    x_t = torch.randint(12, (1, 16), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        rivals.naive_seconds(denoiser, x_t, None, 1)
+        assert denoiser.head._ready is None
+        denoiser.encode(x_t, None)
+    layer = denoiser.encoder.blocks[0].mlp.up
+    assert (layer._ready is not None) == bool(linear.PRECISIONS)
 
 
 def test_a_time_is_the_median_without_the_first_call():
