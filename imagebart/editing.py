@@ -39,6 +39,7 @@ from imagebart.sampling import (
     step_of,
     uniform_tokens,
 )
+from imagebart.whole import whole
 
 
 @torch.inference_mode()
@@ -94,9 +95,8 @@ class Edit:
         feather: int = 0,
         box: Box | None = None,
     ):
-        for name, value in (("context", context), ("feather", feather)):
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a whole number, at least 0, got {value!r}")
+        whole(context, "context")
+        whole(feather, "feather")
         image = to_rgb(image)
         marked = hole_pixels(mask, image.size)
         everything = marked if marked.any() else ~marked
@@ -214,8 +214,7 @@ def outpaint_steps(
 def grown_size(model, image: Image.Image, margins: dict[str, int]) -> tuple[int, int]:
     """(H, W) with the margins; ValueError if they, or the image, are nothing to go on from."""
     for name, margin in margins.items():
-        if not isinstance(margin, int) or margin < 0:
-            raise ValueError(f"{name} must be a whole number, at least 0, got {margin!r}")
+        whole(margin, name)
     if min(image.size) * 8 < min(model.image_size):
         least = -(-min(model.image_size) // 8)
         raise ValueError(f"an image must have at least {least} pixels a side, got {image.size}")
@@ -318,8 +317,7 @@ def refined_steps(
     An image whose tokens a pass leaves as they are has settled and rests; when all have, or after
     `passes`, it ends. The steps of the passes have t = 1. Other options as `edit_steps`.
     """
-    if not isinstance(passes, int) or passes < 0:
-        raise ValueError(f"passes must be a whole number, at least 0, got {passes!r}")
+    whole(passes, "passes")
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     down, all_passes = model.T - 1, model.T - 1 + passes
     for step in edit_steps(model, x_1, hole, num_images, around=around, **options):
@@ -371,9 +369,7 @@ class MaskedProcess:
         if around is None:
             asked = self.asked.condition
             around = AROUND if asked is None or (asked == ABSENT).all() else 0
-        if not isinstance(around, int) or around < 0:
-            raise ValueError(f"around must be a whole number, at least 0, got {around!r}")
-        T = self.model.T
+        T, around = self.model.T, whole(around, "around")
         course = dict.fromkeys(range(T, 1, -1), 1)
         if around and T > 2 and self.known.any():
             course |= {T: 0, T - 1: around}
@@ -425,9 +421,7 @@ def released_chains(model) -> dict[int, int]:
 def chain_lengths(T: int, chains: int | Sequence[int]) -> dict[int, int]:
     """{t: passes} from one number, or one for each scale t = 2 .. T."""
     lengths = per_scale(chains, T, "chains")
-    if not all(isinstance(n, int) and n >= 1 for n in lengths):
-        raise ValueError(f"chains must be whole numbers, at least 1, got {chains}")
-    return dict(zip(range(2, T + 1), lengths, strict=True))
+    return {t: whole(n, "chains", 1) for t, n in zip(range(2, T + 1), lengths, strict=True)}
 
 
 def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -24,6 +24,7 @@ from imagebart.checkpoint import sha256_of
 from imagebart.conditioning import TEXT_IDS, encode_text
 from imagebart.notation import Float
 from imagebart.sampling import image_seeds
+from imagebart.whole import whole
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
 """Pictures → a number each, more is better."""
@@ -93,10 +94,8 @@ def best_so_far(
 ) -> Iterator[list[Ranked]]:
     """The best of those drawn until now, the best first, after every `chunk` of `candidates`."""
     image_seeds(seed, num_images)
-    if not isinstance(candidates, int) or candidates < num_images:
-        raise ValueError(f"candidates must be at least {num_images}, got {candidates!r}")
-    if not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be a whole number, at least 1, got {chunk!r}")
+    whole(candidates, "candidates", num_images)
+    whole(chunk, "chunk", 1)
     best: list[Ranked] = []
     for start in range(seed, seed + candidates, chunk):
         seeds = range(start, min(start + chunk, seed + candidates))

@@ -22,6 +22,7 @@ from imagebart.denoiser import Condition, Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import ask, per_scale
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
+from imagebart.whole import whole
 
 WINDOW = {"cpu": 16, "cuda": 64}
 """Positions that a parallel pass looks at: more than it will settle, for what is drawn again is the
@@ -292,8 +293,7 @@ def generator_of(seed: int, t: int, turn: int, use: str) -> torch.Generator:
 
 def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
     """One seed an image: seed, seed + 1, … or those given."""
-    if not isinstance(num_images, int) or num_images < 1:
-        raise ValueError(f"num_images must be a whole number, at least 1, got {num_images!r}")
+    whole(num_images, "num_images", 1)
     one = isinstance(seed, int) and not isinstance(seed, bool)
     seeds = [seed + i for i in range(num_images)] if one else list(seed)
     if len(seeds) != num_images:
