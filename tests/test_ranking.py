@@ -73,7 +73,7 @@ def test_a_rate_lies_above_0_and_up_to_1(tiny, rate):
 
 
 def test_there_must_be_enough_to_choose_from(tiny):
-    with pytest.raises(ValueError, match="candidates must be at least 3, got 2"):
+    with pytest.raises(ValueError, match="candidates must be a whole number, at least 3, got 2"):
         best_of(tiny, 3, 2, brightness)
     with pytest.raises(ValueError, match="chunk must be a whole number"):
         best_of(tiny, 1, 2, brightness, chunk=0)
