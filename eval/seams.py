@@ -2,11 +2,13 @@
 
     python eval/seams.py --out seams.json
 
-Panoramas told nothing, `fast` and `exact`. Where one window's tokens end and the next one's begin
-the picture must change no more than at any other border of tokens: mean |difference| of the two
-columns of pixels there, over the same elsewhere (1 is invisible), with its standard error over
-panoramas. The exact mode has no such borders; the same columns are measured. Beside it seconds, and
-the largest growth of the process's memory while a panorama was drawn.
+Panoramas told nothing, `fast` and `exact`. Where one window's tokens end and the next one's begin,
+at the finest scale, the picture must change no more than at any other border of tokens: mean
+|difference| of the two columns of pixels there, over the same elsewhere (1 is invisible), with its
+standard error over panoramas. The exact mode has no such borders; the same columns are measured.
+`rhythm` is the same for borders of tokens that are half a window apart, from each place where one
+can begin to count: windows at equal distances would show there. Beside it seconds, and the largest
+growth of the process's memory while a panorama was drawn.
 """
 
 import resource
@@ -26,7 +28,7 @@ from imagebart import ImageBART
 from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
-from imagebart.panorama import MODES, origins
+from imagebart.panorama import MODES, WideNoise, origins
 from imagebart.receipts import options_of, receipt
 
 
@@ -47,33 +49,44 @@ def main(config: Config) -> dict:
     device = pick_device(config.device)
     model, rows = ImageBART.from_pretrained(config.model, device=device), []
     for mode in config.modes:
-        ratios, seconds, before = [], [], memory()
+        ratios, rhythms, seconds, before = [], [], [], memory()
         for i in tqdm(range(config.n), desc=mode, mininterval=5):
             began = time.perf_counter()
             wide = model.panorama(config.width, seed=config.seed + i, mode=mode, output_type="pt")
             seconds.append(time.perf_counter() - began)
-            ratios.append(seam(wide.cpu(), borders(model, config.width), model.vqgan.f))
+            at, wide = borders(model, config.width, config.seed + i), wide.cpu()
+            ratios.append(seam(wide, at, model.vqgan.f))
+            rhythms.append(rhythm(wide, model))
         row = {
             "mode": mode,
             "width": config.width,
             "seam": float(np.mean(ratios)),
-            "seam_error": float(np.std(ratios, ddof=1) / len(ratios) ** 0.5),
+            "seam_error": float(standard_error(ratios)),
+            "rhythm": np.mean(rhythms, axis=0).tolist(),
+            "rhythm_error": standard_error(rhythms).tolist(),
             "seconds": float(np.mean(seconds)),
             "memory_bytes": memory() - before,
         }
         rows.append(row)
         print(
-            f"{mode}  seam {row['seam']:.3f} ± {row['seam_error']:.3f}  {row['seconds']:.1f} s  "
+            f"{mode}  seam {row['seam']:.3f} ± {row['seam_error']:.3f}  rhythm "
+            f"{min(row['rhythm']):.3f} to {max(row['rhythm']):.3f} ± "
+            f"{max(row['rhythm_error']):.3f}  {row['seconds']:.1f} s  "
             f"+{row['memory_bytes'] / 2**20:.0f} MiB",
             flush=True,
         )
     return {"rows": rows, "options": options_of(config), **receipt(device)}
 
 
-def borders(model: ImageBART, width: int) -> list[int]:
-    """The first column of pixels after every border between windows' tokens."""
-    f, window = model.vqgan.f, model.grid[1]
-    starts = origins(width // f, window, wrap=False)
+def standard_error(values: list) -> np.ndarray:
+    return np.std(values, axis=0, ddof=1) / len(values) ** 0.5
+
+
+def borders(model: ImageBART, width: int, seed: int) -> list[int]:
+    """The first column of pixels after every border between windows' tokens at t = 2."""
+    f, (h, window) = model.vqgan.f, model.grid
+    strides = WideNoise(seed, model, (h, width // f)).strides(2, window, "along")
+    starts = origins(width // f, window, False, strides)
     return [f * (start + window) for start in starts[:-1]]
 
 
@@ -83,6 +96,15 @@ def seam(image: Tensor, at: list[int], f: int) -> float:
     tokens = torch.arange(f, image.shape[3], f)
     here = torch.isin(tokens, torch.tensor(at))
     return (step[tokens[here] - 1].mean() / step[tokens[~here] - 1].mean()).item()
+
+
+def rhythm(image: Tensor, model: ImageBART) -> list[float]:
+    """`seam` of borders of tokens half a window apart, from each that can be the first."""
+    f, half = model.vqgan.f, model.grid[1] // 2
+    return [
+        seam(image, list(range(f * first, image.shape[3], f * half)), f)
+        for first in range(1, half + 1)
+    ]
 
 
 def memory() -> int:

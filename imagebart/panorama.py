@@ -3,7 +3,7 @@
 At every scale t = T .. 2 a denoiser sees one window of x_t at a time, and of x_{t-1} what is
 already drawn in it:
 
-    fast     windows half of which is drawn already; each draws its other half. Cost grows with
+    fast     windows half of which and more is drawn already; each draws the rest. Cost grows with
              the area as for small pictures.
     exact    every token is drawn in the window that has it at its centre, as far as the borders
              allow: the sliding window of the paper and of taming-transformers. A window a token.
@@ -12,6 +12,7 @@ Noise belongs to places, not to windows, so both start from the same x_T and mak
 with the same numbers; a panorama of the training size is the sample of that seed.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -109,7 +110,9 @@ class Scale:
     def windows(self, decode, choose) -> Iterator[float]:
         """fast: window after window, each with what is drawn already held."""
         (h, w), (H, W) = self.denoiser.config.grid, self.x_t.shape
-        places = [(top, left) for top in origins(H, h, False) for left in origins(W, w, self.wrap)]
+        tops = origins(H, h, False, self.noise.strides(self.denoiser.t, h, "down"))
+        lefts = origins(W, w, self.wrap, self.noise.strides(self.denoiser.t, w, "along"))
+        places = list(itertools.product(tops, lefts))
         for i, (top, left) in enumerate(places, 1):
             at = self.view(top, left)
             scale, condition = self.wishes.at(self.denoiser, at[1], self.x_t.device)
@@ -148,14 +151,16 @@ class Scale:
         return rows, torch.arange(left, left + w, device=device) % self.x_t.shape[1]
 
 
-def origins(size: int, window: int, wrap: bool) -> list[int]:
-    """Where the windows of the fast mode begin: half a window apart, the last one at the border.
+def origins(size: int, window: int, wrap: bool, strides: Iterator[int] | None = None) -> list[int]:
+    """Where windows begin: so far apart, half a window unless given, the last one at the border.
 
     Wrapped, the last one lies across both ends and has drawn tokens on either side.
     """
     half = window // 2 or 1
-    last = size - window - (half if wrap else 0)
-    starts = [*range(0, last, half), last]
+    strides = itertools.repeat(half) if strides is None else strides
+    last, starts = size - window - (half if wrap else 0), [0]
+    while starts[-1] < last:
+        starts.append(min(starts[-1] + next(strides), last))
     return [*starts, last + window - half // 2] if wrap else starts
 
 
@@ -192,6 +197,16 @@ class WideNoise:
             ]
             rows.append(torch.cat(blocks, dim=1))
         return torch.cat(rows)[:H, :W].to(self.device)
+
+    def strides(self, t: int, window: int, way: str) -> Iterator[int]:
+        """How far each window of scale t lies from the one before: a quarter to a half of it.
+
+        A denoiser paints what is usual at each place of a window, fewer things at the edges; were
+        all windows equally far apart, at every scale, the picture would show their rhythm.
+        """
+        generator, half = generator_of(self.seed, t, 0, way), window // 2 or 1
+        while True:
+            yield int(torch.randint(half // 2 + 1, half + 1, (), generator=generator))
 
     def window(self, t: int, rows: Int[Tensor, "h 1"], columns: Int[Tensor, " w"]) -> Logits:
         """The noise (1, h·w, K) of the places of a window at scale t."""

@@ -1,5 +1,6 @@
 """Wide pictures: a sample where they are no wider, seeds that hold, ends that meet."""
 
+import itertools
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(asking, options, message)
 
 
 def test_a_seam_is_a_step_at_a_border_of_windows(tiny):
-    at = seams.borders(tiny, 80)
+    at = seams.borders(tiny, 80, seed=0)
     assert at == [
         8 * (start + 4) for start in (0, 2, 4)
     ]  # windows of 4 tokens, half a window apart
@@ -207,11 +208,37 @@ def test_a_seam_is_a_step_at_a_border_of_windows(tiny):
     assert seams.seam(picture, at, 8) == pytest.approx(3)
 
 
+def test_a_rhythm_is_seen_where_it_lies(tiny):
+    """Steps at every second border of tokens, where windows of 4 are half their size apart."""
+    picture = torch.arange(80.0).expand(1, 3, 16, 80).clone()
+    assert seams.rhythm(picture, tiny) == pytest.approx([1, 1])
+    for x in range(16, 80, 16):
+        picture[..., x:] += 2
+    assert seams.rhythm(picture, tiny) == pytest.approx([1 / 3, 3])
+
+
+def test_windows_have_no_rhythm(tiny):
+    """They go on by a quarter to a half, and by other steps at every scale and for every seed."""
+    noises = [WideNoise(seed, tiny, (4, 400)) for seed in range(4)]
+    steps = {
+        (noise.seed, t): tuple(itertools.islice(noise.strides(t, 16, "along"), 80))
+        for noise in noises
+        for t in (2, 3)
+    }
+    assert len(set(steps.values())) == len(steps)
+    assert {step for each in steps.values() for step in each} == {5, 6, 7, 8}
+    starts = origins(400, 16, False, iter(steps[0, 2]))
+    assert starts[0] == 0 and starts[-1] == 384
+    assert set(np.diff(starts[:-1])) == {5, 6, 7, 8} and 0 < starts[-1] - starts[-2] <= 8
+
+
 def test_seams_of_panoramas_are_reported(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "model")
     config = seams.Config(str(tmp_path / "model"), 64, 2, ("fast", "exact"))
     rows = seams.main(config)["rows"]
     wide = [tiny.panorama(64, seed=i, output_type="pt") for i in range(2)]
-    expected = [seams.seam(one, seams.borders(tiny, 64), 8) for one in wide]
+    expected = [seams.seam(one, seams.borders(tiny, 64, i), 8) for i, one in enumerate(wide)]
     assert rows[0]["seam"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    expected = np.mean([seams.rhythm(one, tiny) for one in wide], axis=0)
+    assert rows[0]["rhythm"] == pytest.approx(expected.tolist(), rel=1e-4)
     assert [row["mode"] for row in rows] == ["fast", "exact"]
