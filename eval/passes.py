@@ -23,6 +23,7 @@ from typing import Literal
 import numpy as np
 import tyro
 from completion import counted_passes
+from timing import windowed
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
@@ -65,14 +66,14 @@ def main(config: Config) -> dict:
 @contextmanager
 def decoding(width: int, guess: str) -> Iterator[None]:
     """Parallel decoding with this window, from this first guess."""
-    before = sampling.window, sampling.Belief.guess
-    sampling.window = lambda device: width
+    before = sampling.Belief.guess
     if guess == "x_t":
         sampling.Belief.guess = lambda belief, x_t, *rest: x_t.clone()
     try:
-        yield
+        with windowed(width):
+            yield
     finally:
-        sampling.window, sampling.Belief.guess = before
+        sampling.Belief.guess = before
 
 
 def passes_of(model: ImageBART, source: str, width: int, guess: str, config: Config) -> list[dict]:

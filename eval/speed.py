@@ -29,9 +29,9 @@ import torch
 import tyro
 from replay import Replayed, profile
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
-from timing import DTYPES, ceilings, roofline, timed, with_passes
+from timing import DTYPES, ceilings, roofline, timed, windowed, with_passes
 
-from imagebart import ImageBART, distributed
+from imagebart import ImageBART, distributed, sampling
 from imagebart.checkpoint import write_json
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
@@ -52,6 +52,7 @@ class Config:
     batches: tuple[int, ...] = (1, 8, 50)  # batch 1 is always among them
     dtype: Literal[tuple(DTYPES)] = "fp32"  # precision of every model, ours and others'
     repeats: int = 5
+    window: int | None = None  # positions a parallel pass looks at; default: what suits the device
     rivals: bool = True  # time the naive decoder, BART and DDPM as well
     seed: int = 0
     out: Path | None = None  # where the JSON goes
@@ -59,6 +60,11 @@ class Config:
 
 
 def main(config: Config) -> dict:
+    with windowed(config.window):
+        return measured(config)
+
+
+def measured(config: Config) -> dict:
     device, dtype = distributed.pick_device(config.device), DTYPES[config.dtype]
     model, passes = opened(config, device)
     model = model.to(device, dtype)
@@ -67,6 +73,7 @@ def main(config: Config) -> dict:
         "T": model.T,
         "tokens": model.denoisers[2].n,
         "dtype": config.dtype,
+        "window": sampling.window(device),
         **passes,
     }
     batches = sorted({1, *config.batches})  # from small to large: memory's peak never falls

@@ -3,13 +3,15 @@
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import numpy as np
 import torch
 from completion import counted_passes
 
+from imagebart import sampling
 from imagebart.denoiser import Denoiser
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -35,6 +37,18 @@ def with_passes(clock: Callable[[Callable], dict], run: Callable) -> dict:
     with counted_passes() as passes:
         row = clock(lambda: (next(calls), run()))
     return row | {"passes": passes[0] // next(calls)}
+
+
+@contextmanager
+def windowed(width: int | None) -> Iterator[None]:
+    """Parallel passes look at so many positions while this is open; None: what suits the device."""
+    before = sampling.window
+    if width is not None:
+        sampling.window = lambda device: width
+    try:
+        yield
+    finally:
+        sampling.window = before
 
 
 def memory_growth(run: Callable, device: torch.device) -> dict:

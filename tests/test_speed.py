@@ -139,6 +139,15 @@ def test_one_image_is_the_sum_of_its_parts(report):
         assert row["over_parallel"] == pytest.approx(ratio)
 
 
+def test_a_window_is_taken_and_given_back(folder, tiny):
+    before = sampling.window
+    reports = [measured(model=folder, batches=(1,), rivals=False, window=w) for w in (1, 4, None)]
+    assert [report["window"] for report in reports] == [1, 4, sampling.WINDOW["cpu"]]
+    passes = [report["chain"][1]["parallel"]["passes"] for report in reports]
+    assert passes[0] == reports[0]["tokens"] * (tiny.T - 1) > passes[1] > passes[2]
+    assert sampling.window is before
+
+
 def test_without_rivals_only_ours_are_measured(folder):
     report = measured(model=folder, batches=(1,), rivals=False)
     assert [*report["one_image"]] == ["ours, parallel", "ours, sequential"]
