@@ -13,7 +13,8 @@ LIBRARY = ROOT / "imagebart"
 
 # From the ground up: a module imports from its own layer or from those below it.
 LAYERS = [
-    {"notation"},
+    {"notation", "whole"},
+    {"linear"},
     {"vqgan", "perceptual", "diffusion", "transformer", "scenery", "data", "sources", "distributed"}
     | {"checkpoint", "training", "serving"},
     {"conditioning", "maps"},
