@@ -11,7 +11,6 @@ can begin to count: windows at equal distances would show there. Beside it secon
 growth of the process's memory while a panorama was drawn.
 """
 
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from timing import largest_resident_bytes
 from torch import Tensor
 from tqdm import tqdm
 
@@ -49,7 +49,7 @@ def main(config: Config) -> dict:
     device = pick_device(config.device)
     model, rows = ImageBART.from_pretrained(config.model, device=device), []
     for mode in config.modes:
-        ratios, rhythms, seconds, before = [], [], [], memory()
+        ratios, rhythms, seconds, before = [], [], [], largest_resident_bytes()
         for i in tqdm(range(config.n), desc=mode, mininterval=5):
             began = time.perf_counter()
             wide = model.panorama(config.width, seed=config.seed + i, mode=mode, output_type="pt")
@@ -65,7 +65,7 @@ def main(config: Config) -> dict:
             "rhythm": np.mean(rhythms, axis=0).tolist(),
             "rhythm_error": standard_error(rhythms).tolist(),
             "seconds": float(np.mean(seconds)),
-            "memory_bytes": memory() - before,
+            "memory_bytes": largest_resident_bytes() - before,
         }
         rows.append(row)
         print(
@@ -105,11 +105,6 @@ def rhythm(image: Tensor, model: ImageBART) -> list[float]:
         seam(image, list(range(f * first, image.shape[3], f * half)), f)
         for first in range(1, half + 1)
     ]
-
-
-def memory() -> int:
-    """The most memory that this process has had, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
