@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.linear import Linear
 from imagebart.notation import Bool, Float, Int, Logits, Tokens
-from imagebart.transformer import Decoder, Encoder, LayerCache, Present, Sequence, in_tiles
+from imagebart.transformer import (
+    Decoder,
+    Encoder,
+    LayerCache,
+    Present,
+    Sequence,
+    in_tiles,
+    one_by_one,
+)
 
 OUTPUTS = ("plain", "residual", "posterior")
 TEXT_VOCABULARY = 49_408
@@ -262,10 +270,11 @@ class Denoiser(nn.Module):
     def _memory_of_each(
         self, x_t: Tokens | None, condition: Condition | None
     ) -> tuple[Sequence | None, Present]:
-        if not self.sees_x_t or x_t.device.type != "cpu":
-            return self.encode(x_t, condition)
-        conditions = [None] * len(x_t) if condition is None else condition.split(1)
-        each = [self.encode(*one) for one in zip(x_t.split(1), conditions, strict=True)]
+        if not self.sees_x_t:
+            return None, None
+        images = one_by_one(x_t)
+        conditions = [None] * len(images) if condition is None else one_by_one(condition)
+        each = [self.encode(*one) for one in zip(images, conditions, strict=True)]
         memory, present = zip(*each, strict=True)
         return torch.cat(memory), None if present[0] is None else torch.cat(present)
 

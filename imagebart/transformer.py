@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Sequence, visible: Bool[Tensor, "*b #s s"] | None = None) -> Sequence:
         q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        a = attend_all(q, k, v, visible)
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
@@ -74,7 +74,7 @@ class CrossAttention(nn.Module):
     ) -> Sequence:
         q = rearrange(self.q(x), "b s (h d) -> b h s d", h=self.heads)
         k, v = rearrange(self.kv(memory), "b s (two h d) -> two b h s d", two=2, h=self.heads)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        a = attend_all(q, k, v, visible)
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
     def cached_keys_values(self, memory: Memory) -> tuple[Keys, Keys]:
@@ -319,6 +319,29 @@ class Window:
         return self.from_rows(rows).unflatten(-1, (parts, heads, -1)).unbind(2)
 
 
+def attend_all(
+    q: Float[Tensor, "b heads s d"],
+    k: Float[Tensor, "b heads key d"],
+    v: Float[Tensor, "b heads key d"],
+    visible: Bool[Tensor, "*b #s key"] | None,
+) -> Float[Tensor, "b heads s d"]:
+    """softmax(q kᵀ / √d) v over whole sequences.
+
+    A CPU that learns in bfloat16 is given plain products, two images at a time so that their
+    scores stay in its caches: PyTorch's fused kernel takes two and a half times as long there.
+    """
+    if not (q.requires_grad and q.dtype == torch.bfloat16 and q.device.type == "cpu"):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    bias = None if visible is None else as_bias(visible, q.dtype)
+    pairs = [x.split(2) for x in (q * q.shape[-1] ** -0.5, k, v)]
+    biases = bias.split(2) if bias is not None and bias.ndim == 4 else [bias] * len(pairs[0])
+    parts = []
+    for q, k, v, bias in zip(*pairs, biases, strict=True):
+        scores = q @ k.transpose(-1, -2)
+        parts.append((scores if bias is None else scores + bias).softmax(-1) @ v)
+    return torch.cat(parts)
+
+
 def attend(
     q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | None, tile: int
 ) -> Sequence:
@@ -361,7 +384,7 @@ def causal(length: int, prefix: int, device: torch.device) -> Bool[Tensor, "s s"
     return (slot <= slot[:, None]) | (slot < prefix)
 
 
-def one_by_one(x: Float[Tensor, "b *_"]) -> tuple[Float[Tensor, "1 *_"], ...]:
+def one_by_one(x: Tensor) -> tuple[Tensor, ...]:
     """Each image alone, so that it meets products of one shape; a GPU takes all at once."""
     return x.split(1) if x.device.type == "cpu" else (x,)
 

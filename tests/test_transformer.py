@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from imagebart.transformer import TILE, WIDE, Decoder, Encoder, as_bias, attend, causal, in_tiles
+from imagebart.transformer import (
+    TILE,
+    WIDE,
+    Decoder,
+    Encoder,
+    as_bias,
+    attend,
+    attend_all,
+    causal,
+    in_tiles,
+)
 
 
 def make_decoder(width=16, heads=2, prefix=1, cross=True, depth=2, seed=0) -> Decoder:
@@ -182,6 +192,32 @@ def test_tiles_change_no_number(rows):
     layer, x = nn.Linear(24, 40), torch.randn(rows, 24)
     with torch.no_grad():
         torch.testing.assert_close(in_tiles(layer, x, TILE), layer(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", ["all", "one for all", "one each"])
+def test_attention_that_learns_in_bf16_is_attention(mask):
+    """Values and gradients of the products written out, beside the fused kernel's in float32."""
+    torch.manual_seed(0)
+    wide = [torch.randn(3, 2, s, 8).bfloat16() for s in (5, 11, 11)]
+    visible = {
+        "all": None,
+        "one for all": torch.rand(5, 11) < 0.7,
+        "one each": torch.rand(3, 1, 5, 11) < 0.7,
+    }[mask]
+    if visible is not None:
+        visible[..., 0] = True
+    learning = [x.clone().requires_grad_() for x in wide]
+    exact = [x.float().requires_grad_() for x in wide]
+    got = attend_all(*learning, visible)
+    expected = F.scaled_dot_product_attention(*exact, attn_mask=visible)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.03)
+    for a, b in zip(
+        torch.autograd.grad(got.float().square().sum(), learning),
+        torch.autograd.grad(expected.square().sum(), exact),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.float(), b, rtol=0, atol=0.02 * b.abs().max().item())
 
 
 @pytest.mark.parametrize("queries", [1, 5, TILE, TILE + 3])
