@@ -41,7 +41,8 @@ from demo.requests import (
 )
 from imagebart import ImageBART
 from imagebart.data import fit, to_pil
-from imagebart.editing import Edit, each_image, outpaint_steps, refined_steps
+from imagebart.editing import Edit, each_image, outpaint_steps
+from imagebart.masked import refined_steps
 from imagebart.ranking import CLIP
 
 MOST_PASSES = 16

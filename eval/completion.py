@@ -40,7 +40,8 @@ from imagebart.checkpoint import write_json
 from imagebart.data import to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import Ranks, pick_device
-from imagebart.editing import PROCESSES, pixel_hole, token_hole
+from imagebart.editing import pixel_hole, token_hole
+from imagebart.masked import PROCESSES
 from imagebart.model import SHIPPED
 from imagebart.perceptual import psnr
 from imagebart.probe import ATTRIBUTES, Probe

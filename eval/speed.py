@@ -35,7 +35,7 @@ from imagebart import ImageBART, distributed, sampling
 from imagebart.checkpoint import write_json
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.editing import edit_steps
+from imagebart.masked import edit_steps
 from imagebart.model import SHIPPED
 from imagebart.presets import find_preset
 from imagebart.receipts import PACKAGES, receipt, shown

@@ -9,21 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagebart import ImageBART, editing
+from imagebart import ImageBART, masked
 from imagebart.data import to_rgb
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.editing import (
-    Edit,
-    annealed_steps,
-    edit_steps,
-    hole_pixels,
-    outpaint_steps,
-    pixel_hole,
-    redraw,
-    refined_steps,
-    released_chains,
-    token_hole,
-)
+from imagebart.editing import Edit, hole_pixels, outpaint_steps, pixel_hole, token_hole
+from imagebart.masked import annealed_steps, edit_steps, redraw, refined_steps, released_chains
 from imagebart.sampling import Filter, decode_sequential, gumbel, uniform_tokens
 
 ORIENTATION = 0x0112  # the EXIF entry
@@ -447,9 +437,9 @@ def test_the_output_is_what_was_asked_for(tiny):
 
 def scales_that_ran(model, monkeypatch, **options) -> list[int]:
     """t of every decoding of an edit, in order."""
-    ran, decode = [], editing.decoder("parallel")
+    ran, decode = [], masked.decoder("parallel")
     watched = lambda scale, *rest: (ran.append(scale.t), decode(scale, *rest))[1]  # noqa: E731
-    monkeypatch.setattr(editing, "decoder", lambda method: watched)
+    monkeypatch.setattr(masked, "decoder", lambda method: watched)
     model.inpaint(picture(), **options)
     return ran
 
@@ -458,13 +448,13 @@ def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model
     """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or something is
     said, or T is 2."""
     hole, everything = corner(), np.ones((32, 32), bool)
-    assert scales_that_ran(tiny, monkeypatch, mask=hole) == [3] * editing.AROUND + [2]
+    assert scales_that_ran(tiny, monkeypatch, mask=hole) == [3] * masked.AROUND + [2]
     assert scales_that_ran(tiny, monkeypatch, mask=hole, around=1) == [3, 2]
     assert scales_that_ran(tiny, monkeypatch, mask=hole, around=0) == [4, 3, 2]
     assert scales_that_ran(tiny, monkeypatch, mask=everything) == [4, 3, 2]
     assert scales_that_ran(make_model(T=2), monkeypatch, mask=hole) == [2]
     told = make_model(classes=3, droppable=True)
-    assert scales_that_ran(told, monkeypatch, mask=hole) == [3] * editing.AROUND + [2]
+    assert scales_that_ran(told, monkeypatch, mask=hole) == [3] * masked.AROUND + [2]
     assert scales_that_ran(told, monkeypatch, mask=hole, classes=1) == [4, 3, 2]
     assert scales_that_ran(told, monkeypatch, mask=hole, classes=1, around=2) == [3, 3, 2]
     refined = dict(process="refined", passes=2, around=2)
@@ -472,8 +462,8 @@ def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model
 
 
 def test_every_pass_over_a_hole_has_noise_of_its_own(make_model, monkeypatch):
-    turns, draw = [], editing.gumbel
-    monkeypatch.setattr(editing, "gumbel", lambda *a: (turns.append((a[1], *a[4:])), draw(*a))[1])
+    turns, draw = [], masked.gumbel
+    monkeypatch.setattr(masked, "gumbel", lambda *a: (turns.append((a[1], *a[4:])), draw(*a))[1])
     make_model(T=3).inpaint(picture(), corner(), process="refined", passes=2, around=3)
     assert len(turns) == len(set(turns)) == 5
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking", "streaming"},
-    {"pasting"},
+    {"pasting", "masked"},
     {"editing", "panorama", "probe", "official", "untrusted", "receipts", "importing"},
     {"show"},
     {"__init__", "__main__"},

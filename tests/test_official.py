@@ -19,7 +19,7 @@ from released import (
 )
 from safetensors.torch import load_file
 
-from imagebart import editing
+from imagebart import editing, masked
 from imagebart.data import to_pil
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion, cross_entropy, geometric
@@ -531,11 +531,11 @@ def edit(make_model, monkeypatch):
         records.append((denoiser.t, x_t, choose, x_prev))
         return x_prev
 
-    monkeypatch.setattr(editing, "decoder", lambda method: spy)
+    monkeypatch.setattr(masked, "decoder", lambda method: spy)
     torch.manual_seed(0)
     x_1, hole = torch.randint(12, (1, 4, 4)), torch.rand(1, 4, 4) < 0.5
 
-    def run(num_images: int = 2, process=editing.annealed_steps, **options):
+    def run(num_images: int = 2, process=masked.annealed_steps, **options):
         records.clear()
         return list(process(model, x_1, hole, num_images, **options)), list(records)
 
@@ -567,7 +567,7 @@ def test_annealed_passes_are_as_many_as_released(edit):
 def test_one_pass_a_scale_is_the_single_process(edit):
     _, _, _, run = edit
     annealed, _ = run(chains=1, seed=3)
-    single, _ = run(process=editing.edit_steps, around=0, seed=3)
+    single, _ = run(process=masked.edit_steps, around=0, seed=3)
     for a, b in zip(annealed, single, strict=True):
         assert torch.equal(a.tokens, b.tokens)
 

@@ -1,0 +1,228 @@
+"""The masked process: known tokens held while the rest is drawn.   [section 4.3, A.3]
+
+Every token that must stay is the image's own, clean, at every scale; every other starts as noise
+and goes down the chain. No model is trained for it. Three ways down:
+
+    single      every scale once; where only the known part tells what to draw, t = T - 1, which
+                sees it, in place of t = T
+    refined     so, then forth and back on the finest scale until nothing changes
+    annealed    every scale several times, noised again in between and less each time: the
+                procedure of the released editing script
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from imagebart.denoiser import ABSENT
+from imagebart.diffusion import geometric
+from imagebart.guidance import ask, per_scale
+from imagebart.notation import Bool, Grid, Tokens
+from imagebart.sampling import (
+    Belief,
+    Step,
+    decoder,
+    generator_of,
+    gumbel,
+    holes,
+    image_seeds,
+    scale_filters,
+    step_of,
+    uniform_tokens,
+)
+from imagebart.whole import whole
+
+AROUND = 4
+"""Passes at t = T - 1 that look around a hole of which nothing is said."""
+
+
+@torch.inference_mode()
+def edit_steps(
+    model,
+    x_1: Grid,
+    hole: Bool[Tensor, "1 h w"],
+    num_images: int = 1,
+    *,
+    around: int | None = None,
+    **options,
+) -> Iterator[Step]:
+    """p_θ^{t-1|t,m} for t = T .. 2: the chain run down once with the known tokens held.
+
+    x_1 (1, h, w) are the image's tokens, `hole` (1, h, w) is True where they may change. Options
+    as `ImageBART.sample_steps`.
+
+    At t = T nothing is seen but what stands before a token, so a sky would be drawn without a look
+    at the land below it, and no later scale changes its mind. Where anything is known, and T > 2,
+    the hole can be left as noise there, and t = T - 1, which sees all that is known, has `around`
+    passes: remember, then forget to t and remember again. 0 is the paper's chain, all scales once.
+    Not given, it is 0 where a prompt, a class or a map says what to draw, which is best heard from
+    the beginning, and `AROUND` elsewhere.
+    """
+    process = MaskedProcess(model, x_1, hole, num_images, **options)
+    x = process.start()
+    yield step_of(model, model.T, x)
+    for t, passes in process.course(around).items():
+        for turn in range(passes):
+            x = process.again(x, t, turn) if turn else process.remember(x, t, 0)
+        yield step_of(model, t - 1, x)
+
+
+@torch.inference_mode()
+def annealed_steps(
+    model,
+    x_1: Grid,
+    hole: Bool[Tensor, "1 h w"],
+    num_images: int = 1,
+    *,
+    chains: int | Sequence[int] | None = None,
+    **options,
+) -> Iterator[Step]:
+    """The released procedure: at every scale, forget a little and remember again, n_t times.
+
+        x_t ← redraw(x_{t-1}, (1 - i / n_t) · β_t),   x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t),   i < n_t
+
+    The first pass (i = 0) takes x_t as it comes; the redraws of later passes fall on known tokens
+    too, which the pass puts back. `chains` is n_t: one number, or one for each t = 2 .. T; None is
+    as released, see `released_chains`. Temperature and top-k hold at every scale. Arguments and
+    steps are those of `edit_steps`.
+    """
+    process = MaskedProcess(model, x_1, hole, num_images, **options)
+    passes = released_chains(model) if chains is None else chain_lengths(model.T, chains)
+    x = process.start()
+    yield step_of(model, model.T, x)
+    for t in range(model.T, 1, -1):
+        for turn in range(passes[t]):
+            if turn:
+                x = process.forget(x, t, turn, 1 - turn / passes[t])
+            x = process.remember(x, t, turn)
+        yield step_of(model, t - 1, x)
+
+
+@torch.inference_mode()
+def refined_steps(
+    model,
+    x_1: Grid,
+    hole: Bool[Tensor, "1 h w"],
+    num_images: int = 1,
+    *,
+    passes: int = 8,
+    around: int | None = None,
+    **options,
+) -> Iterator[Step]:
+    """`edit_steps`, then passes on the finest scale: forget the hole to t = 2, remember it again.
+
+        x_2 ← q(x_2 | x_1) in the hole,   x_1 ~ p_θ^{1|2,m}(· | x_2)
+
+    What was drawn before its surroundings were known gets to see them. Each pass has its own noise.
+    An image whose tokens a pass leaves as they are has settled and rests; when all have, or after
+    `passes`, it ends. The steps of the passes have t = 1. Other options as `edit_steps`.
+    """
+    whole(passes, "passes")
+    process = MaskedProcess(model, x_1, hole, num_images, **options)
+    down, all_passes = model.T - 1, model.T - 1 + passes
+    for step in edit_steps(model, x_1, hole, num_images, around=around, **options):
+        yield replace(step, done=step.done * down / all_passes)
+    x = rearrange(step.tokens, "b h w -> b (h w)")
+    settled = torch.zeros(num_images, 1, dtype=torch.bool, device=x.device)
+    drawn = process.course(around)[2]  # with the noise of turns 0 .. drawn - 1
+    for turn in range(1, passes + 1):
+        again = torch.where(settled, x, process.again(x, 2, drawn - 1 + turn))
+        settled, x = (again == x).all(1, keepdim=True), again
+        done = 1.0 if settled.all() else (down + turn) / all_passes
+        yield replace(step_of(model, 1, x), done=done)
+        if settled.all():
+            return
+
+
+class MaskedProcess:
+    """The chain with known tokens held: p_θ^{t-1|t,m}, and forgetting.   [section 4.3, A.3]"""
+
+    def __init__(
+        self,
+        model,
+        x_1: Grid,
+        hole: Bool[Tensor, "1 h w"],
+        num_images: int,
+        *,
+        seed=0,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        method: str = "parallel",
+        **conditions,
+    ):
+        self.model, self.decode, self.belief = model, decoder(method), Belief(model.diffusion)
+        self.seeds = image_seeds(seed, num_images)
+        self.filters = scale_filters(model.T, temperature, top_k, top_p)
+        self.asked = ask(model, num_images, **conditions)
+        self.x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
+        self.known = ~repeat(hole, "1 h w -> b (h w)", b=num_images).to(x_1.device)
+        self.upto = int(holes(self.x_known, self.known)[1].max())  # the end of the last hole
+
+    def start(self) -> Tokens:
+        """x_T: known tokens, and noise in the hole."""
+        n = self.known.shape[1]
+        noise = uniform_tokens(self.seeds, self.model.T, n, self.model.K)
+        return torch.where(self.known, self.x_known, noise.to(self.x_known.device))
+
+    def course(self, around: int | None) -> dict[int, int]:
+        """{t: passes} from t = T to 2 of `edit_steps`."""
+        if around is None:
+            asked = self.asked.condition
+            around = AROUND if asked is None or (asked == ABSENT).all() else 0
+        T, around = self.model.T, whole(around, "around")
+        course = dict.fromkeys(range(T, 1, -1), 1)
+        if around and T > 2 and self.known.any():
+            course |= {T: 0, T - 1: around}
+        return course
+
+    def again(self, x: Tokens, t: int, turn: int) -> Tokens:
+        """x_{t-1} once more: the hole forgotten to t, and remembered."""
+        x_t = torch.where(self.known, self.x_known, self.forget(x, t, turn))
+        return self.remember(x_t, t, turn)
+
+    def remember(self, x_t: Tokens, t: int, turn: int) -> Tokens:
+        """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the noise of pass `turn`."""
+        denoiser = self.model.denoisers[t]
+        noise = gumbel(self.seeds, t, self.upto, denoiser.K, turn).to(x_t.device)
+        how = self.filters[t], self.asked.condition, self.known, self.x_known
+        return self.decode(self.asked.at(denoiser), x_t, noise, *how, self.belief)
+
+    def forget(self, x: Tokens, t: int, turn: int, part: float = 1.0) -> Tokens:
+        """x with every token redrawn with the chance part · β_t."""
+        chance = part * float(self.model.diffusion.beta[t])
+        return redraw(x, chance, self.model.K, self.seeds, t, turn)
+
+
+PROCESSES = {"single": edit_steps, "annealed": annealed_steps, "refined": refined_steps}
+
+
+def redraw(x: Tokens, chance: float, K: int, seeds: Sequence[int], t: int, turn: int) -> Tokens:
+    """x with every token redrawn from all K with this chance; the noise is each image's own."""
+    rows = []
+    for row, seed in zip(x, seeds, strict=True):
+        generator = generator_of(seed, t, turn, "redraw")
+        where = torch.rand(len(row), generator=generator) < chance
+        fresh = torch.randint(K, (len(row),), generator=generator)
+        rows.append(torch.where(where.to(x.device), fresh.to(x.device), row))
+    return torch.stack(rows)
+
+
+def released_chains(model) -> dict[int, int]:
+    """{t: passes} as released: 3 on a geometric schedule, 5 on others, and one at t = T.
+
+    The released script repeats T too on a geometric schedule, but nothing is read there: each
+    repeat is another independent draw, and only the last is kept.
+    """
+    exact = torch.tensor(geometric(model.T), dtype=torch.float64)
+    several = 3 if torch.allclose(model.diffusion.alpha_bar[1:], exact, atol=1e-6) else 5
+    return {t: several if t < model.T else 1 for t in range(2, model.T + 1)}
+
+
+def chain_lengths(T: int, chains: int | Sequence[int]) -> dict[int, int]:
+    """{t: passes} from one number, or one for each scale t = 2 .. T."""
+    lengths = per_scale(chains, T, "chains")
+    return {t: whole(n, "chains", 1) for t, n in zip(range(2, T + 1), lengths, strict=True)}
