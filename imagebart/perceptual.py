@@ -76,12 +76,14 @@ PERCEPTUAL = {"random": RandomFeatures, "lpips": LPIPS}
 class PatchDiscriminator(nn.Module):
     """D_φ: says of every patch whether it is real.   [eq. 3, 4]
 
-    Group instead of batch normalisation, so that ranks need not talk and small batches work.
+    It is shown the picture and, four times as strong, what a blur would lose of it: soft edges are
+    then told from sharp ones within a hundred steps (without, within thousands). Group instead of
+    batch normalisation, so that ranks need not talk and small batches work.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3):
         super().__init__()
-        blocks = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+        blocks = [nn.Conv2d(6, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
         width = channels
         for i in range(1, layers + 1):
             out, stride = channels * min(2**i, 8), 1 if i == layers else 2
@@ -91,7 +93,7 @@ class PatchDiscriminator(nn.Module):
         self.blocks = nn.Sequential(*blocks, nn.Conv2d(width, 1, 4, 1, 1))
 
     def forward(self, image: Images) -> Float[Tensor, "b 1 h w"]:
-        return self.blocks(image)
+        return self.blocks(torch.cat([image, 4 * fine(image)], dim=1))
 
 
 def reconstruction_loss(

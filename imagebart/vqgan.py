@@ -5,7 +5,8 @@
 
 One configuration spans the published f = 16 models and small ones for a laptop: `patch` folds
 p×p pixels into channels before the first convolution, which is where small models save time;
-`fine` gives their decoder layers at every pixel again, which is where patches show.
+`fine` gives their decoder layers at every pixel again, which is where patches show; `deeper` gives
+it more blocks. Both begin as nothing, so that a trained decoder can be given them.
 """
 
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ class VQGANConfig:
     mid_attention: bool = True  # self-attention between the two middle blocks
     patch: int = 1  # pixels a side folded into channels at the door
     fine: int = 0  # width of the decoder's layers at every pixel, after the patches; 0 = none
+    deeper: int = 0  # further residual blocks of every level of the decoder
     commitment: float = 0.25  # weight of the encoder's pull towards its code
 
     def __post_init__(self):
@@ -46,6 +48,8 @@ class VQGANConfig:
                 "channels must be a multiple of 32 and multipliers at least 1, "
                 f"got {self.channels} and {self.multipliers}"
             )
+        if self.deeper < 0:
+            raise ValueError(f"deeper must be at least 0, got {self.deeper}")
         if self.fine < 0 or (self.fine and self.patch & (self.patch - 1)):
             raise ValueError(
                 "fine must be at least 0, and patch a power of 2 where fine is not 0, "
@@ -133,9 +137,10 @@ class VQGAN(nn.Module):
             part.requires_grad_(False)
 
 
-def refined(vqgan: VQGAN, fine: int) -> VQGAN:
-    """The same VQGAN with layers of width `fine` at every pixel, which say nothing yet."""
-    finer = VQGAN(replace(vqgan.config, fine=fine))
+def refined(vqgan: VQGAN, fine: int, deeper: int = 0) -> VQGAN:
+    """The same VQGAN with layers of width `fine` at every pixel and `deeper` further blocks a level
+    of the decoder. What it did not have before says nothing yet."""
+    finer = VQGAN(replace(vqgan.config, fine=fine, deeper=deeper))
     if vqgan.quantiser.used is not None:
         finer.quantiser.shrink(vqgan.quantiser.used)
     finer.load_state_dict(vqgan.state_dict(), strict=False)
@@ -261,7 +266,8 @@ class Decoder(nn.Module):
         for level, out in reversed(list(enumerate(widths))):
             attend = level in config.attention_levels
             after = Upsample(out, out) if level else nn.Identity()
-            self.levels.append(Level(width, out, config.blocks + 1, attend, after))
+            blocks = config.blocks + 1
+            self.levels.append(Level(width, out, blocks, attend, after, config.deeper))
             width = out
         self.norm_out = norm(width)
         self.conv_out = conv3(width, 3 * config.patch**2)
@@ -309,18 +315,25 @@ class Finish(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: blocks, each with attention if asked, then a change of size."""
+    """One resolution: blocks, each with attention if asked, `deeper` more that begin as nothing,
+    then a change of size."""
 
-    def __init__(self, width: int, out: int, blocks: int, attend: bool, after: nn.Module):
+    def __init__(
+        self, width: int, out: int, blocks: int, attend: bool, after: nn.Module, deeper: int = 0
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(Residual(width if i == 0 else out, out) for i in range(blocks))
+        for _ in range(deeper):
+            self.blocks.append(Residual(out, out))
+            nn.init.zeros_(self.blocks[-1].conv2.weight)
+            nn.init.zeros_(self.blocks[-1].conv2.bias)
         self.attention = nn.ModuleList(SelfAttention(out) for _ in range(blocks if attend else 0))
         self.after = after
 
     def forward(self, h: Maps) -> Maps:
         for i, block in enumerate(self.blocks):
             h = block(h)
-            if len(self.attention):
+            if i < len(self.attention):
                 h = self.attention[i](h)
         return self.after(h)
 

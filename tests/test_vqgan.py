@@ -108,11 +108,18 @@ def test_without_rounding_it_is_a_plain_autoencoder(vqgan):
 
 def test_new_layers_start_as_nothing(vqgan):
     """The same pictures, bit for bit, and a gradient that lets the last of them begin."""
-    finer, grid = refined(vqgan, 8).eval(), torch.randint(12, (2, 4, 5))
+    finer, grid = refined(vqgan, 8, deeper=2).eval(), torch.randint(12, (2, 4, 5))
     assert torch.equal(finer.decode(grid), vqgan.decode(grid))
     finer.decode(grid).square().mean().backward()
     assert finer.last_layer() is finer.decoder.finish.conv_out.weight
-    assert finer.last_layer().grad.abs().sum() > 0
+    new = [level.blocks[-1].conv2.weight for level in finer.decoder.levels]
+    assert len(new) == 2 and all(w.grad.abs().sum() > 0 for w in (finer.last_layer(), *new))
+
+
+def test_a_level_with_attention_can_be_made_deeper(make_vqgan):
+    vqgan, grid = make_vqgan(attention_levels=(1,)), torch.randint(12, (1, 4, 4))
+    deeper = refined(vqgan, 0, deeper=1)
+    assert torch.equal(deeper.decode(grid), vqgan.decode(grid))
 
 
 def test_new_layers_keep_the_codes_in_use(make_vqgan):
@@ -235,6 +242,7 @@ def test_a_config_survives_json():
         (dict(image_size=100), "image_size must be a multiple of 16, got 100"),
         (dict(patch=3, fine=16, image_size=240), "patch a power of 2 where fine is not 0, got 16"),
         (dict(fine=-1), "fine must be at least 0"),
+        (dict(deeper=-1), "deeper must be at least 0, got -1"),
         (dict(attention_levels=(5,)), r"attention_levels must lie in \[0, 5\)"),
     ],
 )

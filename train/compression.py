@@ -82,8 +82,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     if recipe.train == "decoder" and not config.init:
         raise ValueError("to learn a VQGAN's decoder needs a trained one, --init, got none")
     vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
-    if preset.vqgan.fine and not vqgan.config.fine:
-        vqgan = refined(vqgan, preset.vqgan.fine)
+    new = preset.vqgan.fine, preset.vqgan.deeper
+    if any(new) and new != (vqgan.config.fine, vqgan.config.deeper):
+        vqgan = refined(vqgan, *new)
     if recipe.train == "decoder":
         vqgan.hold_tokens()
     critic = PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
@@ -138,6 +139,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             if revival_is_due(step, recipe, new=config.init is None):
                 revive(vqgan, image, usage, step, config.seed, ranks)
             adversarial = step >= recipe.adversarial_start
+            judged = step >= recipe.adversarial_start - recipe.critic_head_start
 
             # the VQGAN: x_0 → reconstruction
             with distributed.autocast(ranks.device, recipe.precision):
@@ -158,7 +160,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
             # the discriminator: real or reconstructed
             critic_loss = torch.zeros((), device=ranks.device)
-            if adversarial:
+            if judged:
                 critic.requires_grad_(True)
                 with distributed.autocast(ranks.device, recipe.precision):
                     both = critic_ranks(torch.cat([image, reconstruction.detach()]))
