@@ -25,7 +25,8 @@ class CompressionRecipe:
     edges: float = 0.0  # weight of differences between neighbouring pixels
     train: str = "all"  # or "decoder": a trained VQGAN's encoder and codebook stay as they are
     adversarial_weight: float = 0.8
-    adversarial_start: int = 10_000  # step at which the discriminator joins
+    adversarial_start: int = 10_000  # step from which the discriminator's word counts
+    critic_head_start: int = 0  # steps that it learns before
     critic_learning_rate: float = 4e-4  # of the discriminator, constant
     discriminator_channels: int = 64
     discriminator_layers: int = 3
@@ -41,6 +42,7 @@ class ScaleRecipe:
     steps: int
     batch: int  # images a step, over all ranks
     learning_rate: float = 1e-3
+    muon: float = 0.0  # Muon's, for the layers' matrices; 0: they learn by AdamW as all else
     warmup_steps: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0  # largest gradient norm
@@ -159,7 +161,7 @@ _SCENERY = replace(
     _SCENERY_3,
     about="the shipped model: scenery by text, by class or by neither, T = 4",
     alpha_bar=tuple(geometric(4)),
-    scale=replace(_SCENERY_3.scale, steps=2_000, learning_rate=1.5e-3),
+    scale=replace(_SCENERY_3.scale, steps=6_000, learning_rate=1.5e-3, muon=3e-3),
 )
 
 _PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)

@@ -167,6 +167,21 @@ def test_only_the_decoder_learns(chain, tmp_path, monkeypatch):
     assert rows[-1]["critic"] > 0 and rows[-1]["balance"] > 0
 
 
+def test_the_discriminator_has_a_head_start(tmp_path, monkeypatch):
+    tiny = presets.PRESETS["tiny"]
+    recipe = replace(tiny.compression, adversarial_start=3, critic_head_start=2)
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
+    judged, forward = [], perceptual.PatchDiscriminator.forward
+
+    def spy(critic, image):
+        judged.append(len(image))
+        return forward(critic, image)
+
+    monkeypatch.setattr(perceptual.PatchDiscriminator, "forward", spy)
+    train("compression", *SIZE, "--steps", 4, "--workers", 0, "--out", tmp_path)
+    assert judged == [8, 8, 4, 8]  # 4 images and 4 reconstructions; then 4 it has a word on
+
+
 def test_tokens_are_those_of_the_images(chain):
     from imagebart.model import load_vqgan
     from imagebart.sources import open_data
@@ -216,9 +231,17 @@ def die_at(call: int, function):
     return mortal
 
 
-@pytest.mark.parametrize("t", [2, 3])
-def test_a_killed_scale_resumes_as_if_never_stopped(chain, tmp_path, monkeypatch, t):
+def learn_by_muon(monkeypatch) -> None:
+    tiny = presets.PRESETS["tiny"]
+    row = replace(tiny, scale=replace(tiny.scale, muon=0.01))
+    monkeypatch.setitem(presets.PRESETS, "tiny", row)
+
+
+@pytest.mark.parametrize("t, muon", [(2, False), (3, False), (2, True)])
+def test_a_killed_scale_resumes_as_if_never_stopped(chain, tmp_path, monkeypatch, t, muon):
     """Killed in step 6 of 8, two steps after its checkpoint: same log, same bits."""
+    if muon:
+        learn_by_muon(monkeypatch)
     steps = ("--steps", 8, "--save-every", 4, "--look-every", 1)
     train_scale(chain, tmp_path / "whole", *steps, t=t)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -254,6 +277,26 @@ def test_a_killed_compression_resumes_as_if_never_stopped(tmp_path, monkeypatch)
     assert metrics(resumed / "metrics.jsonl") == metrics(whole / "metrics.jsonl")
     assert_same_state(resumed / "checkpoints", whole / "checkpoints")
     assert sha256_of(resumed / "vqgan.safetensors") == sha256_of(whole / "vqgan.safetensors")
+
+
+def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
+    """One step: nearer to an orthogonal one, singular values more alike; AdamW's elsewhere."""
+    step = ("--steps", 1, "--init", chain / "model")
+    before = load_file(chain / "model" / "scale_2.safetensors")
+    train_scale(chain, tmp_path / "adamw", *step)
+    learn_by_muon(monkeypatch)
+    train_scale(chain, tmp_path / "muon", *step)
+    moved = {}
+    for name in ("adamw", "muon"):
+        _, state = Checkpoints(tmp_path / name / "checkpoints" / "scale_2").latest()
+        moved[name] = {key: state["denoiser"][key] - old for key, old in before.items()}
+    for name, by_adamw in moved["adamw"].items():
+        by_muon = moved["muon"][name]
+        in_a_layer = ".blocks." in name and by_adamw.ndim == 2
+        assert torch.equal(by_muon, by_adamw) != in_a_layer, name
+        if in_a_layer:
+            steep, even = (torch.linalg.svdvals(x) for x in (by_adamw, by_muon))
+            assert (even / even[0]).mean() > 1.2 * (steep / steep[0]).mean(), name
 
 
 def test_a_run_told_to_stop_saves_first(chain, tmp_path):

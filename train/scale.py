@@ -27,7 +27,7 @@ from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import condition_of, drop, pieces_in
 from imagebart.model import load_vqgan, save_scale, save_vqgan
-from imagebart.presets import find_preset
+from imagebart.presets import ScaleRecipe, find_preset
 from imagebart.training import Log, warmup_cosine
 
 
@@ -83,12 +83,11 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         start_from(denoiser, config.init if one_scale else config.init / f"scale_{t}.safetensors")
     ema = EMA(denoiser, recipe.ema_decay)
     denoiser_ranks = DistributedDataParallel(denoiser) if ranks.world > 1 else denoiser
-    optimiser = torch.optim.AdamW(
-        weight_groups(denoiser, recipe.weight_decay), recipe.learning_rate, (0.9, 0.95), fused=True
-    )
+    optimisers = optimisers_of(denoiser, recipe)
+    rates = {"optimiser": recipe.learning_rate, "muon": recipe.muon}
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
-    parts = {"denoiser": denoiser, "ema": ema, "optimiser": optimiser}
+    parts = {"denoiser": denoiser, "ema": ema} | optimisers
     checkpoints = Checkpoints(run_folder(config))
     step, left_off = checkpoints.latest() or (0, {})
     for name, state in left_off.items():
@@ -113,9 +112,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     skipped = 0
     with StopSignal() as stop:
         while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
-            rate = recipe.learning_rate * warmup_cosine(step, recipe.steps, recipe.warmup_steps)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            course = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
+            for name, optimiser in optimisers.items():
+                for group in optimiser.param_groups:
+                    group["lr"] = course * rates[name]
 
             # forget: x_1 → x_{t-1} → x_t, for the global batch, of which this rank takes its part
             indices = batches.at(step)
@@ -131,12 +131,13 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             with distributed.autocast(device, recipe.precision):
                 logits = denoiser_ranks(x_prev, x_t, condition)
             loss = diffusion.loss_t(logits, x_t, x_1, t).mean()
-            optimiser.zero_grad(set_to_none=True)
+            denoiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(denoiser.parameters(), recipe.clip)
             skipped = 0 if norm.isfinite() else skipped + 1
             if skipped == 0:
-                optimiser.step()
+                for optimiser in optimisers.values():
+                    optimiser.step()
                 ema.update()
             elif skipped == 10:
                 raise ValueError(f"gradients must be finite, got ten steps that were not at {step}")
@@ -144,6 +145,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             step += 1
             bar.update()
             if step % 50 == 0 or step == recipe.steps:
+                rate = recipe.learning_rate * course
                 log.write(step, loss=distributed.mean(loss, ranks), norm=norm, learning_rate=rate)
                 bar.set_postfix(nats=f"{loss.item():.3f}", refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
@@ -156,14 +158,28 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     bar.close()
 
 
-def weight_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Decay for matrices, none for biases, norms and positions."""
-    weights = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
-    return [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+def optimisers_of(denoiser: Denoiser, recipe: ScaleRecipe) -> dict[str, torch.optim.Optimizer]:
+    """AdamW, "optimiser"; and "muon" for the layers' matrices, if the recipe has a rate for it.
+
+    Matrices decay; biases, norms and positions do not.
+    """
+
+    def is_layers(name: str, p: nn.Parameter) -> bool:
+        return bool(recipe.muon) and ".blocks." in name and p.ndim == 2
+
+    layers = [p for name, p in denoiser.named_parameters() if is_layers(name, p)]
+    others = [p for name, p in denoiser.named_parameters() if not is_layers(name, p)]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    optimisers = {
+        "optimiser": torch.optim.AdamW(groups, recipe.learning_rate, (0.9, 0.95), fused=True)
+    }
+    if layers:
+        by = dict(weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimisers["muon"] = torch.optim.Muon(layers, recipe.muon, **by)
+    return optimisers
 
 
 def start_from(denoiser: Denoiser, path: Path) -> None:
