@@ -65,7 +65,7 @@ def build(
                 edits = edit_tab(model, examples, ranker)
             if painter is not None:
                 with gr.Tab("Paint a map", id="semantic"):
-                    semantic_tab(painter)
+                    semantic_tab(painter, ranker)
             with gr.Tab("Panorama", id="panorama"):
                 panorama_tab(model)
             with gr.Tab("Chain", id="chain"):

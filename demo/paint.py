@@ -8,11 +8,20 @@ from functools import partial
 import gradio as gr
 from PIL import Image
 
-from demo.parts import connect, controls, image_editor, results_gallery, run_buttons, shelf_of
+from demo.parts import (
+    candidates_slider,
+    connect,
+    controls,
+    image_editor,
+    results_gallery,
+    run_buttons,
+    shelf_of,
+)
 from demo.pictures import EXAMPLES, for_editor, read_picture, stored
-from demo.requests import read_request, status
+from demo.requests import of_one_class, ranked, read_candidates, read_request, status
 from imagebart import ImageBART, scenery
 from imagebart.maps import OPEN, kind_colours, paint_kinds, read_kinds
+from imagebart.ranking import CLIP
 
 
 def semantic(
@@ -26,6 +35,9 @@ def semantic(
     classes="",
     negative_prompt="",
     guidance=None,
+    candidates=1,
+    *,
+    ranker: CLIP | None = None,
 ) -> Iterator[tuple]:
     """Draw what a map shows: (the map as it was read, status, images), after every scale.
 
@@ -35,13 +47,19 @@ def semantic(
     words = classes, negative_prompt, guidance
     request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
     count, options, remark = request
+    candidates, score = read_candidates(candidates, ranker, prompt)
     colours = kind_colours(model.map_names)
     kinds = read_kinds(read_painting(editor, model.image_size), colours)
     if (kinds < 0).all():
         raise ValueError("nothing is painted yet: paint the map in the colours of the kinds")
-    options["semantic_map"] = [kinds] * count
     began, shown = time.perf_counter(), stored(paint_kinds(kinds, colours))
-    for step in model.sample_steps(count, **options):
+    if score is not None:
+        draw = partial(model.sample, semantic_map=kinds)
+        for best, line in ranked(draw, count, candidates, score, options):
+            yield shown, line, [stored(one.image) for one in best]
+        options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
+        remark += f" The best of {count * candidates}."
+    for step in model.sample_steps(count, semantic_map=kinds, **options):
         images = [stored(image) for image in model.decode(step.tokens)]
         yield shown, status(step, options["seed"], count, began, remark), images
 
@@ -62,19 +80,19 @@ def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
 # ── the page ──────────────────────────────────────────────────────────────────────────────────
 
 
-def semantic_tab(model: ImageBART) -> None:
+def semantic_tab(model: ImageBART, ranker: CLIP | None) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             editor = map_editor(model)
         with gr.Column(scale=2, min_width=300):
-            inputs = [editor, *controls(model)]
+            inputs = [editor, *controls(model), candidates_slider(ranker)]
             buttons = run_buttons("Draw the landscape")
             line = gr.Markdown(elem_id="semantic-status", min_height=28)
             plain = {"format": "png", "interactive": False, "height": 250, "buttons": []}
             shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
     gr.Markdown("#### Results")
     gallery, index = results_gallery(label="Results", elem_id="painted", elem_classes="tiles")
-    connect(model, semantic, buttons, inputs, [shown, line, gallery], index)
+    connect(model, semantic, buttons, inputs, [shown, line, gallery], index, ranker=ranker)
 
 
 def map_editor(model: ImageBART) -> gr.ImageEditor:

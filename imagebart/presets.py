@@ -149,6 +149,21 @@ _SCENERY_DECODER = replace(
     ),
 )
 
+_SCENERY_SHARP = replace(
+    _SCENERY_DECODER,
+    about="a deeper decoder, with a discriminator, for the tokens of `scenery`: needs --init",
+    vqgan=replace(_SCENERY_DECODER.vqgan, deeper=4),
+    compression=replace(
+        _SCENERY_DECODER.compression,
+        steps=1_700,
+        learning_rate=2e-4,
+        adversarial_weight=0.5,
+        adversarial_start=300,
+        critic_head_start=300,
+        discriminator_channels=48,
+    ),
+)
+
 _SAID = dict(classes=12, text_length=32, text_pieces=128, droppable=True)
 _SCENERY_3 = replace(
     _SCENERY_PLAIN,
@@ -198,6 +213,7 @@ PRESETS = {
     "scenery-3": _SCENERY_3,
     "scenery-plain": _SCENERY_PLAIN,
     "scenery-decoder": _SCENERY_DECODER,
+    "scenery-sharp": _SCENERY_SHARP,
     "scenery-semantic": _SCENERY_SEMANTIC,
     "scenery-2": replace(
         _SCENERY_PLAIN,

@@ -565,6 +565,19 @@ def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
     assert_same([Image.open(path) for path in got], expected)
 
 
+def test_the_best_landscapes_of_a_map_are_shown(make_model, clip, tmp_path):
+    painter, ranker = make_model(T=3, map_kinds=3, text_length=9, droppable=True), CLIP(clip)
+    painter.map_names = ["sky", "water", "grass"]
+    kinds = np.zeros((32, 32), int)
+    paint_kinds(kinds, kind_colours(painter.map_names)).save(tmp_path / "map.png")
+    value = {"background": {"path": str(tmp_path / "map.png")}, "layers": []}
+    *_, (_, line, got) = semantic(painter, value, "a lake", 2, 5, candidates=3, ranker=ranker)
+    score, how = ranker.likeness("a lake"), dict(prompt="a lake", semantic_map=kinds)
+    best = best_of(painter, 2, 6, score, seed=5, **how)
+    assert_same([Image.open(path) for path in got], [one.image for one in best])
+    assert "The best of 6." in line
+
+
 def test_undo_goes_back_picture_by_picture(tmp_path):
     paths = []
     for i in range(3):
