@@ -172,11 +172,16 @@ _SCENERY_3 = replace(
     last=replace(_SCENERY_PLAIN.last, **_SAID),
     scale=replace(_SCENERY_PLAIN.scale, steps=2_400, drop_classes=0.5, drop_text=0.25),
 )
-_SCENERY = replace(
+_SCENERY_4 = replace(
     _SCENERY_3,
-    about="the shipped model: scenery by text, by class or by neither, T = 4",
+    about="scenery by text, by class or by neither, T = 4, by AdamW: what `scenery` starts from",
     alpha_bar=tuple(geometric(4)),
-    scale=replace(_SCENERY_3.scale, steps=6_000, learning_rate=1.5e-3, muon=3e-3),
+    scale=replace(_SCENERY_3.scale, steps=2_000, learning_rate=1.5e-3),
+)
+_SCENERY = replace(
+    _SCENERY_4,
+    about="the shipped model: scenery by text, by class or by neither, T = 4",
+    scale=replace(_SCENERY_4.scale, steps=6_000, muon=3e-3),
 )
 
 _PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)
@@ -210,6 +215,7 @@ PRESETS = {
         train_images=10_000,
     ),
     "scenery": _SCENERY,
+    "scenery-4": _SCENERY_4,
     "scenery-3": _SCENERY_3,
     "scenery-plain": _SCENERY_PLAIN,
     "scenery-decoder": _SCENERY_DECODER,
