@@ -6,6 +6,7 @@ rank and no process group, and every function here still holds. Ranks only ever 
 """
 
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -49,6 +50,9 @@ def start(device: str | None = None) -> Ranks:
     if "RANK" in os.environ:
         _die_with_parent()
     if world > 1:
+        # Imported when the group is there (as DDP does), its default arguments would hold the group
+        # and its threads until the interpreter is gone, and these abort some runs as they end.
+        importlib.import_module("torch.distributed.nn.functional")
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,

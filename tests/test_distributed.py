@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 WORKER = """
-import os, sys, time, torch
+import glob, os, sys, time, torch
+from torch.nn.parallel import DistributedDataParallel
 from imagebart.distributed import finish, gathered, mean, on_any_rank, share, start, total
 
 ranks = start("cpu")
@@ -49,8 +50,11 @@ if victim == -2:
     open(f"{folder}/pid_{os.getpid()}", "w").close()
     time.sleep(600)
 mean(torch.zeros(1), ranks)
+DistributedDataParallel(torch.nn.Linear(2, 2))(torch.ones(1, 2)).sum().backward()
 open(f"{folder}/attempt_{attempt}_rank_{ranks.rank}", "w").close()
 finish(ranks)
+threads = [open(task).read() for task in glob.glob("/proc/self/task/*/comm")]
+assert not any("gloo" in name for name in threads), threads  # they can abort a process as it ends
 """
 
 

@@ -1,0 +1,46 @@
+"""eval/tables.py: the documents say what the receipts say."""
+
+import pytest
+from test_eval import script
+
+tables = script("tables")
+
+
+@pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: path.parent.name)
+def test_documents_say_what_receipts_say(path):
+    found = tables.tables_in(path.read_text(encoding="utf-8"))
+    assert found, f"{path} has no table"
+    for name, now, due in found:
+        assert now == due, f"{path}: table {name} is stale, run eval/tables.py"
+
+
+def test_every_table_stands_in_a_document():
+    texts = [path.read_text(encoding="utf-8") for path in tables.DOCUMENTS]
+    placed = {name for text in texts for name, _, _ in tables.tables_in(text)}
+    assert placed == set(tables.TABLES)
+
+
+def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
+    (tmp_path / "receipts").mkdir()
+    original = (tables.RESULTS / "scenery_edits.json").read_text(encoding="utf-8")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "receipts")
+    (tables.RESULTS / "scenery_edits.json").write_text(original.replace("0.8,", "0.25,"))
+    document = tmp_path / "README.md"
+    document.write_text("above\n\n<!-- table edits -->\n| typed |\n<!-- end -->\n\nbelow\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "DOCUMENTS", (document,))
+    with pytest.raises(
+        ValueError, match=r"tables must be their receipts', got others: \['edits'\]"
+    ):
+        tables.main(tables.Config(check=True))
+    assert "typed" in document.read_text()
+    tables.main(tables.Config())
+    text = document.read_text()
+    assert "| under a rainbow | 40 | 25 % |" in text and "typed" not in text
+    assert text.startswith("above\n\n<!-- table") and text.endswith("<!-- end -->\n\nbelow\n")
+    tables.main(tables.Config(check=True))
+
+
+def test_an_unknown_table_is_named():
+    with pytest.raises(ValueError, match=r"table must be one of highlights.*, got 'edit'"):
+        tables.filled("<!-- table edit -->\n\n<!-- end -->")
