@@ -27,7 +27,7 @@ from timing import windowed
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
-from imagebart.checkpoint import atomic_write, write_json
+from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.receipts import options_of, receipt, shown
@@ -58,8 +58,7 @@ def main(config: Config) -> dict:
             for row in rows[1 - model.T :]:
                 print(line_of(row), flush=True)
     if config.picture:
-        with atomic_write(config.picture) as draft:
-            plot(rows, config.windows).image.save(draft, format="PNG", optimize=True)
+        plot(rows, config.windows).save(config.picture)
     return {"rows": rows, "options": options_of(config), **receipt(device)}
 
 

@@ -20,7 +20,6 @@ import tyro
 from PIL import Image
 
 from imagebart import ImageBART, scenery, show
-from imagebart.checkpoint import atomic_write
 from imagebart.maps import kind_colours, paint_kinds
 from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
 
@@ -55,10 +54,10 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
 
     samples = model.sample(16, seed=config.seed)
-    save(show.grid([*samples, *renders], columns=8), config.out / "samples.png")
+    show.grid([*samples, *renders], columns=8).save(config.out / "samples.png")
 
     steps = list(model.sample_steps(2, seed=config.seed))
-    save(show.chain(model, steps), config.out / "chain.png")
+    show.chain(model, steps).save(config.out / "chain.png")
 
     rows, captions = [], []
     for image, hole in ((renders[0], "upper half"), (renders[1], "right half")):
@@ -66,26 +65,24 @@ def main(config: Config) -> None:
         edits = model.inpaint(image, mask, 3, seed=config.seed)
         rows += [image, show.mask_overlay(image, mask), *edits]
         captions += ["input", hole, "", "", ""]
-    save(show.grid(rows, columns=5, captions=captions), config.out / "edits.png")
+    show.grid(rows, columns=5, captions=captions).save(config.out / "edits.png")
 
     back = model.decode(model.encode(renders[:8]))
-    save(show.grid([*renders[:8], *back], columns=8), config.out / "reconstructions.png")
+    show.grid([*renders[:8], *back], columns=8).save(config.out / "reconstructions.png")
 
-    save(
-        painted(ImageBART.from_pretrained(config.painter, device=config.device), config.seed),
-        config.out / "maps.png",
-    )
+    painter = ImageBART.from_pretrained(config.painter, device=config.device)
+    painted(painter, config.seed).save(config.out / "maps.png")
 
     wide = {"prompts": ["a desert at sunset", "a city at night"]} if model.takes_text else {}
     panorama = model.panorama(8 * model.image_size[1], seed=config.seed, **wide)
-    save(show.grid(panorama, columns=1), config.out / "panorama.png")
+    show.grid(panorama, columns=1).save(config.out / "panorama.png")
     if model.takes_text:
         pairs = [model.sample(2, prompt=prompt, seed=config.seed) for prompt in PROMPTS]
         first, second = zip(*pairs, strict=True)
         six = [slice(0, 6), slice(6, 12)]
         images = [image for part in six for row in (first, second) for image in row[part]]
         captions = [c for part in six for c in (*PROMPTS[part], *[""] * 6)]
-        save(show.grid(images, columns=6, captions=captions), config.out / "prompts.png")
+        show.grid(images, columns=6, captions=captions).save(config.out / "prompts.png")
 
 
 def painted(painter: ImageBART, seed: int) -> show.Picture:
@@ -116,11 +113,6 @@ def half(size: tuple[int, int], name: str) -> np.ndarray:
     else:
         mask[:, size[1] // 2 :] = True
     return mask
-
-
-def save(picture: show.Picture, path: Path) -> None:
-    with atomic_write(path) as draft:
-        picture.image.save(draft, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from timing import DTYPES, timed, with_passes
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
-from imagebart.checkpoint import atomic_write, write_json
+from imagebart.checkpoint import write_json
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
@@ -150,7 +150,6 @@ if __name__ == "__main__":
         sys.exit(f"error: {error}")
     print(*map(line_of, report["rows"]), sep="\n")
     if config.picture:
-        with atomic_write(config.picture) as draft:
-            plot(report).image.save(draft, format="PNG", optimize=True)
+        plot(report).save(config.picture)
     if config.out:
         write_json(report, config.out)

@@ -204,7 +204,7 @@ def completed(name: str, at: int) -> tuple:
 
 
 def completion() -> str:
-    mine, paper = "scenery_completion_t2", "scenery_completion_refined"
+    mine, paper = "scenery_completion_looks", "scenery_completion_refined"
     released = "scenery_completion_annealed"
     rows = [
         ("t = T − 1 looks around in place of t = T (the default)", *completed(mine, 0)),
@@ -218,12 +218,14 @@ def completion() -> str:
 
 
 def completion_t2() -> str:
-    name = "scenery_completion_t2"
+    names = "scenery_completion_looks", "scenery_completion_t2"
     rows = [
         (f"T = {row['T']}, {row['process']}", *completed(name, at))
+        for name, T in zip(names, (4, 2), strict=True)
         for at, row in enumerate(receipt(name)["rows"])
+        if row["T"] == T
     ]
-    return table(f"chain, process | {COMPLETION}", rows, name)
+    return table(f"chain, process | {COMPLETION}", rows, *names)
 
 
 def seams() -> str:
@@ -376,9 +378,12 @@ def highlights() -> str:
     one = fast["chain"]["1"]
     text, classes = obeyed("scenery_obedience_text"), obeyed("scenery_obedience_class")
     painted, sky = obeyed("semantic_obedience"), receipt("scenery_edits")
-    ours, _, two, _ = receipt("scenery_completion_t2")["rows"]
+    ours, two = (
+        receipt("scenery_completion_looks")["rows"][0],
+        receipt("scenery_completion_t2")["rows"][2],
+    )
     paper = receipt("scenery_completion_refined")["rows"][0]
-    seam = receipt("scenery_seams")["rows"][0]
+    seam, look = receipt("scenery_seams")["rows"][0], receipt("scenery_blind")
     tokens = one["sequential"]["passes"]
     edit = one["edit of a tenth, parallel"]["median_s"]
     rows = [
@@ -412,6 +417,11 @@ def highlights() -> str:
             "change where windows of panoramas meet",
             plus_minus(seam["seam"], seam["seam_error"]),
             "elsewhere 1",
+        ),
+        (
+            "a blind look: renders and samples that a viewer told apart",
+            f"{look['right']} of {look['n']}",
+            f"by guessing {look['n'] // 2}; the fewer the better",
         ),
     ]
     return table("what | shipped model | beside it", rows)

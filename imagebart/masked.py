@@ -35,8 +35,8 @@ from imagebart.sampling import (
 )
 from imagebart.whole import whole
 
-AROUND = 4
-"""Passes at t = T - 1 that look around a hole of which nothing is said."""
+FEWEST, MOST = 2, 8
+"""Passes at t = T - 1 that look around a hole of which nothing is said: as `looks` has it."""
 
 
 @torch.inference_mode()
@@ -59,7 +59,7 @@ def edit_steps(
     the hole can be left as noise there, and t = T - 1, which sees all that is known, has `around`
     passes: remember, then forget to t and remember again. 0 is the paper's chain, all scales once.
     Not given, it is 0 where a prompt, a class or a map says what to draw, which is best heard from
-    the beginning, and `AROUND` elsewhere.
+    the beginning, and elsewhere `looks(hole)`.
     """
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     x = process.start()
@@ -172,7 +172,7 @@ class MaskedProcess:
         """{t: passes} from t = T to 2 of `edit_steps`."""
         if around is None:
             asked = self.asked.condition
-            around = AROUND if asked is None or (asked == ABSENT).all() else 0
+            around = looks(~self.known) if asked is None or (asked == ABSENT).all() else 0
         T, around = self.model.T, whole(around, "around")
         course = dict.fromkeys(range(T, 1, -1), 1)
         if around and T > 2 and self.known.any():
@@ -198,6 +198,14 @@ class MaskedProcess:
 
 
 PROCESSES = {"single": edit_steps, "annealed": annealed_steps, "refined": refined_steps}
+
+
+def looks(hole: Bool[Tensor, "b n"]) -> int:
+    """How often to look around a hole: once for each sixteenth of the picture, 2 to 8 times.
+
+    The larger the hole, the less of what was drawn first knew of its surroundings.
+    """
+    return min(max(round(16 * hole.float().mean().item()), FEWEST), MOST)
 
 
 def redraw(x: Tokens, chance: float, K: int, seeds: Sequence[int], t: int, turn: int) -> Tokens:

@@ -27,6 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from imagebart.checkpoint import atomic_write
 from imagebart.denoiser import Denoiser
 from imagebart.guidance import Guided
 from imagebart.notation import Bool, Int
@@ -66,7 +67,9 @@ class Picture:
     image: Image.Image
 
     def save(self, path: str | Path) -> None:
-        self.image.save(path)
+        """Write a PNG, whole or not at all."""
+        with atomic_write(path) as draft:
+            self.image.save(draft, format="PNG", optimize=True)
 
     def __repr__(self) -> str:
         return f"<Picture {self.image.width}×{self.image.height}>"

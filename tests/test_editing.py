@@ -448,17 +448,25 @@ def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model
     """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or something is
     said, or T is 2."""
     hole, everything = corner(), np.ones((32, 32), bool)
-    assert scales_that_ran(tiny, monkeypatch, mask=hole) == [3] * masked.AROUND + [2]
+    assert scales_that_ran(tiny, monkeypatch, mask=hole) == [3] * 4 + [2]
     assert scales_that_ran(tiny, monkeypatch, mask=hole, around=1) == [3, 2]
     assert scales_that_ran(tiny, monkeypatch, mask=hole, around=0) == [4, 3, 2]
     assert scales_that_ran(tiny, monkeypatch, mask=everything) == [4, 3, 2]
     assert scales_that_ran(make_model(T=2), monkeypatch, mask=hole) == [2]
     told = make_model(classes=3, droppable=True)
-    assert scales_that_ran(told, monkeypatch, mask=hole) == [3] * masked.AROUND + [2]
+    assert scales_that_ran(told, monkeypatch, mask=hole) == [3] * 4 + [2]
     assert scales_that_ran(told, monkeypatch, mask=hole, classes=1) == [4, 3, 2]
     assert scales_that_ran(told, monkeypatch, mask=hole, classes=1, around=2) == [3, 3, 2]
     refined = dict(process="refined", passes=2, around=2)
     assert scales_that_ran(make_model(T=3), monkeypatch, mask=hole, **refined) == [2] * 4
+
+
+@pytest.mark.parametrize("share, looks", [(1, 2), (32, 2), (64, 4), (96, 6), (128, 8), (255, 8)])
+def test_a_larger_hole_is_looked_around_more_often(share, looks):
+    """`share` tokens of 256 are a hole."""
+    hole = torch.zeros(2, 256, dtype=torch.bool)
+    hole[:, :share] = True
+    assert masked.looks(hole) == looks
 
 
 def test_every_pass_over_a_hole_has_noise_of_its_own(make_model, monkeypatch):

@@ -5,11 +5,13 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
 from PIL import Image
 
+from imagebart import scenery
 from imagebart.sources import open_data
 
 ROOT = Path(__file__).parents[1]
@@ -127,3 +129,34 @@ def test_completions_are_measured_beside_their_cost(completion, folder, tiny, tm
     assert row["tokens_in_hole"] == tiny.denoisers[2].n / 2
     scales = tiny.T - 1
     assert scales <= row["passes"] <= scales * tiny.denoisers[2].n
+
+
+# ── a blind look ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_blind_sheet_holds_renders_and_samples_in_an_order_that_is_kept(folder, tiny, tmp_path):
+    module = script("blind")
+    config = module.Config(model=str(folder), n=4, seed=3, picture=tmp_path / "s.png", device="cpu")
+    assert module.main(config) == {}
+    sheet = Image.open(tmp_path / "s.png")
+    side = 2 * tiny.image_size[0]
+    gap = (sheet.width - 4 * side) // 3
+    scene = scenery.render(scenery.scene_seed("test", 12), *tiny.image_size)
+    first = module.order(4, 3).index("r")
+    shown = sheet.crop((first * (side + gap), 0, first * (side + gap) + side, side))
+    due = Image.fromarray(scene.image).resize((side, side), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(shown, float) - np.asarray(due, float)).mean() < 8
+    assert sorted(module.order(32, 0)) == ["r"] * 16 + ["s"] * 16
+    assert module.order(32, 0) != module.order(32, 1)
+
+
+def test_a_blind_look_is_scored(folder):
+    module = script("blind")
+    assert module.score("Rs Sr", "rsrs") == {"n": 4, "right": 2, "sure": 2, "sure_and_right": 1}
+    answers = module.order(4, 0).upper()
+    report = module.main(module.Config(model=str(folder), n=4, answers=answers, device="cpu"))
+    assert report["right"] == report["sure_and_right"] == 4 and "date" in report
+    with pytest.raises(ValueError, match="answers must be 4 letters of r, s, R, S, got 'rs'"):
+        module.score("rs", "rsrs")
+    with pytest.raises(ValueError, match="n must be even and at least 2, got 3"):
+        module.main(module.Config(n=3))

@@ -1,0 +1,91 @@
+"""A blind look: samples and renders, mixed; can a viewer tell them apart?
+
+    python eval/blind.py --picture sheet.png                 # look, and write a letter for each
+    python eval/blind.py --answers "RsS…" --out eval/results/scenery_blind.json
+
+Half of the thumbnails are held-out renders, half are samples (for the captions of other renders, if
+the model takes text), in an order that the seed decides and nobody is told. A viewer writes r (a
+render) or s (a sample), row after row, in capitals where sure. The JSON says how many are told
+apart, and how often the viewer is sure.
+"""
+
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from PIL import Image
+
+from imagebart import ImageBART, scenery, show
+from imagebart.checkpoint import write_json
+from imagebart.distributed import pick_device
+from imagebart.model import SHIPPED
+from imagebart.receipts import options_of, receipt
+
+COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = str(SHIPPED)
+    n: int = 32  # thumbnails, half of them samples
+    seed: int = 0  # of their order; samples and renders are others for every seed
+    picture: Path | None = None  # where the sheet goes
+    answers: str = ""  # a letter for each thumbnail, row after row; spaces do not count
+    out: Path | None = None  # where the JSON goes
+    device: str = "auto"
+
+
+def main(config: Config) -> dict:
+    if config.n < 2 or config.n % 2:
+        raise ValueError(f"n must be even and at least 2, got {config.n}")
+    if config.picture:
+        sheet(config).save(config.picture)
+    if not config.answers:
+        return {}
+    told = score(config.answers, order(config.n, config.seed))
+    return told | {"options": options_of(config), **receipt(pick_device(config.device))}
+
+
+def order(n: int, seed: int) -> str:
+    """What each thumbnail is: "r", a render, or "s", a sample."""
+    letters = list("rs" * (n // 2))
+    random.Random(seed).shuffle(letters)
+    return "".join(letters)
+
+
+def sheet(config: Config) -> show.Picture:
+    """The thumbnails, twice as large as they are."""
+    model = ImageBART.from_pretrained(config.model, device=config.device)
+    half, first = config.n // 2, config.seed * config.n
+    scenes = [scenery.scene_seed("test", first + i) for i in range(config.n)]
+    scenes = [scenery.render(seed, *model.image_size) for seed in scenes]
+    renders = [Image.fromarray(scene.image) for scene in scenes[:half]]
+    told = {"prompt": [scene.caption for scene in scenes[half:]]} if model.takes_text else {}
+    samples = model.sample(half, seed=first, **told)
+    of = {"r": iter(renders), "s": iter(samples)}
+    mixed = [next(of[letter]) for letter in order(config.n, config.seed)]
+    return show.grid(mixed, columns=COLUMNS, height=2 * model.image_size[0])
+
+
+def score(answers: str, truth: str) -> dict[str, int]:
+    """How many are told apart; how many the viewer is sure of; how many of those rightly."""
+    answers = "".join(answers.split())
+    if len(answers) != len(truth) or set(answers.lower()) - set("rs"):
+        raise ValueError(f"answers must be {len(truth)} letters of r, s, R, S, got {answers!r}")
+    right = [a.lower() == b for a, b in zip(answers, truth, strict=True)]
+    sure = [letter.isupper() for letter in answers]
+    both = sum(a and b for a, b in zip(right, sure, strict=True))
+    return {"n": len(truth), "right": sum(right), "sure": sum(sure), "sure_and_right": both}
+
+
+if __name__ == "__main__":
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        report = main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print({name: value for name, value in report.items() if isinstance(value, int)} or "look at it")
+    if config.out and report:
+        write_json(report, config.out)
