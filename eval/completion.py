@@ -57,7 +57,7 @@ class Config:
     model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
     process: tuple[Process, ...] = tuple(PROCESSES)  # ways to fill a hole
     masks: tuple[Literal[FAMILIES], ...] = FAMILIES
-    around: int | None = None  # passes at t = T - 1 that look around; 0: the paper's chain
+    around: tuple[int, ...] = ()  # passes at t = T - 1 that look around; 0: the paper's chain
     n: int = 200  # held-out images, each completed once
     probe: Path | None = None  # the shipped one unless given
     fid: bool = False  # judge completions by Inception as well
@@ -125,17 +125,25 @@ def counted_passes() -> Iterator[list[int]]:
 # ── the table ─────────────────────────────────────────────────────────────────────────────────
 
 
+def ways(config: Config) -> list[dict]:
+    """Options of `inpaint`, of each way to fill a hole; what is released does not look around."""
+    looks = [{"around": around} for around in config.around] or [{}]
+    return [
+        {"process": process} | look
+        for process in config.process
+        for look in ([{}] if process == "annealed" else looks)
+    ]
+
+
 def measure(
-    model: ImageBART, probe: Probe, process: str, family: str, config: Config
+    model: ImageBART, probe: Probe, how: dict, family: str, config: Config
 ) -> tuple[dict, list[Image.Image]]:
     """One row, a way to fill a family of holes; and the first of its completions."""
     (H, W), sums = model.image_size, {}
     seen: dict[str, list[Tensor]] = {"real": [], "completed": []}
-    truths, pictured, how = [], [], {"process": process}
-    if process != "annealed":
-        how["around"] = config.around
+    truths, pictured = [], []
     jury = Jury({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
-    for i in tqdm(range(config.n), desc=f"{family}, {process}", mininterval=5, leave=False):
+    for i in tqdm(range(config.n), desc=f"{family}, {how}", mininterval=5, leave=False):
         scene = scenery.render(scenery.scene_seed("validation", i), H, W)
         render = scene.image
         truths.append(
@@ -190,12 +198,12 @@ def main(config: Config) -> dict:
     for source in config.model:
         model, probe = ImageBART.from_pretrained(source, device=device), Probe(config.probe)
         for family in config.masks:
-            for process in config.process:
-                name = {"model": shown(source), "T": model.T, "mask": family, "process": process}
-                row, completed = measure(model, probe, process, family, config)
-                rows.append(name | row)
+            for how in ways(config):
+                row, completed = measure(model, probe, how, family, config)
+                rows.append({"model": shown(source), "T": model.T, "mask": family} | how | row)
                 pictures += completed
-                captions += [f"T = {model.T}, {family}, {process}", *[""] * (len(completed) - 1)]
+                caption = f"T = {model.T}, {family}, {how['process']}"
+                captions += [caption, *[""] * (len(completed) - 1)]
                 print(line_of(rows[-1]), flush=True)
     if config.picture:
         show.grid(pictures, min(config.n, PICTURED), captions).save(config.picture)
@@ -205,7 +213,8 @@ def main(config: Config) -> dict:
 def line_of(row: dict) -> str:
     fid = f"  {row['fid']['name']} {row['fid']['value']:.1f}" if "fid" in row else ""
     return (
-        f"T={row['T']} {row['mask']:8} {row['process']:9} known {row['known_exact']:.0%} exact  "
+        f"T={row['T']} {row['mask']:8} {row['process']:9} around {row.get('around', '-')}  "
+        f"known {row['known_exact']:.0%} exact  "
         f"seam {row['seam']:.2f}  {row['passes']:.0f} passes for {row['tokens_in_hole']:.0f} "
         f"tokens  {row['seconds']:.2f} s  true and found {row['found']['all']:.1%}, time "
         f"{row['found']['time']:.1%}  probe-FID {row['probe_fid']:.2f}{fid}"

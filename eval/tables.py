@@ -192,15 +192,14 @@ def edits() -> str:
 
 # ── holes and windows ─────────────────────────────────────────────────────────────────────────
 
-COMPLETION = "seam | probe-FID | true and found | … time of day | passes | seconds"
+COMPLETION = "seam | probe-FID | true and found | … time of day | passes"
 
 
 def completed(name: str, at: int) -> tuple:
     row = receipt(name)["rows"][at]
     found = (percent(row["found"][key]) for key in ("all", "time"))
     seam = row["border_step"] / row["border_step_of_renders"]
-    costs = f"{row['passes']:.0f}", seconds(row["seconds"])
-    return f"{seam:.2f}", f"{row['probe_fid']:.1f}", *found, *costs
+    return f"{seam:.2f}", f"{row['probe_fid']:.1f}", *found, f"{row['passes']:.0f}"
 
 
 def completion() -> str:
@@ -215,6 +214,16 @@ def completion() -> str:
     ]
     header = f"how the upper half is drawn | {COMPLETION}"
     return table(header, rows, mine, paper, released)
+
+
+def completion_around() -> str:
+    name = "scenery_completion_around"
+    masks = {"upper": "upper half", "blob10": "a tenth"}
+    rows = [
+        (masks[row["mask"]], row["around"], *completed(name, at))
+        for at, row in enumerate(receipt(name)["rows"])
+    ]
+    return table(f"hole | looks around | {COMPLETION}", rows, name)
 
 
 def completion_t2() -> str:
@@ -454,6 +463,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "re-ranking": re_ranking,
     "edits": edits,
     "completion": completion,
+    "completion-around": completion_around,
     "completion-t2": completion_t2,
     "seams": seams,
     "speed": speed,

@@ -185,12 +185,19 @@ _SCENERY = replace(
 )
 
 _PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)
-_SCENERY_SEMANTIC = replace(
+_SCENERY_SEMANTIC_FIRST = replace(
     _SCENERY_PLAIN,
-    about="the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3",
+    about="scenery by semantic map and text, T = 3, by AdamW: what `scenery-semantic` starts from",
     between=replace(_SCENERY_PLAIN.between, **_PAINTED),
     last=replace(_SCENERY_PLAIN.last, **_PAINTED),
-    scale=replace(_SCENERY_PLAIN.scale, steps=1_600, drop_map=0.4, drop_text=0.5),
+    scale=replace(
+        _SCENERY_PLAIN.scale, steps=1_300, learning_rate=1.5e-3, drop_map=0.4, drop_text=0.5
+    ),
+)
+_SCENERY_SEMANTIC = replace(
+    _SCENERY_SEMANTIC_FIRST,
+    about="the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3",
+    scale=replace(_SCENERY_SEMANTIC_FIRST.scale, steps=1_600, muon=3e-3),
 )
 
 PRESETS = {
@@ -221,6 +228,7 @@ PRESETS = {
     "scenery-decoder": _SCENERY_DECODER,
     "scenery-sharp": _SCENERY_SHARP,
     "scenery-semantic": _SCENERY_SEMANTIC,
+    "scenery-semantic-first": _SCENERY_SEMANTIC_FIRST,
     "scenery-2": replace(
         _SCENERY_PLAIN,
         about="what a chain is compared with: T = 2, one decoder of as many parameters",

@@ -131,6 +131,13 @@ def test_completions_are_measured_beside_their_cost(completion, folder, tiny, tm
     assert scales <= row["passes"] <= scales * tiny.denoisers[2].n
 
 
+def test_looks_around_are_compared_where_there_are_any(completion):
+    config = completion.Config(process=("single", "annealed"), around=(0, 3))
+    single = [{"process": "single", "around": around} for around in (0, 3)]
+    assert completion.ways(config) == [*single, {"process": "annealed"}]
+    assert completion.ways(completion.Config(process=("single",))) == [{"process": "single"}]
+
+
 # ── a blind look ──────────────────────────────────────────────────────────────────────────────
 
 
