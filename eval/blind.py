@@ -10,15 +10,13 @@ apart, and how often the viewer is sure.
 """
 
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from PIL import Image
+from reporting import run
 
 from imagebart import ImageBART, scenery, show
-from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.receipts import options_of, receipt
@@ -80,12 +78,10 @@ def score(answers: str, truth: str) -> dict[str, int]:
     return {"n": len(truth), "right": sum(right), "sure": sum(sure), "sure_and_right": both}
 
 
+def line_of(report: dict) -> str:
+    counts = {name: value for name, value in report.items() if isinstance(value, int)}
+    return str(counts or "look at it")
+
+
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print({name: value for name, value in report.items() if isinstance(value, int)} or "look at it")
-    if config.out and report:
-        write_json(report, config.out)
+    run(main, Config, __doc__, line_of)

@@ -18,7 +18,6 @@ For every model, process and family of masks, over the same images, holes and se
 `--picture` saves the first completions of every row, one below the other.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,14 +28,13 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from metrics import FEWEST, Jury, feature_distance
 from PIL import Image
+from reporting import run
 from torch import Tensor
 from tqdm import tqdm
 
 from imagebart import ImageBART, scenery, show
-from imagebart.checkpoint import write_json
 from imagebart.data import to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import Ranks, pick_device
@@ -222,10 +220,4 @@ def line_of(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__)

@@ -10,7 +10,6 @@ one that the probe likes best.
 """
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tyro
 from PIL import Image
+from reporting import run
 from tqdm import tqdm
 
 from imagebart import ImageBART, scenery
-from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.editing import pixel_hole, token_hole
 from imagebart.model import SHIPPED
@@ -144,10 +142,4 @@ def edited(
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__)

@@ -9,18 +9,17 @@ another chain on the same images, for instance a T = 2 model.
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from einops import rearrange
+from reporting import run
 from torch import Tensor
 from tqdm import tqdm
 
 from imagebart import ImageBART, distributed
-from imagebart.checkpoint import sha256_of, write_json
+from imagebart.checkpoint import sha256_of
 from imagebart.guidance import ask
 from imagebart.model import SHIPPED
 from imagebart.receipts import receipt
@@ -145,11 +144,4 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(table(report))
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__, table)

@@ -12,7 +12,6 @@ right), and of samples with the wishes of others (chance). Also the probe-FID of
 Fréchet distance of the probe's features to those of as many renders of another split.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,13 +20,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from metrics import feature_distance
+from reporting import run
 from torch import Tensor
 from tqdm import tqdm
 
 from imagebart import ImageBART, scenery
-from imagebart.checkpoint import write_json
 from imagebart.conditioning import commonest_kinds
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
@@ -144,10 +142,4 @@ def line_of(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__)

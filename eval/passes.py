@@ -11,7 +11,6 @@ token, and the mean seconds an image (without the VQGAN).
 `--guess belief x_t` sets the first guess that the chain's beliefs give beside the plain one, x_t.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +20,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 from completion import counted_passes
+from reporting import run
 from timing import windowed
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
-from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.receipts import options_of, receipt, shown
@@ -126,10 +124,4 @@ def line_of(row: dict) -> str:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__)

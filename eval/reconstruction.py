@@ -7,17 +7,16 @@ the part of small bright detail that survives: stars, and windows and edges of b
 (slope of the reconstruction's fine structure on the render's, 1 = all of it, 0 = blurred away).
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from PIL import Image
+from reporting import run
 from tqdm import tqdm
 
 from imagebart import distributed, scenery
-from imagebart.checkpoint import sha256_of, write_json
+from imagebart.checkpoint import sha256_of
 from imagebart.data import to_tensor
 from imagebart.model import SHIPPED, load_vqgan
 from imagebart.perceptual import fine, psnr, sharpness
@@ -64,13 +63,12 @@ def main(config: Config) -> dict:
     return {"n": config.n, "split": "validation", **scores, "sha256": weights, **receipt(device)}
 
 
+def lines_of(report: dict) -> str:
+    return "\n".join(
+        f"{name:30} {value:.4f}" if isinstance(value, float) else f"{name:30} {value}"
+        for name, value in report.items()
+    )
+
+
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    for name, value in report.items():
-        print(f"{name:30} {value:.4f}" if isinstance(value, float) else f"{name:30} {value}")
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__, lines_of)

@@ -11,7 +11,6 @@ can begin to count: windows at equal distances would show there. Beside it secon
 growth of the process's memory while a panorama was drawn.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
+from reporting import run
 from timing import largest_resident_bytes
 from torch import Tensor
 from tqdm import tqdm
 
 from imagebart import ImageBART
-from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.panorama import MODES, WideNoise, origins
@@ -108,10 +106,4 @@ def rhythm(image: Tensor, model: ImageBART) -> list[float]:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__)

@@ -12,7 +12,6 @@ the one is kept that the probe finds most like the caption; cosine similarity, a
 what the caption says that is found. The probe judges what the probe chose, as in the paper.
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
+from reporting import run
 from torch import Tensor
 from tqdm import tqdm
 
 from imagebart import ImageBART, scenery
-from imagebart.checkpoint import write_json
 from imagebart.distributed import pick_device
 from imagebart.model import SHIPPED
 from imagebart.probe import ATTRIBUTES, Probe
@@ -152,10 +150,4 @@ def drawn(model: ImageBART, n: int, config: Config, **options) -> Iterator[list]
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__)

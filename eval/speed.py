@@ -18,7 +18,6 @@ chain `--passes-of` (eval/replay.py).
 Time nothing else meanwhile. The first call of everything is not counted.
 """
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +25,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-import tyro
 from replay import Replayed, profile
+from reporting import run
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
 from timing import DTYPES, ceilings, roofline, timed, windowed, with_passes
 
 from imagebart import ImageBART, distributed, sampling
-from imagebart.checkpoint import write_json
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.masked import edit_steps
@@ -241,11 +239,4 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(table(report))
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__, table)

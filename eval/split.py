@@ -11,20 +11,18 @@ draw one image's tokens at t = 2, sequentially and in parallel with the passes o
 (eval/replay.py). Weights are random, so this says nothing about quality.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from replay import BETWEEN, Agreeing, plan, profile
+from reporting import run
 from timing import DTYPES, timed, with_passes
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
-from imagebart.checkpoint import write_json
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
@@ -62,7 +60,7 @@ def main(config: Config) -> dict:
         measure(one, diffusion, tenths[BETWEEN], device, config)
         for one in tqdm(shapes, desc="splits", mininterval=5)
     ]
-    return {
+    report = {
         "rows": rows,
         "tokens": shape.n,
         "parameters_of_preset": parameters(shape, diffusion),
@@ -71,6 +69,9 @@ def main(config: Config) -> dict:
         "options": options_of(config),
         **receipt(device),
     }
+    if config.picture:
+        plot(report).save(config.picture)
+    return report
 
 
 # ── shapes ────────────────────────────────────────────────────────────────────────────────────
@@ -142,14 +143,9 @@ def line_of(row: dict) -> str:
     )
 
 
+def lines_of(report: dict) -> str:
+    return "\n".join(map(line_of, report["rows"]))
+
+
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        report = main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(*map(line_of, report["rows"]), sep="\n")
-    if config.picture:
-        plot(report).save(config.picture)
-    if config.out:
-        write_json(report, config.out)
+    run(main, Config, __doc__, lines_of)

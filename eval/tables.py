@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import tyro
@@ -68,6 +69,10 @@ def due(name: str) -> str:
 
 def receipt(name: str) -> dict:
     return read_json(RESULTS / f"{name}.json")
+
+
+def rows_of(name: str) -> list[dict]:
+    return receipt(name)["rows"]
 
 
 def table(header: str, rows: Iterable[Iterable], *names: str) -> str:
@@ -137,7 +142,7 @@ def held_out() -> str:
 
 def obeyed(name: str) -> dict:
     """The row of samples, beside the renders' and by chance."""
-    return receipt(name)["rows"][1]
+    return rows_of(name)[1]
 
 
 def obedience() -> str:
@@ -195,43 +200,39 @@ def edits() -> str:
 COMPLETION = "seam | probe-FID | true and found | … time of day | passes"
 
 
-def completed(name: str, at: int) -> tuple:
-    row = receipt(name)["rows"][at]
+def completed(row: dict) -> tuple:
     found = (percent(row["found"][key]) for key in ("all", "time"))
-    seam = row["border_step"] / row["border_step_of_renders"]
-    return f"{seam:.2f}", f"{row['probe_fid']:.1f}", *found, f"{row['passes']:.0f}"
+    return f"{row['seam']:.2f}", f"{row['probe_fid']:.1f}", *found, f"{row['passes']:.0f}"
 
 
 def completion() -> str:
-    mine, paper = "scenery_completion_looks", "scenery_completion_refined"
-    released = "scenery_completion_annealed"
+    ways = {
+        "t = T − 1 looks around in place of t = T (the default)": "looks",
+        "every scale once, as the paper has it (`--around 0`)": "refined",
+        "annealed, as released": "annealed",
+    }
+    names = [f"scenery_completion_{end}" for end in ways.values()]
     rows = [
-        ("t = T − 1 looks around in place of t = T (the default)", *completed(mine, 0)),
-        ("… and 8 passes on t = 2", *completed(mine, 1)),
-        ("every scale once, as the paper has it (`--around 0`)", *completed(paper, 0)),
-        ("… and 8 passes on t = 2", *completed(paper, 1)),
-        ("annealed, as released", *completed(released, 0)),
+        (way if at == 0 else "… and 8 passes on t = 2", *completed(row))
+        for way, name in zip(ways, names, strict=True)
+        for at, row in enumerate(rows_of(name))
     ]
-    header = f"how the upper half is drawn | {COMPLETION}"
-    return table(header, rows, mine, paper, released)
+    return table(f"how the upper half is drawn | {COMPLETION}", rows, *names)
 
 
 def completion_around() -> str:
     name = "scenery_completion_around"
     masks = {"upper": "upper half", "blob10": "a tenth"}
-    rows = [
-        (masks[row["mask"]], row["around"], *completed(name, at))
-        for at, row in enumerate(receipt(name)["rows"])
-    ]
+    rows = [(masks[row["mask"]], row["around"], *completed(row)) for row in rows_of(name)]
     return table(f"hole | looks around | {COMPLETION}", rows, name)
 
 
 def completion_t2() -> str:
     names = "scenery_completion_looks", "scenery_completion_t2"
     rows = [
-        (f"T = {row['T']}, {row['process']}", *completed(name, at))
+        (f"T = {row['T']}, {row['process']}", *completed(row))
         for name, T in zip(names, (4, 2), strict=True)
-        for at, row in enumerate(receipt(name)["rows"])
+        for row in rows_of(name)
         if row["T"] == T
     ]
     return table(f"chain, process | {COMPLETION}", rows, *names)
@@ -257,7 +258,7 @@ def seams() -> str:
 # ── speed ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def chains(name: str) -> list[tuple]:
+def speed(name: str) -> str:
     """Seconds and passes of the whole chain, a row a batch."""
     rows = []
     for images, chain in receipt(name)["chain"].items():
@@ -273,29 +274,18 @@ def chains(name: str) -> list[tuple]:
                 f"{chain['VQGAN decoder']['median_s']:.3f} s",
             )
         )
-    return rows
-
-
-CHAINS = "images | parallel | sequential | ratio | an edit of a tenth | the VQGAN's part"
-
-
-def speed() -> str:
-    return table(CHAINS, chains("scenery_speed"), "scenery_speed")
-
-
-def speed_window() -> str:
-    return table(CHAINS, chains("scenery_speed_window32"), "scenery_speed_window32")
+    header = "images | parallel | sequential | ratio | an edit of a tenth | the VQGAN's part"
+    return table(header, rows, name)
 
 
 def speed_scales() -> str:
     rows = []
     for t, scale in receipt("scenery_speed")["scales"].items():
-        ours, plain, roof = scale["parallel"], scale["sequential"], scale["roofline"]
+        ours, roof = scale["parallel"], scale["roofline"]
         times = (scale[key]["median_s"] for key in ("naive", "bart", "sequential"))
         parallel = f"{seconds(ours['median_s'])}, {ours['passes']} passes"
         parts = f"{percent(roof['bandwidth'], 0)}, {percent(roof['peak'])}"
         rows.append((t, *map(seconds, times), parallel, parts))
-        assert plain["passes"] == receipt("scenery_speed")["tokens"]
     header = "scale t | naive | BART | ours, sequential | ours, parallel"
     header += " | a sequential pass: part of bandwidth, of peak"
     return table(header, rows, "scenery_speed")
@@ -321,9 +311,9 @@ def speed_ffhq() -> str:
 
 
 def split() -> str:
-    wide = {row["decoder_depth"]: row for row in receipt("split_752")["rows"]}
+    wide = {row["decoder_depth"]: row for row in rows_of("split_752")}
     rows = []
-    for row in receipt("split")["rows"]:
+    for row in rows_of("split"):
         depth = row["decoder_depth"]
         times = (
             f"{seconds(one[way]['median_s'])}, {one[way]['passes']}"
@@ -338,45 +328,32 @@ def split() -> str:
 # ── passes ────────────────────────────────────────────────────────────────────────────────────
 
 
-def passes() -> str:
-    one = receipt("passes")
-    windows = sorted({row["window"] for row in one["rows"]})
+def passes(name: str, column: str, key: str, labels: dict[str, str]) -> str:
+    """Passes at every window; rows of one `key` make a chain, called as `labels` says."""
+    windows = sorted({row["window"] for row in rows_of(name)})
     rows = []
-    for guess, label in (("belief", "the chain's belief"), ("x_t", "x_t")):
-        rows += passes_of([row for row in one["rows"] if row["guess"] == guess], windows, label)
-    header = f"first guess | scale | β | window {' | '.join(map(str, windows))}"
-    return table(header, rows, "passes")
+    for value, label in labels.items():
+        rows += passes_of([row for row in rows_of(name) if row[key] == value], label)
+    return table(f"{column} | scale | β | window {' | '.join(map(str, windows))}", rows, name)
 
 
-def passes_of(rows: list[dict], windows: list[int], label: str) -> list[tuple]:
+def passes_of(rows: list[dict], label: str) -> list[tuple]:
     """A row a scale, then all scales together: passes, tokens a pass, seconds."""
-    at = {(row["t"], row["window"]): row for row in rows}
-    scales = sorted({row["t"] for row in rows}, reverse=True)
-    each = [[f"{at[t, window]['passes']:.1f}" for window in windows] for t in scales]
+    scales: dict[int, list[dict]] = {}  # {t: rows, a window each}
+    for row in sorted(rows, key=lambda row: (-row["t"], row["window"])):
+        scales.setdefault(row["t"], []).append(row)
     lines = [
-        (label, f"t = {t}", f"{at[t, 8]['beta']:.2f}", *scale)
-        for t, scale in zip(scales, each, strict=True)
+        (label, f"t = {t}", f"{at[0]['beta']:.2f}", *(f"{row['passes']:.1f}" for row in at))
+        for t, at in scales.items()
     ]
-    tokens = sum(at[t, 8]["tokens"] for t in scales)
-    together = [sum(at[t, window]["passes"] for t in scales) for window in windows]
-    times = [sum(at[t, window]["seconds"] for t in scales) for window in windows]
+    tokens = sum(at[0]["tokens"] for at in scales.values())
+    columns = list(zip(*scales.values(), strict=True))  # a window's rows, a scale each
+    together = [sum(row["passes"] for row in column) for column in columns]
+    times = [sum(row["seconds"] for row in column) for column in columns]
     lines.append(("", f"all {tokens} tokens", "", *(f"{n:.0f}" for n in together)))
     lines.append(("", "times fewer", "", *(f"{tokens / n:.1f}" for n in together)))
     lines.append(("", "seconds", "", *(f"{one:.2f}" for one in times)))
     return lines
-
-
-def passes_equal_training() -> str:
-    one = receipt("passes_equal_training")
-    windows = sorted({row["window"] for row in one["rows"]})
-    rows = []
-    for model, label in (
-        ("runs/scenery-plain/model", "T = 3"),
-        ("runs/scenery-2/model", "T = 2, as many parameters and steps"),
-    ):
-        rows += passes_of([row for row in one["rows"] if row["model"] == model], windows, label)
-    header = f"chain | scale | β | window {' | '.join(map(str, windows))}"
-    return table(header, rows, "passes_equal_training")
 
 
 # ── all in one table ──────────────────────────────────────────────────────────────────────────
@@ -387,12 +364,9 @@ def highlights() -> str:
     one = fast["chain"]["1"]
     text, classes = obeyed("scenery_obedience_text"), obeyed("scenery_obedience_class")
     painted, sky = obeyed("semantic_obedience"), receipt("scenery_edits")
-    ours, two = (
-        receipt("scenery_completion_looks")["rows"][0],
-        receipt("scenery_completion_t2")["rows"][2],
-    )
-    paper = receipt("scenery_completion_refined")["rows"][0]
-    seam, look = receipt("scenery_seams")["rows"][0], receipt("scenery_blind")
+    ours, two = rows_of("scenery_completion_looks")[0], rows_of("scenery_completion_t2")[2]
+    paper = rows_of("scenery_completion_refined")[0]
+    seam, look = rows_of("scenery_seams")[0], receipt("scenery_blind")
     tokens = one["sequential"]["passes"]
     edit = one["edit of a tenth, parallel"]["median_s"]
     rows = [
@@ -466,14 +440,25 @@ TABLES: dict[str, Callable[[], str]] = {
     "completion-around": completion_around,
     "completion-t2": completion_t2,
     "seams": seams,
-    "speed": speed,
-    "speed-window": speed_window,
+    "speed": partial(speed, "scenery_speed"),
+    "speed-window": partial(speed, "scenery_speed_window32"),
     "speed-scales": speed_scales,
     "speed-ways": speed_ways,
     "speed-ffhq": speed_ffhq,
     "split": split,
-    "passes": passes,
-    "passes-equal-training": passes_equal_training,
+    "passes": partial(
+        passes, "passes", "first guess", "guess", {"belief": "the chain's belief", "x_t": "x_t"}
+    ),
+    "passes-equal-training": partial(
+        passes,
+        "passes_equal_training",
+        "chain",
+        "model",
+        {
+            "runs/scenery-plain/model": "T = 3",
+            "runs/scenery-2/model": "T = 2, as many parameters and steps",
+        },
+    ),
 }
 
 if __name__ == "__main__":

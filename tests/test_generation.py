@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import ClassVar
 from unittest.mock import patch
 
+import generation
+import metrics
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 import torch.distributed as dist
+from generation import Config
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -38,12 +41,6 @@ from imagebart.ranking import CLIP
 
 ROOT = Path(__file__).parents[1]
 EVAL = ROOT / "eval"
-sys.path.insert(0, str(EVAL))
-
-import generation  # noqa: E402
-import metrics  # noqa: E402
-from generation import Config  # noqa: E402
-
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 N = 11  # over two ranks in batches of 5: one batch there, two here

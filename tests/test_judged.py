@@ -2,11 +2,15 @@
 samples is counted as their pages promise. The probe has random weights here."""
 
 import shutil
-import sys
 from pathlib import Path
 
+import completion
+import edits
+import metrics
 import numpy as np
+import obedience
 import pytest
+import selection
 import torch
 from PIL import Image
 
@@ -15,15 +19,6 @@ from imagebart.checkpoint import load_tensors, save_tensors
 from imagebart.conditioning import commonest_kinds
 from imagebart.guidance import pieces_in
 from imagebart.probe import ATTRIBUTES, Probe
-
-EVAL = Path(__file__).parents[1] / "eval"
-sys.path.insert(0, str(EVAL))
-
-import completion  # noqa: E402
-import edits  # noqa: E402
-import metrics  # noqa: E402
-import obedience  # noqa: E402
-import selection  # noqa: E402
 
 KINDS, LABELS = scenery.KINDS, scenery.LABELS
 

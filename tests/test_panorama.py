@@ -1,12 +1,11 @@
 """Wide pictures: a sample where they are no wider, seeds that hold, ends that meet."""
 
 import itertools
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
+import seams
 import torch
 
 from imagebart.guidance import ask, pieces_in
@@ -22,10 +21,6 @@ from imagebart.panorama import (
     tent,
 )
 from imagebart.sampling import Filter, draw, gumbel
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "eval"))
-
-import seams
 
 BOTH = pytest.mark.parametrize("mode", ["fast", "exact"])
 SAID = dict(classes=3, text_length=6, text_pieces=8, droppable=True)

@@ -6,8 +6,15 @@ import sys
 import time
 from pathlib import Path
 
+import completion
 import numpy as np
+import passes
 import pytest
+import replay
+import rivals
+import speed
+import split
+import timing
 import torch
 from PIL import Image
 
@@ -18,16 +25,6 @@ from imagebart.model import SHIPPED
 from imagebart.presets import find_preset
 
 EVAL = Path(__file__).parents[1] / "eval"
-sys.path.insert(0, str(EVAL))
-
-import completion  # noqa: E402
-import passes  # noqa: E402
-import replay  # noqa: E402
-import rivals  # noqa: E402
-import speed  # noqa: E402
-import split  # noqa: E402
-import timing  # noqa: E402
-
 NARROW = {"block_out_channels": (64,) * 6}  # DDPM as small as it goes
 
 

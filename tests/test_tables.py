@@ -1,9 +1,7 @@
 """eval/tables.py: the documents say what the receipts say."""
 
 import pytest
-from test_eval import script
-
-tables = script("tables")
+import tables
 
 
 @pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: path.parent.name)
