@@ -1,0 +1,222 @@
+"""The masked process: known tokens are held at every scale, and every pass is what it says."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from test_editing import corner, picture, same
+
+from imagebart import ImageBART, masked
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.masked import annealed_steps, edit_steps, redraw, refined_steps, released_chains
+from imagebart.sampling import Filter, decode_sequential, gumbel, uniform_tokens
+
+
+def tokens(seed: int = 0) -> torch.Tensor:
+    return torch.randint(12, (1, 4, 4), generator=torch.Generator().manual_seed(seed))
+
+
+def holes(count: int) -> list[torch.Tensor]:
+    """Holes of every size, as (1, 4, 4) booleans."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.linspace(0.05, 0.95, count)
+    return [torch.rand(1, 4, 4, generator=generator) < part for part in parts]
+
+
+@pytest.mark.parametrize("method", ["parallel", "sequential"])
+def test_known_tokens_survive(tiny, method):
+    """At every scale they are the image's own, clean; the hole starts as noise."""
+    x_1 = tokens()
+    for hole in holes(3):
+        here = hole.expand(3, -1, -1)
+        steps = list(edit_steps(tiny, x_1, hole, 3, seed=5, method=method))
+        assert [step.t for step in steps] == [4, 3, 2, 1]
+        for step in steps:
+            assert torch.equal(step.tokens[~here], x_1.expand(3, -1, -1)[~here])
+        noise = uniform_tokens([5, 6, 7], 4, 16, 12).view(3, 4, 4)
+        assert torch.equal(steps[0].tokens[here], noise[here])
+        assert not hole.any() or not torch.equal(steps[-1].tokens[here], steps[0].tokens[here])
+
+
+@pytest.mark.parametrize("choice", [dict(), dict(temperature=0.6, top_k=4)])
+def test_parallel_is_sequential_around_holes(tiny, choice):
+    x_1 = tokens(1)
+    for hole in holes(4):
+        parallel, sequential = (
+            [s.tokens for s in edit_steps(tiny, x_1, hole, 8, seed=9, method=m, **choice)]
+            for m in ("parallel", "sequential")
+        )
+        for a, b in zip(parallel, sequential, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_known_tokens_cost_no_pass(make_model, monkeypatch):
+    """A window that holds one unknown position is settled in one pass, two at most."""
+    model = make_model(T=2)
+    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
+    hole[0, 3, 3] = True
+    denoiser, passes = model.denoisers[2], []
+    step = denoiser.step
+    monkeypatch.setattr(denoiser, "step", lambda *a: (passes.append(1), step(*a))[1])
+    list(edit_steps(model, torch.zeros(1, 4, 4, dtype=torch.int64), hole))
+    assert 1 <= len(passes) <= 2
+
+
+# ── several times down every scale ────────────────────────────────────────────────────────────
+
+
+def test_known_tokens_survive_annealing(tiny):
+    x_1 = tokens()
+    (hole,) = holes(1)
+    steps = list(annealed_steps(tiny, x_1, hole, 3, seed=5, chains=[3, 2, 1]))
+    assert [step.t for step in steps] == [4, 3, 2, 1]
+    known = ~hole.expand(3, -1, -1)
+    for step in steps:
+        assert torch.equal(step.tokens[known], x_1.expand(3, -1, -1)[known])
+
+
+def test_once_down_every_scale_is_the_single_process(tiny):
+    once = tiny.inpaint(picture(), corner(), 2, seed=4, process="annealed", chains=1)
+    twice = tiny.inpaint(picture(), corner(), 2, seed=4, process="annealed", chains=2)
+    single = tiny.inpaint(picture(), corner(), 2, seed=4, around=0)
+    assert all(same(a, b) for a, b in zip(once, single, strict=True))
+    assert not any(same(a, b) for a, b in zip(twice, single, strict=True))
+
+
+def test_an_annealed_edit_alone_is_the_edit_in_company(tiny):
+    options = dict(process="annealed", chains=2)
+    together = tiny.inpaint(picture(), corner(), 3, seed=4, **options)
+    for i in range(3):
+        assert same(tiny.inpaint(picture(), corner(), seed=4 + i, **options)[0], together[i])
+
+
+def test_a_first_redraw_is_the_step_of_forgetting():
+    """Chance β_t of a new token: the frequency in 40 000 draws, within 5 standard deviations."""
+    x = torch.zeros(4, 10_000, dtype=torch.int64)
+    changed = (redraw(x, 0.3, 10, [1, 2, 3, 4], 2, 1) != x).double().mean().item()
+    assert abs(changed - 0.27) < 5 * (0.27 * 0.73 / 40_000) ** 0.5
+    assert torch.equal(redraw(x, 0.0, 10, [1, 2, 3, 4], 2, 1), x)
+
+
+def test_scales_are_repeated_as_released(tiny, make_denoiser):
+    assert released_chains(tiny) == {2: 3, 3: 3, 4: 1}
+    uneven = MultinomialDiffusion([1.0, 0.9, 0.0], 12)
+    scales = {t: make_denoiser(t) for t in (2, 3)}
+    assert released_chains(ImageBART(tiny.vqgan, uneven, scales)) == {2: 5, 3: 1}
+
+
+@pytest.mark.parametrize("chains", [0, -1, 1.5, [1, 2], [1, 2, 0]])
+def test_every_scale_is_run_at_least_once(tiny, chains):
+    with pytest.raises(ValueError, match="chains must be"):
+        tiny.inpaint(picture(), corner(), process="annealed", chains=chains)
+
+
+# ── what lies behind a hole ───────────────────────────────────────────────────────────────────
+
+
+def scales_that_ran(model, monkeypatch, **options) -> list[int]:
+    """t of every decoding of an edit, in order."""
+    ran, decode = [], masked.decoder("parallel")
+    watched = lambda scale, *rest: (ran.append(scale.t), decode(scale, *rest))[1]  # noqa: E731
+    monkeypatch.setattr(masked, "decoder", lambda method: watched)
+    model.inpaint(picture(), **options)
+    return ran
+
+
+def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model, monkeypatch):
+    """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or something is
+    said, or T is 2."""
+    hole, everything = corner(), np.ones((32, 32), bool)
+    assert scales_that_ran(tiny, monkeypatch, mask=hole) == [3] * 4 + [2]
+    assert scales_that_ran(tiny, monkeypatch, mask=hole, around=1) == [3, 2]
+    assert scales_that_ran(tiny, monkeypatch, mask=hole, around=0) == [4, 3, 2]
+    assert scales_that_ran(tiny, monkeypatch, mask=everything) == [4, 3, 2]
+    assert scales_that_ran(make_model(T=2), monkeypatch, mask=hole) == [2]
+    told = make_model(classes=3, droppable=True)
+    assert scales_that_ran(told, monkeypatch, mask=hole) == [3] * 4 + [2]
+    assert scales_that_ran(told, monkeypatch, mask=hole, classes=1) == [4, 3, 2]
+    assert scales_that_ran(told, monkeypatch, mask=hole, classes=1, around=2) == [3, 3, 2]
+    refined = dict(process="refined", passes=2, around=2)
+    assert scales_that_ran(make_model(T=3), monkeypatch, mask=hole, **refined) == [2] * 4
+
+
+@pytest.mark.parametrize("share, looks", [(1, 2), (32, 2), (64, 4), (96, 6), (128, 8), (255, 8)])
+def test_a_larger_hole_is_looked_around_more_often(share, looks):
+    """`share` tokens of 256 are a hole."""
+    hole = torch.zeros(2, 256, dtype=torch.bool)
+    hole[:, :share] = True
+    assert masked.looks(hole) == looks
+
+
+def test_every_pass_over_a_hole_has_noise_of_its_own(make_model, monkeypatch):
+    turns, draw = [], masked.gumbel
+    monkeypatch.setattr(masked, "gumbel", lambda *a: (turns.append((a[1], *a[4:])), draw(*a))[1])
+    make_model(T=3).inpaint(picture(), corner(), process="refined", passes=2, around=3)
+    assert len(turns) == len(set(turns)) == 5
+
+
+@pytest.mark.parametrize("around", [-1, 1.5])
+def test_looks_around_are_counted_in_whole_numbers(tiny, around):
+    with pytest.raises(ValueError, match="around must be a whole number, at least 0, got"):
+        tiny.inpaint(picture(), corner(), around=around)
+
+
+# ── passes on the finest scale ────────────────────────────────────────────────────────────────
+
+
+def test_no_pass_is_the_single_pass(tiny):
+    x_1 = tokens()
+    hole = holes(3)[1]
+    once = list(edit_steps(tiny, x_1, hole, 2, seed=3))
+    for passes in (0, 2):
+        steps = list(refined_steps(tiny, x_1, hole, 2, seed=3, passes=passes))
+        assert [step.t for step in steps[:4]] == [4, 3, 2, 1]
+        for a, b in zip(once, steps, strict=False):
+            assert torch.equal(a.tokens, b.tokens)
+        assert len(steps) <= 4 + passes and steps[-1].done == 1
+
+
+def test_a_pass_forgets_the_hole_to_t_2_and_remembers_it(tiny):
+    """Each pass by hand: redraw the hole with chance β_2, then the scale t = 2 once more."""
+    x_1 = tokens()
+    hole = holes(3)[2]
+    steps = list(refined_steps(tiny, x_1, hole, 1, seed=3, passes=3))
+    known, beta = ~hole.flatten(1), float(tiny.diffusion.beta[2])
+    for turn, (before, after) in enumerate(pairwise(steps[3:]), 1):
+        x_2 = redraw(before.tokens.flatten(1), beta, 12, [3], 2, turn)
+        x_2 = torch.where(known, x_1.flatten(1), x_2)
+        noise = gumbel([3], 2, 16, 12, turn)
+        expected = decode_sequential(
+            tiny.denoisers[2], x_2, noise, Filter(), None, known, x_1.flatten(1)
+        )
+        assert torch.equal(after.tokens.flatten(1), expected)
+
+
+def test_an_image_refines_alone_as_in_a_batch_and_rests_once_settled(tiny):
+    x_1 = tokens()
+    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
+    hole[0, 1, 1] = True
+    batch = list(refined_steps(tiny, x_1, hole, 6, seed=20, passes=12))
+    for i in range(6):
+        alone = list(refined_steps(tiny, x_1, hole, 1, seed=20 + i, passes=12))
+        for a, b in zip(alone, batch, strict=False):
+            assert torch.equal(a.tokens[0], b.tokens[i])
+        assert torch.equal(alone[-1].tokens[0], batch[-1].tokens[i])
+    assert len(batch) < 4 + 12  # one token settles soon
+    assert torch.equal(batch[-1].tokens, batch[-2].tokens)
+
+
+@pytest.mark.parametrize("passes", [-1, 1.5, "2"])
+def test_passes_are_a_whole_number(tiny, passes):
+    with pytest.raises(ValueError, match="passes must be a whole number, at least 0"):
+        tiny.inpaint(picture(), corner(), process="refined", passes=passes)
+
+
+def test_refined_edits_keep_every_known_pixel(tiny):
+    image, mask = picture(), corner()
+    single = tiny.inpaint(image, mask, 2, seed=1)
+    refined = tiny.inpaint(image, mask, 2, seed=1, process="refined", passes=3)
+    for edit in refined:
+        assert np.array_equal(np.asarray(edit)[~mask], np.asarray(image)[~mask])
+    assert any(not same(a, b) for a, b in zip(single, refined, strict=True))
