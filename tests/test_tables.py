@@ -1,5 +1,6 @@
 """eval/tables.py: the documents say what the receipts say."""
 
+import layouts
 import pytest
 import tables
 
@@ -15,14 +16,14 @@ def test_documents_say_what_receipts_say(path):
 def test_every_table_stands_in_a_document():
     texts = [path.read_text(encoding="utf-8") for path in tables.DOCUMENTS]
     placed = {name for text in texts for name, _, _ in tables.tables_in(text)}
-    assert placed == set(tables.TABLES)
+    assert placed == set(layouts.TABLES)
 
 
 def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
     (tmp_path / "receipts").mkdir()
-    original = (tables.RESULTS / "scenery_edits.json").read_text(encoding="utf-8")
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "receipts")
-    (tables.RESULTS / "scenery_edits.json").write_text(original.replace("0.8,", "0.25,"))
+    original = (layouts.RESULTS / "scenery_edits.json").read_text(encoding="utf-8")
+    monkeypatch.setattr(layouts, "RESULTS", tmp_path / "receipts")
+    (layouts.RESULTS / "scenery_edits.json").write_text(original.replace("0.8,", "0.25,"))
     document = tmp_path / "README.md"
     document.write_text("above\n\n<!-- table edits -->\n| typed |\n<!-- end -->\n\nbelow\n")
     monkeypatch.setattr(tables, "ROOT", tmp_path)

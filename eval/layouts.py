@@ -1,0 +1,412 @@
+"""What each table of the documents shows, from the receipts in eval/results/.
+
+A function makes one table, in Markdown, and TABLES names it; `tables.py` puts it in its place. All
+but "highlights" end with what they were measured on, when, and the receipt's name.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from imagebart.checkpoint import read_json
+
+RESULTS = Path(__file__).parent / "results"
+
+# ── the parts of a table ──────────────────────────────────────────────────────────────────────
+
+
+def receipt(name: str) -> dict:
+    return read_json(RESULTS / f"{name}.json")
+
+
+def rows_of(name: str) -> list[dict]:
+    return receipt(name)["rows"]
+
+
+def table(header: str, rows: Iterable[Iterable], *names: str) -> str:
+    """Rows below a header ("a | b | c"), and where the figures come from."""
+    columns = header.count("|") + 1
+    lines = [header, " | ".join(["---"] * columns), *(" | ".join(map(str, row)) for row in rows)]
+    body = "\n".join(f"| {line} |" for line in lines)
+    return f"{body}\n\n{source(*names)}" if names else body
+
+
+def source(*names: str) -> str:
+    """Hardware, day and file of each receipt, receipts of one day and machine together."""
+    made: dict[str, list[str]] = {}
+    for name in names:
+        one = receipt(name)
+        hardware = re.sub(r"\b1 threads", "1 thread", one["hardware"])  # as receipts once said
+        made.setdefault(f"{hardware}, {day(one['date'])}", []).append(f"`{name}.json`")
+    return "; ".join(f"{where}: {', '.join(files)}" for where, files in made.items()) + "."
+
+
+def day(date: str) -> str:
+    at = datetime.fromisoformat(date)
+    return f"{at.day} {at:%B %Y}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 10 else f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
+
+
+def plus_minus(value: float, error: float) -> str:
+    return f"{value:.3f} ± {error:.3f}"
+
+
+# ── likelihood and reconstruction ─────────────────────────────────────────────────────────────
+
+
+def held_out() -> str:
+    bound, back = receipt("scenery_likelihood"), receipt("scenery_reconstruction")
+    rows = []
+    for t, scale in bound["scales"].items():
+        name = f"L_{t}, nats per token ({bound['n']} images), told nothing"
+        predictor = f"closed-form predictor {scale['closed_form']:.3f}"
+        rows.append((name, f"{scale['nats']:.3f}", predictor))
+        rows.append((f"L_{t}, told class and caption", f"{scale['nats_told']:.3f}", ""))
+    rows += [
+        ("sum, told nothing", f"{bound['sum']:.3f}", f"{bound['bits_per_token']:.3f} bits a token"),
+        (f"reconstruction PSNR ({back['n']} images)", f"{back['psnr']:.2f} dB", ""),
+        ("sharpness of reconstructions", f"{back['sharpness']:.3f}", "renders are 1"),
+        ("stars kept", f"{back['stars_kept']:.3f}", "all would be 1"),
+        (
+            "fine structure of buildings at night kept",
+            f"{back['night_buildings_kept']:.3f}",
+            "all would be 1",
+        ),
+        ("codes in use", f"{back['codes_in_use']:.3f}", f"of {bound['K']}"),
+    ]
+    names = "scenery_likelihood", "scenery_reconstruction"
+    return table("held-out scenery | shipped model | beside it", rows, *names)
+
+
+# ── is it obeyed? ─────────────────────────────────────────────────────────────────────────────
+
+
+def obeyed(name: str) -> dict:
+    """The row of samples, beside the renders' and by chance."""
+    return rows_of(name)[1]
+
+
+def obedience() -> str:
+    text, classes = obeyed("scenery_obedience_text"), obeyed("scenery_obedience_class")
+    said = {"all": "held-out captions, all that they say", "kind": "… kind of place"}
+    said |= {"time": "… time of day"}
+    rows = [
+        (said.get(key, f"… {key}"), *(percent(text[of][key]) for of in OF))
+        for key in ("all", "kind", "time", "weather", "season", "object")
+    ]
+    rows.append(
+        ("classes", percent(classes["samples"]["all"]), "", percent(classes["chance"]["all"]))
+    )
+    names = "scenery_obedience_text", "scenery_obedience_class"
+    return table("what was said and is found | samples | the renders | chance", rows, *names)
+
+
+OF = ("samples", "renders", "chance")
+
+
+def maps() -> str:
+    row = obeyed("semantic_obedience")
+    labels = "samples", "the renders themselves", "chance (the maps of others)"
+    rows = [(label, percent(row[of]["places"])) for label, of in zip(labels, OF, strict=True)]
+    return table("places that show what the map says | ", rows, "semantic_obedience")
+
+
+def rejection() -> str:
+    rows = [
+        (row["rate"], percent(row["class_accuracy"]), f"{row['inception_score']:.2f}", row["kept"])
+        for row in receipt("scenery_selection")["rejection"]
+    ]
+    header = "rejection at rate | class accuracy | inception score, of at most 12 | kept"
+    return table(header, rows, "scenery_selection")
+
+
+def re_ranking() -> str:
+    rows = [
+        (row["best_of"], f"{row['similarity']:.3f}", percent(row["said_and_found"]))
+        for row in receipt("scenery_selection")["re-ranking"]
+    ]
+    header = "best of | similarity to the caption | said and found"
+    return table(header, rows, "scenery_selection")
+
+
+def edits() -> str:
+    one = receipt("scenery_edits")
+    rows = [(row["wish"], row["edits"], percent(row["found"], 0)) for row in one["rows"]]
+    rows.append(("all", one["options"]["n"], percent(one["found"])))
+    return table("the sky is to be | edits | found", rows, "scenery_edits")
+
+
+# ── holes and windows ─────────────────────────────────────────────────────────────────────────
+
+COMPLETION = "seam | probe-FID | true and found | … time of day | passes"
+
+
+def completed(row: dict) -> tuple:
+    found = (percent(row["found"][key]) for key in ("all", "time"))
+    return f"{row['seam']:.2f}", f"{row['probe_fid']:.1f}", *found, f"{row['passes']:.0f}"
+
+
+def completion() -> str:
+    ways = {
+        "t = T − 1 looks around in place of t = T (the default)": "looks",
+        "every scale once, as the paper has it (`--around 0`)": "refined",
+        "annealed, as released": "annealed",
+    }
+    names = [f"scenery_completion_{end}" for end in ways.values()]
+    rows = [
+        (way if at == 0 else "… and 8 passes on t = 2", *completed(row))
+        for way, name in zip(ways, names, strict=True)
+        for at, row in enumerate(rows_of(name))
+    ]
+    return table(f"how the upper half is drawn | {COMPLETION}", rows, *names)
+
+
+def completion_around() -> str:
+    name = "scenery_completion_around"
+    masks = {"upper": "upper half", "blob10": "a tenth"}
+    rows = [(masks[row["mask"]], row["around"], *completed(row)) for row in rows_of(name)]
+    return table(f"hole | looks around | {COMPLETION}", rows, name)
+
+
+def completion_t2() -> str:
+    names = "scenery_completion_looks", "scenery_completion_t2"
+    rows = [
+        (f"T = {row['T']}, {row['process']}", *completed(row))
+        for name, T in zip(names, (4, 2), strict=True)
+        for row in rows_of(name)
+        if row["T"] == T
+    ]
+    return table(f"chain, process | {COMPLETION}", rows, *names)
+
+
+def seams() -> str:
+    names = "scenery_seams", "scenery_seams_exact"
+    rows = []
+    for name in names:
+        one = receipt(name)
+        for row in one["rows"]:
+            n = int(one["options"]["n"])
+            low, high = min(row["rhythm"]), max(row["rhythm"])
+            rhythm = f"{low:.3f} to {high:.3f}, each ± {max(row['rhythm_error']):.3f} at most"
+            change = plus_minus(row["seam"], row["seam_error"])
+            memory = f"+{row['memory_bytes'] / 2**20:.0f} MiB over all"
+            costs = seconds(row["seconds"]), memory
+            rows.append((row["mode"], row["width"], n, change, rhythm if n > 8 else "", *costs))
+    header = "mode | width | panoramas | change at borders | rhythm | seconds | memory"
+    return table(header, rows, *names)
+
+
+# ── speed ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def speed(name: str) -> str:
+    """Seconds and passes of the whole chain, a row a batch."""
+    rows = []
+    for images, chain in receipt(name)["chain"].items():
+        ours, plain = chain["parallel"], chain["sequential"]
+        edit = chain["edit of a tenth, parallel"]["median_s"]
+        rows.append(
+            (
+                images,
+                f"{seconds(ours['median_s'])}, {ours['passes']} passes",
+                f"{seconds(plain['median_s'])}, {plain['passes']}",
+                f"{plain['median_s'] / ours['median_s']:.1f}",
+                f"{seconds(edit)}, {plain['median_s'] / edit:.1f} times less",
+                f"{chain['VQGAN decoder']['median_s']:.3f} s",
+            )
+        )
+    header = "images | parallel | sequential | ratio | an edit of a tenth | the VQGAN's part"
+    return table(header, rows, name)
+
+
+def speed_scales() -> str:
+    rows = []
+    for t, scale in receipt("scenery_speed")["scales"].items():
+        ours, roof = scale["parallel"], scale["roofline"]
+        times = (scale[key]["median_s"] for key in ("naive", "bart", "sequential"))
+        parallel = f"{seconds(ours['median_s'])}, {ours['passes']} passes"
+        parts = f"{percent(roof['bandwidth'], 0)}, {percent(roof['peak'])}"
+        rows.append((t, *map(seconds, times), parallel, parts))
+    header = "scale t | naive | BART | ours, sequential | ours, parallel"
+    header += " | a sequential pass: part of bandwidth, of peak"
+    return table(header, rows, "scenery_speed")
+
+
+def speed_ways() -> str:
+    rows = [
+        (way, f"{one['seconds']:.3f}", f"{one['over_parallel']:.2f}")
+        for way, one in receipt("scenery_speed")["one_image"].items()
+    ]
+    header = "one image, pixels included | s | times ours, parallel"
+    return table(header, rows, "scenery_speed")
+
+
+def speed_ffhq() -> str:
+    names = "ffhq-4_speed", "ffhq-4_speed_bf16"
+    full, half = (receipt(name)["one_image"] for name in names)
+    rows = [
+        (way, *(f"{one[way][key]:.2f}" for one in (full, half) for key in one[way])) for way in full
+    ]
+    header = "one image, pixels included | float32, s | over parallel | bfloat16, s | over parallel"
+    return table(header, rows, *names)
+
+
+def split() -> str:
+    wide = {row["decoder_depth"]: row for row in rows_of("split_752")}
+    rows = []
+    for row in rows_of("split"):
+        depth = row["decoder_depth"]
+        times = (
+            f"{seconds(one[way]['median_s'])}, {one[way]['passes']}"
+            for one in (row, wide[depth])
+            for way in ("sequential", "parallel")
+        )
+        rows.append((f"{row['encoder_depth']} + {depth}", *times))
+    header = "layers, encoder + decoder | width 256, sequential | parallel"
+    return table(f"{header} | width 752, sequential | parallel", rows, "split", "split_752")
+
+
+# ── passes ────────────────────────────────────────────────────────────────────────────────────
+
+
+def passes(name: str, column: str, key: str, labels: dict[str, str]) -> str:
+    """Passes at every window; rows of one `key` make a chain, called as `labels` says."""
+    windows = sorted({row["window"] for row in rows_of(name)})
+    rows = []
+    for value, label in labels.items():
+        rows += passes_of([row for row in rows_of(name) if row[key] == value], label)
+    return table(f"{column} | scale | β | window {' | '.join(map(str, windows))}", rows, name)
+
+
+def passes_of(rows: list[dict], label: str) -> list[tuple]:
+    """A row a scale, then all scales together: passes, tokens a pass, seconds."""
+    scales: dict[int, list[dict]] = {}  # {t: rows, a window each}
+    for row in sorted(rows, key=lambda row: (-row["t"], row["window"])):
+        scales.setdefault(row["t"], []).append(row)
+    lines = [
+        (label, f"t = {t}", f"{at[0]['beta']:.2f}", *(f"{row['passes']:.1f}" for row in at))
+        for t, at in scales.items()
+    ]
+    tokens = sum(at[0]["tokens"] for at in scales.values())
+    columns = list(zip(*scales.values(), strict=True))  # a window's rows, a scale each
+    together = [sum(row["passes"] for row in column) for column in columns]
+    times = [sum(row["seconds"] for row in column) for column in columns]
+    lines.append(("", f"all {tokens} tokens", "", *(f"{n:.0f}" for n in together)))
+    lines.append(("", "times fewer", "", *(f"{tokens / n:.1f}" for n in together)))
+    lines.append(("", "seconds", "", *(f"{one:.2f}" for one in times)))
+    return lines
+
+
+# ── all in one table ──────────────────────────────────────────────────────────────────────────
+
+
+def highlights() -> str:
+    fast, large = receipt("scenery_speed"), receipt("ffhq-4_speed")
+    one = fast["chain"]["1"]
+    text, classes = obeyed("scenery_obedience_text"), obeyed("scenery_obedience_class")
+    painted, sky = obeyed("semantic_obedience"), receipt("scenery_edits")
+    ours, two = rows_of("scenery_completion_looks")[0], rows_of("scenery_completion_t2")[2]
+    paper = rows_of("scenery_completion_refined")[0]
+    seam, look = rows_of("scenery_seams")[0], receipt("scenery_blind")
+    tokens = one["sequential"]["passes"]
+    edit = one["edit of a tenth, parallel"]["median_s"]
+    rows = [
+        (
+            "one picture",
+            f"{seconds(one['parallel']['median_s'])}, {one['parallel']['passes']} passes",
+            ways(fast) + f"; {tokens} tokens in all",
+        ),
+        ("an edit of a tenth of it", seconds(edit), ""),
+        (
+            "one picture of FFHQ's size: T = 5, 256×256, random weights",
+            seconds(large["one_image"]["ours, parallel"]["seconds"]),
+            ways(large),
+        ),
+        ("captions: found of what they say", *shares(text, "all")),
+        ("classes: found", *shares(classes, "all")),
+        ("maps: places that show what they should", *shares(painted, "places")),
+        ("skies repainted by prompt: found", percent(sky["found"]), f"{sky['options']['n']} edits"),
+        (
+            "upper halves drawn without a word: right time of day",
+            percent(ours["found"]["time"], 0),
+            f"the paper's chain (`around=0`) {percent(paper['found']['time'], 0)}; "
+            f"T = 2 {percent(two['found']['time'], 0)}; chance 20 %",
+        ),
+        (
+            "… probe-FID",
+            f"{ours['probe_fid']:.1f}",
+            f"the paper's chain {paper['probe_fid']:.1f}; T = 2 {two['probe_fid']:.1f}",
+        ),
+        (
+            "change where windows of panoramas meet",
+            plus_minus(seam["seam"], seam["seam_error"]),
+            "elsewhere 1",
+        ),
+        (
+            "a blind look: renders and samples that a viewer told apart",
+            f"{look['right']} of {look['n']}",
+            f"by guessing {look['n'] // 2}; the fewer the better",
+        ),
+    ]
+    return table("what | shipped model | beside it", rows)
+
+
+def ways(speed: dict) -> str:
+    """The same image by other ways."""
+    names = {
+        "ours, sequential": "a pass a token",
+        "naive decoder": "as released",
+        "BART with its cache": "BART with its cache",
+    }
+    return "; ".join(
+        f"{label} {seconds(speed['one_image'][way]['seconds'])}" for way, label in names.items()
+    )
+
+
+def shares(row: dict, key: str) -> tuple[str, str]:
+    """Of the samples; of the renders and by chance."""
+    beside = [f"{of} {percent(row[of][key])}" for of in ("renders", "chance") if of in row]
+    return percent(row["samples"][key]), ", ".join(beside)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "highlights": highlights,
+    "held-out": held_out,
+    "obedience": obedience,
+    "maps": maps,
+    "rejection": rejection,
+    "re-ranking": re_ranking,
+    "edits": edits,
+    "completion": completion,
+    "completion-around": completion_around,
+    "completion-t2": completion_t2,
+    "seams": seams,
+    "speed": partial(speed, "scenery_speed"),
+    "speed-window": partial(speed, "scenery_speed_window32"),
+    "speed-scales": speed_scales,
+    "speed-ways": speed_ways,
+    "speed-ffhq": speed_ffhq,
+    "split": split,
+    "passes": partial(
+        passes, "passes", "first guess", "guess", {"belief": "the chain's belief", "x_t": "x_t"}
+    ),
+    "passes-equal-training": partial(
+        passes,
+        "passes_equal_training",
+        "chain",
+        "model",
+        {
+            "runs/scenery-plain/model": "T = 3",
+            "runs/scenery-2/model": "T = 2, as many parameters and steps",
+        },
+    ),
+}
