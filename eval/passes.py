@@ -19,8 +19,10 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
 from completion import counted_passes
+from matplotlib.figure import Figure
 from reporting import run
 from timing import windowed
 from tqdm import tqdm
@@ -102,17 +104,32 @@ def passes_of(model: ImageBART, source: str, width: int, guess: str, config: Con
     ]
 
 
+@matplotlib.rc_context(show.STYLE)
 def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
-    """Passes against the window, a line for each scale of each model."""
-    lines: dict[str, list[float]] = {}
+    """Passes against the window: a colour for each scale of each model, dashed from x_t."""
+    lines: dict[tuple, list[float]] = {}
     for row in rows:
-        folder = row["model"].removesuffix("/model")  # as the recipes of presets.py name them
-        name = f"{Path(folder).name}, T = {row['T']}: t = {row['t']}, β = {row['beta']:.2g}"
-        name += ", from x_t" if row["guess"] == "x_t" else ""
-        lines.setdefault(name, []).append(row["passes"])
-    return show.curves(
-        lines, windows, "positions a pass looks at", f"passes for {rows[0]['tokens']} tokens"
-    )
+        key = tuple(row[name] for name in ("model", "T", "t", "beta", "guess"))
+        lines.setdefault(key, []).append(row["passes"])
+    scales = list(dict.fromkeys(key[:4] for key in lines))
+    figure = Figure(figsize=(7.5, 2.8), dpi=100)
+    ax = figure.subplots()
+    for (*scale, guess), passes in lines.items():
+        colour, dashed = show.COLOURS[scales.index(tuple(scale)) % 6], guess == "x_t"
+        name = "_" if dashed else called(*scale, alone=len({s[0] for s in scales}) == 1)
+        ax.plot(windows, passes, "o--" if dashed else "o-", color=colour, label=name)
+    if any(key[-1] == "x_t" for key in lines):
+        ax.plot([], [], "--", color=show.INK, label="from x_t alone")
+    ax.set(xticks=windows, xlabel="positions a pass looks at")
+    ax.set_ylabel(f"passes for {rows[0]['tokens']} tokens")
+    figure.legend(loc="outside right center")
+    return show.drawn(figure)
+
+
+def called(model: str, T: int, t: int, beta: float, alone: bool) -> str:
+    """A scale's name; its model's stands before, if there are others."""
+    folder = Path(model.removesuffix("/model")).name  # as the recipes of presets.py name them
+    return f"{'' if alone else f'{folder}, T = {T}: '}t = {t}, β = {beta:.2f}"
 
 
 def line_of(row: dict) -> str:

@@ -99,7 +99,9 @@ class Sample(Model):
         finish(ranks)
         if ranks.is_main:
             last = file_of(self.seed + self.num_images - 1, self.out)
-            print(f"{file_of(self.seed, self.out)} to {last.name}")
+            print(
+                last if self.num_images == 1 else f"{file_of(self.seed, self.out)} to {last.name}"
+            )
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,18 @@ def ask(
     negative_prompt: Texts = None,
     semantic_map: Maps = None,
     guidance: float | Sequence[float] | None = None,
+    **unknown,
 ) -> Asked:
-    """The caller's words as tokens; see `ImageBART.sample_steps`. ValueError if they do not fit."""
+    """The caller's words as tokens; see `ImageBART.sample_steps`. ValueError if they do not fit.
+
+    All other options of sampling and editing have been taken out on the way: TypeError for what is
+    left.
+    """
+    if unknown:
+        raise TypeError(
+            f"no such option here: {', '.join(unknown)} (sampling's are in help(ImageBART."
+            "sample_steps), those of each process of editing in help(imagebart.masked))"
+        )
     config = model.denoisers[model.T].config
     scales = guidance_of(model, guidance)
     parts = {
@@ -206,9 +216,11 @@ def class_id(model, name: int | str) -> int:
     if isinstance(name, int) and 0 <= name < model.classes:
         return name
     near = difflib.get_close_matches(str(name), model.class_names, n=3, cutoff=0.5)
-    known = ", ".join(near or model.class_names[:20]) or "it has no names"
+    known = ", ".join(model.class_names[:20]) or "it has no names"
+    more = ", …" if len(model.class_names) > 20 else ""
     raise ValueError(
-        f"classes must be ids in [0, {model.classes}) or names ({known}), got {name!r}"
+        f"classes must be ids in [0, {model.classes}) or names ({known}{more}), got {name!r}"
+        + (f": did you mean {' or '.join(near)}?" if near else "")
     )
 
 

@@ -239,7 +239,7 @@ PRESETS = {
         _SCENERY,
         about="what the shipped chain is compared with: T = 2, one decoder of as many parameters",
         alpha_bar=(1.0, 0.0),
-        last=replace(_SCENERY.last, width=256, heads=4, decoder_depth=14),
+        last=replace(_SCENERY.last, width=256, heads=4, head_width=64, decoder_depth=14),
         scale=replace(_SCENERY.scale, steps=4_300),
     ),
 }

@@ -189,25 +189,39 @@ def resized(image: Image.Image, height: int) -> Image.Image:
 
 
 def row_of(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """One row, its captions centred over the images."""
-    top = 22 if any(captions) else 0
+    """One row, its captions centred over the images, in two lines if some need it."""
+    captions = [broken(c, image.width) for c, image in zip(captions, images, strict=True)]
+    top = max((22 + 16 * caption.count("\n") for caption in captions if caption), default=0)
     width = sum(image.width for image in images) + GAP * (len(images) - 1)
     row = Image.new("RGB", (width, top + max(image.height for image in images)), PAPER)
     pen, left = ImageDraw.Draw(row), 0
     for image, caption in zip(images, captions, strict=True):
         row.paste(image, (left, top))
         middle = left + image.width / 2, top / 2 - 1
-        pen.text(middle, caption, INK, font_that_fits(caption, image.width), anchor="mm")
+        font = font_that_fits(caption, image.width)
+        pen.text(middle, caption, INK, font, anchor="mm", align="center")
         left += image.width + GAP
     return row
 
 
-def font_that_fits(text: str, width: int) -> ImageFont.FreeTypeFont:
-    """matplotlib's own font, which has the Greek letters and subscripts, not wider than `width`."""
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    font = ImageFont.truetype(path, 13)
-    too_wide = font.getlength(text) / max(1, width)
-    return font if too_wide <= 1 else ImageFont.truetype(path, max(6, int(13 / too_wide)))
+def broken(caption: str, width: int) -> str:
+    """The caption, in two lines of about the same length if one is wider than `width`."""
+    spaces = [i for i, letter in enumerate(caption) if letter == " "]
+    if not spaces or caption_font().getlength(caption) <= width:
+        return caption
+    middle = min(spaces, key=lambda i: abs(2 * i + 1 - len(caption)))
+    return f"{caption[:middle]}\n{caption[middle + 1 :]}"
+
+
+def font_that_fits(caption: str, width: int) -> ImageFont.FreeTypeFont:
+    """The captions' font, so small that no line is wider than `width`."""
+    longest = max(map(caption_font().getlength, caption.split("\n")))
+    return caption_font(max(6, min(13, int(13 * width / max(1, longest)))))
+
+
+def caption_font(size: int = 13) -> ImageFont.FreeTypeFont:
+    """matplotlib's own font, which has the Greek letters and subscripts."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
 def stacked(rows: Sequence[Image.Image]) -> Image.Image:

@@ -46,6 +46,7 @@ def test_sample_writes_a_file_a_seed(folder, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'new' / 'seed_4.png'} to seed_5.png\n"
     main(["sample", *base, "--classes", "1", "--out", str(tmp_path / "one")])
     assert same(tmp_path / "one" / "seed_0.png", model.sample(1, classes=1)[0])
+    assert capsys.readouterr().out == f"{tmp_path / 'one' / 'seed_0.png'}\n"
 
 
 def test_ranks_draw_what_one_process_draws(folder, tmp_path):
@@ -102,7 +103,10 @@ def test_panorama_writes_one_file(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["sample", "--classes", "laek"], "error: classes must be ids in [0, 2) or names (lake)"),
+        (
+            ["sample", "--classes", "laek"],
+            "error: classes must be ids in [0, 2) or names (lake, desert)",
+        ),
         (["panorama", "--width", "9"], "error: width must be at least the model's 32, got 9"),
         (["edit", "IMAGE"], "error: give one of --mask, --keep, or --left"),
         (["edit", "IMAGE", "--keep", "left", "--top", "4"], "error: give one of --mask"),
