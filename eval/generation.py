@@ -95,10 +95,10 @@ Batches = Iterator[tuple[Tensor, list[str]]]
 def samples(
     model: ImageBART, config: Config, n: int, captions: list[str], indices: range
 ) -> Batches:
-    """A model's pictures `indices` of n: i from the seed `seed + i`, of caption i; classes take
-    turns."""
+    """A model's pictures `indices` of n: i from the seed `seed + i`, of caption i; without captions
+    classes take turns."""
     asked = {"prompt": captions[:n]} if captions else {}
-    if model.classes:
+    if model.classes and not captions:
         asked["classes"] = [i % model.classes for i in range(n)]
     stream = model.sample_stream(
         n,

@@ -25,6 +25,14 @@ def rows_of(name: str) -> list[dict]:
     return receipt(name)["rows"]
 
 
+def row_of(name: str, **fields) -> dict:
+    """The row of a receipt with these fields; ValueError unless there is one."""
+    fitting = [row for row in rows_of(name) if all(row.get(key) == fields[key] for key in fields)]
+    if len(fitting) != 1:
+        raise ValueError(f"{name}.json must have one row with {fields}, got {len(fitting)}")
+    return fitting[0]
+
+
 def table(header: str, rows: Iterable[Iterable], *names: str) -> str:
     """Rows below a header ("a | b | c"), and where the figures come from."""
     columns = header.count("|") + 1
@@ -94,13 +102,9 @@ def held_out() -> str:
 # ── is it obeyed? ─────────────────────────────────────────────────────────────────────────────
 
 
-def obeyed(name: str) -> dict:
-    """The row of samples, beside the renders' and by chance."""
-    return rows_of(name)[1]
-
-
 def obedience() -> str:
-    text, classes = obeyed("scenery_obedience_text"), obeyed("scenery_obedience_class")
+    text = row_of("scenery_obedience_text", told="text")
+    classes = row_of("scenery_obedience_class", told="class")
     said = {"all": "held-out captions, all that they say", "kind": "… kind of place"}
     said |= {"time": "… time of day"}
     rows = [
@@ -118,7 +122,7 @@ OF = ("samples", "renders", "chance")
 
 
 def maps() -> str:
-    row = obeyed("semantic_obedience")
+    row = row_of("semantic_obedience", told="map")
     labels = "samples", "the renders themselves", "chance (the maps of others)"
     rows = [(label, percent(row[of]["places"])) for label, of in zip(labels, OF, strict=True)]
     return table("places that show what the map says | ", rows, "semantic_obedience")
@@ -145,7 +149,7 @@ def re_ranking() -> str:
 def edits() -> str:
     one = receipt("scenery_edits")
     rows = [(row["wish"], row["edits"], percent(row["found"], 0)) for row in one["rows"]]
-    rows.append(("all", one["options"]["n"], percent(one["found"])))
+    rows.append(("all", sum(row["edits"] for row in one["rows"]), percent(one["found"])))
     return table("the sky is to be | edits | found", rows, "scenery_edits")
 
 
@@ -160,17 +164,20 @@ def completed(row: dict) -> tuple:
 
 
 def completion() -> str:
-    ways = {
-        "t = T − 1 looks around in place of t = T (the default)": "looks",
-        "every scale once, as the paper has it (`--around 0`)": "refined",
-        "annealed, as released": "annealed",
-    }
-    names = [f"scenery_completion_{end}" for end in ways.values()]
-    rows = [
-        (way if at == 0 else "… and 8 passes on t = 2", *completed(row))
-        for way, name in zip(ways, names, strict=True)
-        for at, row in enumerate(rows_of(name))
+    looks, paper = "scenery_completion_looks", "scenery_completion_refined"
+    released, more = "scenery_completion_annealed", "… and 8 passes on t = 2"
+    ways = [
+        ("t = T − 1 looks around in place of t = T (the default)", looks, "single"),
+        (more, looks, "refined"),
+        ("every scale once, as the paper has it (`--around 0`)", paper, "single"),
+        (more, paper, "refined"),
+        ("annealed, as released", released, "annealed"),
     ]
+    rows = [
+        (way, *completed(row_of(name, mask="upper", process=process)))
+        for way, name, process in ways
+    ]
+    names = looks, paper, released
     return table(f"how the upper half is drawn | {COMPLETION}", rows, *names)
 
 
@@ -184,10 +191,9 @@ def completion_around() -> str:
 def completion_t2() -> str:
     names = "scenery_completion_looks", "scenery_completion_t2"
     rows = [
-        (f"T = {row['T']}, {row['process']}", *completed(row))
+        (f"T = {T}, {process}", *completed(row_of(name, T=T, mask="upper", process=process)))
         for name, T in zip(names, (4, 2), strict=True)
-        for row in rows_of(name)
-        if row["T"] == T
+        for process in ("single", "refined")
     ]
     return table(f"chain, process | {COMPLETION}", rows, *names)
 
@@ -318,11 +324,14 @@ def passes_of(rows: list[dict], label: str) -> list[tuple]:
 def highlights() -> str:
     fast, large = receipt("scenery_speed"), receipt("ffhq-4_speed")
     one = fast["chain"]["1"]
-    text, classes = obeyed("scenery_obedience_text"), obeyed("scenery_obedience_class")
-    painted, sky = obeyed("semantic_obedience"), receipt("scenery_edits")
-    ours, two = rows_of("scenery_completion_looks")[0], rows_of("scenery_completion_t2")[2]
-    paper = rows_of("scenery_completion_refined")[0]
-    seam, look = rows_of("scenery_seams")[0], receipt("scenery_blind")
+    text = row_of("scenery_obedience_text", told="text")
+    classes = row_of("scenery_obedience_class", told="class")
+    painted, sky = row_of("semantic_obedience", told="map"), receipt("scenery_edits")
+    single = {"mask": "upper", "process": "single"}
+    ours = row_of("scenery_completion_looks", **single)
+    paper = row_of("scenery_completion_refined", **single)
+    two = row_of("scenery_completion_t2", **single, T=2)
+    seam, look = row_of("scenery_seams", mode="fast"), receipt("scenery_blind")
     tokens = one["sequential"]["passes"]
     edit = one["edit of a tenth, parallel"]["median_s"]
     rows = [

@@ -32,6 +32,8 @@ class Config:
 
 
 def main(config: Config) -> dict:
+    if config.n < 1:
+        raise ValueError(f"n must be at least 1, got {config.n}")
     device = distributed.pick_device(config.device)
     vqgan = load_vqgan(config.model).to(device).eval()
     size = vqgan.config.image_size
@@ -56,6 +58,8 @@ def main(config: Config) -> dict:
                 details[name].append((fine(image)[0, :, place], fine(back)[0, :, place]))
     scores["sharpness"] = scores["sharpness_of_reconstructions"] / scores["sharpness_of_renders"]
     for name, pairs in details.items():
+        if not pairs:
+            continue  # none of the pictures has any
         render, kept = (torch.cat(part, dim=1) for part in zip(*pairs, strict=True))
         scores[f"{name}_kept"] = ((render * kept).sum() / render.square().sum()).item()
     scores["codes_in_use"] = len(codes) / vqgan.K

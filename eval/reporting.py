@@ -16,15 +16,15 @@ def run(
 ) -> None:
     """`main` with the command line's `options`; its report said and written to their `out`.
 
-    What is wrong with the options (ValueError) ends the process as a sentence. An empty report is
-    not written.
+    What is wrong with the options or with a figure (ValueError) ends the process as a sentence. An
+    empty report is not written.
     """
     config = tyro.cli(options, description=description)
     try:
         report = main(config)
+        if say:
+            print(say(report))
+        if config.out and report:
+            write_json(report, config.out)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if say:
-        print(say(report))
-    if config.out and report:
-        write_json(report, config.out)

@@ -117,7 +117,7 @@ def reranking(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
     likeness, obeyed = [], []
     for scene in tqdm(scenes, desc="captions", mininterval=5):
         images = [*chain(*drawn(model, config.candidates, config, prompt=scene.caption))]
-        likeness.append(probe(images, [scene.caption] * len(images)))
+        likeness.append(probe(images, [scene.caption] * len(images)).cpu())
         seen, wish = probe.look(images), scenery.said(scene)
         found = {name: seen.values(name) for name in wish}
         obeyed.append(

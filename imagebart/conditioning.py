@@ -178,11 +178,13 @@ def commonest_kinds(kinds: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """A semantic map (H, W) as tokens (h, w) of the grid, int64: what covers most of each place.
 
     Kinds are whole numbers from -1 (left open) on; of two that cover as much, the lower is taken.
-    A map coarser than the grid gives each token the nearest kind.
+    A side coarser than the grid's is stretched to it first.
     """
     (H, W), (h, w) = kinds.shape, grid
-    if h > H or w > W:
-        return kinds[np.ix_(np.arange(h) * H // h, np.arange(w) * W // w)].astype(np.int64)
+    if h > H:
+        kinds, H = kinds[np.arange(h) * H // h], h
+    if w > W:
+        kinds, W = kinds[:, np.arange(w) * W // w], w
     row, column = np.arange(H) * h // H, np.arange(W) * w // W
     votes = np.zeros((h, w, int(kinds.max()) + 2), np.int64)
     np.add.at(votes, (row[:, None], column[None], kinds.astype(np.int64) + 1), 1)

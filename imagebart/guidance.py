@@ -14,13 +14,14 @@ import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from imagebart.conditioning import END, commonest_kinds, decode_ids, encode_text
-from imagebart.data import TokenFile
+from imagebart.data import TokenFile, fit_box
 from imagebart.denoiser import ABSENT, Condition, Decoding, Denoiser, DenoiserConfig
 from imagebart.notation import Bool, Float, Int, Mask, Tokens
 
@@ -115,6 +116,8 @@ def ask(
         for name in config.condition_parts:
             if (parts[name] == ABSENT).all():
                 raise ValueError(f"this model was trained to be given {name} always, got none")
+    if (nothing != ABSENT).any() and all(scale == 1 for scale in scales.values()):
+        warnings.warn("negative_prompt: not read at guidance 1", stacklevel=2)
     if torch.equal(condition, nothing):  # nothing to lead to
         scales = dict.fromkeys(scales, 1.0)
     return Asked(condition, nothing, scales)
@@ -128,8 +131,8 @@ def guidance_of(model, guidance: float | Sequence[float] | None) -> dict[int, fl
     """{t: guidance}; ValueError where the model cannot be led. None is the model's own default."""
     guidance = model.guidance if guidance is None else guidance
     scales = per_scale(guidance, model.T, "guidance")
-    if not all(0 <= scale < float("inf") for scale in scales):
-        raise ValueError(f"guidance must be at least 0, got {guidance}")
+    if not all(isinstance(scale, Real) and 0 <= scale < float("inf") for scale in scales):
+        raise ValueError(f"guidance must be at least 0, got {guidance!r}")
     config = model.denoisers[model.T].config
     if any(scale != 1 for scale in scales) and not (config.condition_parts and config.droppable):
         raise ValueError(
@@ -274,7 +277,8 @@ def unknown_words(model, ids: Int[Tensor, "b m"]) -> list[str]:
 def map_tokens(model, maps: Maps, batch: int) -> Int[Tensor, "b m"] | None:
     """The commonest kind at each token (b, h·w) of maps (H, W) of kinds; None for a model without.
 
-    A map is scaled to the grid as a picture is to the model: a place of -1 is left open.
+    As of a picture, the model sees the largest centred part of its own shape. A place of -1 is left
+    open.
     """
     config = model.denoisers[model.T].config
     given = each_of(maps, batch, np.ndarray, "semantic_map")
@@ -291,7 +295,8 @@ def map_tokens(model, maps: Maps, batch: int) -> Int[Tensor, "b m"] | None:
 
 
 def commonest(kinds: np.ndarray, config: DenoiserConfig) -> np.ndarray:
-    """A map's tokens (h, w), int64; ValueError for what is no map of this model's kinds."""
+    """Tokens (h, w), int64, of the part of a map that the model sees; ValueError for what is no map
+    of its kinds."""
     if kinds.ndim != 2 or not np.issubdtype(kinds.dtype, np.integer) or not kinds.size:
         raise ValueError(f"a map must be H×W whole numbers, got {kinds.dtype} {kinds.shape}")
     kinds = kinds.astype(np.int64)
@@ -300,22 +305,34 @@ def commonest(kinds: np.ndarray, config: DenoiserConfig) -> np.ndarray:
             f"a map's kinds must lie in [0, {config.map_kinds}), or be {ABSENT} where it is open, "
             f"got {kinds.min()} to {kinds.max()}"
         )
-    return commonest_kinds(kinds, config.grid)
+    left, top, right, bottom = map(round, fit_box(kinds.shape[::-1], config.grid))
+    return commonest_kinds(kinds[top:bottom, left:right], config.grid)
 
 
 def each_of(given, batch: int, kind: type, name: str) -> list:
     """One given for all or one each, as a list of `batch`; nothing given is None for each."""
+    given = plain(given, kind)
     if given is None or isinstance(given, kind):
         return [given] * batch
-    values = list(given) if isinstance(given, Sequence) else []
+    values = [plain(one, kind) for one in given] if is_several(given) else []
     if len(values) != batch or not all(one is None or isinstance(one, kind) for one in values):
         raise ValueError(f"{name} must be one, or {batch} of them, got {given!r:.200}")
     return values
 
 
+def plain(value, kind: type):
+    """NumPy's and torch's numbers and arrays as Python's, unless they are of the kind wanted."""
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, kind) else value
+
+
+def is_several(value) -> bool:
+    """Whether it is a list, a tuple, a range, an array … and not one number or text."""
+    return isinstance(value, Sequence | np.ndarray | Tensor) and not isinstance(value, str)
+
+
 def per_scale(value, T: int, name: str) -> list:
     """One value for every scale t = 2 .. T."""
-    values = [value] * (T - 1) if isinstance(value, int | float) else list(value)
+    values = list(value) if is_several(value) else [value] * (T - 1)
     if len(values) != T - 1:
         raise ValueError(f"{name} must be one number, or {T - 1} for t = 2 to {T}, got {value}")
     return values

@@ -61,13 +61,7 @@ def edit_steps(
     Not given, it is 0 where a prompt, a class or a map says what to draw, which is best heard from
     the beginning, and elsewhere `looks(hole)`.
     """
-    process = MaskedProcess(model, x_1, hole, num_images, **options)
-    x = process.start()
-    yield step_of(model, model.T, x)
-    for t, passes in process.course(around).items():
-        for turn in range(passes):
-            x = process.again(x, t, turn) if turn else process.remember(x, t, 0)
-        yield step_of(model, t - 1, x)
+    yield from MaskedProcess(model, x_1, hole, num_images, **options).down(around)
 
 
 @torch.inference_mode()
@@ -123,7 +117,7 @@ def refined_steps(
     whole(passes, "passes")
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     down, all_passes = model.T - 1, model.T - 1 + passes
-    for step in edit_steps(model, x_1, hole, num_images, around=around, **options):
+    for step in process.down(around):
         yield replace(step, done=step.done * down / all_passes)
     x = rearrange(step.tokens, "b h w -> b (h w)")
     settled = torch.zeros(num_images, 1, dtype=torch.bool, device=x.device)
@@ -167,6 +161,15 @@ class MaskedProcess:
         n = self.known.shape[1]
         noise = uniform_tokens(self.seeds, self.model.T, n, self.model.K)
         return torch.where(self.known, self.x_known, noise.to(self.x_known.device))
+
+    def down(self, around: int | None) -> Iterator[Step]:
+        """The steps of `edit_steps`."""
+        x = self.start()
+        yield step_of(self.model, self.model.T, x)
+        for t, passes in self.course(around).items():
+            for turn in range(passes):
+                x = self.again(x, t, turn) if turn else self.remember(x, t, 0)
+            yield step_of(self.model, t - 1, x)
 
     def course(self, around: int | None) -> dict[int, int]:
         """{t: passes} from t = T to 2 of `edit_steps`."""

@@ -13,6 +13,7 @@ passes, `sequential` in n, and both give the same tokens.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from einops import rearrange
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from imagebart.denoiser import Condition, Denoiser
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.guidance import ask, per_scale
+from imagebart.guidance import ask, is_several, per_scale
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 from imagebart.whole import whole
 
@@ -40,12 +41,11 @@ class Filter:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
-            raise ValueError(f"top_k must be a whole number, at least 0, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be at least 0, got {self.temperature!r}")
+        whole(self.top_k, "top_k")
+        if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
 
 
 @dataclass(frozen=True)
@@ -293,13 +293,13 @@ def generator_of(seed: int, t: int, turn: int, use: str) -> torch.Generator:
 
 def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
     """One seed an image: seed, seed + 1, … or those given."""
-    whole(num_images, "num_images", 1)
-    one = isinstance(seed, int) and not isinstance(seed, bool)
-    seeds = [seed + i for i in range(num_images)] if one else list(seed)
+    num_images = whole(num_images, "num_images", 1)
+    if not is_several(seed):
+        first = whole(seed, "seed", 0, 2**63 - num_images)
+        return [first + i for i in range(num_images)]
+    seeds = [whole(one, "every seed", 0, 2**63 - 1) for one in seed]
     if len(seeds) != num_images:
         raise ValueError(f"seed must be one number or {num_images} of them, got {len(seeds)}")
-    if not all(isinstance(s, int) and 0 <= s < 2**63 for s in seeds):
-        raise ValueError(f"seeds must be whole numbers in [0, 2^63), got {seed}")
     return seeds
 
 

@@ -54,6 +54,13 @@ def test_nats_are_those_of_a_plain_loop(bound, tiny):
     assert "t    nats/token" in likelihood.table(bound)
 
 
+def test_reconstructions_of_one_picture_are_measured_and_of_none_refused(folder):
+    report = reconstruction.main(reconstruction.Config(model=folder, n=1, device="cpu"))
+    assert report["psnr"] > 0 and report["codes_in_use"] <= 16 / 12
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        reconstruction.main(reconstruction.Config(model=folder, n=0, device="cpu"))
+
+
 def test_a_perfect_codec_keeps_everything(folder, monkeypatch):
     vqgan = reconstruction.load_vqgan(folder)
     seen = {}

@@ -418,10 +418,11 @@ def test_two_ranks_say_what_one_says(model, folders):
 
 def test_a_sample_has_its_caption_and_its_seed(tmp_path):
     class Painter:
-        classes = 0
+        classes = 3
         asked: ClassVar[list] = []
 
         def sample_stream(self, n, *, seed, prompt, batch, part, **options):
+            assert "classes" not in options  # a class of its own might contradict the caption
             for some in split(part, batch):
                 self.asked += [(seed + i, prompt[i]) for i in some]
                 yield torch.zeros(len(some), 3, 8, 8)

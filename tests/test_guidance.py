@@ -228,6 +228,23 @@ def test_a_map_gives_each_token_what_covers_most_of_it():
     assert commonest_kinds(kinds, (2, 2)).tolist() == [[0, 1], [-1, 0]]
     assert commonest_kinds(kinds, (4, 4)).tolist() == kinds.tolist()
     assert commonest_kinds(np.array([[1, 2]]), (2, 4)).tolist() == [[1, 1, 2, 2]] * 2
+    flat = np.array([[1, 1, 1, 3, 1, 1, 1, 3]])  # coarser than the grid below, finer across
+    assert commonest_kinds(flat, (2, 2)).tolist() == [[1, 1]] * 2
+
+
+def test_of_a_map_the_model_sees_what_it_would_see_of_a_picture(model):
+    wide = np.array([[1, 0, 0, 0, 0, 0, 0, 2]] * 4)
+    assert ask(model, 1, semantic_map=wide).condition[0, -16:].tolist() == [0] * 16
+    assert ask(model, 1, semantic_map=wide.T.copy()).condition[0, -16:].tolist() == [0] * 16
+
+
+def test_a_negative_prompt_that_is_not_read_is_told(model):
+    with pytest.warns(UserWarning, match="negative_prompt: not read at guidance 1"):
+        ask(model, 1, prompt=TEXT, negative_prompt=TEXT, guidance=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask(model, 1, prompt=TEXT, negative_prompt=TEXT, guidance=[1, 2, 1])
+        ask(model, 1, prompt=TEXT, negative_prompt="", guidance=1)
 
 
 def test_a_token_file_tells_what_each_image_shows(tmp_path):

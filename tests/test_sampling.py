@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -328,14 +329,24 @@ def test_each_scale_may_have_its_own_choice(tiny):
         (dict(temperature=math.inf), "temperature must be at least 0, got inf"),
         (dict(top_k=-1), "top_k must be a whole number, at least 0, got -1"),
         (dict(top_k=1.5), "top_k must be a whole number"),
+        (dict(top_k=math.inf), "top_k must be a whole number, at least 0, got inf"),
+        (dict(temperature="1"), "temperature must be at least 0, got '1'"),
+        (dict(top_p=None), r"top_p must lie in \(0, 1\], got None"),
         (dict(top_p=0.0), r"top_p must lie in \(0, 1\], got 0.0"),
         (dict(top_p=1.1), r"top_p must lie in \(0, 1\], got 1.1"),
         (dict(temperature=[1, 1]), "temperature must be one number, or 3 for t = 2 to 4"),
         (dict(top_p=[]), "top_p must be one number, or 3"),
         (dict(method="fast"), "method must be one of"),
-        (dict(seed=-1), r"seeds must be whole numbers in \[0, 2\^63\), got -1"),
-        (dict(seed=2**63), r"seeds must be whole numbers in \[0, 2\^63\)"),
-        (dict(seed=2**63 - 1), r"seeds must be whole numbers"),  # the second image's is too large
+        (dict(seed=-1), f"seed must be a whole number, from 0 to {2**63 - 2}, got -1"),
+        (dict(seed=2**63), "seed must be a whole number, from 0 to "),
+        (dict(seed=2**63 - 1), "seed must be a whole number"),  # the second image's is too large
+        (dict(seed=1.5), "seed must be a whole number"),
+        (dict(seed=None), "seed must be a whole number"),
+        (dict(seed="12"), "seed must be a whole number"),
+        (
+            dict(seed=[0, True]),
+            f"every seed must be a whole number, from 0 to {2**63 - 1}, got True",
+        ),
         (dict(seed=[1]), "seed must be one number or 2 of them, got 1"),
         (dict(seed=[1, 2, 3]), "seed must be one number or 2 of them, got 3"),
         (dict(classes=0), "this model takes no classes"),
@@ -350,6 +361,14 @@ def test_what_cannot_be_is_refused_in_a_sentence(tiny, options, sentence):
 def test_at_least_one_image_is_drawn(tiny, count):
     with pytest.raises(ValueError, match=f"num_images must be a whole number, .* got {count}"):
         tiny.sample(count)
+
+
+def test_numbers_may_be_numpys(tiny):
+    odd = dict(seed=np.int64(3), temperature=np.float32(0.5), top_k=np.int64(5))
+    plain = tiny.sample(2, seed=3, temperature=0.5, top_k=5, output_type="pt")
+    assert torch.equal(tiny.sample(np.int64(2), **odd, output_type="pt"), plain)
+    several = dict(odd, seed=np.array([3, 4]), top_k=torch.tensor([5, 5, 5]))
+    assert torch.equal(tiny.sample(2, **several, output_type="pt"), plain)
 
 
 def test_the_largest_seeds_work(tiny):

@@ -24,7 +24,7 @@ SAID = [
     dict(prompt=PROMPTS, negative_prompt=PROMPTS[::-1], guidance=[2.0, 1.5]),
     dict(prompt="night", classes=[0, 1, "desert", None, 0, 1, 1], temperature=[0.5, 1.0], seed=4),
     dict(semantic_map=MAPS, classes=1, guidance=3, top_k=5, method="sequential"),
-    dict(semantic_map=MAPS[2], negative_prompt="a lake"),
+    dict(semantic_map=MAPS[2], negative_prompt="a lake", guidance=2.0),
 ]
 
 
