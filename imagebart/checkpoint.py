@@ -98,9 +98,7 @@ def read_json(path: PathLike) -> Any:
 HEADER_LIMIT = 4 * 2**20  # bytes, some 30 000 names; a million take half a minute to parse
 
 
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: PathLike, metadata: dict[str, str] | None = None
-) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: PathLike) -> None:
     """Write `tensors` as safetensors, atomically; ValueError if one of them is not finite."""
     # Copies: the format has no shared memory, and tied weights are two names of one tensor.
     tensors = {
@@ -111,7 +109,7 @@ def save_tensors(
     with atomic_write(path) as draft:
         draft.touch()  # with the permissions of any new file, which save_file would not give
         mode = draft.stat().st_mode
-        save_file(tensors, draft, metadata)
+        save_file(tensors, draft)
         draft.chmod(mode)
 
 
@@ -152,20 +150,20 @@ SEAL = b"\nimagebart sha256 "  # then 64 hexadecimal digits: the digest of all t
 SEAL_LENGTH = len(SEAL) + 64
 
 
+KEPT = 2
+"""Checkpoints of a run that are kept: a damaged one needs one before it."""
+
+
 class Checkpoints:
-    """The checkpoints of one run in one folder, the newest `keep` of them.
+    """The checkpoints of one run in one folder, the newest KEPT of them.
 
     A file is what `torch.save` writes (`torch.load` reads it) sealed by a digest at its end, so a
     single rename commits both, and a flipped bit, which torch.load does not notice, is found.
     One process saves; any number may read.
     """
 
-    def __init__(self, folder: PathLike, keep: int = 2):
-        if keep < 2:
-            raise ValueError(
-                f"keep must be at least 2, a damaged file needs one before: got {keep}"
-            )
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, folder: PathLike):
+        self.folder = Path(folder)
         self._damaged: set[Path] = set()
 
     def save(self, step: int, state: dict) -> Path:
@@ -216,7 +214,7 @@ class Checkpoints:
     def _purge(self) -> None:
         """Remove what a good save made superfluous: the old, the damaged, drafts of the killed."""
         drafts = self.folder.glob(".step_*.tmp")
-        for path in [*self._intact()[self.keep :], *self._damaged, *drafts]:
+        for path in [*self._intact()[KEPT:], *self._damaged, *drafts]:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:  # too much on the disk is no reason to end a run

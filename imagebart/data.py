@@ -166,8 +166,8 @@ class ImageFolder(Dataset):
     `a.png` must have a semantic map `a.map.png` beside it: one channel, whose values are the kinds,
     255 where it is left open. An item's `map` is H×W int64, cut and scaled as its image, -1 = open.
 
-    `size`: as in `fit`; None keeps each image's own. `flip` doubles the data set: index i + n is
-    the mirror image of i. `count` takes so many images, spread evenly over the folder.
+    `size`: as in `fit`; None keeps each image's own. `count` takes so many images, spread evenly
+    over the folder.
 
     A file that cannot be read is replaced by the next that can (the same at every visit) and
     reported once; above 0.1 % of the images (10 are always allowed), or 50 in a row: ValueError.
@@ -178,12 +178,11 @@ class ImageFolder(Dataset):
         self,
         root: PathLike,
         size: Size | None = None,
-        flip: bool = False,
         *,
         strict: bool = False,
         count: int | None = None,
     ):
-        self.root, self.size, self.flip, self.strict = Path(root), size, flip, strict
+        self.root, self.size, self.strict = Path(root), size, strict
         self._find()
         if count is not None:
             self.take(count)
@@ -213,31 +212,30 @@ class ImageFolder(Dataset):
         self._texts = _metadata(self.root, self.files)
 
     def __len__(self) -> int:
-        return len(self.files) * (2 if self.flip else 1)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(f"index must lie in [0, {len(self)}), got {index}")
-        mirrored, first = divmod(int(index), len(self.files))
 
         for step in range(min(IN_A_ROW, len(self.files))):
-            i = (first + step) % len(self.files)
+            i = (int(index) + step) % len(self.files)
             if self._bad[i]:
                 continue
             try:
-                return self._load(i, bool(mirrored))
+                return self._load(i)
             except ValueError as error:
                 if self.strict:
                     raise
                 self._report(i, error)
         raise ValueError(
             f"{self.root}: one image in {IN_A_ROW} at least must be readable, "
-            f"got none from {_printable(self.files[first])} on"
+            f"got none from {_printable(self.files[index])} on"
         )
 
     def captions(self, index: int) -> list[str]:
         """Every caption of an image, none if it has none; ValueError if its text is not UTF-8."""
-        name = self.files[index % len(self.files)]
+        name = self.files[index]
         if self._texts is not None:
             return self._texts.get(name, [])
         path = (self.root / name).with_suffix(".txt")
@@ -249,17 +247,14 @@ class ImageFolder(Dataset):
             raise ValueError(f"{_printable(path)}: must be UTF-8 text, got {error}") from error
         return [line.strip() for line in lines if line.strip()]
 
-    def _load(self, i: int, mirrored: bool) -> dict:
+    def _load(self, i: int) -> dict:
         image = self._picture(i)
         if self.size is not None:
             image = fit(image, self.size)
-        if mirrored:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         caption = (self.captions(i) or [""])[0]
         item = {"image": to_tensor(image), "label": self.labels[i], "caption": caption}
         if self.map_names:
-            kinds = self._map((self.root / self.files[i]).with_suffix(MAP))
-            item["map"] = np.ascontiguousarray(kinds[:, ::-1]) if mirrored else kinds
+            item["map"] = self._map((self.root / self.files[i]).with_suffix(MAP))
         return item
 
     def _picture(self, i: int) -> Image.Image:
@@ -269,15 +264,16 @@ class ImageFolder(Dataset):
         """The kinds (H, W) of a map's file, -1 where it is open."""
         try:
             with Image.open(path, formats=("PNG",)) as image:
-                if len(image.getbands()) != 1:
-                    raise ValueError(f"{_printable(path)}: must have one channel, got {image.mode}")
-                if self.size is not None:
-                    height, width = (self.size,) * 2 if isinstance(self.size, int) else self.size
-                    box = fit_box(image.size, (height, width))
-                    image = image.resize((width, height), Image.Resampling.NEAREST, box=box)
-                kinds = np.array(image).astype(np.int64)
-        except OSError as error:
+                image.load()
+        except Exception as error:  # as in `read_image`
             raise ValueError(f"{_printable(path)}: must be a map, a PNG, got {error}") from error
+        if len(image.getbands()) != 1:
+            raise ValueError(f"{_printable(path)}: must have one channel, got {image.mode}")
+        if self.size is not None:
+            height, width = (self.size,) * 2 if isinstance(self.size, int) else self.size
+            box = fit_box(image.size, (height, width))
+            image = image.resize((width, height), Image.Resampling.NEAREST, box=box)
+        kinds = np.array(image).astype(np.int64)
         kinds[kinds == OPEN] = -1
         if kinds.max() >= len(self.map_names):
             raise ValueError(
@@ -304,6 +300,8 @@ class SceneryData(Dataset):
     """
 
     def __init__(self, split: str, size: int, count: int, width: int | None = None):
+        if count < 1:
+            raise ValueError(f"scenery: count must be at least 1, got {count}")
         self.split, self.height, self.width, self.count = split, size, width or size, count
         self.classes, self.map_names = tuple(scenery.KINDS), scenery.LABELS
 
@@ -374,7 +372,10 @@ def in_natural_order(name: str) -> tuple:
 
 
 def _metadata(root: Path, files: list[str]) -> dict[str, list[str]] | None:
-    """Captions by file name from metadata.jsonl or metadata.csv; None if there is neither."""
+    """Captions by file name from metadata.jsonl or metadata.csv; None if there is neither.
+
+    A row whose text is null, or missing at its end, names an image without a caption.
+    """
     for name, rows_of in (("metadata.jsonl", _jsonl_rows), ("metadata.csv", _csv_rows)):
         path = root / name
         if not path.exists():
@@ -382,7 +383,10 @@ def _metadata(root: Path, files: list[str]) -> dict[str, list[str]] | None:
         texts: dict[str, list[str]] = {}
         try:
             for row in rows_of(path):
-                texts.setdefault(os.path.normpath(row["file_name"]), []).append(str(row["text"]))
+                said = texts.setdefault(os.path.normpath(row["file_name"]), [])
+                if not isinstance(row["text"], str | None):
+                    raise TypeError(f"a text must be a string, got {row['text']!r}")
+                said += [] if row["text"] is None else [row["text"]]
         except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
             raise ValueError(f"{path}: rows must have file_name and text, got {error!r}") from error
         if texts.keys().isdisjoint(files):

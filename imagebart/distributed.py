@@ -125,6 +125,13 @@ def on_any_rank(flag: bool, ranks: Ranks) -> bool:
     return bool(raised.item())
 
 
+def require_same(value: int, what: str, ranks: Ranks) -> None:
+    """ValueError on every rank if `value` is not the same on all of them."""
+    values = gathered(torch.tensor([value], device=ranks.device), ranks).tolist()
+    if len(set(values)) > 1:
+        raise ValueError(f"{what} must be the same on all ranks (one disk), got {values}")
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Compute in `precision`: "fp32" as written, "bf16" with matrix products in bfloat16."""
     if precision == "fp32":

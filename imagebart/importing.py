@@ -29,7 +29,7 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError
 
-from imagebart.checkpoint import sha256_of
+from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.model import save_scale, save_vqgan
 from imagebart.official import (
@@ -111,21 +111,28 @@ def import_released(
     out, row = Path(out), PUBLISHED[name]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: must be a new or an empty folder, got something that is there")
-    downloaded = None
-    if source is None:
-        address = url or row.url
-        source = downloaded = download(address, cache_folder() / name, progress)
-    with drafted(out) as draft:
-        convert = _import_vqgan if row.vqgan else _import_chain
-        sources = convert(name, Path(source), draft, ema, progress)
-        origin = (url or row.url) if downloaded else str(Path(source).name)
-        (draft / "README.md").write_text(card(name, origin, sources, ema), encoding="utf-8")
-    if downloaded:
-        shutil.rmtree(downloaded.parent, ignore_errors=True)
+    if source is not None:
+        with drafted(out) as draft:
+            _convert(name, Path(source), Path(source).name, draft, ema, progress)
+        return out
+    address, folder = url or row.url, cache_folder() / name
+    with held(folder):
+        archive = download(address, folder, progress)
+        with drafted(out) as draft, removed_if_unfit(folder):
+            _convert(name, archive, address, draft, ema, progress)
+        shutil.rmtree(folder, ignore_errors=True)
     return out
 
 
 # ── conversion ────────────────────────────────────────────────────────────────────────────────
+
+
+def _convert(
+    name: str, source: Path, origin: str, draft: Path, ema: bool, progress: Progress
+) -> None:
+    convert = _import_vqgan if PUBLISHED[name].vqgan else _import_chain
+    sources = convert(name, source, draft, ema, progress)
+    (draft / "README.md").write_text(card(name, origin, sources, ema), encoding="utf-8")
 
 
 def _import_vqgan(name: str, source: Path, draft: Path, ema: bool, progress: Progress) -> dict:
@@ -229,8 +236,9 @@ def _codebook(tensors: dict[str, StoredTensor]) -> torch.Tensor:
         if part not in stored:
             raise ValueError(f"{FIRST_STAGE}quantize.{part} must be there, got nothing")
     used, codes = stored["used"].read().long(), stored["embedding.weight"].read()
-    if used.ndim != 1 or codes.ndim != 2 or used.min() < 0 or used.max() >= len(codes):
-        raise ValueError("quantize.used must list rows of the codebook")
+    a_list = used.ndim == 1 and codes.ndim == 2 and len(used)
+    if not a_list or used.min() < 0 or used.max() >= len(codes):
+        raise ValueError("quantize.used must list rows of the codebook, one at least")
     return codes[used]
 
 
@@ -358,6 +366,29 @@ LOST = (
 def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "imagebart"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """A download's folder, for one process: two would write into one file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: must be a folder that can be written, {_why(error)}") from None
+    with run_lock(folder) if os.name == "posix" else contextlib.nullcontext():
+        yield
+
+
+@contextmanager
+def removed_if_unfit(folder: Path) -> Iterator[None]:
+    """What was downloaded into `folder` goes if it is no model: it would be refused for ever."""
+    try:
+        yield
+    except ValueError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ValueError(
+            f"{error}; the downloaded file was removed, try again or give --from"
+        ) from None
 
 
 def download(url: str, folder: Path, progress: Progress = lambda *_: None) -> Path:

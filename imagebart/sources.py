@@ -32,25 +32,25 @@ def open_data(
     split: str = "train",
     at_most: int | None = None,
     *,
-    flip: bool = False,
     strict: bool = False,
 ) -> Dataset:
     """The data set called `name`: "scenery", a folder of images, or a folder of tar files of them.
 
     A folder with a sub-folder `train` has splits, and `split` must be one of its sub-folders; any
     other folder is one split, and is given whole whatever `split` says. `at_most` so many images
-    are taken, spread evenly over a folder.
+    are taken, one at least, spread evenly over a folder; None takes all.
     """
     if name == "scenery":
-        if not isinstance(size, int) or flip:
-            raise ValueError(f"scenery must have one size and no flip, got {size} and {flip}")
-        return SceneryData(split, size, at_most or SCENERY_COUNTS.get(split, 5000))
+        if not isinstance(size, int):
+            raise ValueError(f"scenery must have one size, got {size}")
+        count = SCENERY_COUNTS.get(split, 5000) if at_most is None else at_most
+        return SceneryData(split, size, count)
 
     root = Path(name)
     if (root / "train").is_dir():
         root = root / split
     kind = ShardFolder if root.is_dir() and any(root.glob("*.tar")) else ImageFolder
-    data = kind(root, size, flip, strict=strict)
+    data = kind(root, size, strict=strict)
     if at_most is not None:
         data.take(min(at_most, len(data.files)))
     return data
@@ -88,7 +88,7 @@ class ShardFolder(ImageFolder):
 
     def captions(self, index: int) -> list[str]:
         """Every caption of an image, none if it has none; ValueError if its text is not UTF-8."""
-        text = self._text(self.files[index % len(self.files)], ".txt") or ""
+        text = self._text(self.files[index], ".txt") or ""
         return [line.strip() for line in text.splitlines() if line.strip()]
 
     def _picture(self, i: int) -> Image.Image:

@@ -1,17 +1,32 @@
-"""What the training scripts share: the learning rate's course and the log."""
+"""What the training scripts share: the learning rate's course, the log, what a run must keep."""
 
 import json
 import math
 import time
 from pathlib import Path
 
+FLOOR = 0.01
+"""What is left of the learning rate at the end."""
 
-def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = 0.01) -> float:
-    """Factor of the learning rate: up a line in `warmup_steps`, down a cosine to `floor`."""
+
+def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
+    """Factor of the learning rate: up a line in `warmup_steps`, down a cosine to FLOOR."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def require_same_run(left_off: dict, run: dict, folder: Path) -> None:
+    """ValueError if a checkpoint is of another run: what one is resumed with must stay the same.
+
+    What the entry "run" of a checkpoint does not say (before there was one, all) is taken.
+    """
+    before = left_off.get("run", {})
+    changed = [name for name in before if before[name] != run.get(name, before[name])]
+    if changed:
+        kept, got = (", ".join(f"{name} {of[name]}" for name in changed) for of in (before, run))
+        raise ValueError(f"{folder}: a run that is resumed must keep its {kept}, got {got}")
 
 
 class Log:

@@ -2,7 +2,7 @@
 
 Everything is pre-norm. Two ways through a decoder give the same numbers: `Decoder.forward` reads
 a whole sequence at once (training, likelihood); `Decoder.step` reads a few slots of it and takes
-the rest from a `Cache` (sampling).
+the rest from a `LayerCache` (sampling).
 
 Rounding: a float32 product of few rows is not summed in the order of a product of many, so a token
 decoded alone could differ from the same token decoded in a batch. `step` therefore sends its rows

@@ -23,6 +23,7 @@ from torch import Tensor
 PICKLE_LIMIT = 16 * 2**20  # bytes; that of a released scale has about one
 OPERATION_LIMIT = 2_000_000
 TENSOR_LIMIT = 20_000
+TUPLE_LIMIT = 50_000  # a released scale has 14_000; 150_000 in one another, hashed, end the process
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -62,6 +63,9 @@ INERT = {
     "pytorch_lightning.utilities.parsing AttributeDict",
 }
 """What Lightning keeps beside the weights: replaced by `Inert`, whatever it is given."""
+
+TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
+"""What nests without end and can be a dictionary's key."""
 
 REFUSED_OPERATIONS = {"EXT1", "EXT2", "EXT4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
 
@@ -345,12 +349,17 @@ def _unpickle(archive: _Archive) -> object:
 
 
 def _require_harmless(data: bytes) -> None:
-    """Refuse operations that a checkpoint does not need and that could take time or memory."""
+    """Refuse operations that a checkpoint does not need and that could take time, memory or the
+    stack."""
+    tuples = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
         if operation.name in REFUSED_OPERATIONS:
             raise UntrustedFileError(f"its pickle must not use {operation.name}")
         # The memo is an array: one large index would fill the memory.
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
             raise UntrustedFileError("its pickle must number its memo from 0")
+        tuples += operation.name in TUPLES
+        if tuples > TUPLE_LIMIT:
+            raise UntrustedFileError(f"its pickle must build at most {TUPLE_LIMIT} tuples")
         if count > OPERATION_LIMIT:
             raise UntrustedFileError(f"its pickle must have at most {OPERATION_LIMIT} operations")

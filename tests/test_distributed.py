@@ -29,7 +29,8 @@ CPU = torch.device("cpu")
 WORKER = """
 import glob, os, sys, time, torch
 from torch.nn.parallel import DistributedDataParallel
-from imagebart.distributed import finish, gathered, mean, on_any_rank, share, start, total
+from imagebart.distributed import finish, gathered, mean, on_any_rank, require_same, share, start
+from imagebart.distributed import total
 
 ranks = start("cpu")
 me = float(ranks.rank)
@@ -39,6 +40,12 @@ mine = torch.tensor([me])
 assert total(mine, ranks) == 1 and mine == me
 assert gathered(mine, ranks).tolist() == [0, 1]
 assert on_any_rank(ranks.rank == 1, ranks) and not on_any_rank(False, ranks)
+require_same(7, "the step", ranks)
+try:
+    require_same(ranks.rank * 5, "the step", ranks)
+    raise AssertionError
+except ValueError as error:
+    assert "the step must be the same on all ranks (one disk), got [0, 5]" in str(error)
 assert share(10, ranks) == slice(5 * ranks.rank, 5 * ranks.rank + 5)
 assert ranks.is_main == (ranks.rank == 0)
 

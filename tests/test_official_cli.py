@@ -448,6 +448,17 @@ def test_attacks_are_refused_before_they_cost_anything(name, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
+def test_tuples_in_tuples_do_not_end_the_process(tmp_path):
+    """A key of 300 000 tuples, one in another: Python hashes it on C's stack."""
+    path = checkpoint_of(b"\x80\x02})" + 300_000 * b"\x85" + b"Ns.", tmp_path / "a.ckpt")
+    read = f"from imagebart.untrusted import read_checkpoint; read_checkpoint({str(path)!r})"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", read]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "its pickle must build at most 50000 tuples" in done.stderr
+
+
 def test_a_tensor_by_hand_is_read(tmp_path):
     """The attacks above differ from this one by what is wrong with them."""
     path = checkpoint_of(named_tensor(tensor([1], [1])), tmp_path / "a.ckpt")
@@ -587,6 +598,10 @@ BAD = {
     "too few codes": (
         changed("first_stage_model.quantize.used", lambda x: x[1:]),
         "must have 40 codes in use, got 39",
+    ),
+    "no codes": (
+        changed("first_stage_model.quantize.used", lambda x: x[:0]),
+        "must list rows of the codebook, one at least",
     ),
     "codes out of range": (changed("first_stage_model.quantize.used", lambda x: x + 60), "rows of"),
     "no averaged weights": (without_average, r"transformer_ema\.\*.*no such tensors"),
@@ -737,6 +752,49 @@ def test_an_address_that_does_not_answer_is_said(server, out):
     with pytest.raises(ValueError, match="must begin with http"):
         import_released("ffhq-4", out, url="file:///etc/passwd")
     assert_nothing_written(out)
+
+
+def test_a_download_that_is_no_model_is_removed(server, out, tmp_path):
+    """A page that says the archive has moved, sent as if it were the archive."""
+    archive, server.data = server.data, b"<html>moved</html>"
+    with pytest.raises(ValueError, match=r"must be a zip .*; the downloaded file was removed, try"):
+        import_released("ffhq-4", out, url=server.url)
+    assert not (tmp_path / "cache" / "imagebart" / "ffhq-4").exists()
+    assert_nothing_written(out)
+    server.data = archive
+    import_released("ffhq-4", out, url=server.url)
+    assert ImageBART.from_pretrained(out, device="cpu").T == T
+
+
+def test_a_download_is_kept_if_the_model_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match="must be a folder that can be written, got ") as refusal:
+        import_released("ffhq-4", tmp_path / "file" / "model", url=server.url)
+    assert "removed" not in str(refusal.value)
+    import_released("ffhq-4", tmp_path / "model", url=server.url)
+    assert len(server.requests) == 1
+
+
+HOLD = """
+import sys
+from imagebart.checkpoint import run_lock
+with run_lock(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_imports_do_not_write_into_one_download(server, out, tmp_path):
+    command = [sys.executable, "-c", HOLD, tmp_path / "cache" / "imagebart" / "ffhq-4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=environment, **pipes) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="one run at a time must use a folder"):
+            import_released("ffhq-4", out, url=server.url)
+        assert server.requests == []
+        other.stdin.close()
+    import_released("ffhq-4", out, url=server.url)
 
 
 # ── the released size ─────────────────────────────────────────────────────────────────────────

@@ -1,9 +1,11 @@
 """The scripts: from an empty folder to pictures, through kills, signals and wrong inputs."""
 
+import contextlib
 import hashlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imagebart import ImageBART, checkpoint, perceptual, presets, scenery
+from imagebart import ImageBART, checkpoint, data, distributed, perceptual, presets, scenery
 from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
 from imagebart.conditioning import commonest_kinds
 from imagebart.data import TokenFile
 from imagebart.guidance import pieces_in
+from imagebart.model import load_vqgan, save_vqgan
+from imagebart.vqgan import VQGAN
 
 ROOT = Path(__file__).parents[1]
 ALONE = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -34,6 +38,11 @@ def train(script: str, *arguments) -> None:
         runpy.run_path(str(ROOT / "train" / f"{script}.py"), run_name="__main__")
     finally:
         sys.argv = before
+
+
+def script(name: str) -> dict:
+    """What train/<name>.py defines."""
+    return runpy.run_path(str(ROOT / "train" / f"{name}.py"))
 
 
 def train_scale(chain: Path, out: Path, *arguments, t: int = 2) -> None:
@@ -183,13 +192,12 @@ def test_the_discriminator_has_a_head_start(tmp_path, monkeypatch):
 
 
 def test_tokens_are_those_of_the_images(chain):
-    from imagebart.model import load_vqgan
     from imagebart.sources import open_data
 
     vqgan = load_vqgan(chain / "tokens" / "vqgan").eval()
-    data = open_data("scenery", 64, "train", 24)
+    images = open_data("scenery", 64, "train", 24)
     x_1 = TokenFile(chain / "tokens" / "train").batch([0, 23])
-    image = torch.stack([data[0]["image"], data[23]["image"]])
+    image = torch.stack([images[0]["image"], images[23]["image"]])
     with torch.inference_mode():
         expected = vqgan.encode(image).flatten(1)
     assert (x_1 == expected).float().mean() > 0.9  # encoded in bf16, where ties may fall otherwise
@@ -279,6 +287,106 @@ def test_a_killed_compression_resumes_as_if_never_stopped(tmp_path, monkeypatch)
     assert sha256_of(resumed / "vqgan.safetensors") == sha256_of(whole / "vqgan.safetensors")
 
 
+ENCODE = ("--count", 24, "--held-out", 16, "--batch", 8, "--workers", 0)
+
+
+def test_a_killed_encode_goes_on(chain, tmp_path, monkeypatch):
+    """Killed when the training split was there: it is not encoded again, and all is as if never
+    stopped."""
+    given = ("encode", *ENCODE, "--vqgan", chain / "vqgan", "--out", tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(data.TokenWriter, "close", die_at(2, data.TokenWriter.close))
+        train(*given)
+    assert (tmp_path / "train" / "tokens.json").exists()
+    encoded, encode = [], VQGAN.encode
+    monkeypatch.setattr(VQGAN, "encode", lambda self, x: encoded.append(x) or encode(self, x))
+    train(*given)
+    assert [len(image) for image in encoded] == [8, 8]
+    assert digests(tmp_path) == digests(chain / "tokens")
+    train(*given)
+    assert len(encoded) == 2
+
+
+@pytest.fixture
+def other_vqgan(chain, tmp_path) -> Path:
+    """The folder of a VQGAN of the same shape."""
+    vqgan = load_vqgan(chain / "vqgan")
+    torch.nn.init.normal_(vqgan.quantiser.codebook.weight)
+    save_vqgan(vqgan, tmp_path / "other")
+    return tmp_path / "other"
+
+
+def test_tokens_and_their_vqgan_stay_together(chain, tmp_path, other_vqgan):
+    tokens = tmp_path / "tokens"
+    shutil.copytree(chain / "tokens", tokens)
+    shutil.rmtree(tokens / "validation")
+    before = digests(tokens)
+    given = ("encode", *ENCODE, "--out", tokens, "--vqgan")
+    assert "no finished tokens of another VQGAN" in refusal(*given, other_vqgan)
+    assert digests(tokens) == before
+
+    shutil.copytree(chain / "tokens" / "validation", tokens / "validation")
+    save_vqgan(load_vqgan(other_vqgan), tokens / "vqgan")
+    scale = ("scale", *SIZE, "--t", 2, "--tokens", tokens, "--out", tmp_path / "model")
+    assert "must hold tokens of the VQGAN beside it" in refusal(*scale)
+    assert "vqgan_sha256 is " in refusal(*given, other_vqgan)
+
+
+def test_a_run_is_resumed_as_what_it_was(chain, tmp_path):
+    """Other numbers are refused; a checkpoint of before they were kept is taken."""
+    run = ("--steps", 4, "--workers", 0, "--out", chain / "vqgan")
+    said = refusal("compression", "--preset", "scenery", "--batch", 8, *run)
+    assert "must keep its preset tiny, batch 4, got preset scenery, batch 8" in said
+    scale = ("scale", *SIZE, "--t", 2, "--tokens", chain / "tokens", "--out", chain / "model")
+    assert "must keep its seed 0, got seed 1" in refusal(*scale, "--steps", 4, "--seed", 1)
+
+    shutil.copytree(chain / "model" / "checkpoints", tmp_path / "checkpoints")
+    checkpoints = Checkpoints(tmp_path / "checkpoints" / "scale_2")
+    step, state = checkpoints.latest()
+    assert state["run"]["vqgan"] == sha256_of(chain / "tokens" / "vqgan" / "vqgan.safetensors")
+    checkpoints.save(step, {name: part for name, part in state.items() if name != "run"})
+    train_scale(chain, tmp_path, "--steps", 5, "--seed", 1)
+    assert checkpoints.latest()[0] == 5
+
+
+def test_ranks_compare_the_step_they_resume_from(chain, monkeypatch):
+    """On machines without a shared disk one would go on where another begins."""
+    compared = []
+    monkeypatch.setattr(distributed, "require_same", lambda step, *_: compared.append(step))
+    train("compression", *SIZE, "--steps", 4, "--workers", 0, "--out", chain / "vqgan")
+    train_scale(chain, chain / "model", "--steps", 4)
+    assert compared == [4, 4]
+
+
+def spoiled_at(call: int, function, spoil):
+    """`function`, whose result is spoiled when it is called for the `call`-th time."""
+    calls = []
+
+    def spoiling(*arguments):
+        calls.append(1)
+        result = function(*arguments)
+        return spoil(result, arguments) if len(calls) == call else result
+
+    return spoiling
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_learned_from(tmp_path, monkeypatch):
+    run = ("compression", *SIZE, "--steps", 5, "--save-every", 1, "--workers", 0, "--out", tmp_path)
+    true = perceptual.reconstruction_loss
+    with monkeypatch.context() as patch:
+        nan = spoiled_at(2, true, lambda loss, _: loss * torch.nan)
+        patch.setattr(perceptual, "reconstruction_loss", nan)
+        assert "loss must be finite, got nan at step 1" in refusal(*run)
+    assert Checkpoints(tmp_path / "checkpoints").latest()[0] == 1
+
+    def steep(loss, arguments):  # 0, but its gradient is not finite
+        return loss + (0 * arguments[1]).abs().sqrt().sum()
+
+    monkeypatch.setattr(perceptual, "reconstruction_loss", spoiled_at(1, true, steep))
+    assert "weights must be finite" in refusal(*run)
+    assert Checkpoints(tmp_path / "checkpoints").latest()[0] == 1
+
+
 def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
     """One step: nearer to an orthogonal one, singular values more alike; AdamW's elsewhere."""
     step = ("--steps", 1, "--init", chain / "model")
@@ -336,7 +444,8 @@ def test_two_ranks_learn_what_one_does(chain, tmp_path):
 
 
 def test_two_ranks_compress_as_one_does(tmp_path):
-    """Codes are revived from the latents of all ranks, so they are the same ones.
+    """Codes are revived from the latents of all ranks, so they are the same ones; how often they
+    were used is counted over all ranks, also in a run that was resumed.
 
     Weights before a normalisation are not compared: their gradient is rounding, and Adam's first
     steps make whole steps of it.
@@ -344,9 +453,17 @@ def test_two_ranks_compress_as_one_does(tmp_path):
     steps = ("--steps", 2, "--precision", "fp32", "--workers", 0, "--out")
     train("compression", *SIZE, *steps, tmp_path / "one")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    process = launch(*torchrun, ROOT / "train/compression.py", *SIZE, *steps, tmp_path / "two")
+    two_ranks = (*torchrun, ROOT / "train/compression.py", *SIZE)
+    process = launch(*two_ranks, *steps, tmp_path / "two")
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
+    shutil.copytree(tmp_path / "two", tmp_path / "resumed")
+    process = launch(*two_ranks, "--steps", 3, "--workers", 0, "--out", tmp_path / "resumed")
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    for name, steps_done in {"one": 2, "two": 2, "resumed": 3}.items():
+        _, state = Checkpoints(tmp_path / name / "checkpoints").latest()
+        assert state["usage"].sum() == steps_done * 4 * 64  # images of 64 tokens
 
     one, two = (load_file(tmp_path / name / "vqgan.safetensors") for name in ("one", "two"))
     codebook = "quantiser.codebook.weight"
@@ -360,11 +477,57 @@ def test_two_ranks_compress_as_one_does(tmp_path):
 
 
 def test_gpus_are_dealt_out_to_scales():
-    deal = runpy.run_path(str(ROOT / "train" / "chain.py"))["deal"]
-    assert deal(0, 3) == [[]]
-    assert deal(2, 3) == [[0], [1]]
-    assert deal(8, 3) == [[0, 1], [2, 3], [4, 5]]
-    assert deal(1, 3) == [[0]]
+    deal = script("chain")["deal"]
+    assert deal([], 3) == [[]]
+    assert deal(["4", "5"], 3) == [["4"], ["5"]]
+    assert deal(list("01234567"), 3) == [["0", "1"], ["2", "3"], ["4", "5"]]
+    assert deal(["0"], 3) == [["0"]]
+
+
+def test_gpus_are_called_as_the_parent_calls_them(monkeypatch):
+    """A child numbers what it sees from 0, so the parent's numbers are no use to it."""
+    gpus = script("chain")["gpus"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus(None) == ["0", "1"] and gpus(1) == ["0"] and gpus(0) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-8932f937")
+    assert gpus(None) == ["4", "GPU-8932f937"]
+    for count in (3, -1):
+        with pytest.raises(ValueError, match=rf"gpus must lie in \[0, 2\], .* got {count}"):
+            gpus(count)
+
+
+def test_a_scale_that_was_given_a_gpu_does_not_take_the_cpu(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **_: started.append(command))
+    chain = script("chain")
+    config = chain["Config"](tokens=tmp_path, out=tmp_path)
+    for share in ([], ["5"]):
+        chain["start"](config, 2, share)
+    on_cpu, on_gpu = started
+    assert on_gpu == [*on_cpu, "--device", "cuda"] and "--device" not in on_cpu
+
+
+def test_a_chain_told_to_stop_stops_its_scales(chain, tmp_path):
+    run = tmp_path / "checkpoints" / "scale_2"
+    given = ("--preset", "tiny", "--batch", 4, "--steps", 10**6, "--gpus", 0)
+    command = (*given, "--tokens", chain / "tokens", "--out", tmp_path)
+    process = launch(ROOT / "train/chain.py", *command)
+    log, deadline = run / "metrics.jsonl", time.monotonic() + 300
+    while not (log.exists() and log.stat().st_size) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    scale = int((run / ".lock").read_text())
+    try:
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert Checkpoints(run).latest()[0] >= 50
+        with pytest.raises(ProcessLookupError):
+            os.kill(scale, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(scale, signal.SIGKILL)
 
 
 def test_a_chain_is_its_scales_trained_alone(chain, tmp_path):

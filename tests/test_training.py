@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from imagebart.training import Log, warmup_cosine
+from imagebart.training import Log, require_same_run, warmup_cosine
 
 
 def test_the_rate_goes_up_a_line_and_down_a_cosine():
@@ -21,6 +21,15 @@ def test_the_rate_is_positive_for_any_run():
     for steps in range(1, 6):
         for warmup in range(6):
             assert all(0 < warmup_cosine(s, steps, warmup) <= 1 for s in range(steps + 2))
+
+
+def test_a_run_is_resumed_as_what_it_was(tmp_path):
+    run = {"preset": "tiny", "batch": 4, "seed": 0}
+    require_same_run({"run": run}, dict(run), tmp_path)
+    require_same_run({"weights": 1}, run, tmp_path)  # of a version that did not say
+    with pytest.raises(ValueError, match=r"must keep its batch 4, seed 0, got batch 8, seed 1"):
+        require_same_run({"run": run}, run | {"batch": 8, "seed": 1}, tmp_path)
+    require_same_run({"run": run}, run | {"vqgan": "f00"}, tmp_path)
 
 
 def lines(path) -> list[dict]:

@@ -5,13 +5,16 @@
 The GPUs of this machine are dealt out to the scales; with fewer GPUs than scales, and on a CPU,
 scales wait for their turn. Each is a run of train/scale.py; what it prints goes to
 OUT/checkpoints/scale_T/output.txt. The same command again resumes all of them. If one fails the
-others go on, and the exit code says so in the end.
+others go on, and the exit code says so in the end. SIGTERM stops all of them; each saves first.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from imagebart.checkpoint import StopSignal
 from imagebart.presets import find_preset
 
 
@@ -35,11 +39,12 @@ class Config:
 def main(config: Config) -> int:
     """Run every scale; the number that failed."""
     waiting = list(range(2, find_preset(config.preset).T + 1))
-    shares = deal(torch.cuda.device_count() if config.gpus is None else config.gpus, len(waiting))
-    running: dict[int, tuple[subprocess.Popen, list[int]]] = {}
-    failed, bar = [], tqdm(total=len(waiting), unit="scale")
-    try:
-        while waiting or running:
+    shares = deal(gpus(config.gpus), len(waiting))
+    running: dict[int, tuple[subprocess.Popen, list[str]]] = {}
+    failed: list[int] = []
+    bar = tqdm(total=len(waiting), unit="scale")
+    with bar, StopSignal() as stop, stopped_at_last(running, failed):
+        while (waiting or running) and not stop.requested:
             while waiting and shares:
                 t, share = waiting.pop(0), shares.pop(0)
                 running[t] = start(config, t, share), share
@@ -50,25 +55,46 @@ def main(config: Config) -> int:
                     shares.append(share)
                     failed += [t] if process.returncode else []
                     bar.update()
-    finally:
-        bar.close()
-        for process, _ in running.values():
-            process.terminate()  # scale.py saves and leaves
     for t in failed:
         print(f"scale {t} failed, see {output(config, t)}", file=sys.stderr)
     return len(failed)
 
 
-def deal(gpus: int, scales: int) -> list[list[int]]:
-    """GPUs for as many scales as can run at once: [[0, 1], [2, 3]]; [[]] is the CPU."""
-    if gpus < 1:
+@contextmanager
+def stopped_at_last(running: dict, failed: list[int]) -> Iterator[None]:
+    """Scales that still run at the end of the block are told to stop, and waited for."""
+    try:
+        yield
+    finally:
+        for process, _ in running.values():
+            process.terminate()  # scale.py saves and leaves
+        for t, (process, share) in running.items():
+            # One that had not begun to listen dies of the signal, and has nothing to save;
+            # torchrun ends with 1 whatever its ranks have saved.
+            if process.wait() not in (0, -signal.SIGTERM) and len(share) < 2:
+                failed.append(t)
+
+
+def gpus(count: int | None) -> list[str]:
+    """The first `count` GPUs that this process may use (None: all), as the driver calls them."""
+    here = torch.cuda.device_count()
+    if count is not None and not 0 <= count <= here:
+        raise ValueError(f"gpus must lie in [0, {here}], as many as this machine has, got {count}")
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = map(str, range(here)) if given is None else given.split(",")
+    return list(names)[: here if count is None else count]
+
+
+def deal(gpus: list[str], scales: int) -> list[list[str]]:
+    """GPUs for as many scales as can run at once: [["0", "1"], ["2", "3"]]; [[]] is the CPU."""
+    if not gpus:
         return [[]]
-    at_once = min(gpus, scales)
-    each = gpus // at_once
-    return [list(range(i * each, (i + 1) * each)) for i in range(at_once)]
+    at_once = min(len(gpus), scales)
+    each = len(gpus) // at_once
+    return [gpus[i * each : (i + 1) * each] for i in range(at_once)]
 
 
-def start(config: Config, t: int, share: list[int]) -> subprocess.Popen:
+def start(config: Config, t: int, share: list[str]) -> subprocess.Popen:
     """train/scale.py for scale t on its share of the GPUs."""
     launcher = [sys.executable]
     if len(share) > 1:
@@ -76,8 +102,9 @@ def start(config: Config, t: int, share: list[int]) -> subprocess.Popen:
         launcher += ["--nproc-per-node", str(len(share))]
     given = {"--preset": config.preset, "--t": t, "--tokens": config.tokens, "--out": config.out}
     given |= {"--steps": config.steps, "--batch": config.batch}
+    given |= {"--device": "cuda"} if share else {}  # a GPU that is not there is no CPU instead
     options = [str(x) for name, value in given.items() if value is not None for x in (name, value)]
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, share))}
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(share)}
     output(config, t).parent.mkdir(parents=True, exist_ok=True)
     with open(output(config, t), "a", encoding="utf-8") as file:
         command = [*launcher, str(Path(__file__).with_name("scale.py")), *options]

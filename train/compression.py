@@ -39,7 +39,7 @@ from imagebart.perceptual import (
 )
 from imagebart.presets import CompressionRecipe, find_preset
 from imagebart.sources import open_data
-from imagebart.training import Log, warmup_cosine
+from imagebart.training import Log, require_same_run, warmup_cosine
 from imagebart.vqgan import VQGAN, refined
 
 
@@ -108,21 +108,26 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         "optimiser": optimiser,
         "critic_optimiser": critic_optimiser,
     }
+    run = {"preset": config.preset, "batch": recipe.batch, "seed": config.seed}
     checkpoints = Checkpoints(config.out / "checkpoints")
     step, left_off = checkpoints.latest() or (0, None)
     if left_off:
+        require_same_run(left_off, run, config.out)
         for name, part_of_state in parts.items():
             part_of_state.load_state_dict(left_off[name])
-        usage.copy_(left_off["usage"])
+        if ranks.is_main:  # it is the sum over ranks that counts
+            usage.copy_(left_off["usage"])
+    distributed.require_same(step, "the step to resume from", ranks)
     log = Log(config.out / "metrics.jsonl", step, ranks.is_main)
     batches = Batches(len(train), recipe.batch, config.seed, step, recipe.steps, part)
     loader = DataLoader(train, batch_sampler=batches, num_workers=config.workers)
 
     def save(step: int) -> None:
+        of_all = distributed.total(usage, ranks)
         if ranks.is_main:
+            save_vqgan(vqgan, config.out)  # first: it refuses weights that are not finite
             state = {name: part_of_state.state_dict() for name, part_of_state in parts.items()}
-            checkpoints.save(step, state | {"usage": usage})
-            save_vqgan(vqgan, config.out)
+            checkpoints.save(step, state | {"usage": of_all, "run": run})
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(
@@ -152,6 +157,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                     adv = generator_loss(critic(reconstruction))
                     balance = recipe.adversarial_weight * balanced(rec, adv, vqgan, ranks)
                     loss = loss + balance * adv
+            require_finite(loss, step, ranks)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -165,6 +171,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 with distributed.autocast(ranks.device, recipe.precision):
                     both = critic_ranks(torch.cat([image, reconstruction.detach()]))
                     critic_loss = discriminator_loss(*both.chunk(2))
+                require_finite(critic_loss, step, ranks)
                 critic_optimiser.zero_grad(set_to_none=True)
                 critic_loss.backward()
                 critic_optimiser.step()
@@ -175,8 +182,6 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 terms = dict(rec=rec, codebook=codebook_loss, balance=balance, critic=critic_loss)
                 log.write(step, **{name: distributed.mean(x, ranks) for name, x in terms.items()})
                 bar.set_postfix(rec=f"{rec.item():.3f}", refresh=False)
-                if not torch.isfinite(rec):
-                    raise SystemExit(f"loss must be finite, got {rec.item()} at step {step}")
             if step % config.look_every == 0 or step == recipe.steps:
                 path = config.out / f"reconstructions_{step:06d}.png"
                 look(vqgan, look_at, rounds, path, step, log, ranks)
@@ -185,6 +190,13 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         if step % config.save_every:
             save(step)
     bar.close()
+
+
+def require_finite(loss: torch.Tensor, step: int, ranks) -> None:
+    """ValueError on every rank, before anything is learned from it, if the loss of one is not."""
+    if distributed.on_any_rank(not loss.isfinite(), ranks):
+        mean = distributed.mean(loss, ranks).item()
+        raise ValueError(f"loss must be finite, got {mean} at step {step}")
 
 
 def balanced(rec, adv, vqgan: VQGAN, ranks) -> torch.Tensor:

@@ -4,7 +4,7 @@
 
 The codebook is shrunk to the entries that held-out images use; every other entry is mapped to a
 random used one by a table drawn once. OUT holds the shrunk `vqgan/` and a token file each for
-`train/` and `validation/`.
+`train/` and `validation/`. The same command again goes on with what is not there yet.
 """
 
 import sys
@@ -20,9 +20,13 @@ from tqdm import tqdm
 from imagebart import distributed
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.conditioning import commonest_kinds
-from imagebart.data import TokenWriter
+from imagebart.data import HEADER, TokenFile, TokenWriter
 from imagebart.model import load_vqgan, save_vqgan
 from imagebart.sources import open_data
+from imagebart.vqgan import VQGAN
+
+CODES_IN_USE = ("quantiser.used", "quantiser.token_of")
+"""What `shrink` adds to a VQGAN's weights."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,23 @@ class Config:
 def main(config: Config) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
     device = distributed.pick_device(config.device)
-    vqgan = load_vqgan(config.vqgan).to(device, memory_format=torch.channels_last).eval()
+    vqgan = load_vqgan(config.vqgan)
 
     # ── what we encode ────────────────────────────────────────────────────────────────────────
     size = config.size or vqgan.config.image_size
     train = open_data(config.data, size, "train", config.count)
     validation = open_data(config.data, size, "validation", config.held_out)
+    splits = {"train": train, "validation": validation}
+
+    # ── what is there already ─────────────────────────────────────────────────────────────────
+    path = config.out / "vqgan" / "vqgan.safetensors"
+    finished = {name for name in splits if (config.out / name / HEADER).exists()}
+    if finished:
+        vqgan = same_vqgan(vqgan, path.parent, config.shrink)
+    for name in finished:
+        this = {"data": config.data, "image_size": size, "count": len(splits[name])}
+        require_same_tokens(TokenFile(config.out / name), this | {"vqgan_sha256": sha256_of(path)})
+    vqgan = vqgan.to(device, memory_format=torch.channels_last).eval()
 
     def code_batches(data, name: str):
         """Grids, labels, captions and maps, batch after batch."""
@@ -64,26 +79,54 @@ def main(config: Config) -> None:
             yield grid, item["label"], item["caption"], maps
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
-    if config.shrink and vqgan.quantiser.used is None:
+    if config.shrink and vqgan.quantiser.used is None and not finished:
         seen = [grid.unique() for grid, *_ in code_batches(validation, "codes in use")]
         used = torch.cat(seen).unique()
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
-    save_vqgan(vqgan, config.out / "vqgan")
+    if not finished:
+        save_vqgan(vqgan, config.out / "vqgan")
 
     # ── the token files ───────────────────────────────────────────────────────────────────────
-    for name, data in (("train", train), ("validation", validation)):
+    for name, data in splits.items():
+        if name in finished:
+            continue
         header = {
             "image_size": size,
             "data": config.data,
             "split": name,
             "classes": list(data.classes),
             "map_names": list(getattr(data, "map_names", ())),
-            "vqgan_sha256": sha256_of(config.out / "vqgan" / "vqgan.safetensors"),
+            "vqgan_sha256": sha256_of(path),
         }
         grid = (size // vqgan.f, size // vqgan.f)
         with TokenWriter(config.out / name, len(data), grid, vqgan.K, **header) as writer:
             for parts in code_batches(data, name):
                 writer.append(*parts)
+
+
+def same_vqgan(vqgan: VQGAN, folder: Path, shrink: bool) -> VQGAN:
+    """The VQGAN that a part of the tokens is from; ValueError if it is not this one, or this one
+    shrunk."""
+    before = load_vqgan(folder)
+    new, old = vqgan.state_dict(), before.state_dict()
+    if shrink and vqgan.quantiser.used is None and before.quantiser.used is not None:
+        old = {name: x for name, x in old.items() if name not in CODES_IN_USE}
+    same = vqgan.config == before.config and new.keys() == old.keys()
+    if not same or not all(torch.equal(x, old[name]) for name, x in new.items()):
+        raise ValueError(
+            f"{folder.parent}: must hold no finished tokens of another VQGAN, got some"
+        )
+    return before
+
+
+def require_same_tokens(tokens: TokenFile, wanted: dict) -> None:
+    """ValueError if finished tokens are not those that are wanted."""
+    for name, value in wanted.items():
+        if tokens.header.get(name) != value:
+            raise ValueError(
+                f"{tokens.folder}: must hold no finished token file, or one whose {name} is "
+                f"{value}, got {tokens.header.get(name)}"
+            )
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from imagebart import distributed, scenery
-from imagebart.checkpoint import Checkpoints, StopSignal, run_lock
+from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, run_lock, sha256_of
 from imagebart.conditioning import END, START, TEXT_IDS, commonest_kinds, encode_text
 from imagebart.data import Batches
-from imagebart.model import SHIPPED, load_vqgan
+from imagebart.model import SHIPPED, find_vqgan, load_vqgan
 from imagebart.probe import ATTRIBUTES, GRID, Heads, read, save_probe
 from imagebart.training import Log, warmup_cosine
 
@@ -188,7 +188,9 @@ class Pictures:
     all of them are there twice: as rendered (`images`), and through it (`through`)."""
 
     def __init__(self, split: str, count: int, vqgan, config: Config, every_other: bool):
-        file = config.out / f"{split}_{count}.npz"
+        folder, _ = find_vqgan(config.through)
+        digest = sha256_of(folder / "vqgan.safetensors")
+        file = config.out / f"{split}_{count}_{digest[:8]}.npz"
         if not file.exists():
             self._render(split, count, vqgan, config, every_other, file)
         held = np.load(file)
@@ -213,14 +215,14 @@ class Pictures:
             images.append(drawn)
             kinds.extend(covers)
             said.extend(words)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            file,
-            images=np.concatenate(images),
-            through=np.concatenate(through) if through else np.empty(0),
-            kinds=np.stack(kinds),
-            said=json.dumps(said),
-        )
+        with atomic_write(file) as draft, open(draft, "wb") as opened:
+            np.savez(
+                opened,
+                images=np.concatenate(images),
+                through=np.concatenate(through) if through else np.empty(0),
+                kinds=np.stack(kinds),
+                said=json.dumps(said),
+            )
 
     def batch(self, indices: np.ndarray, generator, device) -> tuple:
         """Pictures b×3×128×128 in [-1, 1], ids, attributes and kinds; half of them mirrored."""

@@ -21,14 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from imagebart import distributed
-from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock
+from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock, sha256_of
 from imagebart.data import Batches, TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import condition_of, drop, pieces_in
 from imagebart.model import load_vqgan, save_scale, save_vqgan
 from imagebart.presets import ScaleRecipe, find_preset
-from imagebart.training import Log, warmup_cosine
+from imagebart.training import Log, require_same_run, warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     tokens, held_out = TokenFile(config.tokens / "train"), TokenFile(config.tokens / "validation")
+    vqgan = load_vqgan(config.tokens / "vqgan")
+    digest = sha256_of(config.tokens / "vqgan" / "vqgan.safetensors")
+    for part_of_data in (tokens, held_out):
+        require_vqgan(part_of_data, digest)
     shape = preset.denoiser(t)
     looked_at = range(min(512, len(held_out)))
     x_1_held_out = held_out.batch(looked_at).to(device)
@@ -66,7 +70,6 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     chances = {part: recipe.chance_to_drop(part) for part in shape.condition_parts}
     if shape.droppable != any(chances.values()):
         raise ValueError(f"a denoiser is droppable if conditions are dropped, got {chances}")
-    vqgan = load_vqgan(config.tokens / "vqgan")
     diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
@@ -88,16 +91,21 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
     parts = {"denoiser": denoiser, "ema": ema} | optimisers
+    run = {"preset": config.preset, "batch": recipe.batch, "seed": config.seed, "vqgan": digest}
     checkpoints = Checkpoints(run_folder(config))
     step, left_off = checkpoints.latest() or (0, {})
-    for name, state in left_off.items():
-        parts[name].load_state_dict(state)
+    if left_off:
+        require_same_run(left_off, run, run_folder(config))
+        for name, part_of_state in parts.items():
+            part_of_state.load_state_dict(left_off[name])
+    distributed.require_same(step, "the step to resume from", ranks)
     log = Log(run_folder(config) / "metrics.jsonl", step, ranks.is_main)
     batches = Batches(len(tokens), recipe.batch, config.seed, step, recipe.steps)
 
     def save(step: int) -> None:
         if ranks.is_main:
-            checkpoints.save(step, {name: part.state_dict() for name, part in parts.items()})
+            state = {name: part.state_dict() for name, part in parts.items()}
+            checkpoints.save(step, state | {"run": run})
             averaged = Denoiser(denoiser.config, diffusion, t)
             ema.copy_to(averaged)
             with run_lock(config.out, wait=True):  # scales share the folder
@@ -156,6 +164,15 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         if step % config.save_every:
             save(step)
     bar.close()
+
+
+def require_vqgan(tokens: TokenFile, digest: str) -> None:
+    """ValueError if tokens are not of the VQGAN beside them, whose SHA-256 is `digest`."""
+    if tokens.vqgan_sha256 != digest:
+        raise ValueError(
+            f"{tokens.folder}: must hold tokens of the VQGAN beside it, {digest}, "
+            f"got those of {tokens.vqgan_sha256}"
+        )
 
 
 def optimisers_of(denoiser: Denoiser, recipe: ScaleRecipe) -> dict[str, torch.optim.Optimizer]:
