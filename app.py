@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from typing import Any
 
 import gradio as gr
 import tyro
-from PIL import Image
 from starlette.middleware import Middleware
 
 from demo.chain import chain_tab
@@ -30,7 +28,7 @@ from demo.edit import edit_tab
 from demo.look import CSS, THEME, TITLE
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
-from demo.pictures import MOST_PIXELS, chosen_for_editor, example_pictures
+from demo.pictures import chosen_for_editor, example_pictures
 from demo.sample import sample_tab
 from imagebart import ImageBART
 from imagebart.model import SHIPPED_SEMANTIC
@@ -74,6 +72,7 @@ def build(
             lambda results, i: (chosen_for_editor(results, i), gr.Tabs(selected="edit")),
             [samples.gallery, samples.index],
             [edits.editor, tabs],
+            preprocess=False,
             api_visibility="private",
             show_progress="hidden",
         )
@@ -82,8 +81,6 @@ def build(
 
 def launch(page: gr.Blocks, config: Config, **options) -> Any:
     """Serve the page, safely; `options` as `gr.Blocks.launch`."""
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
     hosts = ("127.0.0.1", "localhost", "::1", config.host) if is_this_machine(config.host) else ()
     return page.launch(
         server_name=config.host,
@@ -123,6 +120,8 @@ def main(config: Config) -> None:
     if shipped:
         painter = ImageBART.from_pretrained(SHIPPED_SEMANTIC, device=config.device)
     ranker = CLIP(config.clip) if config.clip else Probe() if shipped else None
+    if ranker is not None:
+        ranker.to(model.device)
     with private_files():
         launch(build(model, painter, ranker), config)
 

@@ -23,13 +23,16 @@ from demo.pictures import (
     PAINT,
     chosen_for_editor,
     for_editor,
+    growing,
     read_editor,
     read_picture,
     stored,
     token_map,
 )
 from demo.requests import (
+    at_once,
     caption,
+    check_pixels,
     finished,
     of_one_class,
     ranked,
@@ -41,7 +44,7 @@ from demo.requests import (
 )
 from imagebart import ImageBART
 from imagebart.data import fit, to_pil
-from imagebart.editing import Edit, each_image, outpaint_steps
+from imagebart.editing import Edit, each_image, grown_size, outpaint_steps
 from imagebart.masked import refined_steps
 from imagebart.ranking import CLIP
 
@@ -87,16 +90,18 @@ def inpaint(
     """Repaint what is marked: (the tokens that are, how the first result settled, status, images),
     after every scale and pass.
 
-    editor: {"background": image, "layers": [mask], "composite": null}; the mask is as large as the
-    image, repaint = not transparent, or white where nothing is. passes 0 to 16: how often the
+    editor: {"background": image, "layers": [mask], "composite": null}; a mask is as large as the
+    image, white, or at least half as bright, where to repaint, black or transparent where not; 8
+    layers at most, and 16 million pixels in all results together. passes 0 to 16: how often the
     finest scale is forgotten and remembered again, until nothing changes. The rest as in `sample`.
     """
     words = classes, negative_prompt, guidance
     request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
     count, options, remark = request
     passes = whole(passes, "passes", 0, MOST_PASSES)
-    candidates, score = read_candidates(candidates, ranker, prompt)
+    candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, marked = read_editor(editor)
+    check_pixels(count, *image.size)
     edit = Edit(model, image, marked)
     if not edit.hole.any():
         raise ValueError("nothing is marked yet: paint over what should be repainted")
@@ -104,12 +109,13 @@ def inpaint(
     began, shown, settling = time.perf_counter(), stored(token_map(edit)), []
     if score is not None:
         draw = partial(model.inpaint, image, marked, process="refined", passes=passes)
-        for best, line in ranked(draw, count, candidates, score, options):
+        few = at_once(*image.size)
+        for best, line in ranked(draw, count, candidates, score, options, few):
             yield shown, [], line, [stored(one.image) for one in best]
         options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
         remark += f" The best of {count * candidates}."
     for step in refined_steps(model, edit.x_1(), edit.hole, count, passes=passes, **options):
-        images = [stored(image) for image in to_pil(edit.result(step.tokens))]
+        images = [stored(to_pil(image)[0]) for image in edit.results(step.tokens)]
         turn = len(settling) + 1 - model.T
         name = f"pass {turn}" if turn > 0 else caption(model, step.t)
         settling = [*settling, (images[0], name)]
@@ -140,7 +146,8 @@ def outpaint(
 ) -> Iterator[tuple]:
     """Go on beyond the borders: (what was there, status, images), after every window.
 
-    left, right, top, bottom: pixels to add, 0 to 1024 each; the rest as in `inpaint`, what is
+    left, right, top, bottom: pixels to add, 0 to 1024 each; at most 16 million pixels in all
+    pictures that are drawn together, candidates among them. The rest as in `inpaint`, what is
     marked does not matter.
     """
     words = classes, negative_prompt, guidance
@@ -149,10 +156,11 @@ def outpaint(
     given = {"left": left, "right": right, "top": top, "bottom": bottom}
     margins = {name: whole(value, name, 0, MOST_MARGIN) for name, value in given.items()}
     passes = whole(passes, "passes", 0, MOST_PASSES)
-    candidates, score = read_candidates(candidates, ranker, prompt)
+    candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, _ = read_editor(editor)
     if not any(margins.values()):
         raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
+    check_pixels(count * candidates, *grown_size(model, image, margins)[::-1])
 
     how = {"process": "refined", "passes": passes, **margins}
     began, shown, images = time.perf_counter(), stored(image), []
@@ -166,9 +174,10 @@ def outpaint(
         return
     first = options.pop("seed")
     for i, own in enumerate(each_image(options, count)):
-        for picture, part in outpaint_steps(model, image, seed=first + i, **how, **own):
+        steps = outpaint_steps(model, image, seed=first + i, **how, **own)
+        for grown, part in growing(steps):
             line = f"Image {i + 1} of {count}, {part:.0%} of the way …"
-            yield shown, line, [*images, grown := stored(picture)]
+            yield shown, line, [*images, grown]
         images.append(grown)
     yield shown, finished(first, count, began, remark), images
 
@@ -196,6 +205,15 @@ def remembered(editor: dict | None, history: list[str]) -> list[str]:
     """The pictures that were edited, the one that is now among them; the last few."""
     background = (editor or {}).get("background")
     return [*history, background["path"]][-MOST_UNDOS:] if background else history
+
+
+@sentences()
+def taken(
+    results: list | None, index: int, editor: dict | None, history: list[str]
+) -> tuple[dict, list[str]]:
+    """The selected result for the editor, and the picture whose place it takes among those before:
+    both, or neither if there is no result."""
+    return chosen_for_editor(results, index), remembered(editor, history)
 
 
 @sentences()
@@ -248,9 +266,8 @@ def edit_tab(
     private = {"api_visibility": "private", "show_progress": "hidden"}
     beyond[0].click(lambda: [], None, settling, queue=False, **private)
     history = gr.State([])
-    again.click(remembered, [editor, history], history, preprocess=False, **private).then(
-        chosen_for_editor, [gallery, index], editor, **private
-    )
+    chosen = [gallery, index, editor, history]
+    again.click(taken, chosen, [editor, history], preprocess=False, **private)
     undo.click(undone, history, [editor, history], **private)
     return SimpleNamespace(editor=editor)
 

@@ -18,7 +18,14 @@ from demo.parts import (
     shelf_of,
 )
 from demo.pictures import EXAMPLES, for_editor, read_picture, stored
-from demo.requests import of_one_class, ranked, read_candidates, read_request, status
+from demo.requests import (
+    of_one_class,
+    ranked,
+    read_candidates,
+    read_layers,
+    read_request,
+    status,
+)
 from imagebart import ImageBART, scenery
 from imagebart.maps import OPEN, kind_colours, paint_kinds, read_kinds
 from imagebart.ranking import CLIP
@@ -42,12 +49,13 @@ def semantic(
     """Draw what a map shows: (the map as it was read, status, images), after every scale.
 
     editor: {"background": image, "layers": [image], "composite": null}, painted in the colours of
-    the kinds; what is white, or has no kind's colour, is left open. The rest as in `sample`.
+    the kinds, 8 layers at most; what is white, or has no kind's colour, is left open. The rest as
+    in `sample`.
     """
     words = classes, negative_prompt, guidance
     request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
     count, options, remark = request
-    candidates, score = read_candidates(candidates, ranker, prompt)
+    candidates, score = read_candidates(candidates, count, ranker, prompt)
     colours = kind_colours(model.map_names)
     kinds = read_kinds(read_painting(editor, model.image_size), colours)
     if (kinds < 0).all():
@@ -70,8 +78,8 @@ def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
         raise ValueError("there is no map yet: paint one, or take an example")
     H, W = size
     flat = partial(Image.Image.resize, size=(W, H), resample=Image.Resampling.NEAREST)
-    painting = flat(read_picture(editor["background"]))
-    for file in editor.get("layers") or []:
+    layers, painting = read_layers(editor), flat(read_picture(editor["background"]))
+    for file in layers:
         layer = flat(read_picture(file, lambda image: image.convert("RGBA")))
         painting.paste(layer, mask=layer.getchannel("A").point(lambda alpha: 255 * (alpha > 127)))
     return painting

@@ -33,7 +33,8 @@ def panorama(
     """Draw a wide picture, window by window: (status, picture so far).
 
     prompts: one a line, from left to right; width in pixels, at least the model's, 0 is six times
-    that; wrap: the right end goes on at the left one; exact: a window for every token, slow.
+    that; wrap: the right end goes on at the left one, for widths of whole tokens; exact: a window
+    for every token, slow.
     """
     width = whole(width, "width", 0, MOST_WIDTH) or 6 * model.image_size[1]
     for name, value in (("wrap", wrap), ("exact", exact)):

@@ -1,21 +1,24 @@
 """Pictures that come in and go out: uploads, what an editor sends, files that gradio serves."""
 
+import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
-from demo.requests import sentences
+from demo.requests import MOST_PIXELS, read_layers, sentences
 from imagebart import ImageBART, scenery
 from imagebart.data import FORMATS, to_pil, to_rgb
-from imagebart.editing import Edit, hole_pixels, pixel_hole
+from imagebart.editing import Edit, hole_pixels, pixel_hole, upright
 
-MOST_PIXELS = 16_000_000
 EXAMPLES = 8
-PAINT = "#ff9a3c"
+PAINT = "#ff9a3c"  # bright: a layer is a mask, and read as any other
+SECONDS_BETWEEN_LOOKS = 2
+"""At a picture that grows."""
 
 
 def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
@@ -25,9 +28,9 @@ def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
     """
     try:
         with Image.open(file["path"], formats=FORMATS) as image:
-            pixels = convert(image)
-            pixels.info.clear()  # where and when it was taken; and EXIF would turn it once more
-            return pixels
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            return convert(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = MOST_PIXELS // 10**6
         raise ValueError(f"an image must have at most {most} million pixels, got more") from None
@@ -36,21 +39,14 @@ def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
         raise ValueError(f"an image must be a whole file, one of {names}, got another") from None
 
 
-def layer_mask(layer: Image.Image) -> Image.Image:
-    """White where a layer is painted: not transparent or, without transparency, itself white."""
-    if not layer.has_transparency_data:
-        return layer.convert("L").point(lambda grey: 255 * (grey >= 128))
-    return layer.convert("RGBA").getchannel("A").point(lambda alpha: 255 * (alpha > 0))
-
-
 def read_editor(editor: dict | None) -> tuple[Image.Image, np.ndarray]:
     """(the image, where it is marked) of what the editor sent."""
     if not editor or not editor.get("background"):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
-    image = read_picture(editor["background"])
+    layers, image = read_layers(editor), read_picture(editor["background"])
     marked = np.zeros((image.height, image.width), bool)
-    for file in editor.get("layers") or []:
-        marked |= hole_pixels(read_picture(file, layer_mask), image.size)
+    for file in layers:
+        marked |= hole_pixels(read_picture(file, upright), image.size)
     return image, marked
 
 
@@ -88,12 +84,22 @@ def stored(image: Image.Image) -> str:
     return str(path)
 
 
+def growing(steps: Iterator[tuple[Image.Image, float]]) -> Iterator[tuple[str, float]]:
+    """(a file, the part done) of a picture that grows: a new file for its first and its last state,
+    and every few seconds in between."""
+    looked = -math.inf
+    for picture, part in steps:
+        if part == 1 or time.perf_counter() - looked > SECONDS_BETWEEN_LOOKS:
+            looked, file = time.perf_counter(), stored(picture)
+        yield file, part
+
+
 @sentences()
 def chosen_for_editor(results: list | None, index: int) -> dict:
     """The result that is selected in a gallery, the first if none is, for the editor."""
     if not results:
         raise ValueError("there is no picture yet")
-    path, _ = results[min(index, len(results) - 1)]
+    path = results[min(index, len(results) - 1)]["image"]["path"]
     if not Path(path).is_file():
         raise ValueError("this picture is too old and gone, draw it again")
     return for_editor(Image.open(path))

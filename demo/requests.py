@@ -11,25 +11,25 @@ import gradio as gr
 from imagebart import ImageBART
 from imagebart.guidance import ask
 from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
+from imagebart.whole import whole as whole_number
 
 MOST_IMAGES = 16
 MOST_CANDIDATES = 64
+"""For all images of a request together."""
+MOST_PIXELS = 2**24
+"""Of a picture that comes in, and of all that a request asks for: four of 2048×2048, say."""
+MOST_LAYERS = 8
 LONGEST_PROMPT = 1000
 CHUNK = 4
-"""Candidates between two signs of life."""
+"""Candidates between two signs of life, at most."""
 
 
 def whole(value: Any, name: str, low: int, high: int) -> int:
     """A whole number in [low, high]; text is read too, as JSON numbers are exact to 2^53 only."""
-    number = None
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        with suppress(ValueError, OverflowError):
-            number = int(value)
-    if number is None or (isinstance(value, float) and number != value):
-        raise ValueError(f"{name} must be a whole number, got {short(value)}")
-    if not low <= number <= high:
-        raise ValueError(f"{name} must lie in {low} to {high}, got {short(value)}")
-    return number
+    if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
+        with suppress(ValueError):
+            value = int(value)
+    return whole_number(value, name, low, high)
 
 
 def real(value: Any, name: str, low: float, high: float) -> float:
@@ -91,14 +91,47 @@ def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | N
     return [whole(name, "classes", 0, model.classes - 1) if number else name] * count
 
 
+# ── what a request may take ───────────────────────────────────────────────────────────────────
+
+
+def check_pixels(count: int, width: int, height: int) -> None:
+    """ValueError if so many pictures of this size are more than one visitor may ask for."""
+    if count * width * height > MOST_PIXELS:
+        raise ValueError(
+            f"all pictures together must have at most {MOST_PIXELS // 10**6} million pixels, "
+            f"got {count} of {width}×{height}"
+        )
+
+
+def at_once(width: int, height: int) -> int:
+    """Candidates of this size that are drawn together: fewer, if they are large."""
+    return max(1, min(CHUNK, MOST_PIXELS // (width * height)))
+
+
+def read_layers(editor: dict) -> list[dict]:
+    """The files of what is painted over a picture."""
+    layers = editor.get("layers") or []
+    if len(layers) > MOST_LAYERS:
+        raise ValueError(f"there must be at most {MOST_LAYERS} layers, got {len(layers)}")
+    return layers
+
+
 # ── the best of many ──────────────────────────────────────────────────────────────────────────
 
 
-def read_candidates(candidates, ranker: CLIP | None, prompt: str) -> tuple[int, Score | None]:
-    """(how many are drawn for each image, what ranks them); ValueError if nothing can."""
+def read_candidates(
+    candidates, count: int, ranker: CLIP | None, prompt: str
+) -> tuple[int, Score | None]:
+    """(how many are drawn for each of `count` images, what ranks them); ValueError if nothing can,
+    or if they are too many."""
     candidates = whole(candidates, "candidates", 1, MOST_CANDIDATES)
     if candidates == 1:
         return 1, None
+    if count * candidates > MOST_CANDIDATES:
+        raise ValueError(
+            f"candidates must be at most {MOST_CANDIDATES} for all images together, "
+            f"got {candidates} for each of {count}"
+        )
     if ranker is None:
         raise ValueError("candidates must be 1 for this model: start the app with --clip to rank")
     if not (prompt or "").strip():
@@ -117,8 +150,7 @@ def ranked(
 ) -> Iterator[tuple[list[Ranked], str]]:
     """(the best so far, how many are drawn), chunk by chunk, of `candidates` for each image."""
     total = count * candidates
-    if options["seed"] + total > 2**63:
-        raise ValueError(f"seed must lie in 0 to {2**63 - total}, got {options['seed']}")
+    whole(options["seed"], "seed", 0, 2**63 - total)
 
     def drawn(n: int, seed: list[int]) -> list:
         return draw(n, **of_one_class(options, n) | {"seed": seed})

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from imagebart.checkpoint import atomic_write
 from imagebart.data import read_image
 from imagebart.distributed import finish, part_of, start
+from imagebart.editing import hole_pixels, read_mask
 from imagebart.importing import PUBLISHED, import_released
 from imagebart.model import ImageBART
 
@@ -109,7 +110,8 @@ class Edit(Model):
     """Repaint a picture: OUT/seed_0.png … Everything that is not repainted stays, bit for bit."""
 
     image: tyro.conf.Positional[Path] = tyro.MISSING
-    mask: Path | None = None  # a picture as large as the image, white where to repaint
+    # a picture as large as the image, white where to repaint, black or transparent where not
+    mask: Path | None = None
     keep: Literal["upper", "lower", "left", "right"] | None = None  # the half that stays
     left: int = 0  # pixels to add beyond the border
     right: int = 0
@@ -127,7 +129,7 @@ class Edit(Model):
         if sum(wanted) != 1:
             raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
         image = read_image(self.image)
-        mask = None if self.mask is None else read_image(self.mask)
+        mask = None if self.mask is None else hole_pixels(read_mask(self.mask), image.size)
         model = self.load()
         options = self.options() | {"process": "refined", "passes": self.passes}
         options |= {"prompt": self.prompt, "classes": class_of(self.classes)}
@@ -150,9 +152,11 @@ class Panorama(Model):
     classes: tuple[str, ...] = ()  # names, or numbers
     mode: Literal["fast", "exact"] = "fast"
     wrap: tyro.conf.FlagCreatePairsOff[bool] = False  # the right end goes on at the left one
-    out: Path = Path("panorama.png")
+    out: Path = Path("panorama.png")  # the file to write, a PNG
 
     def run(self) -> None:
+        if self.out.suffix.lower() != ".png":
+            raise ValueError(f"--out must be the name of a .png file, got {self.out}")
         model = self.load()
         words = {
             "prompts": list(self.prompts) or None,
@@ -160,8 +164,7 @@ class Panorama(Model):
         }
         how = {"mode": self.mode, "wrap": self.wrap, **words, **self.options()}
         (image,) = model.panorama(self.width, self.height, **how)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        image.save(self.out)
+        save(image, self.out)
         print(self.out)
 
 

@@ -7,21 +7,22 @@ outpaint    on beyond the borders
 A mask becomes a hole of tokens, which `masked` fills; only its pixels are pasted back.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import repeat
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from imagebart.data import fit_box, to_pil, to_rgb, to_tensor
+from imagebart.data import FORMATS, MAX_PIXELS, PathLike, fit_box, to_pil, to_rgb, to_tensor
+from imagebart.guidance import each_of
 from imagebart.masked import PROCESSES
 from imagebart.notation import Bool, Grid, Images
-from imagebart.pasting import Box, box_around, feathered, filled, outward
+from imagebart.pasting import Box, box_around, feathered, filled, outward, touched_tokens
 from imagebart.sampling import generator_of, image_seeds
+from imagebart.streaming import WORDS
 from imagebart.whole import whole
 
 
@@ -38,24 +39,23 @@ def inpaint(
     box: Box | None = None,
     **options,
 ) -> Images:
-    """Images in [-1, 1] that are `image` where the mask is False / black, repainted where True.
+    """Images in [-1, 1] that are `image` where the mask is black / False, repainted where white.
 
-    Image and mask have one size, any, and so have the results. The model sees a part of its own
-    shape around the mask (`pasting.box_around`, or `box`). A token is repainted if any pixel of it
-    is marked, and pixels of all other tokens are the input's, exactly. An empty mask gives the
-    input back.
+    The mask is a picture, or an array of booleans or of bytes: white, or at least half as bright,
+    is repainted; black and transparent stay (`hole_pixels`). Image and mask have one size, any, and
+    so have the results. The model sees a part of its own shape around the mask
+    (`pasting.box_around`, or `box`). A token is repainted if any pixel of it is marked, and pixels
+    of all other tokens are the input's, exactly. An empty mask gives the input back.
 
     `process` is "single" (`masked.edit_steps`), "refined" (`masked.refined_steps`) or "annealed"
     (`masked.annealed_steps`, as released), whose options it takes. `context` widens the hole by so
     many tokens, `feather` smooths its seam over so many pixels of the model. ValueError if the
-    sizes differ.
+    sizes differ, or the mask is none.
     """
     image_seeds(options.get("seed", 0), num_images)
     if process not in PROCESSES:
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {process!r}")
     edit = Edit(model, image, mask, context=context, feather=feather, box=box)
-    if not edit.hole.any():
-        return repeat(edit.x, "1 c h w -> b c h w", b=num_images)
     *_, last = PROCESSES[process](model, edit.x_1(), edit.hole, num_images, **options)
     return edit.result(last.tokens)
 
@@ -78,8 +78,7 @@ class Edit:
         feather: int = 0,
         box: Box | None = None,
     ):
-        whole(context, "context")
-        whole(feather, "feather")
+        context, feather = whole(context, "context"), whole(feather, "feather")
         image = to_rgb(image)
         marked = hole_pixels(mask, image.size)
         everything = marked if marked.any() else ~marked
@@ -96,11 +95,16 @@ class Edit:
 
     def result(self, tokens: Grid) -> Images:
         """The picture, repainted with each of the tokens (b, h, w)."""
+        return torch.cat([*self.results(tokens)])
+
+    def results(self, tokens: Grid) -> Iterator[Images]:
+        """The same one by one, since a picture may be large: a batch (1, 3, H, W) each."""
         painted = self.model.generate(tokens)
         if self.feather:
             inside = pixel_hole(self.model, self.hole).to(painted.device)
             painted = feathered(painted, self.x_0, inside, self.feather)
-        return self.box.paste(self.x, painted, self.inside)
+        for one in painted.split(1):
+            yield self.box.paste(self.x, one, self.inside)
 
 
 def widened(hole: Bool[Tensor, "1 h w"], context: int) -> Bool[Tensor, "1 h w"]:
@@ -114,8 +118,6 @@ def widened(hole: Bool[Tensor, "1 h w"], context: int) -> Bool[Tensor, "1 h w"]:
 HALVES = ("upper", "lower", "left", "right")
 MOST_SIDE = 16_384
 """Pixels a side that outpainting may reach."""
-CONDITIONS = ("prompt", "negative_prompt", "classes", "semantic_map")
-"""Options that may be a list, one for each image."""
 
 
 def complete(
@@ -150,14 +152,10 @@ def outpaint(
 
 
 def each_image(options: dict, num_images: int) -> list[dict]:
-    """The options of each image alone, where prompts, classes or maps are a list of one each."""
-    lists = {name: options[name] for name in CONDITIONS if isinstance(options.get(name), list)}
-    for name, values in lists.items():
-        if len(values) != num_images:
-            raise ValueError(f"{name} must be one, or {num_images} of them, got {len(values)}")
-    return [
-        options | {name: values[i] for name, values in lists.items()} for i in range(num_images)
-    ]
+    """The options of each image alone: prompts, classes and maps are one for all, or one each."""
+    said = {name: kind for name, kind in WORDS.items() if name in options}
+    each = {name: each_of(options[name], num_images, kind, name) for name, kind in said.items()}
+    return [options | {name: each[name][i] for name in said} for i in range(num_images)]
 
 
 @torch.inference_mode()
@@ -218,17 +216,81 @@ def window_seed(seed: int, turn: int) -> int:
 # ── masks ─────────────────────────────────────────────────────────────────────────────────────
 
 
+MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
+"""Modes of pictures that can be masks."""
+
+
 def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mask as H×W booleans; ValueError unless it is as large as the image, `size` = (W, H)."""
+    """The mask as H×W booleans, True = repaint; `size` = (W, H) is the image's.
+
+    One rule: white, or at least half as bright, is repainted; black and transparent stay. A mask is
+    a picture of a mode in `MASK_MODES`, turned as its EXIF says; or an array H×W or H×W×3, of
+    booleans (True is white) or of bytes 0 .. 255. ValueError for all else, and unless the mask is
+    as large as the image.
+    """
+    picture = mask_picture(mask)
+    if picture.size != size:
+        wanted, got = ("{}×{}".format(*one) for one in (size, picture.size))
+        raise ValueError(f"the mask must be as large as the image, {wanted}, got {got}")
+    return on_black(picture) >= 128
+
+
+def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
+    """The mask as a picture, upright; ValueError if it is none."""
+    if isinstance(mask, Image.Image) and mask.mode in MASK_MODES:
+        return upright(mask)
+    numbers = isinstance(mask, np.ndarray) and mask.dtype in (bool, np.uint8)
+    if not numbers or not (mask.ndim == 2 or mask.shape[2:] == (3,)):
+        raise ValueError(
+            f"the mask must be a picture of mode {', '.join(MASK_MODES)}, or an array H×W or "
+            f"H×W×3 of booleans or uint8, got {kind_of(mask)}"
+        )
+    if mask.dtype == bool:
+        return Image.fromarray(mask * np.uint8(255))
+    if mask.max(initial=0) == 1:
+        raise ValueError("the mask must be booleans, or uint8 up to 255, got uint8 up to 1")
+    return Image.fromarray(mask)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, which says nothing if it cannot be parsed: as `data.to_rgb` does."""
+    picture.load()
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # the parser raises whatever broken EXIF drives it into
+        return picture
+
+
+def kind_of(mask: object) -> str:
+    """What somebody took for a mask."""
     if isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L")) >= 128
-    mask = np.asarray(mask)
-    if mask.ndim == 3:
-        mask = mask.any(axis=2)
-    if mask.shape != size[::-1]:
-        got = "×".join(map(str, mask.shape[::-1])) or "none"
-        raise ValueError(f"the mask must be as large as the image, {size[0]}×{size[1]}, got {got}")
-    return mask.astype(bool)
+        return f"mode {mask.mode}"
+    return f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else f"{mask!r:.60}"
+
+
+def on_black(picture: Image.Image) -> np.ndarray:
+    """Grey of 0 .. 255 (H, W), with what is transparent laid on black."""
+    if picture.mode == "I;16":
+        grey = np.asarray(picture)
+        return np.where(grey == picture.info.get("transparency", -1), 0, grey >> 8)
+    if picture.has_transparency_data:
+        black = Image.new("RGBA", picture.size, "black")
+        picture = Image.alpha_composite(black, picture.convert("RGBA"))
+    return np.asarray(picture.convert("L"))
+
+
+def read_mask(path: PathLike) -> Image.Image:
+    """The picture in a file as it is, for `hole_pixels`; ValueError unless it is a whole picture.
+
+    `data.read_image` would lay it on white.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} fit")
+            return upright(image)
+    except Exception as error:  # decoders raise whatever a broken file drives them into
+        raise ValueError(f"{path}: must be a readable image, got {error}") from error
 
 
 def token_hole(model, marked: np.ndarray) -> Bool[Tensor, "1 h w"]:
@@ -236,17 +298,8 @@ def token_hole(model, marked: np.ndarray) -> Bool[Tensor, "1 h w"]:
 
     Pixels are followed through `fit`'s resize and crop, so an image of any size will do.
     """
-    h, w = model.grid
     left, top, right, bottom = fit_box(marked.shape[::-1], model.image_size)
-    rows = [_touched(top, bottom, i, h) for i in range(h)]
-    columns = [_touched(left, right, j, w) for j in range(w)]
-    return torch.tensor([[[bool(marked[r, c].any()) for c in columns] for r in rows]])
-
-
-def _touched(start: float, stop: float, i: int, count: int) -> slice:
-    """The pixels that the i-th of `count` equal parts of [start, stop] touches."""
-    step = (stop - start) / count
-    return slice(math.floor(start + i * step + 1e-6), math.ceil(start + (i + 1) * step - 1e-6))
+    return touched_tokens(marked, model.grid, left, top, right - left, bottom - top)
 
 
 def pixel_hole(model, hole: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:

@@ -46,9 +46,13 @@ class Guard:
     def refusal(self, scope: dict) -> PlainTextResponse | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if self.hosts and urlsplit(f"//{host}").hostname not in self.hosts:
+        try:
+            name, site = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+        except ValueError:  # brackets that hold no IPv6 address, say
+            return PlainTextResponse("host and origin must be addresses", 400)
+        if self.hosts and name not in self.hosts:
             return PlainTextResponse("this server goes by another name", 400)
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and site != host:
             return PlainTextResponse("requests of other sites are refused", 403)
         if scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/login"):
             return self.too_many_logins(scope["client"][0])

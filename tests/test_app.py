@@ -8,27 +8,31 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+import torch
 from gradio.exceptions import Error
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from demo.edit import HOLES, MOST_UNDOS, hole_of, inpaint, outpaint, remembered, undone
+from demo import pictures, requests
+from demo.edit import HOLES, MOST_UNDOS, hole_of, inpaint, outpaint, remembered, taken, undone
 from demo.paint import semantic
 from demo.panorama import panorama
-from demo.pictures import example_pictures
+from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.sample import sample
 from imagebart import ImageBART, scenery, serving
 from imagebart.data import fit, to_rgb
-from imagebart.editing import Edit
+from imagebart.editing import Edit, hole_pixels
 from imagebart.guidance import pieces_in
 from imagebart.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
@@ -192,9 +196,9 @@ def test_a_picture_is_forgotten_level_by_level(client, model, tmp_path):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"t": 0}, "t must lie in 1 to 3, got 0"),
-        ({"t": 4}, "t must lie in 1 to 3, got 4"),
-        ({"seed": -1}, "seed must lie in 0 to"),
+        ({"t": 0}, "t must be a whole number, from 1 to 3, got 0"),
+        ({"t": 4}, "t must be a whole number, from 1 to 3, got 4"),
+        ({"seed": -1}, "seed must be a whole number, from 0 to"),
         ({"image": None}, "there is no image yet"),
     ],
 )
@@ -247,24 +251,24 @@ def test_a_picture_goes_on_beyond_its_borders(client, model, tmp_path):
     assert pixels(gallery)[0].shape == (52, 40, 3)
     for values, sentence in (
         ({}, "there is nothing to add yet"),
-        ({"top": 1025}, "top must lie in 0 to 1024, got 1025"),
+        ({"top": 1025}, "top must be a whole number, from 0 to 1024, got 1025"),
     ):
         with pytest.raises(AppError, match=f"^{sentence}"):
             client.predict(request, **values, api_name="/outpaint")
 
 
 def test_a_panorama_is_the_models_and_grows(client, model):
-    job = client.submit(width=100, seed=3, wrap=True, api_name="/panorama")
+    job = client.submit(width=104, seed=3, wrap=True, api_name="/panorama")
     line, picture = job.result()
     assert line.startswith("Seed 3, ")
-    assert_same([Image.open(picture)], model.panorama(100, seed=3, wrap=True))
+    assert_same([Image.open(picture)], model.panorama(104, seed=3, wrap=True))
     lines = [line for line, _ in job.outputs()]
     assert len(lines) > 4 and all("of the way" in line for line in lines[:-1])
     _, exact = client.predict(width=40, seed=3, exact=True, api_name="/panorama")
     assert_same([Image.open(exact)], model.panorama(40, seed=3, mode="exact"))
     for values, sentence in (
         ({"width": 31}, "width must be at least the model's 32, got 31"),
-        ({"width": 4097}, "width must lie in 0 to 4096, got 4097"),
+        ({"width": 4097}, "width must be a whole number, from 0 to 4096, got 4097"),
         ({"wrap": 1}, "wrap must be true or false, got 1"),
         ({"prompts": "x" * 1001}, "prompts must be text of at most 1000 characters"),
     ):
@@ -281,6 +285,24 @@ def test_prompts_of_a_panorama_are_its_lines(make_model):
         expected = model.panorama(96, prompts=["lake", "volcano night"], seed=2, guidance=2)
     assert_same([Image.open(got)], expected)
     assert line.endswith("prompt: this model has never seen volcano.")
+
+
+def test_a_mask_means_the_same_here_and_in_the_library(model, tmp_path):
+    """Opaque black and faint strokes do not mark, nor does what is dark in 16 bits."""
+    image, (marked, layer) = picture(32, 32), stroke(32, 32)
+    white = Image.fromarray(marked)
+    faint = layer.copy()
+    faint.putalpha(layer.getchannel("A").point(lambda alpha: alpha // 3))
+    dark = Image.fromarray(np.full((32, 32), 1000, np.uint16))
+    layers = [layer, faint, dark, *(white.convert(mode) for mode in ("L", "LA", "RGBA", "P"))]
+    for mask in layers:
+        _, got = read_editor(request_of(image, mask, tmp_path))
+        assert np.array_equal(got, hole_pixels(mask, (32, 32)))
+        assert np.array_equal(got, marked & (mask is not faint and mask is not dark))
+    assert np.array_equal(
+        read_editor(request_of(image, hole_of("Upper half", (32, 32)), tmp_path))[1],
+        np.arange(32)[:, None].repeat(32, 1) < 16,
+    )
 
 
 def test_a_layer_without_transparency_marks_where_it_is_white(client, model, tmp_path):
@@ -303,19 +325,21 @@ def test_a_seed_means_the_same_picture_among_other_visitors(client, server, mode
 
 # ── wrong values ──────────────────────────────────────────────────────────────────────────────
 
+COUNT = "num_images must be a whole number, from 1 to 16, got"
+SEED = f"seed must be a whole number, from 0 to {2**63 - 1}, got"
 WRONG = [
-    ({"num_images": 0}, "num_images must lie in 1 to 16, got 0"),
-    ({"num_images": 17}, "num_images must lie in 1 to 16, got 17"),
-    ({"num_images": 1.5}, "num_images must be a whole number, got 1.5"),
-    ({"num_images": True}, "num_images must be a whole number, got True"),
-    ({"seed": -1}, f"seed must lie in 0 to {2**63 - 1}, got -1"),
-    ({"seed": 2**63}, f"seed must lie in 0 to {2**63 - 1}, got {2**63}"),
-    ({"seed": "abc"}, "seed must be a whole number, got 'abc'"),
-    ({"seed": None}, "seed must be a whole number, got None"),
-    ({"seed": [1]}, "seed must be a whole number, got [1]"),
+    ({"num_images": 0}, f"{COUNT} 0"),
+    ({"num_images": 17}, f"{COUNT} 17"),
+    ({"num_images": 1.5}, f"{COUNT} 1.5"),
+    ({"num_images": True}, f"{COUNT} True"),
+    ({"seed": -1}, f"{SEED} -1"),
+    ({"seed": 2**63}, f"{SEED} {2**63}"),
+    ({"seed": "abc"}, f"{SEED} 'abc'"),
+    ({"seed": None}, f"{SEED} None"),
+    ({"seed": [1]}, f"{SEED} [1]"),
     ({"temperature": 5.5}, "temperature must be a number from 0 to 5, got 5.5"),
     ({"temperature": "hot"}, "temperature must be a number from 0 to 5, got 'hot'"),
-    ({"top_k": -1}, "top_k must lie in 0 to 12, got -1"),
+    ({"top_k": -1}, "top_k must be a whole number, from 0 to 12, got -1"),
     ({"prompt": "x" * 1001}, "prompt must be text of at most 1000 characters"),
     ({"negative_prompt": 3}, "negative_prompt must be text of at most 1000 characters"),
     ({"classes": "lake"}, "this model takes no classes, got ['lake']"),
@@ -360,7 +384,7 @@ def test_each_image_has_the_class_that_was_asked_for(make_model):
     assert_same([Image.open(path) for path in by_class], model.sample(2, seed=3, classes=4))
     *_, (_, _, mixed) = sample(model, num_images=2, seed=3)
     assert_same([Image.open(path) for path in mixed], model.sample(2, seed=3, classes=[3, 4]))
-    with pytest.raises(ValueError, match="classes must lie in 0 to 4, got 5"):
+    with pytest.raises(ValueError, match="classes must be a whole number, from 0 to 4, got 5"):
         next(sample(model, classes=5))
 
 
@@ -394,7 +418,7 @@ def test_an_edit_is_refined_as_often_as_asked(model, tmp_path):
     expected = model.inpaint(image, mask, seed=3, process="refined", passes=2)
     assert_same([Image.open(path) for path in got], expected)
     assert len(steps) in (model.T, model.T + 1)
-    with pytest.raises(ValueError, match="passes must lie in 0 to 16, got 17"):
+    with pytest.raises(ValueError, match="passes must be a whole number, from 0 to 16, got 17"):
         next(inpaint(model, request, passes=17))
 
 
@@ -476,6 +500,8 @@ def test_pictures_lie_in_a_folder_of_ones_own(client, server):
 def test_other_sites_are_refused(server):
     assert httpx.get(server.url, headers={"host": "evil.example"}).status_code == 400
     assert httpx.get(server.url, headers={"origin": "http://evil.example"}).status_code == 403
+    for nowhere in ({"host": "["}, {"origin": "http://["}):
+        assert httpx.get(server.url, headers=nowhere).status_code == 400
     own = httpx.get(server.url, headers={"origin": server.url})
     assert own.status_code == 200
     assert own.headers["content-security-policy"] == "frame-ancestors 'self'"
@@ -596,6 +622,116 @@ def test_undo_goes_back_picture_by_picture(tmp_path):
     most = MOST_UNDOS
     many = remembered({"background": {"path": paths[0]}}, [paths[1]] * most)
     assert len(many) == most and many[-1] == paths[0]
+
+
+def test_what_undo_remembers_comes_with_a_result(tmp_path):
+    files = [str(tmp_path / name) for name in ("edited.png", "result.png")]
+    for i, file in enumerate(files):
+        picture(20, 20, seed=i).save(file)
+    background, result = ({"path": file} for file in files)
+    now, history = taken([{"image": result, "caption": None}], 0, {"background": background}, [])
+    assert_same([Image.open(now["background"])], [Image.open(files[1])])
+    assert history == files[:1]
+    for nothing in (None, [], [{"image": {"path": "gone.png"}, "caption": None}]):
+        with pytest.raises(Error, match=r"there is no picture yet|too old and gone"):
+            taken(nothing, 0, {"background": background}, history)
+
+
+# ── what a request may take ───────────────────────────────────────────────────────────────────
+
+
+def test_pictures_of_a_request_are_bounded_together():
+    for fits in ((1, 4096, 4096), (4, 2048, 2048), (16, 1024, 1024)):
+        requests.check_pixels(*fits)
+    sentence = "all pictures together must have at most 16 million pixels, got 16 of 1024×1025"
+    with pytest.raises(ValueError, match=sentence):
+        requests.check_pixels(16, 1024, 1025)
+
+
+def test_large_results_are_refused_before_anything_is_drawn(model, told, clip, tmp_path):
+    most = "^all pictures together must have at most 16 million pixels, got"
+    request = request_of(
+        Image.new("RGB", (2100, 2100)), Image.new("L", (2100, 2100), 255), tmp_path
+    )
+    with pytest.raises(ValueError, match=f"{most} 4 of 2100×2100$"):
+        next(inpaint(model, request, num_images=4))
+    request = request_of(picture(128, 128), None, tmp_path)
+    sides = dict.fromkeys(("left", "right", "top", "bottom"), 1024)
+    with pytest.raises(ValueError, match=f"{most} 4 of 2176×2176$"):
+        next(outpaint(model, request, num_images=4, **sides))
+    many = dict(num_images=2, candidates=2, ranker=CLIP(clip))
+    with pytest.raises(ValueError, match=f"{most} 4 of 2176×2176$"):
+        next(outpaint(told, request, "a lake", **many, **sides))
+
+
+def test_candidates_of_all_images_are_bounded_together(told, clip, tmp_path):
+    sentence = "^candidates must be at most 64 for all images together, got 5 for each of 13$"
+    request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
+    words = dict(prompt="a lake", num_images=13, candidates=5, ranker=CLIP(clip))
+    for steps in (
+        sample(told, **words),
+        inpaint(told, request, **words),
+        outpaint(told, request, left=8, **words),
+        semantic(told, request, **words),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            next(steps)
+
+
+def test_layers_are_counted(model, told, tmp_path):
+    request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
+    request["layers"] *= 8
+    next(inpaint(model, request))
+    request["layers"] += request["layers"][:1]
+    for steps in (inpaint(model, request), outpaint(model, request, left=8)):
+        with pytest.raises(ValueError, match=r"^there must be at most 8 layers, got 9$"):
+            next(steps)
+    with pytest.raises(ValueError, match=r"^there must be at most 8 layers, got 9$"):
+        next(semantic(told, request))
+
+
+def test_large_candidates_are_drawn_by_ones_and_twos(told, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(requests, "MOST_PIXELS", 2 * 32 * 32)
+    request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
+    steps = inpaint(told, request, "a lake", candidates=4, ranker=CLIP(clip))
+    assert [next(steps)[2] for _ in range(2)] == [f"{n} of 4 candidates drawn …" for n in (2, 4)]
+    assert [requests.at_once(*size) for size in ((32, 32), (16, 16), (64, 64))] == [2, 4, 1]
+
+
+def test_a_picture_that_grows_is_looked_at_now_and_then(monkeypatch):
+    """Once every 2 seconds, and at the end."""
+    now = 100.0
+    monkeypatch.setattr(pictures.time, "perf_counter", lambda: now)
+    seen = []
+    for i, (file, part) in enumerate(growing((picture(8, 8), i / 21) for i in range(22))):
+        assert part == i / 21
+        seen.append(file)
+        now += 0.5
+    firsts = [seen.index(file) for file in seen]
+    assert firsts == [0] * 5 + [5] * 5 + [10] * 5 + [15] * 5 + [20, 21]
+
+
+def test_pixels_are_counted_whatever_others_do_with_warnings(tmp_path):
+    Image.new("1", (4097, 4096)).save(tmp_path / "large.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="at most 16 million pixels, got more"):
+            read_picture({"path": str(tmp_path / "large.png")})
+
+
+def test_what_ranks_is_where_the_model_is(monkeypatch, clip):
+    model = SimpleNamespace(device=torch.device("meta"), takes_map=False)
+    found = []
+    monkeypatch.setattr(app.ImageBART, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(app, "build", lambda model, painter, ranker: found.append(ranker))
+    monkeypatch.setattr(app, "launch", lambda *_: None)
+    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    app.main(app.Config(clip=clip))
+    app.main(app.Config())
+    app.main(app.Config(model="somewhere"))
+    assert [type(ranker) for ranker in found] == [CLIP, Probe, type(None)]
+    assert {p.device.type for ranker in found[:2] for p in ranker.parameters()} == {"meta"}
 
 
 def test_nothing_painted_is_one_sentence(make_model, tmp_path):
@@ -732,7 +868,7 @@ def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
         next(sample(model, "a lake", candidates=2))
     with pytest.raises(ValueError, match="candidates must be 1 without a prompt"):
         next(sample(model, " ", candidates=2, ranker=CLIP(clip)))
-    with pytest.raises(ValueError, match="candidates must lie in 1 to 64, got 65"):
+    with pytest.raises(ValueError, match="candidates must be a whole number, from 1 to 64, got 65"):
         next(sample(model, candidates=65))
 
 

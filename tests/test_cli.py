@@ -91,13 +91,38 @@ def test_edit_repaints_what_was_said(folder, tmp_path):
     assert same(tmp_path / "seed_0.png", model.outpaint(image, left=9, **how)[0])
 
 
+def test_a_mask_is_read_as_the_library_reads_it(folder, tmp_path):
+    """White on transparent ground is not all white; 1000 of 65535 is not white."""
+    model, base = folder
+    image, white = picture(32, 32), np.zeros((32, 32, 4), np.uint8)
+    image.save(tmp_path / "image.png")
+    white[:8, :8] = 255
+    start = ["edit", str(tmp_path / "image.png"), *base, "--out", str(tmp_path)]
+    for mask in (Image.fromarray(white), Image.fromarray(np.full((32, 32), 1000, np.uint16))):
+        mask.save(tmp_path / "mask.png")
+        main([*start, "--mask", str(tmp_path / "mask.png")])
+        expected = model.inpaint(image, mask, process="refined", passes=0)[0]
+        assert same(tmp_path / "seed_0.png", expected)
+
+
 def test_panorama_writes_one_file(folder, tmp_path):
     model, base = folder
     out = tmp_path / "deep" / "wide.png"
     words = ["--prompts", "a lake", "night", "--classes", "lake", "1", "--wrap"]
-    main(["panorama", *base, "--width", "90", *words, "--out", str(out)])
+    main(["panorama", *base, "--width", "88", *words, "--out", str(out)])
     how = dict(prompts=["a lake", "night"], classes=["lake", 1], wrap=True)
-    assert same(out, model.panorama(90, **how)[0])
+    assert same(out, model.panorama(88, **how)[0])
+
+
+def test_a_panorama_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeypatch):
+    def full(image, file, **_):
+        Path(file).write_bytes(b"half a picture")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(SystemExit, match="error: no space left on device"):
+        main(["panorama", *folder[1], "--width", "40", "--out", str(tmp_path / "wide.png")])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -108,14 +133,22 @@ def test_panorama_writes_one_file(folder, tmp_path):
             "error: classes must be ids in [0, 2) or names (lake, desert)",
         ),
         (["panorama", "--width", "9"], "error: width must be at least the model's 32, got 9"),
+        (["panorama", "--out", "pano"], "error: --out must be the name of a .png file, got pano"),
+        (["panorama", "--out", "a.jpg"], "error: --out must be the name of a .png file, got a.jpg"),
+        (["edit", "IMAGE", "--mask", "WIDE"], "error: the mask must be as large as the image, 32"),
+        (["edit", "IMAGE", "--mask", "INK"], "error: the mask must be a picture of mode 1, L, LA"),
+        (["edit", "IMAGE", "--mask", "no.png"], "error: no.png: must be a readable image, got "),
         (["edit", "IMAGE"], "error: give one of --mask, --keep, or --left"),
         (["edit", "IMAGE", "--keep", "left", "--top", "4"], "error: give one of --mask"),
         (["edit", "nowhere.png", "--keep", "left"], "error: nowhere.png: must be a readable image"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(folder, tmp_path, arguments, sentence):
-    picture(32, 32).save(tmp_path / "image.png")
-    command, *rest = (str(tmp_path / "image.png") if a == "IMAGE" else a for a in arguments)
+    files = {name: str(tmp_path / name) for name in ("IMAGE", "WIDE", "INK")}
+    picture(32, 32).save(files["IMAGE"], "PNG")
+    picture(33, 32).save(files["WIDE"], "PNG")
+    picture(32, 32).convert("CMYK").save(files["INK"], "TIFF")
+    command, *rest = (files.get(a, a) for a in arguments)
     with pytest.raises(SystemExit) as stopped:
         main([command, *folder[1], *rest])
     assert str(stopped.value).startswith(sentence)

@@ -1,5 +1,7 @@
 """Editing: what is known survives, what is marked is repainted, and the seed still decides."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagebart import editing
 from imagebart.data import to_rgb
-from imagebart.editing import Edit, hole_pixels, outpaint_steps, pixel_hole, token_hole
-from imagebart.masked import edit_steps
+from imagebart.editing import (
+    Edit,
+    hole_pixels,
+    outpaint_steps,
+    pixel_hole,
+    read_mask,
+    token_hole,
+)
+from imagebart.masked import PROCESSES, edit_steps
+from imagebart.pasting import feathered
 
 ORIENTATION = 0x0112  # the EXIF entry
 
@@ -58,6 +69,27 @@ def test_an_empty_mask_returns_the_input(tiny):
     image = picture()
     edits = tiny.inpaint(image, blank(), 2, seed=3)
     assert len(edits) == 2 and all(same(edit, image) for edit in edits)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"nonsense": 1}, TypeError),
+        ({"temperature": -1}, ValueError),
+        ({"process": "refined", "passes": -1}, ValueError),
+        ({"process": "annealed", "chains": 0}, ValueError),
+        ({"around": -1}, ValueError),
+    ],
+)
+def test_options_are_checked_where_there_is_nothing_to_do(tiny, options, error):
+    with pytest.raises(error):
+        tiny.inpaint(picture(), blank(), **options)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_an_empty_mask_returns_the_input_of_any_size(tiny, process):
+    image = picture(50, 41)
+    assert same(tiny.inpaint(image, blank(50, 41), process=process, feather=2)[0], image)
 
 
 def test_a_full_hole_is_plain_sampling(tiny):
@@ -112,16 +144,125 @@ def test_the_hole_in_pixels_is_that_of_whole_tokens(tiny):
     assert pixels.sum() == 64 and pixels[8:16, 16:24].all()
 
 
-def test_all_kinds_of_masks_say_the_same():
-    mask = corner()
-    grey = Image.fromarray(mask.astype(np.uint8) * 255)
-    kinds = [mask, mask.astype(np.uint8), mask.astype(float), np.dstack([mask] * 3), grey]
-    kinds += [grey.convert("RGB"), grey.convert("1"), grey.convert("RGBA")]
-    for kind in kinds:
-        assert np.array_equal(hole_pixels(kind, (32, 32)), mask)
+def white_on_black() -> Image.Image:
+    return Image.fromarray(corner().astype(np.uint8) * 255)
 
 
-@pytest.mark.parametrize("shape", [(32, 31), (64, 64), (0, 0), (32,)])
+def white_on_clear() -> Image.Image:
+    """White where it is painted, and white that does not show everywhere else."""
+    image = Image.new("LA", (32, 32), (255, 0))
+    image.putalpha(white_on_black())
+    return image
+
+
+def deep(grey: int) -> Image.Image:
+    """Grey of 16 bits in the corner."""
+    return Image.fromarray(corner().astype(np.uint16) * grey)
+
+
+def keyed(mode: str) -> Image.Image:
+    """One colour of it stands for transparent: that of the corner's surroundings, which is white
+    but for the corner."""
+    image = Image.fromarray(np.where(corner(), 254, 255).astype(np.uint8)).convert(mode)
+    image.info["transparency"] = (255, 255, 255) if mode == "RGB" else image.getpixel((31, 31))
+    return image
+
+
+MASKS = {
+    "booleans": corner(),
+    "booleans H×W×3": np.dstack([corner()] * 3),
+    "uint8": np.asarray(white_on_black()),
+    "uint8 H×W×3": np.asarray(white_on_black().convert("RGB")),
+    "half": corner().astype(np.uint8) * 128,
+    **{mode: white_on_black().convert(mode) for mode in ("1", "L", "LA", "RGB", "RGBA", "P")},
+    "I;16": deep(32768),
+    "clear": white_on_clear(),
+    "clear RGBA": white_on_clear().convert("RGBA"),
+    "keyed L": keyed("L"),
+    "keyed RGB": keyed("RGB"),
+    "keyed P": keyed("P"),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_all_kinds_of_masks_say_the_same(name):
+    assert np.array_equal(hole_pixels(MASKS[name], (32, 32)), corner())
+
+
+BLACK = {
+    "grey of 10": np.full((32, 32), 10, np.uint8),
+    "a picture of it": Image.new("L", (32, 32), 10),
+    "just below half": np.full((32, 32, 3), 127, np.uint8),
+    "opaque black": Image.new("RGBA", (32, 32), "black"),
+    "clear white": Image.new("RGBA", (32, 32), (255, 255, 255, 0)),
+    "half-clear grey": Image.new("RGBA", (32, 32), (150, 150, 150, 150)),
+    "deep, just below half": deep(32767),
+    "deep, dark": deep(1000),
+}
+
+
+@pytest.mark.parametrize("name", BLACK)
+def test_what_is_darker_than_half_stays(name):
+    assert not hole_pixels(BLACK[name], (32, 32)).any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (None, "None"),
+        ("mask.png", "'mask.png'"),
+        ([[True]], "[[True]]"),
+        (np.full((32, 32), np.nan), "float64 (32, 32)"),
+        (corner().astype(int), "int64 (32, 32)"),
+        (np.zeros((32, 32, 4), np.uint8), "uint8 (32, 32, 4)"),
+        (np.ones(32, bool), "bool (32,)"),
+        *[(Image.new(mode, (32, 32)), f"mode {mode}") for mode in ("F", "I", "CMYK", "HSV")],
+    ],
+)
+def test_what_is_no_mask_is_one_sentence(tiny, mask, got):
+    with pytest.raises(ValueError, match=f"^the mask must be a picture .*, got {re.escape(got)}$"):
+        tiny.inpaint(picture(), mask)
+
+
+def test_bytes_of_0_and_1_are_not_taken_for_black(tiny):
+    with pytest.raises(ValueError, match="the mask must be booleans, or uint8 up to 255, got"):
+        tiny.inpaint(picture(), corner().astype(np.uint8))
+
+
+def test_a_mask_is_turned_as_its_image(tmp_path):
+    """A tag that cannot be parsed turns nothing."""
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    mask = blank(48, 32)
+    mask[:4, :40] = True
+    lying = Image.fromarray(mask).convert("L").transpose(Image.Transpose.ROTATE_90)
+    lying.save(tmp_path / "mask.png", exif=turned)
+    for opened in (Image.open(tmp_path / "mask.png"), read_mask(tmp_path / "mask.png")):
+        assert np.array_equal(hole_pixels(opened, (48, 32)), mask)
+    broken = white_on_black()
+    broken.info["exif"] = b"Exif\0\0garbage"
+    assert np.array_equal(hole_pixels(broken, (32, 32)), corner())
+
+
+@pytest.mark.parametrize("name", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16", "clear"])
+def test_a_mask_means_the_same_from_its_file(tmp_path, name):
+    MASKS[name].save(tmp_path / "mask.png")
+    assert np.array_equal(hole_pixels(read_mask(tmp_path / "mask.png"), (32, 32)), corner())
+
+
+def test_a_file_that_is_no_mask_is_one_sentence(tmp_path, monkeypatch):
+    whole, path = tmp_path / "whole.png", tmp_path / "mask.png"
+    picture(64, 64).save(whole)
+    for content in (whole.read_bytes()[:5000], b"no picture", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"mask\.png: must be a readable image, got "):
+            read_mask(path)
+    monkeypatch.setattr(editing, "MAX_PIXELS", 64 * 63)
+    with pytest.raises(ValueError, match=r"whole\.png: must be .*, got 64×64 pixels, at most 4032"):
+        read_mask(whole)
+
+
+@pytest.mark.parametrize("shape", [(32, 31), (64, 64), (0, 0)])
 def test_the_mask_is_as_large_as_the_image(tiny, shape):
     with pytest.raises(ValueError, match="the mask must be as large as the image, 32×32, got"):
         tiny.inpaint(picture(), np.ones(shape, dtype=bool))
@@ -202,6 +343,22 @@ def test_pictures_of_odd_sizes_are_edited(tiny, size):
     assert result.size == size
     assert np.asarray(result)[0, 0].tolist() != np.asarray(image)[0, 0].tolist()
     assert same(tiny.inpaint(image, blank(*size))[0], image)
+
+
+@pytest.mark.parametrize("feather", [0, 2])
+def test_results_come_one_by_one(tiny, feather):
+    """So that a batch of large pictures is never held; each is what all together would be."""
+    image, mask = picture(50, 41), blank(50, 41)
+    mask[5:20, 10:30] = True
+    edit = Edit(tiny, image, mask, feather=feather)
+    tokens = torch.arange(3 * 16).reshape(3, 4, 4) % 12
+    results = list(edit.results(tokens))
+    assert [one.shape for one in results] == [(1, 3, 41, 50)] * 3
+    painted, inside = tiny.generate(tokens), pixel_hole(tiny, edit.hole)
+    painted = feathered(painted, edit.x_0, inside, feather) if feather else painted
+    together = edit.box.paste(edit.x, painted, edit.inside)
+    assert torch.equal(torch.cat(results), together)
+    assert torch.equal(edit.result(tokens), together)
 
 
 def test_a_hole_is_widened_by_its_context(tiny):
@@ -290,7 +447,10 @@ def test_every_image_of_an_outpainting_has_its_own_words(make_model):
     for got, one in zip(two, (1, 3), strict=True):
         assert same(got, model.outpaint(image, right=32, seed=9, classes=one)[0])
     assert not same(*two)
-    with pytest.raises(ValueError, match="classes must be one, or 2 of them, got 3"):
+    for classes in ((1, 3), np.array([1, 3])):
+        others = model.outpaint(image, 2, right=32, seed=[9, 9], classes=classes)
+        assert all(map(same, others, two))
+    with pytest.raises(ValueError, match=r"classes must be one, or 2 of them, got \[1, 2, 3\]"):
         model.outpaint(image, 2, right=16, classes=[1, 2, 3])
 
 
@@ -311,7 +471,6 @@ def test_a_half_is_that_of_the_upright_picture(tiny, tmp_path):
         (None, blank(), 1, "an image must be a PIL image of a pixel at least, got <class 'None"),
         ("a.png", blank(), 1, "an image must be a PIL image of a pixel at least, got <class 'str"),
         (Image.new("RGB", (0, 5)), blank(0, 5), 1, "of a pixel at least, got 0×5"),
-        (picture(), None, 1, "the mask must be as large as the image, 32×32, got none"),
         (picture(), blank(), 0, "num_images must be a whole number, at least 1, got 0"),
         (picture(), blank(), "2", "num_images must be a whole number, at least 1, got '2'"),
     ],
