@@ -22,7 +22,7 @@ from tqdm import tqdm
 from imagebart.checkpoint import atomic_write
 from imagebart.data import read_image
 from imagebart.distributed import finish, part_of, start
-from imagebart.editing import hole_pixels, read_mask
+from imagebart.holes import hole_pixels, read_mask
 from imagebart.importing import PUBLISHED, import_released
 from imagebart.model import ImageBART
 

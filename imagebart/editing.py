@@ -12,15 +12,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import repeat
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from imagebart.data import FORMATS, MAX_PIXELS, PathLike, fit_box, to_pil, to_rgb, to_tensor
+from imagebart.data import to_pil, to_rgb, to_tensor
 from imagebart.guidance import each_of
+from imagebart.holes import hole_pixels, pixel_hole
 from imagebart.masked import PROCESSES
 from imagebart.notation import Bool, Grid, Images
-from imagebart.pasting import Box, box_around, feathered, filled, outward, touched_tokens
+from imagebart.pasting import Box, box_around, feathered, filled, outward
 from imagebart.sampling import generator_of, image_seeds
 from imagebart.streaming import WORDS
 from imagebart.whole import whole
@@ -42,7 +42,7 @@ def inpaint(
     """Images in [-1, 1] that are `image` where the mask is black / False, repainted where white.
 
     The mask is a picture, or an array of booleans or of bytes: white, or at least half as bright,
-    is repainted; black and transparent stay (`hole_pixels`). Image and mask have one size, any, and
+    is repainted; black and transparent stay (`holes.py`). Image and mask have one size, any, and
     so have the results. The model sees a part of its own shape around the mask
     (`pasting.box_around`, or `box`). A token is repainted if any pixel of it is marked, and pixels
     of all other tokens are the input's, exactly. An empty mask gives the input back.
@@ -211,98 +211,3 @@ def window_seed(seed: int, turn: int) -> int:
     if turn == 0:
         return seed
     return int(torch.randint(2**63 - 1, (), generator=generator_of(seed, turn, 0, "window")))
-
-
-# ── masks ─────────────────────────────────────────────────────────────────────────────────────
-
-
-MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
-"""Modes of pictures that can be masks."""
-
-
-def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mask as H×W booleans, True = repaint; `size` = (W, H) is the image's.
-
-    One rule: white, or at least half as bright, is repainted; black and transparent stay. A mask is
-    a picture of a mode in `MASK_MODES`, turned as its EXIF says; or an array H×W or H×W×3, of
-    booleans (True is white) or of bytes 0 .. 255. ValueError for all else, and unless the mask is
-    as large as the image.
-    """
-    picture = mask_picture(mask)
-    if picture.size != size:
-        wanted, got = ("{}×{}".format(*one) for one in (size, picture.size))
-        raise ValueError(f"the mask must be as large as the image, {wanted}, got {got}")
-    return on_black(picture) >= 128
-
-
-def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
-    """The mask as a picture, upright; ValueError if it is none."""
-    if isinstance(mask, Image.Image) and mask.mode in MASK_MODES:
-        return upright(mask)
-    numbers = isinstance(mask, np.ndarray) and mask.dtype in (bool, np.uint8)
-    if not numbers or not (mask.ndim == 2 or mask.shape[2:] == (3,)):
-        raise ValueError(
-            f"the mask must be a picture of mode {', '.join(MASK_MODES)}, or an array H×W or "
-            f"H×W×3 of booleans or uint8, got {kind_of(mask)}"
-        )
-    if mask.dtype == bool:
-        return Image.fromarray(mask * np.uint8(255))
-    if mask.max(initial=0) == 1:
-        raise ValueError("the mask must be booleans, or uint8 up to 255, got uint8 up to 1")
-    return Image.fromarray(mask)
-
-
-def upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, which says nothing if it cannot be parsed: as `data.to_rgb` does."""
-    picture.load()
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # the parser raises whatever broken EXIF drives it into
-        return picture
-
-
-def kind_of(mask: object) -> str:
-    """What somebody took for a mask."""
-    if isinstance(mask, Image.Image):
-        return f"mode {mask.mode}"
-    return f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else f"{mask!r:.60}"
-
-
-def on_black(picture: Image.Image) -> np.ndarray:
-    """Grey of 0 .. 255 (H, W), with what is transparent laid on black."""
-    if picture.mode == "I;16":
-        grey = np.asarray(picture)
-        return np.where(grey == picture.info.get("transparency", -1), 0, grey >> 8)
-    if picture.has_transparency_data:
-        black = Image.new("RGBA", picture.size, "black")
-        picture = Image.alpha_composite(black, picture.convert("RGBA"))
-    return np.asarray(picture.convert("L"))
-
-
-def read_mask(path: PathLike) -> Image.Image:
-    """The picture in a file as it is, for `hole_pixels`; ValueError unless it is a whole picture.
-
-    `data.read_image` would lay it on white.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} fit")
-            return upright(image)
-    except Exception as error:  # decoders raise whatever a broken file drives them into
-        raise ValueError(f"{path}: must be a readable image, got {error}") from error
-
-
-def token_hole(model, marked: np.ndarray) -> Bool[Tensor, "1 h w"]:
-    """True at every token that a marked pixel touches, however thin the stroke.
-
-    Pixels are followed through `fit`'s resize and crop, so an image of any size will do.
-    """
-    left, top, right, bottom = fit_box(marked.shape[::-1], model.image_size)
-    return touched_tokens(marked, model.grid, left, top, right - left, bottom - top)
-
-
-def pixel_hole(model, hole: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:
-    """The pixels of the tokens in the hole."""
-    f = model.vqgan.f
-    return repeat(hole, "1 h w -> 1 1 (h fh) (w fw)", fh=f, fw=f)

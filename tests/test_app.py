@@ -32,8 +32,9 @@ from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.sample import sample
 from imagebart import ImageBART, scenery, serving
 from imagebart.data import fit, to_rgb
-from imagebart.editing import Edit, hole_pixels
+from imagebart.editing import Edit
 from imagebart.guidance import pieces_in
+from imagebart.holes import hole_pixels
 from imagebart.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.probe import Probe

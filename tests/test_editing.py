@@ -1,7 +1,5 @@
 """Editing: what is known survives, what is marked is repainted, and the seed still decides."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -9,16 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagebart import editing
 from imagebart.data import to_rgb
-from imagebart.editing import (
-    Edit,
-    hole_pixels,
-    outpaint_steps,
-    pixel_hole,
-    read_mask,
-    token_hole,
-)
+from imagebart.editing import Edit, outpaint_steps
+from imagebart.holes import pixel_hole, token_hole
 from imagebart.masked import PROCESSES, edit_steps
 from imagebart.pasting import feathered
 
@@ -110,162 +101,6 @@ def test_an_edit_alone_is_the_edit_in_company(tiny):
 def test_an_unknown_process_is_refused(tiny):
     with pytest.raises(ValueError, match="process must be one of"):
         tiny.inpaint(picture(), corner(), process="magic")
-
-
-# ── which tokens a mask marks ─────────────────────────────────────────────────────────────────
-
-
-@given(st.integers(5, 90), st.integers(5, 90), st.data())
-def test_every_marked_pixel_marks_its_token(tiny, width, height, data):
-    """One pixel of an image of any size, where the crop keeps it."""
-    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    mask = blank(width, height)
-    mask[y, x] = True
-    hole = token_hole(tiny, mask)[0]
-    side = min(width, height)
-    across, down = ((v + 0.5 - (size - side) / 2) / side for v, size in ((x, width), (y, height)))
-    if 0 < across < 1 and 0 < down < 1:
-        assert hole[int(4 * down), int(4 * across)]
-        assert hole.sum() <= max(1, -(-4 // side) + 1) ** 2 * 4
-    elif not (-1 / side < across < 1 + 1 / side and -1 / side < down < 1 + 1 / side):
-        assert not hole.any()
-
-
-def test_a_thin_stroke_marks_all_it_crosses(tiny):
-    mask = blank(320, 320)
-    mask[100] = True
-    assert token_hole(tiny, mask)[0].tolist() == [[False] * 4, [True] * 4, [False] * 4, [False] * 4]
-
-
-def test_the_hole_in_pixels_is_that_of_whole_tokens(tiny):
-    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
-    hole[0, 1, 2] = True
-    pixels = pixel_hole(tiny, hole)[0, 0]
-    assert pixels.sum() == 64 and pixels[8:16, 16:24].all()
-
-
-def white_on_black() -> Image.Image:
-    return Image.fromarray(corner().astype(np.uint8) * 255)
-
-
-def white_on_clear() -> Image.Image:
-    """White where it is painted, and white that does not show everywhere else."""
-    image = Image.new("LA", (32, 32), (255, 0))
-    image.putalpha(white_on_black())
-    return image
-
-
-def deep(grey: int) -> Image.Image:
-    """Grey of 16 bits in the corner."""
-    return Image.fromarray(corner().astype(np.uint16) * grey)
-
-
-def keyed(mode: str) -> Image.Image:
-    """One colour of it stands for transparent: that of the corner's surroundings, which is white
-    but for the corner."""
-    image = Image.fromarray(np.where(corner(), 254, 255).astype(np.uint8)).convert(mode)
-    image.info["transparency"] = (255, 255, 255) if mode == "RGB" else image.getpixel((31, 31))
-    return image
-
-
-MASKS = {
-    "booleans": corner(),
-    "booleans H×W×3": np.dstack([corner()] * 3),
-    "uint8": np.asarray(white_on_black()),
-    "uint8 H×W×3": np.asarray(white_on_black().convert("RGB")),
-    "half": corner().astype(np.uint8) * 128,
-    **{mode: white_on_black().convert(mode) for mode in ("1", "L", "LA", "RGB", "RGBA", "P")},
-    "I;16": deep(32768),
-    "clear": white_on_clear(),
-    "clear RGBA": white_on_clear().convert("RGBA"),
-    "keyed L": keyed("L"),
-    "keyed RGB": keyed("RGB"),
-    "keyed P": keyed("P"),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_all_kinds_of_masks_say_the_same(name):
-    assert np.array_equal(hole_pixels(MASKS[name], (32, 32)), corner())
-
-
-BLACK = {
-    "grey of 10": np.full((32, 32), 10, np.uint8),
-    "a picture of it": Image.new("L", (32, 32), 10),
-    "just below half": np.full((32, 32, 3), 127, np.uint8),
-    "opaque black": Image.new("RGBA", (32, 32), "black"),
-    "clear white": Image.new("RGBA", (32, 32), (255, 255, 255, 0)),
-    "half-clear grey": Image.new("RGBA", (32, 32), (150, 150, 150, 150)),
-    "deep, just below half": deep(32767),
-    "deep, dark": deep(1000),
-}
-
-
-@pytest.mark.parametrize("name", BLACK)
-def test_what_is_darker_than_half_stays(name):
-    assert not hole_pixels(BLACK[name], (32, 32)).any()
-
-
-@pytest.mark.parametrize(
-    ("mask", "got"),
-    [
-        (None, "None"),
-        ("mask.png", "'mask.png'"),
-        ([[True]], "[[True]]"),
-        (np.full((32, 32), np.nan), "float64 (32, 32)"),
-        (corner().astype(int), "int64 (32, 32)"),
-        (np.zeros((32, 32, 4), np.uint8), "uint8 (32, 32, 4)"),
-        (np.ones(32, bool), "bool (32,)"),
-        *[(Image.new(mode, (32, 32)), f"mode {mode}") for mode in ("F", "I", "CMYK", "HSV")],
-    ],
-)
-def test_what_is_no_mask_is_one_sentence(tiny, mask, got):
-    with pytest.raises(ValueError, match=f"^the mask must be a picture .*, got {re.escape(got)}$"):
-        tiny.inpaint(picture(), mask)
-
-
-def test_bytes_of_0_and_1_are_not_taken_for_black(tiny):
-    with pytest.raises(ValueError, match="the mask must be booleans, or uint8 up to 255, got"):
-        tiny.inpaint(picture(), corner().astype(np.uint8))
-
-
-def test_a_mask_is_turned_as_its_image(tmp_path):
-    """A tag that cannot be parsed turns nothing."""
-    turned = Image.Exif()
-    turned[ORIENTATION] = 6
-    mask = blank(48, 32)
-    mask[:4, :40] = True
-    lying = Image.fromarray(mask).convert("L").transpose(Image.Transpose.ROTATE_90)
-    lying.save(tmp_path / "mask.png", exif=turned)
-    for opened in (Image.open(tmp_path / "mask.png"), read_mask(tmp_path / "mask.png")):
-        assert np.array_equal(hole_pixels(opened, (48, 32)), mask)
-    broken = white_on_black()
-    broken.info["exif"] = b"Exif\0\0garbage"
-    assert np.array_equal(hole_pixels(broken, (32, 32)), corner())
-
-
-@pytest.mark.parametrize("name", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16", "clear"])
-def test_a_mask_means_the_same_from_its_file(tmp_path, name):
-    MASKS[name].save(tmp_path / "mask.png")
-    assert np.array_equal(hole_pixels(read_mask(tmp_path / "mask.png"), (32, 32)), corner())
-
-
-def test_a_file_that_is_no_mask_is_one_sentence(tmp_path, monkeypatch):
-    whole, path = tmp_path / "whole.png", tmp_path / "mask.png"
-    picture(64, 64).save(whole)
-    for content in (whole.read_bytes()[:5000], b"no picture", b""):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"mask\.png: must be a readable image, got "):
-            read_mask(path)
-    monkeypatch.setattr(editing, "MAX_PIXELS", 64 * 63)
-    with pytest.raises(ValueError, match=r"whole\.png: must be .*, got 64×64 pixels, at most 4032"):
-        read_mask(whole)
-
-
-@pytest.mark.parametrize("shape", [(32, 31), (64, 64), (0, 0)])
-def test_the_mask_is_as_large_as_the_image(tiny, shape):
-    with pytest.raises(ValueError, match="the mask must be as large as the image, 32×32, got"):
-        tiny.inpaint(picture(), np.ones(shape, dtype=bool))
 
 
 # ── which images can be edited ────────────────────────────────────────────────────────────────

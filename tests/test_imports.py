@@ -23,6 +23,7 @@ LAYERS = [
     {"sampling"},
     {"presets", "ranking", "streaming"},
     {"pasting", "masked"},
+    {"holes"},
     {"editing", "panorama", "probe", "official", "untrusted", "receipts", "importing"},
     {"show"},
     {"__init__", "__main__"},
