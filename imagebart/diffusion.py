@@ -33,7 +33,7 @@ def geometric(T: int) -> list[float]:
 class MultinomialDiffusion:
     """q(x_{1:T}): the forward chain, its marginals, its posterior and its losses.
 
-    `alpha_bar` is ᾱ_1 .. ᾱ_T: it starts at 1, never rises, and only the last is 0. The attributes
+    `alpha_bar` is ᾱ_1 .. ᾱ_T: from 1 to 0, and it falls with every step. The attributes
     `beta`, `alpha`, `alpha_bar` have length T + 1 and are indexed by the paper's t (float64; NaN
     where the paper defines nothing). Raises ValueError for any other schedule or for K < 1.
     """
@@ -41,12 +41,9 @@ class MultinomialDiffusion:
     def __init__(self, alpha_bar: Sequence[float], K: int, dtype: torch.dtype = torch.float32):
         given = [float(a) for a in alpha_bar]
         bar = torch.tensor(given, dtype=torch.float64)
-        falls = len(given) >= 2 and bool((bar[1:] <= bar[:-1]).all())
-        if not falls or given[0] != 1 or given[-1] != 0 or 0 in given[:-1]:
-            raise ValueError(
-                "alpha_bar must fall from 1 to 0, never rise, and only its last entry may be 0, "
-                f"got {given}"
-            )
+        falls = len(given) >= 2 and bool((bar[1:] < bar[:-1]).all())
+        if not falls or given[0] != 1 or given[-1] != 0:
+            raise ValueError(f"alpha_bar must fall from 1 to 0 with every step, got {given}")
         if K < 1:
             raise ValueError(f"K must be at least 1, got {K}")
         self.K, self.T, self.dtype = K, len(given), dtype
@@ -80,8 +77,7 @@ class MultinomialDiffusion:
             q(x_{t-1} | x_t, x_1)  ∝  q(x_t | x_{t-1}) · q(x_{t-1} | x_1)
 
         Keep-or-redraw is symmetric in its two tokens, so the likelihood, read as a function of
-        x_{t-1}, is `q_step` centred on x_t. A pair (x_1, x_t) that the chain cannot produce has
-        no posterior: its row is NaN.
+        x_{t-1}, is `q_step` centred on x_t.
         """
         joint = self.q_step(x_t, t) * self.q_marginal(x_1, t - 1)
         return joint / joint.sum(-1, keepdim=True)
@@ -118,8 +114,9 @@ class MultinomialDiffusion:
         """log q(x_t | x_{t-1} = k) for every k: what x_t alone says about the finer scale."""
         low = self._at(self.beta, t) / self.K
         high = self._at(self.alpha, t) + low
-        everywhere = low.log().expand(*x_t.shape, self.K)
-        return everywhere.scatter(-1, x_t[..., None], high.log().expand(*x_t.shape, 1))
+        low, high = (value.log().to(x_t.device) for value in (low, high))
+        everywhere = low.expand(*x_t.shape, self.K)
+        return everywhere.scatter(-1, x_t[..., None], high.expand(*x_t.shape, 1))
 
     def loss_t(self, logits: Logits, x_t: Tokens, x_1: Tokens, t: int) -> PerPosition:
         """L_t, nats per token: cross-entropy at t = 2 (eq. 8), the exact KL above (eq. 7)."""
@@ -154,6 +151,7 @@ class MultinomialDiffusion:
         ∝ q(x_t^i | x_{t-1}^i) · Σ_{x_1} u(x_1) q(x_{t-1}^i | x_1)
         """
         bar = self.alpha_bar
+        frequency = frequency.to(x_t.device)
         u = frequency.to(self.dtype) / frequency.sum()
         prior = self._at(bar, t - 1, 1) * u + self._at(1 - bar, t - 1, 1) / self.K
         joint = self.q_step(x_t, t) * prior

@@ -49,13 +49,14 @@ def inpaint(
 
     `process` is "single" (`masked.edit_steps`), "refined" (`masked.refined_steps`) or "annealed"
     (`masked.annealed_steps`, as released), whose options it takes. `context` widens the hole by so
-    many tokens, `feather` smooths its seam over so many pixels of the model. ValueError if the
-    sizes differ, or the mask is none.
+    many tokens, `feather` smooths its seam over so many pixels of the model. A `semantic_map` is
+    one of the whole picture. ValueError if the sizes differ, or the mask is none.
     """
     image_seeds(options.get("seed", 0), num_images)
     if process not in PROCESSES:
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {process!r}")
     edit = Edit(model, image, mask, context=context, feather=feather, box=box)
+    options |= edit.maps(options.get("semantic_map"), num_images)
     *_, last = PROCESSES[process](model, edit.x_1(), edit.hole, num_images, **options)
     return edit.result(last.tokens)
 
@@ -92,6 +93,19 @@ class Edit:
     def x_1(self) -> Grid:
         """The tokens (1, h, w) of what the model sees."""
         return self.model.vqgan.encode(self.x_0)
+
+    def maps(self, given, num_images: int) -> dict:
+        """The option `semantic_map` for what the model sees, from maps of the whole picture."""
+        if given is None:
+            return {}
+        each = each_of(given, num_images, np.ndarray, "semantic_map")
+        size, grid = self.x.shape[2:], self.model.grid
+
+        def seen(one: np.ndarray | None) -> np.ndarray | None:
+            is_map = one is not None and one.ndim == 2 and one.size  # all else is refused later
+            return self.box.kinds(one, size, grid) if is_map else one
+
+        return {"semantic_map": [seen(one) for one in each]}
 
     def result(self, tokens: Grid) -> Images:
         """The picture, repainted with each of the tokens (b, h, w)."""
@@ -174,7 +188,8 @@ def outpaint_steps(
 
     The model sees windows as large as fit into the image. They go outwards by half their size, each
     with at least half of it known; all that is known stays, bit for bit. Until a pixel's window has
-    come it repeats the nearest that is known. Options as `inpaint`.
+    come it repeats the nearest that is known. Options as `inpaint`; a `semantic_map` is one of the
+    grown picture.
     """
     image, margins = to_rgb(image), {"left": left, "right": right, "top": top, "bottom": bottom}
     size = grown_size(model, image, margins)

@@ -6,9 +6,11 @@ A model is a folder: `config.json`, `vqgan.safetensors`, `scale_2.safetensors` �
 `README.md`. Only JSON and safetensors are read.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import get_args, get_origin
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from imagebart.data import fit, to_pil, to_rgb, to_tensor
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
-from imagebart.notation import Float, Grid, Images
+from imagebart.notation import Float, Grid, Images, Tokens
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
@@ -51,13 +53,7 @@ class ImageBART(nn.Module):
         guidance: float = 1.0,
     ):
         super().__init__()
-        if set(denoisers) != set(range(2, diffusion.T + 1)):
-            raise ValueError(
-                f"a chain of T = {diffusion.T} needs scales 2 to {diffusion.T}, "
-                f"got {sorted(denoisers)}"
-            )
-        if vqgan.K != diffusion.K:
-            raise ValueError(f"K must be the VQGAN's {vqgan.K}, got a diffusion with {diffusion.K}")
+        require_fit(vqgan, diffusion, denoisers)
         self.vqgan, self.diffusion = vqgan, diffusion
         self.class_names, self.map_names, self.guidance = class_names, map_names, guidance
         self._scales = nn.ModuleDict({str(t): denoisers[t] for t in sorted(denoisers)})
@@ -131,8 +127,7 @@ class ImageBART(nn.Module):
         """
         from imagebart.streaming import sample_stream
 
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        require_output(output_type)
         for tokens in sample_stream(self, num_images, **options):
             yield self.decode(tokens, output_type)
 
@@ -168,6 +163,7 @@ class ImageBART(nn.Module):
         """
         from imagebart.editing import inpaint
 
+        require_output(output_type)
         return self.present(inpaint(self, image, mask, num_images, **options), output_type)
 
     def complete(
@@ -182,6 +178,7 @@ class ImageBART(nn.Module):
         """Keep a half ("upper", "lower", "left", "right") and draw the other; as `inpaint`."""
         from imagebart.editing import complete
 
+        require_output(output_type)
         images = complete(self, image, num_images, keep=keep, **options)
         return self.present(images, output_type)
 
@@ -194,6 +191,7 @@ class ImageBART(nn.Module):
         """
         from imagebart.editing import outpaint
 
+        require_output(output_type)
         return self.present(outpaint(self, image, num_images, **options), output_type)
 
     def panorama(
@@ -206,6 +204,7 @@ class ImageBART(nn.Module):
         """
         from imagebart.panorama import panorama
 
+        require_output(output_type)
         return self.present(panorama(self, width, height, **options), output_type)
 
     # ── x_0 ↔ x_1 ─────────────────────────────────────────────────────────────────────────────
@@ -214,14 +213,14 @@ class ImageBART(nn.Module):
     def encode(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Grid:
         """x_1: tokens (b, h, w) int64 of PIL images (resized and cropped to the model's size) or
         of a tensor b×3×H×W in [0, 1] (taken as it is; H and W multiples of f)."""
-        pixels = self.pixels(images)
-        return torch.cat([self.vqgan.encode(x[None]) for x in pixels])
+        return torch.cat([self.vqgan.encode(part) for part in self.parts(self.pixels(images))])
 
     def decode(
         self, tokens: Grid, output_type: str = "pil"
     ) -> list[Image.Image] | Tensor | np.ndarray:
         """G(x_1): images of tokens (b, h, w), as PIL images, "pt" (b×3×H×W in [0, 1]) or "np"
         (b×H×W×3 in [0, 1]). Raises ValueError for tokens outside [0, K)."""
+        require_output(output_type)
         return self.present(self.generate(tokens), output_type)
 
     @torch.inference_mode()
@@ -232,25 +231,28 @@ class ImageBART(nn.Module):
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.K:
             raise ValueError(f"tokens must lie in [0, {self.K}), got {low} to {high}")
-        tokens = tokens.to(self.device)
-        # One at a time on a CPU: an image then does not depend on those beside it.
-        parts = tokens.split(1 if self.device.type == "cpu" else 32)
+        parts = self.parts(tokens.to(self.device))
         return torch.cat([self.vqgan.decode(part).float() for part in parts])
+
+    def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
+        """So many images as go through the VQGAN together: on a CPU one, which then does not depend
+        on those beside it."""
+        return batch.split(1 if self.device.type == "cpu" else 32)
 
     def pixels(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
         """PIL images or a tensor in [0, 1] as x_0: b×3×H×W in [-1, 1] on the model's device."""
         if isinstance(images, Tensor):
-            if images.ndim != 4 or images.shape[1] != 3:
-                raise ValueError(f"images must be b×3×H×W, got shape {tuple(images.shape)}")
+            require_pixels(images)
             return (2 * images - 1).to(self.device, torch.float32)
         images = [images] if isinstance(images, Image.Image) else list(images)
+        if not images:
+            raise ValueError("images must be at least one, got none")
         fitted = [to_tensor(fit(to_rgb(image), self.image_size)) for image in images]
         return torch.stack(fitted).to(self.device)
 
     def present(self, images: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray:
         """x_0 in [-1, 1] as the caller wants it."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+        require_output(output_type)
         if output_type == "pil":
             return to_pil(images)
         images = (images.clamp(-1, 1) + 1) / 2
@@ -270,20 +272,39 @@ class ImageBART(nn.Module):
     def bits_per_token_of(
         self, tokens: Grid, *, seed: int = 0, **conditions
     ) -> dict[int, Float[Tensor, "b"]]:
-        """The same for tokens x_1 (b, h, w), given their conditions (those of `sample_steps`)."""
-        from imagebart.guidance import ask
+        """The same for tokens x_1 (b, h, w), given their conditions (those of `sample_steps`).
 
-        x_1 = rearrange(tokens, "b h w -> b (h w)")
-        generator = torch.Generator().manual_seed(seed)
+        The noise of image i is that of seed + i, whatever is beside it.
+        """
+        from imagebart.guidance import ask
+        from imagebart.sampling import image_seeds
+
+        if tuple(tokens.shape[1:]) != self.grid:
+            (h, w), (H, W) = self.grid, self.image_size
+            got = f"got shape {tuple(tokens.shape)}"
+            raise ValueError(f"tokens must be b×{h}×{w}, of images of {W}×{H} pixels, {got}")
+        x_1 = rearrange(tokens, "b h w -> b (h w)").to(self.device)
+        seeds = image_seeds(seed, len(x_1))
         condition = ask(self, len(x_1), guidance=1.0, **conditions).condition
         bits = {}
         for t, denoiser in self.denoisers.items():
-            x_prev, x_t = self.diffusion.q_sample_pair(x_1.cpu(), t, generator)
-            x_prev, x_t = x_prev.to(self.device), x_t.to(self.device)
+            x_prev, x_t = self._forgotten(x_1, t, seeds)
             logits = denoiser(x_prev, x_t, condition)
             nats = self.diffusion.loss_t(logits, x_t, x_1, t)
             bits[t] = nats.mean(1) / float(np.log(2))
         return bits
+
+    def _forgotten(self, x_1: Tokens, t: int, seeds: list[int]) -> tuple[Tokens, Tokens]:
+        """(x_{t-1}, x_t) of each image, with the noise of its own seed."""
+        from imagebart.sampling import generator_of
+
+        each = zip(x_1.cpu().split(1), seeds, strict=True)
+        pairs = [
+            self.diffusion.q_sample_pair(one, t, generator_of(seed, t, 0, "bound"))
+            for one, seed in each
+        ]
+        x_prev, x_t = (torch.cat(tokens).to(self.device) for tokens in zip(*pairs, strict=True))
+        return x_prev, x_t
 
     # ── folders ───────────────────────────────────────────────────────────────────────────────
 
@@ -320,7 +341,7 @@ class ImageBART(nn.Module):
         """Write the folder that `from_pretrained` reads; `dtype` to store weights in, e.g. fp16.
 
         `vqgan_of` names a model's folder beside this one whose VQGAN is the same: it is then not
-        stored again.
+        stored again. Scales of another model that the folder had are removed.
         """
         folder = Path(folder)
         if vqgan_of is None:
@@ -331,6 +352,49 @@ class ImageBART(nn.Module):
         for t, denoiser in self.denoisers.items():
             save_scale(denoiser.state_dict(), denoiser.config, self.diffusion, t, folder, dtype)
         update_config(folder, {name: getattr(self, name) for name in OPTIONAL_ENTRIES})
+        remove_other_scales(folder, self.denoisers)
+
+
+def require_fit(
+    vqgan: VQGAN, diffusion: MultinomialDiffusion, denoisers: dict[int, Denoiser]
+) -> None:
+    """ValueError unless these are the parts of one chain."""
+    T, K = diffusion.T, diffusion.K
+    if set(denoisers) != set(range(2, T + 1)):
+        raise ValueError(f"a chain of T = {T} needs scales 2 to {T}, got {sorted(denoisers)}")
+    if vqgan.K != K:
+        raise ValueError(f"K must be the VQGAN's {vqgan.K}, got a diffusion with {K}")
+    schedule = diffusion.alpha_bar[1:].tolist()
+    first = denoisers[2].config
+    for t, denoiser in denoisers.items():
+        shape, own = denoiser.config, denoiser.diffusion
+        for name, wanted, got in (
+            ("t", t, denoiser.t),
+            ("K", K, denoiser.K),
+            ("schedule", schedule, own.alpha_bar[1:].tolist()),
+            ("grid", first.grid, shape.grid),
+            ("conditions", first.condition_parts, shape.condition_parts),
+            ("droppable", first.droppable, shape.droppable),
+        ):
+            if got != wanted:
+                raise ValueError(f"{name} of scale {t} must be {wanted}, got {got}")
+
+
+def require_output(output_type: str) -> None:
+    """ValueError for what `decode` does not give."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+
+
+def require_pixels(images: Tensor) -> None:
+    """ValueError unless these are b×3×H×W, at least one, in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
+        raise ValueError(f"images must be b×3×H×W, at least one, got shape {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floating-point numbers in [0, 1], got {images.dtype}")
+    low, high = images.min().item(), images.max().item()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"images must lie in [0, 1], got {low:.3g} to {high:.3g}")
 
 
 def joined(
@@ -376,12 +440,55 @@ def find_folder(
 
 def read_config(folder: Path) -> dict:
     """config.json of a model; ValueError if it is not one."""
-    config = read_json(Path(folder) / "config.json")
+    path = Path(folder) / "config.json"
+    config = read_json(path)
     wanted = {"vqgan": dict | str, "alpha_bar": list, "denoisers": dict}
     for name, kind in wanted.items():
         if not isinstance(config, dict) or not isinstance(config.get(name), kind):
-            raise ValueError(f"{folder}/config.json must hold {', '.join(wanted)}: no {name} there")
+            raise ValueError(f"{path} must hold {', '.join(wanted)}: no {name} there")
+    scales = config["denoisers"]
+    if not all(t.isdecimal() and isinstance(shape, dict) for t, shape in scales.items()):
+        raise ValueError(f"{path}: denoisers must be {{t: shape}}, got {scales!r:.80}")
+    for name, kind in ENTRIES.items():
+        if name in config:
+            require_kind(config[name], kind, f"{path}: {name}")
     return config
+
+
+ENTRIES = {
+    "alpha_bar": tuple[float, ...],
+    "class_names": tuple[str, ...],
+    "map_names": tuple[str, ...],
+    "guidance": float,
+}
+WORDS = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+    tuple[int, int]: "two whole numbers",
+    tuple[int, ...]: "whole numbers",
+    tuple[float, ...]: "finite numbers",
+    tuple[str, ...]: "names",
+}
+"""What the fields of config.json hold, in words."""
+
+
+def require_kind(value, kind: type, name: str) -> None:
+    """ValueError unless a value of JSON is what such a field holds."""
+    if not is_of(value, kind):
+        raise ValueError(f"{name} must be {WORDS[kind]}, got {value!r:.80}")
+
+
+def is_of(value, kind: type) -> bool:
+    """Whether a value of JSON is of this type: a list is a tuple, and 1 a float."""
+    if get_origin(kind) is tuple:
+        each, last = get_args(kind)
+        listed = isinstance(value, list | tuple) and (last is ... or len(value) == 2)
+        return listed and all(is_of(one, each) for one in value)
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is kind
 
 
 def load_vqgan(folder: Path) -> VQGAN:
@@ -456,6 +563,18 @@ def update_config(folder: Path, entries: dict) -> None:
     write_json(config, path)
 
 
+def remove_other_scales(folder: Path, scales: Iterable[int]) -> None:
+    """Leave these scales only: their rows of config.json, then their files."""
+    names, path = {str(t) for t in scales}, folder / "config.json"
+    config = read_json(path)
+    rows = config["denoisers"].items()
+    write_json(config | {"denoisers": {t: row for t, row in rows if t in names}}, path)
+    for file in folder.glob("scale_*.safetensors"):
+        t = file.stem.removeprefix("scale_")
+        if t.isdecimal() and t not in names:
+            file.unlink()
+
+
 def _as(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     def cast(x: Tensor) -> Tensor:
         return x.to(dtype) if dtype is not None and x.is_floating_point() else x
@@ -464,10 +583,14 @@ def _as(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tens
 
 
 def _configured(kind: type, values: dict, folder: Path):
+    path = f"{folder}/config.json"
+    for field in fields(kind):
+        if field.name in values:
+            require_kind(values[field.name], field.type, f"{path}: {field.name}")
     try:
         return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{folder}/config.json must describe a {kind.__name__}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} must describe a {kind.__name__}: {error}") from None
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

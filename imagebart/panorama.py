@@ -62,11 +62,14 @@ def panorama_steps(
     multiples of f is made a little larger and cut (`panorama`).
 
     `prompts` and `classes`: one, or several from left to right, evenly spread; between two of them
-    the logits go over from one to the other. `wrap`: the right end continues at the left one.
-    `guidance`, `negative_prompt` and the rest as in `ImageBART.sample_steps`.
+    the logits go over from one to the other. `wrap`: the right end continues at the left one, for
+    widths that are multiples of f. `guidance`, `negative_prompt` and the rest as in
+    `ImageBART.sample_steps`, but for `semantic_map`.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if options.get("semantic_map") is not None:
+        raise ValueError("semantic_map must be None, since each window would be given all of it")
     size = grid_of(model, width, height, wrap)
     filters, decode = scale_filters(model.T, temperature, top_k, top_p), decoder(method)
     wishes = Wishes(asked_along(model, size[1], prompts, classes, options), size[1], wrap)
@@ -82,7 +85,8 @@ def panorama_steps(
 
 
 def grid_of(model, width: int, height: int | None, wrap: bool) -> tuple[int, int]:
-    """Tokens (h, w) that cover a picture of this size; ValueError if it is too small."""
+    """Tokens (h, w) that cover a picture of this size; ValueError if it is too small, or if its
+    ends could not meet."""
     H, W = model.image_size
     height = H if height is None else height
     for name, pixels, least in (("width", width, W), ("height", height, H)):
@@ -93,6 +97,8 @@ def grid_of(model, width: int, height: int | None, wrap: bool) -> tuple[int, int
     if wrap and size[1] < window + window // 2:
         least = (window + window // 2) * f
         raise ValueError(f"width must be at least {least} to wrap around, got {width}")
+    if wrap and width % f:
+        raise ValueError(f"width must be a multiple of {f} to wrap around, got {width}")
     return size
 
 

@@ -38,6 +38,17 @@ class Box:
             return part
         return part.resize(size[::-1], Image.Resampling.LANCZOS)
 
+    def kinds(self, kinds: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+        """The part of a semantic map (any H', W') of a picture of `size` (H, W), 8×8 places a token
+        of `grid`; beyond the borders the outermost go on."""
+        at = []
+        for start, length, whole, places, tokens in zip(
+            (self.top, self.left), (self.height, self.width), size, kinds.shape, grid, strict=True
+        ):
+            middle = start + (np.arange(8 * tokens) + 0.5) * length / (8 * tokens)
+            at.append((middle * places / whole).astype(int).clip(0, places - 1))
+        return kinds[np.ix_(*at)]
+
     def tokens(self, marked: np.ndarray, grid: tuple[int, int]) -> Bool[Tensor, "1 h w"]:
         """True at every token that a marked pixel touches, however thin the stroke."""
         return touched_tokens(marked, grid, self.left, self.top, self.width, self.height)

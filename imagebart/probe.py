@@ -35,7 +35,7 @@ GRID = (16, 16)
 
 @dataclass(frozen=True)
 class Seen:
-    """What the probe sees in b pictures."""
+    """What the probe sees in b pictures; on the CPU, wherever the probe is."""
 
     features: Float[Tensor, "b c"]
     attributes: dict[str, Float[Tensor, "b _"]]
@@ -108,7 +108,8 @@ class Probe(CLIP):
         summary, patches = read(self.model, pixels["pixel_values"])
         told, places = self.heads(summary, patches)
         kinds = rearrange(places.argmax(-1), "b (h w) -> b h w", h=GRID[0])
-        return Seen(summary, {name: logits.softmax(1) for name, logits in told.items()}, kinds)
+        chances = {name: logits.softmax(1).cpu() for name, logits in told.items()}
+        return Seen(summary.cpu(), chances, kinds.cpu())
 
     def being(self, name: str, value: str) -> Score:
         """A score for `reject`: the probability that an attribute has this value.

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imagebart.notation import Bool, Float, Grid, Images, Latents
+from imagebart.whole import whole
 
 Maps = Float[Tensor, "b _ _ _"]
 """Feature maps, where a layer may change their number and size."""
@@ -43,18 +44,18 @@ class VQGANConfig:
     def __post_init__(self):
         for name in ("multipliers", "attention_levels"):  # JSON gives lists back
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.channels % 32 or any(m < 1 for m in self.multipliers):
-            raise ValueError(
-                "channels must be a multiple of 32 and multipliers at least 1, "
-                f"got {self.channels} and {self.multipliers}"
-            )
-        if self.deeper < 0:
-            raise ValueError(f"deeper must be at least 0, got {self.deeper}")
-        if self.fine < 0 or (self.fine and self.patch & (self.patch - 1)):
-            raise ValueError(
-                "fine must be at least 0, and patch a power of 2 where fine is not 0, "
-                f"got {self.fine} and {self.patch}"
-            )
+        for name in ("image_size", "K", "embed_dim", "z_channels", "channels", "blocks", "patch"):
+            whole(getattr(self, name), name, 1)
+        for name in ("fine", "deeper"):
+            whole(getattr(self, name), name)
+        if self.channels % 32:
+            raise ValueError(f"channels must be a multiple of 32, got {self.channels}")
+        if not self.multipliers:
+            raise ValueError("multipliers must be at least one, got none")
+        for each in self.multipliers:
+            whole(each, "multipliers", 1)
+        if self.fine and self.patch & (self.patch - 1):
+            raise ValueError(f"patch must be a power of 2 where fine is not 0, got {self.patch}")
         if self.image_size % self.f:
             raise ValueError(f"image_size must be a multiple of {self.f}, got {self.image_size}")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention_levels):
@@ -110,6 +111,7 @@ class VQGAN(nn.Module):
         *_, H, W = image.shape
         if H % self.f or W % self.f or not H or not W:
             raise ValueError(f"image sides must be multiples of f = {self.f}, got {H}×{W}")
+        image = image.to(self.quant_conv.weight.dtype)
         return self.quant_conv(self.encoder(image))
 
     def generate(self, z_q: Latents) -> Images:
@@ -194,10 +196,14 @@ class Quantiser(nn.Module):
         return code if self.token_of is None else self.token_of[code]
 
     def nearest_code(self, z: Latents) -> Grid:
-        """argmin_k ‖z‖² - 2 z·e_k + ‖e_k‖² over the full codebook, in float32."""
+        """argmin_k ‖z‖² - 2 z·e_k + ‖e_k‖² over the full codebook, in float32.
+
+        Under autocast too, whose rounded product would take other codes for many tokens.
+        """
         e = self.codebook.weight.float()
         rows = rearrange(z, "b c h w -> (b h w) c").float()
-        distance = e.square().sum(1) - 2 * rows @ e.T
+        with torch.autocast(z.device.type, enabled=False):
+            distance = e.square().sum(1) - 2 * rows @ e.T
         return rearrange(
             distance.argmin(1), "(b h w) -> b h w", b=z.shape[0], h=z.shape[2], w=z.shape[3]
         )

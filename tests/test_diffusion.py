@@ -16,9 +16,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 
 F32, F64 = torch.float32, torch.float64
 
-# β of the steps before the last: never, always but for a trace, and everything between.
+# β of the steps before the last: a trace, all but a trace, and everything between.
 betas = st.one_of(
-    st.sampled_from([0.0, 1e-12, 1e-8, 0.5, 1 - 1e-8, 1 - 1e-12]), st.floats(1e-12, 1 - 1e-12)
+    st.sampled_from([1e-12, 1e-8, 0.5, 1 - 1e-8, 1 - 1e-12]), st.floats(1e-12, 1 - 1e-12)
 )
 
 
@@ -54,11 +54,6 @@ def marginal(diffusion, t: int) -> torch.Tensor:
     return reduce(torch.matmul, steps, torch.eye(diffusion.K, dtype=F64))
 
 
-def possible(diffusion, x_t, x_1, t: int) -> bool:
-    """Whether the chain can lead from every x_1 to every x_t."""
-    return bool((marginal(diffusion, t)[x_1, x_t] > 1e-200).all())
-
-
 # ── what the chain does to a token ────────────────────────────────────────────────────────────
 
 
@@ -66,7 +61,6 @@ def possible(diffusion, x_t, x_1, t: int) -> bool:
 def test_rows_sum_to_one(diffusion, data):
     t = data.draw(st.integers(2, diffusion.T))
     x_t, x_1 = pairs_of(diffusion)
-    assume(possible(diffusion, x_t, x_1, t))
     posterior = diffusion.q_posterior(x_t, x_1, t)
     for q in (diffusion.q_step(x_1, t), diffusion.q_marginal(x_1, t), posterior):
         assert (q >= 0).all()
@@ -102,7 +96,6 @@ def test_posterior_satisfies_bayes(diffusion, data):
     """q(x_{t-1} | x_t, x_1) against the joint of all three, counted out."""
     t = data.draw(st.integers(2, diffusion.T))
     x_t, x_1 = pairs_of(diffusion)
-    assume(possible(diffusion, x_t, x_1, t))
     joint = torch.einsum("ak,kb->bak", marginal(diffusion, t - 1), transition(diffusion, t))
     expected = joint / joint.sum(-1, keepdim=True)
     posterior = diffusion.q_posterior(x_t, x_1, t)[0]
@@ -134,21 +127,6 @@ def test_last_scale_remembers_nothing(diffusion):
         rtol=0,
         atol=1e-12,
     )
-
-
-def test_beta_zero_changes_nothing():
-    diffusion = MultinomialDiffusion([1.0, 0.6, 0.6, 0.0], 4, F64)
-    x_1 = torch.tensor([[0, 1, 2, 3]])
-    assert diffusion.beta[3] == 0 and diffusion.alpha[3] == 1
-    assert torch.equal(diffusion.q_step(x_1, 3), torch.eye(4, dtype=F64)[None])
-    assert torch.equal(diffusion.q_sample_step(x_1, 3), x_1)
-    posterior = diffusion.q_posterior(x_1.flip(1), x_1, 3)
-    assert torch.equal(posterior, torch.eye(4, dtype=F64).flip(0)[None])
-
-
-def test_a_pair_that_cannot_happen_has_no_posterior():
-    diffusion = MultinomialDiffusion([1.0, 1.0, 0.0], 3, F64)
-    assert diffusion.q_posterior(torch.tensor([[1]]), torch.tensor([[0]]), 2).isnan().all()
 
 
 def test_one_code_is_always_itself():
@@ -205,6 +183,8 @@ def test_attributes_are_indexed_by_the_papers_t():
         [1.0, 0.3],
         [0.9, 0.0],
         [1.0, 0.3, 0.6, 0.0],
+        [1.0, 0.6, 0.6, 0.0],
+        [1.0, 1.0, 0.0],
         [1.0, 0.0, 0.0],
         [1.0, -0.1, 0.0],
         [1.0, math.nan, 0.0],
@@ -213,7 +193,7 @@ def test_attributes_are_indexed_by_the_papers_t():
     ],
 )
 def test_a_schedule_falls_from_one_to_zero(alpha_bar):
-    with pytest.raises(ValueError, match="alpha_bar must fall from 1 to 0"):
+    with pytest.raises(ValueError, match="alpha_bar must fall from 1 to 0 with every step, got"):
         MultinomialDiffusion(alpha_bar, 4)
 
 
@@ -285,7 +265,6 @@ def test_the_kl_is_the_dense_one(diffusion, data):
     assume(diffusion.T > 2)
     t = data.draw(st.integers(3, diffusion.T))
     x_t, x_1 = pairs_of(diffusion)
-    assume(possible(diffusion, x_t, x_1, t))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     logits = 3 * torch.randn(1, x_t.shape[1], diffusion.K, dtype=F64, generator=generator)
     kl = diffusion.posterior_kl(logits, x_t, x_1, t)
@@ -309,7 +288,6 @@ def test_the_loss_is_zero_at_the_posterior_and_only_there(diffusion, data):
     assume(diffusion.T > 2 and diffusion.K > 1)
     t = data.draw(st.integers(3, diffusion.T))
     x_t, x_1 = pairs_of(diffusion)
-    assume(possible(diffusion, x_t, x_1, t))
     posterior = diffusion.q_posterior(x_t, x_1, t)
     logits = posterior.clamp(min=1e-30).log()
     assert diffusion.loss_t(logits, x_t, x_1, t).abs().max() <= 1e-9
@@ -335,7 +313,7 @@ def test_the_finest_loss_is_cross_entropy():
     torch.testing.assert_close(loss, diffusion.posterior_kl(logits, x_t, x_1, 2))
 
 
-@pytest.mark.parametrize("alpha_bar", [[1.0, 0.0], geometric(3), [1.0, 0.9, 0.9, 0.2, 0.0]])
+@pytest.mark.parametrize("alpha_bar", [[1.0, 0.0], geometric(3), [1.0, 0.9, 0.8, 0.2, 0.0]])
 def test_the_terms_sum_to_the_bound(alpha_bar):
     """Eq. 2 in a world of one token: Σ_t E[L_t] against the chain counted out, path by path.
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagebart import pasting
 from imagebart.data import to_rgb
 from imagebart.editing import Edit, outpaint_steps
 from imagebart.holes import pixel_hole, token_hole
@@ -204,6 +205,32 @@ def test_a_hole_is_widened_by_its_context(tiny):
     for name in ("context", "feather"):
         with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 0"):
             tiny.inpaint(image, mask, **{name: -1})
+
+
+def test_of_a_map_the_model_is_told_what_it_sees(make_model):
+    """A map of the whole picture, of another size than it; the box is the left half."""
+    model = make_model(T=3, map_kinds=4, droppable=True)
+    image, mask = picture(128, 64), blank(128, 64)
+    mask[:, 20:40] = True
+    kinds = np.repeat([[0, 1, 2, 2]], 2, axis=0)  # a place is 32×32 pixels
+    box = Edit(model, image, mask).box
+    assert (box.left, box.top, box.width, box.height) == (0, 0, 64, 64)
+    told = Edit(model, image, mask).maps(kinds, 2)["semantic_map"]
+    assert [one.shape for one in told] == [(32, 32)] * 2
+    assert (told[0][:, :16] == 0).all() and (told[0][:, 16:] == 1).all()
+    whole = model.inpaint(image, mask, semantic_map=kinds, output_type="pt")
+    part = model.inpaint(
+        image.crop((0, 0, 64, 64)), mask[:, :64], semantic_map=kinds[:, :2], output_type="pt"
+    )
+    assert torch.equal(whole[..., :64], part)
+    with pytest.raises(ValueError, match="a map must be H×W whole numbers, got int64"):
+        model.inpaint(image, mask, semantic_map=kinds[0])
+
+
+def test_beyond_the_picture_the_map_goes_on(make_model):
+    box = pasting.Box(-32, 0, 64, 64)
+    kinds = np.array([[0, 1], [2, 3]])
+    assert box.kinds(kinds, (64, 64), (1, 1)).tolist() == [[0] * 8] * 4 + [[2] * 8] * 4
 
 
 # ── completions ───────────────────────────────────────────────────────────────────────────────

@@ -1,5 +1,6 @@
 """The whole chain as one object: folders that come back, sentences for those that cannot."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -10,8 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imagebart import ImageBART
+from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.model import load_vqgan, save_vqgan
+from imagebart.sampling import generator_of
 
 
 @pytest.fixture
@@ -94,6 +97,20 @@ def test_scales_can_be_saved_one_by_one_in_any_order(tiny, tmp_path):
     assert all(torch.equal(x, weights(tiny)[name]) for name, x in weights(model).items())
 
 
+def test_a_shorter_chain_takes_the_place_of_a_longer_one(tiny, make_model, tmp_path):
+    """What is not a scale of the chain stays, whatever its name begins with."""
+    tiny.save_pretrained(tmp_path)
+    others = ("scale_notes.txt", "scale_old.safetensors")
+    for name in others:
+        (tmp_path / name).write_text("kept")
+    short = make_model(T=2, seed=1)
+    short.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert all(torch.equal(x, weights(short)[name]) for name, x in weights(model).items())
+    left = {path.name for path in tmp_path.glob("scale_*")}
+    assert left == {"scale_2.safetensors", *others}
+
+
 def break_json(folder):
     (folder / "config.json").write_text("{")
 
@@ -172,6 +189,51 @@ def test_a_damaged_folder_gives_one_sentence(folder, damage, says):
     assert "\n" not in str(raised.value)
 
 
+def value_at(*path, value):
+    """A change of config.json: this value at the place that `path` names."""
+
+    def change(config):
+        *way, last = path
+        for name in way:
+            config = config[name]
+        config[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "path, value, says",
+    [
+        (("alpha_bar",), [1.0, None, 0.0], r"alpha_bar must be finite numbers, got \[1.0, None"),
+        (("alpha_bar",), [1.0, 10**400, 0.0], "alpha_bar must be finite numbers"),
+        (("alpha_bar",), [1.0, 0.5, 0.5, 0.0], "alpha_bar must fall from 1 to 0 with every step"),
+        (("class_names",), 5, "class_names must be names, got 5"),
+        (("map_names",), [1], r"map_names must be names, got \[1\]"),
+        (("guidance",), None, "guidance must be a finite number, got None"),
+        (("denoisers",), {"a": {}}, r"denoisers must be \{t: shape\}, got \{'a': \{\}\}"),
+        (("denoisers", "2"), 5, r"denoisers must be \{t: shape\}"),
+        (("denoisers", "2", "width"), 16.0, "width must be a whole number, got 16.0"),
+        (("denoisers", "2", "width"), 0, "must describe a DenoiserConfig: sizes must be at least"),
+        (("denoisers", "3", "grid"), [4], r"grid must be two whole numbers, got \[4\]"),
+        (("denoisers", "3", "grid"), None, "grid must be two whole numbers, got None"),
+        (("denoisers", "4", "joint"), 1, "joint must be true or false, got 1"),
+        (("denoisers", "4", "output"), ["plain"], r"output must be text, got \['plain'\]"),
+        (("vqgan", "patch"), 0, "must describe a VQGANConfig: patch must be .* at least 1, got 0"),
+        (("vqgan", "K"), 0, "must describe a VQGANConfig: K must be .* at least 1, got 0"),
+        (("vqgan", "K"), True, "K must be a whole number, got True"),
+        (("vqgan", "multipliers"), [], "multipliers must be at least one, got none"),
+        (("vqgan", "multipliers"), [1, "2"], r"multipliers must be whole numbers, got \[1, '2'\]"),
+        (("vqgan", "commitment"), "much", "commitment must be a finite number, got 'much'"),
+    ],
+)
+def test_a_config_that_describes_no_model_gives_one_sentence(folder, path, value, says):
+    change_config(folder, value_at(*path, value=value))
+    with pytest.raises(ValueError, match=says) as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
+    assert "config.json" in str(raised.value) or "alpha_bar" in str(raised.value)
+
+
 @pytest.mark.parametrize("source", ["./nothing/here", "nowhere", "a/b/c", "~/x", "/no/such/folder"])
 def test_a_folder_that_is_not_there_gives_a_sentence(source):
     with pytest.raises(ValueError, match="a model must be a folder or a Hub id owner/name, got"):
@@ -190,6 +252,27 @@ def test_parts_that_do_not_fit_are_refused(tiny, make_denoiser):
     diffusion = MultinomialDiffusion(geometric(2), 7)
     with pytest.raises(ValueError, match="K must be the VQGAN's 12, got a diffusion with 7"):
         ImageBART(tiny.vqgan, diffusion, {2: make_denoiser(2, T=2, K=7)})
+
+
+@pytest.mark.parametrize(
+    "t, shape, says",
+    [
+        (2, {}, "t of scale 3 must be 3, got 2"),
+        (3, dict(K=13), "K of scale 3 must be 12, got 13"),
+        (
+            3,
+            dict(T=5),
+            r"schedule of scale 3 must be \[1.0, 0.66.*, got \[1.0, 0.75, 0.5, 0.25, 0.0\]",
+        ),
+        (3, dict(grid=(4, 5)), r"grid of scale 3 must be \(4, 4\), got \(4, 5\)"),
+        (3, dict(classes=3), r"conditions of scale 3 must be \{\}, got \{'classes': \(3, 1\)\}"),
+        (3, dict(droppable=True), "droppable of scale 3 must be False, got True"),
+    ],
+)
+def test_scales_that_are_not_of_one_chain_are_refused(tiny, make_denoiser, t, shape, says):
+    odd = make_denoiser(t, **{"T": 4, **shape})
+    with pytest.raises(ValueError, match=says):
+        ImageBART(tiny.vqgan, tiny.diffusion, tiny.denoisers | {3: odd})
 
 
 # ── x_0 ↔ x_1 ─────────────────────────────────────────────────────────────────────────────────
@@ -250,8 +333,51 @@ def test_what_is_no_image_is_refused(tiny):
         tiny.encode(torch.rand(3, 32, 32))
     with pytest.raises(ValueError, match="image sides must be multiples of f"):
         tiny.encode(torch.rand(1, 3, 30, 32))
-    with pytest.raises(ValueError, match=r"output_type must be one of .*, got 'jpeg'"):
-        tiny.sample(output_type="jpeg")
+    with pytest.raises(ValueError, match=r"images must be b×3×H×W, at least one, got .*\(0, 3"):
+        tiny.encode(torch.rand(0, 3, 32, 32))
+    with pytest.raises(ValueError, match="images must be at least one, got none"):
+        tiny.encode([])
+    for dtype in (torch.uint8, torch.int64, torch.bool):
+        with pytest.raises(ValueError, match=f"images must be floating-point .*, got {dtype}"):
+            tiny.encode(torch.ones(1, 3, 32, 32, dtype=dtype))
+    for value in (-0.01, 1.01, torch.nan, torch.inf):
+        image = torch.rand(1, 3, 32, 32)
+        image[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], got"):
+            tiny.encode(image)
+
+
+def test_an_output_type_is_checked_before_the_work(tiny, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("work")
+
+    monkeypatch.setattr(ImageBART, "generate", work)
+    monkeypatch.setattr(Denoiser, "start", work)
+    image, mask, tokens = picture(), np.ones((32, 32), bool), torch.zeros(1, 4, 4, dtype=int)
+    for draw in (
+        tiny.sample,
+        lambda **how: tiny.inpaint(image, mask, **how),
+        lambda **how: tiny.complete(image, **how),
+        lambda **how: tiny.outpaint(image, left=8, **how),
+        lambda **how: tiny.panorama(64, **how),
+        lambda **how: tiny.decode(tokens, **how),
+    ):
+        with pytest.raises(ValueError, match=r"output_type must be one of .*, got 'jpeg'"):
+            draw(output_type="jpeg")
+
+
+def test_a_model_in_bfloat16_does_all_that_another_does(tiny):
+    model, images = copy.deepcopy(tiny).to(torch.bfloat16), [picture(seed=0), picture(seed=1)]
+    tokens = model.encode(images)
+    assert tokens.shape == (2, 4, 4) and tokens.dtype == torch.int64
+    bits = model.bits_per_token(images)
+    assert all(value.shape == (2,) and value.isfinite().all() for value in bits.values())
+    mask = np.zeros((32, 32), bool)
+    mask[8:16, 8:24] = True
+    painted = [np.asarray(one) for one in model.inpaint(images[0], mask, 2, seed=1)]
+    for one in painted:
+        assert one.shape == (32, 32, 3)
+        assert np.array_equal(one[~mask], np.asarray(images[0])[~mask])
 
 
 # ── the bound ─────────────────────────────────────────────────────────────────────────────────
@@ -263,13 +389,28 @@ def test_bits_per_token_are_the_losses(tiny):
     bits = tiny.bits_per_token(images, seed=5)
     assert list(bits) == [2, 3, 4]
     x_1 = tiny.encode(images).flatten(1)
-    generator = torch.Generator().manual_seed(5)
     for t, denoiser in tiny.denoisers.items():
-        x_prev, x_t = tiny.diffusion.q_sample_pair(x_1, t, generator)
-        nats = tiny.diffusion.loss_t(denoiser(x_prev, x_t), x_t, x_1, t)
-        torch.testing.assert_close(bits[t], nats.mean(1) / np.log(2), rtol=1e-5, atol=1e-6)
+        for i, one in enumerate(x_1.split(1)):
+            generator = generator_of(5 + i, t, 0, "bound")
+            x_prev, x_t = tiny.diffusion.q_sample_pair(one, t, generator)
+            nats = tiny.diffusion.loss_t(denoiser(x_prev, x_t), x_t, one, t)
+            expected = nats.mean(1) / np.log(2)
+            torch.testing.assert_close(bits[t][i : i + 1], expected, rtol=1e-5, atol=1e-6)
     again = tiny.bits_per_token(images, seed=5)
     assert all(torch.equal(bits[t], again[t]) for t in bits)
+
+
+def test_bits_of_an_image_do_not_depend_on_its_neighbours(tiny):
+    images = [picture(seed=i) for i in range(3)]
+    together, alone = tiny.bits_per_token(images, seed=5), tiny.bits_per_token(images[1], seed=6)
+    for t, bits in together.items():
+        torch.testing.assert_close(bits[1:2], alone[t], rtol=1e-5, atol=1e-6)
+
+
+def test_the_bound_is_that_of_images_of_the_models_size(tiny):
+    says = r"tokens must be b×4×4, of images of 32×32 pixels, got shape \(1, 2, 6\)"
+    with pytest.raises(ValueError, match=says):
+        tiny.bits_per_token(torch.rand(1, 3, 16, 48))
 
 
 # ── classes ───────────────────────────────────────────────────────────────────────────────────

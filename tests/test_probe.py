@@ -10,6 +10,7 @@ from PIL import Image
 from test_train import train
 
 from imagebart import scenery
+from imagebart.checkpoint import sha256_of
 from imagebart.probe import ATTRIBUTES, Heads, Probe, read
 
 
@@ -30,6 +31,25 @@ def make_model_folder(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     tiny.save_pretrained(folder)
     return folder
+
+
+def test_pictures_are_kept_whole_and_by_their_vqgan(trained, make_model_folder, tmp_path):
+    """A kill while they are written leaves none; those of another VQGAN are not these."""
+    digest = sha256_of(make_model_folder / "vqgan.safetensors")[:8]
+    names = {f"train_48_{digest}.npz", f"validation_8_{digest}.npz"}
+    assert {path.name for path in trained.glob("*.npz")} == names
+
+    savez = np.savez
+
+    def killed(file, **arrays) -> None:
+        savez(file, **{name: arrays[name] for name in ("images", "kinds")})
+        raise KeyboardInterrupt
+
+    given = ("--count", 4, "--held-out", 4, "--workers", 0, "--through", make_model_folder)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "savez", killed)
+        train("probe", "--out", tmp_path, *given)
+    assert not list(tmp_path.glob("*.npz"))
 
 
 def renders(n: int) -> list[Image.Image]:

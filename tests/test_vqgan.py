@@ -52,6 +52,14 @@ def test_lookup_lays_codes_out_as_the_grid_is():
             assert torch.equal(e[0, :, i, j], quantiser.codebook.weight[grid[0, i, j]])
 
 
+def test_tokens_do_not_depend_on_autocast():
+    """A product in bfloat16 would take another of 512 codes for one latent in fifty."""
+    quantiser, z = make_quantiser(512, 8), latents(c=8, h=32, w=32)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = quantiser.nearest(z)
+    assert torch.equal(tokens, quantiser.nearest(z))
+
+
 # ── the straight-through gradient ─────────────────────────────────────────────────────────────
 
 
@@ -238,11 +246,17 @@ def test_a_config_survives_json():
     "shape, sentence",
     [
         (dict(channels=40), "channels must be a multiple of 32"),
-        (dict(multipliers=(1, 0), attention_levels=()), "multipliers at least 1"),
+        (dict(channels=0), "channels must be a whole number, at least 1, got 0"),
+        (dict(channels=128.0), "channels must be a whole number, at least 1, got 128.0"),
+        (dict(multipliers=(1, 0), attention_levels=()), "multipliers must be .* at least 1, got 0"),
+        (dict(multipliers=[], attention_levels=[]), "multipliers must be at least one, got none"),
+        (dict(image_size=0), "image_size must be a whole number, at least 1, got 0"),
         (dict(image_size=100), "image_size must be a multiple of 16, got 100"),
-        (dict(patch=3, fine=16, image_size=240), "patch a power of 2 where fine is not 0, got 16"),
-        (dict(fine=-1), "fine must be at least 0"),
-        (dict(deeper=-1), "deeper must be at least 0, got -1"),
+        (dict(K=0), "K must be a whole number, at least 1, got 0"),
+        (dict(patch=0), "patch must be a whole number, at least 1, got 0"),
+        (dict(patch=3, fine=16, image_size=240), "patch must be a power of 2 where fine is not 0"),
+        (dict(fine=-1), "fine must be a whole number, at least 0, got -1"),
+        (dict(deeper=-1), "deeper must be a whole number, at least 0, got -1"),
         (dict(attention_levels=(5,)), r"attention_levels must lie in \[0, 5\)"),
     ],
 )
