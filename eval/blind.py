@@ -18,7 +18,7 @@ from reporting import run
 
 from imagebart import ImageBART, scenery, show
 from imagebart.distributed import pick_device
-from imagebart.model import SHIPPED
+from imagebart.folders import SHIPPED
 from imagebart.receipts import options_of, receipt
 
 COLUMNS = 8

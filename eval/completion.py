@@ -38,9 +38,9 @@ from imagebart import ImageBART, scenery, show
 from imagebart.data import to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import Ranks, pick_device
+from imagebart.folders import SHIPPED
 from imagebart.holes import pixel_hole, token_hole
 from imagebart.masked import PROCESSES
-from imagebart.model import SHIPPED
 from imagebart.perceptual import psnr
 from imagebart.probe import ATTRIBUTES, Probe
 from imagebart.receipts import options_of, receipt, shown

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from imagebart import ImageBART, scenery
 from imagebart.distributed import pick_device
+from imagebart.folders import SHIPPED
 from imagebart.holes import pixel_hole, token_hole
-from imagebart.model import SHIPPED
 from imagebart.probe import Probe
 from imagebart.receipts import options_of, receipt
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import sha256_of
+from imagebart.folders import SHIPPED
 from imagebart.guidance import ask
-from imagebart.model import SHIPPED
 from imagebart.receipts import receipt
 from imagebart.sources import open_data
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from imagebart import ImageBART, scenery
 from imagebart.conditioning import commonest_kinds
 from imagebart.distributed import pick_device
-from imagebart.model import SHIPPED
+from imagebart.folders import SHIPPED
 from imagebart.probe import GRID, Probe, Seen
 from imagebart.receipts import options_of, receipt
 

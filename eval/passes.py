@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show
 from imagebart.distributed import pick_device
-from imagebart.model import SHIPPED
+from imagebart.folders import SHIPPED
 from imagebart.receipts import options_of, receipt, shown
 
 

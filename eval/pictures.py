@@ -20,8 +20,8 @@ import tyro
 from PIL import Image
 
 from imagebart import ImageBART, scenery, show
+from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.maps import kind_colours, paint_kinds
-from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
 
 PROMPTS = (
     "northern lights over snowy mountains at night",

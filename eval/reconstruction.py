@@ -18,7 +18,7 @@ from tqdm import tqdm
 from imagebart import distributed, scenery
 from imagebart.checkpoint import sha256_of
 from imagebart.data import to_tensor
-from imagebart.model import SHIPPED, load_vqgan
+from imagebart.folders import SHIPPED, load_vqgan
 from imagebart.perceptual import fine, psnr, sharpness
 from imagebart.receipts import receipt
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from imagebart import ImageBART
 from imagebart.distributed import pick_device
-from imagebart.model import SHIPPED
+from imagebart.folders import SHIPPED
 from imagebart.panorama import MODES, WideNoise, origins
 from imagebart.receipts import options_of, receipt
 

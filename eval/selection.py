@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from imagebart import ImageBART, scenery
 from imagebart.distributed import pick_device
-from imagebart.model import SHIPPED
+from imagebart.folders import SHIPPED
 from imagebart.probe import ATTRIBUTES, Probe
 from imagebart.receipts import options_of, receipt
 

@@ -33,8 +33,8 @@ from timing import DTYPES, ceilings, roofline, timed, windowed, with_passes
 from imagebart import ImageBART, distributed, sampling
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.folders import SHIPPED
 from imagebart.masked import edit_steps
-from imagebart.model import SHIPPED
 from imagebart.presets import find_preset
 from imagebart.receipts import PACKAGES, receipt, shown
 from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens

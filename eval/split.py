@@ -26,7 +26,7 @@ from imagebart import ImageBART, sampling, show
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
-from imagebart.model import SHIPPED
+from imagebart.folders import SHIPPED
 from imagebart.presets import find_preset
 from imagebart.receipts import options_of, receipt
 from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.diffusion import MultinomialDiffusion, geometric
-from imagebart.model import save_scale, save_vqgan
+from imagebart.folders import save_scale, save_vqgan
 from imagebart.official import (
     FIRST_STAGE,
     Scale,

@@ -2,15 +2,11 @@
 
     x_T ~ uniform  →  x_{t-1} ~ p_θ^{t-1}(· | x_t), t = T .. 2  →  x_0 = G(x_1)
 
-A model is a folder: `config.json`, `vqgan.safetensors`, `scale_2.safetensors` … and the model card
-`README.md`. Only JSON and safetensors are read.
+Where a model lies on disk is told in folders.py.
 """
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args, get_origin
 
 import numpy as np
 import torch
@@ -18,19 +14,26 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from imagebart.checkpoint import load_tensors, read_json, save_tensors, write_json
 from imagebart.data import fit, to_pil, to_rgb, to_tensor
-from imagebart.denoiser import Denoiser, DenoiserConfig
+from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
+from imagebart.folders import (
+    OPTIONAL_ENTRIES,
+    find_folder,
+    find_vqgan,
+    load_denoiser,
+    load_vqgan,
+    read_config,
+    remove_other_scales,
+    save_scale,
+    save_vqgan,
+    update_config,
+)
 from imagebart.notation import Float, Grid, Images, Tokens
-from imagebart.vqgan import VQGAN, VQGANConfig
+from imagebart.vqgan import VQGAN
 
-SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
-SHIPPED_SEMANTIC = SHIPPED.with_name("scenery-semantic")
 OUTPUT_TYPES = ("pil", "pt", "np")
-OPTIONAL_ENTRIES = ("class_names", "map_names", "guidance")
-"""Entries of config.json that a model can do without."""
 
 
 class ImageBART(nn.Module):
@@ -406,201 +409,3 @@ def joined(
     if isinstance(batches[0], np.ndarray):
         return np.concatenate(batches)
     return [image for batch in batches for image in batch]
-
-
-def find_folder(
-    source: str | Path | None, revision: str | None = None, local_files_only: bool = False
-) -> Path:
-    """Where a model lies on disk; ids of the form owner/name are fetched from the Hub."""
-    if source is None:
-        return SHIPPED
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    parts = str(source).split("/")
-    if len(parts) != 2 or not all(parts) or str(source).startswith((".", "~")):
-        raise ValueError(f"a model must be a folder or a Hub id owner/name, got {str(source)!r}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(
-                str(source),
-                revision=revision,
-                local_files_only=local_files_only,
-                allow_patterns=["*.json", "*.safetensors", "README.md"],
-            )
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(
-            f"{source}: neither a folder here nor found on the Hub ({type(error).__name__})"
-        ) from None
-
-
-def read_config(folder: Path) -> dict:
-    """config.json of a model; ValueError if it is not one."""
-    path = Path(folder) / "config.json"
-    config = read_json(path)
-    wanted = {"vqgan": dict | str, "alpha_bar": list, "denoisers": dict}
-    for name, kind in wanted.items():
-        if not isinstance(config, dict) or not isinstance(config.get(name), kind):
-            raise ValueError(f"{path} must hold {', '.join(wanted)}: no {name} there")
-    scales = config["denoisers"]
-    if not all(t.isdecimal() and isinstance(shape, dict) for t, shape in scales.items()):
-        raise ValueError(f"{path}: denoisers must be {{t: shape}}, got {scales!r:.80}")
-    for name, kind in ENTRIES.items():
-        if name in config:
-            require_kind(config[name], kind, f"{path}: {name}")
-    return config
-
-
-ENTRIES = {
-    "alpha_bar": tuple[float, ...],
-    "class_names": tuple[str, ...],
-    "map_names": tuple[str, ...],
-    "guidance": float,
-}
-WORDS = {
-    int: "a whole number",
-    float: "a finite number",
-    bool: "true or false",
-    str: "text",
-    tuple[int, int]: "two whole numbers",
-    tuple[int, ...]: "whole numbers",
-    tuple[float, ...]: "finite numbers",
-    tuple[str, ...]: "names",
-}
-"""What the fields of config.json hold, in words."""
-
-
-def require_kind(value, kind: type, name: str) -> None:
-    """ValueError unless a value of JSON is what such a field holds."""
-    if not is_of(value, kind):
-        raise ValueError(f"{name} must be {WORDS[kind]}, got {value!r:.80}")
-
-
-def is_of(value, kind: type) -> bool:
-    """Whether a value of JSON is of this type: a list is a tuple, and 1 a float."""
-    if get_origin(kind) is tuple:
-        each, last = get_args(kind)
-        listed = isinstance(value, list | tuple) and (last is ... or len(value) == 2)
-        return listed and all(is_of(one, each) for one in value)
-    if kind is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return type(value) is kind
-
-
-def load_vqgan(folder: Path) -> VQGAN:
-    """The VQGAN of a folder, its own or a model's."""
-    folder, shape = find_vqgan(Path(folder))
-    path = folder / "vqgan.safetensors"
-    tensors = load_tensors(path)
-    vqgan = VQGAN(_configured(VQGANConfig, shape, folder))
-    if "quantiser.used" in tensors:
-        vqgan.quantiser.shrink(tensors["quantiser.used"])
-    _load(vqgan, tensors, path)
-    return vqgan
-
-
-def find_vqgan(folder: Path) -> tuple[Path, dict]:
-    """Where a model's VQGAN lies and its shape: in its own folder, or in the one beside it that
-    config.json names."""
-    config = read_json(folder / "config.json")
-    shape = config.get("vqgan") if isinstance(config, dict) else None
-    if isinstance(shape, str):
-        beside = folder.resolve().parent / shape
-        if Path(shape).name != shape or not (beside / "config.json").is_file():
-            raise ValueError(
-                f"{folder}/config.json: vqgan must be its shape or a folder beside this one, "
-                f"got {shape!r}"
-            )
-        folder, config = beside, read_json(beside / "config.json")
-        shape = config.get("vqgan") if isinstance(config, dict) else None
-    if not isinstance(shape, dict):
-        raise ValueError(f"{folder}/config.json must hold vqgan, got no such entry")
-    return folder, shape
-
-
-def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a VQGAN's own folder, or its part of a model's."""
-    save_tensors(_as(vqgan.state_dict(), dtype), Path(folder) / "vqgan.safetensors")
-    update_config(Path(folder), {"vqgan": asdict(vqgan.config)})
-
-
-def load_denoiser(folder: Path, t: int, shape: dict, diffusion: MultinomialDiffusion) -> Denoiser:
-    path = Path(folder) / f"scale_{t}.safetensors"
-    denoiser = Denoiser(_configured(DenoiserConfig, shape, folder), diffusion, t)
-    _load(denoiser, load_tensors(path), path)
-    return denoiser
-
-
-def save_scale(
-    tensors: dict[str, Tensor],
-    config: DenoiserConfig,
-    diffusion: MultinomialDiffusion,
-    t: int,
-    folder: Path,
-    dtype: torch.dtype | None = None,
-    **names: Sequence[str],
-) -> None:
-    """Write scale t of a model: its weights, and its rows of config.json; `names` are its
-    class_names and map_names."""
-    save_tensors(_as(tensors, dtype), Path(folder) / f"scale_{t}.safetensors")
-    schedule = diffusion.alpha_bar[1:].tolist()
-    entries = {"alpha_bar": schedule, "denoisers": {str(t): asdict(config)}, **names}
-    update_config(Path(folder), entries)
-
-
-def update_config(folder: Path, entries: dict) -> None:
-    """Merge entries into config.json, scales into scales, so that each can be saved on its own."""
-    path = folder / "config.json"
-    config = read_json(path) if path.exists() else {"format": 1}
-    scales = config.get("denoisers", {}) | entries.get("denoisers", {})
-    config |= entries
-    if scales:
-        config["denoisers"] = dict(sorted(scales.items()))
-    write_json(config, path)
-
-
-def remove_other_scales(folder: Path, scales: Iterable[int]) -> None:
-    """Leave these scales only: their rows of config.json, then their files."""
-    names, path = {str(t) for t in scales}, folder / "config.json"
-    config = read_json(path)
-    rows = config["denoisers"].items()
-    write_json(config | {"denoisers": {t: row for t, row in rows if t in names}}, path)
-    for file in folder.glob("scale_*.safetensors"):
-        t = file.stem.removeprefix("scale_")
-        if t.isdecimal() and t not in names:
-            file.unlink()
-
-
-def _as(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    def cast(x: Tensor) -> Tensor:
-        return x.to(dtype) if dtype is not None and x.is_floating_point() else x
-
-    return {name: cast(x) for name, x in tensors.items()}
-
-
-def _configured(kind: type, values: dict, folder: Path):
-    path = f"{folder}/config.json"
-    for field in fields(kind):
-        if field.name in values:
-            require_kind(values[field.name], field.type, f"{path}: {field.name}")
-    try:
-        return kind(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} must describe a {kind.__name__}: {error}") from None
-
-
-def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy weights into a module after checking names and shapes."""
-    wanted = {name: tuple(x.shape) for name, x in module.state_dict().items()}
-    got = {name: tuple(x.shape) for name, x in tensors.items()}
-    for name in sorted(wanted.keys() | got.keys()):
-        if wanted.get(name) != got.get(name):
-            raise ValueError(
-                f"{path}: {name} must be {wanted.get(name, 'absent')}, "
-                f"got {got.get(name, 'nothing')}"
-            )
-    module.load_state_dict(tensors)

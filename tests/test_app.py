@@ -33,10 +33,10 @@ from demo.sample import sample
 from imagebart import ImageBART, scenery, serving
 from imagebart.data import fit, to_rgb
 from imagebart.editing import Edit
+from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.guidance import pieces_in
 from imagebart.holes import hole_pixels
 from imagebart.maps import kind_colours, paint_kinds, read_kinds
-from imagebart.model import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 

@@ -19,6 +19,7 @@ LAYERS = [
     | {"checkpoint", "training", "serving"},
     {"conditioning", "maps"},
     {"denoiser"},
+    {"folders"},
     {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking", "streaming"},

@@ -103,6 +103,8 @@ def test_scales_are_repeated_as_released(tiny, make_denoiser):
     assert released_chains(tiny) == {2: 3, 3: 3, 4: 1}
     uneven = MultinomialDiffusion([1.0, 0.9, 0.0], 12)
     scales = {t: make_denoiser(t) for t in (2, 3)}
+    for denoiser in scales.values():
+        denoiser.diffusion = uneven
     assert released_chains(ImageBART(tiny.vqgan, uneven, scales)) == {2: 5, 3: 1}
 
 

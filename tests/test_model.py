@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from imagebart import ImageBART
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion, geometric
-from imagebart.model import load_vqgan, save_vqgan
+from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.sampling import generator_of
 
 
@@ -87,7 +87,7 @@ def test_layers_at_every_pixel_come_back(make_vqgan, tmp_path):
 
 
 def test_scales_can_be_saved_one_by_one_in_any_order(tiny, tmp_path):
-    from imagebart.model import save_scale
+    from imagebart.folders import save_scale
 
     save_vqgan(tiny.vqgan, tmp_path)
     for t in (4, 2, 3):

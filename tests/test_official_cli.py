@@ -30,8 +30,9 @@ from imagebart import importing
 from imagebart.__main__ import main
 from imagebart.checkpoint import sha256_of
 from imagebart.denoiser import DenoiserConfig
+from imagebart.folders import load_vqgan
 from imagebart.importing import PUBLISHED, download, import_released
-from imagebart.model import ImageBART, load_vqgan
+from imagebart.model import ImageBART
 from imagebart.official import vqgan_config
 from imagebart.presets import PRESETS
 from imagebart.untrusted import UntrustedFileError, read_checkpoint

@@ -21,7 +21,7 @@ from PIL import Image
 from imagebart import linear, receipts, sampling
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.model import SHIPPED
+from imagebart.folders import SHIPPED
 from imagebart.presets import find_preset
 
 EVAL = Path(__file__).parents[1] / "eval"

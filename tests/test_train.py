@@ -21,8 +21,8 @@ from imagebart import ImageBART, checkpoint, data, distributed, perceptual, pres
 from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
 from imagebart.conditioning import commonest_kinds
 from imagebart.data import TokenFile
+from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.guidance import pieces_in
-from imagebart.model import load_vqgan, save_vqgan
 from imagebart.vqgan import VQGAN
 
 ROOT = Path(__file__).parents[1]

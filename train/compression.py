@@ -26,7 +26,7 @@ from tqdm import tqdm
 from imagebart import distributed
 from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, run_lock
 from imagebart.data import Batches, to_pil
-from imagebart.model import load_vqgan, save_vqgan
+from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.perceptual import (
     PERCEPTUAL,
     PatchDiscriminator,

@@ -21,7 +21,7 @@ from imagebart import distributed
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.conditioning import commonest_kinds
 from imagebart.data import HEADER, TokenFile, TokenWriter
-from imagebart.model import load_vqgan, save_vqgan
+from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.sources import open_data
 from imagebart.vqgan import VQGAN
 

@@ -27,7 +27,7 @@ from imagebart import distributed, scenery
 from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, run_lock, sha256_of
 from imagebart.conditioning import END, START, TEXT_IDS, commonest_kinds, encode_text
 from imagebart.data import Batches
-from imagebart.model import SHIPPED, find_vqgan, load_vqgan
+from imagebart.folders import SHIPPED, find_vqgan, load_vqgan
 from imagebart.probe import ATTRIBUTES, GRID, Heads, read, save_probe
 from imagebart.training import Log, warmup_cosine
 

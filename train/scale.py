@@ -25,8 +25,8 @@ from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run
 from imagebart.data import Batches, TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.folders import load_vqgan, save_scale, save_vqgan
 from imagebart.guidance import condition_of, drop, pieces_in
-from imagebart.model import load_vqgan, save_scale, save_vqgan
 from imagebart.presets import ScaleRecipe, find_preset
 from imagebart.training import Log, require_same_run, warmup_cosine
 
