@@ -2,16 +2,18 @@
 
     python eval/blind.py --picture sheet.png                 # look, and write a letter for each
     python eval/blind.py --answers "RsS…" --out eval/results/scenery_blind.json
+    python eval/blind.py --of reconstructions …                  # what the VQGAN alone gives away
 
 Half of the thumbnails are held-out renders, half are samples (for the captions of other renders, if
-the model takes text), in an order that the seed decides and nobody is told. A viewer writes r (a
-render) or s (a sample), row after row, in capitals where sure. The JSON says how many are told
-apart, and how often the viewer is sure.
+the model takes text) or, of other renders, what the VQGAN makes of them, in an order that the seed
+decides and nobody is told. A viewer writes r (a render) or s (the model's), row after row, in
+capitals where sure. The JSON says how many are told apart, and how often the viewer is sure.
 """
 
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from reporting import run
@@ -27,7 +29,8 @@ COLUMNS = 8
 @dataclass(frozen=True)
 class Config:
     model: str = str(SHIPPED)
-    n: int = 32  # thumbnails, half of them samples
+    of: Literal["samples", "reconstructions"] = "samples"  # what stands among the renders
+    n: int = 32  # thumbnails, half of them the model's
     seed: int = 0  # of their order; samples and renders are others for every seed
     picture: Path | None = None  # where the sheet goes
     answers: str = ""  # a letter for each thumbnail, row after row; spaces do not count
@@ -47,7 +50,7 @@ def main(config: Config) -> dict:
 
 
 def order(n: int, seed: int) -> str:
-    """What each thumbnail is: "r", a render, or "s", a sample."""
+    """What each thumbnail is: "r", a render, or "s", the model's."""
     letters = list("rs" * (n // 2))
     random.Random(seed).shuffle(letters)
     return "".join(letters)
@@ -59,10 +62,13 @@ def sheet(config: Config) -> show.Picture:
     half, first = config.n // 2, config.seed * config.n
     scenes = [scenery.scene_seed("test", first + i) for i in range(config.n)]
     scenes = [scenery.render(seed, *model.image_size) for seed in scenes]
-    renders = [Image.fromarray(scene.image) for scene in scenes[:half]]
+    renders = [Image.fromarray(scene.image) for scene in scenes]
     told = {"prompt": [scene.caption for scene in scenes[half:]]} if model.takes_text else {}
-    samples = model.sample(half, seed=first, **told)
-    of = {"r": iter(renders), "s": iter(samples)}
+    if config.of == "samples":
+        made = model.sample(half, seed=first, **told)
+    else:
+        made = model.decode(model.encode(renders[half:]))
+    of = {"r": iter(renders[:half]), "s": iter(made)}
     mixed = [next(of[letter]) for letter in order(config.n, config.seed)]
     return show.grid(mixed, columns=COLUMNS, height=2 * model.image_size[0])
 

@@ -332,6 +332,7 @@ def highlights() -> str:
     paper = row_of("scenery_completion_refined", **single)
     two = row_of("scenery_completion_t2", **single, T=2)
     seam, look = row_of("scenery_seams", mode="fast"), receipt("scenery_blind")
+    back = receipt("scenery_blind_reconstructions")
     tokens = one["sequential"]["passes"]
     edit = one["edit of a tenth, parallel"]["median_s"]
     rows = [
@@ -369,7 +370,8 @@ def highlights() -> str:
         (
             "a blind look: renders and samples that a viewer told apart",
             f"{look['right']} of {look['n']}",
-            f"by guessing {look['n'] // 2}; the fewer the better",
+            f"by guessing {look['n'] // 2}, the fewer the better; renders and what the VQGAN makes "
+            f"of others {back['right']} of {back['n']}",
         ),
     ]
     return table("what | shipped model | beside it", rows)

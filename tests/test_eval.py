@@ -145,6 +145,18 @@ def test_a_blind_sheet_holds_renders_and_samples_in_an_order_that_is_kept(folder
     assert blind.order(32, 0) != blind.order(32, 1)
 
 
+def test_what_the_vqgan_gives_away_can_be_looked_at_alone(folder, tiny, tmp_path):
+    where = dict(model=str(folder), n=2, picture=tmp_path / "s.png", device="cpu")
+    blind.main(blind.Config(**where, of="reconstructions"))
+    scene = scenery.render(scenery.scene_seed("test", 1), *tiny.image_size)
+    (back,) = tiny.decode(tiny.encode(Image.fromarray(scene.image)))
+    side, sheet = 2 * tiny.image_size[0], Image.open(tmp_path / "s.png")
+    left = blind.order(2, 0).index("s") * (sheet.width - side)
+    due = np.asarray(back.resize((side, side), Image.Resampling.BICUBIC), float)
+    shown = np.asarray(sheet.crop((left, 0, left + side, side)), float)
+    assert np.abs(shown - due).max() <= 1
+
+
 def test_a_blind_look_is_scored(folder):
     assert blind.score("Rs Sr", "rsrs") == {"n": 4, "right": 2, "sure": 2, "sure_and_right": 1}
     answers = blind.order(4, 0).upper()
