@@ -221,7 +221,7 @@ def undone(history: list[str]) -> tuple[dict, list[str]]:
     """The picture before, for the editor, and those before it."""
     if not history or not Path(history[-1]).is_file():
         raise ValueError("there is nothing to undo")
-    return for_editor(Image.open(history[-1])), history[:-1]
+    return for_editor(read_picture({"path": history[-1]})), history[:-1]
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────

@@ -1,21 +1,18 @@
 """The tab Panorama: draw a wide picture from one prompt or several."""
 
-import math
 import time
 from collections.abc import Iterator
 
 import gradio as gr
 
 from demo.parts import NO_TEXT, connect, controls_of_chance, controls_of_words, run_buttons
-from demo.pictures import stored
+from demo.pictures import Looks, stored
 from demo.requests import LONGEST_PROMPT, read_request, short, status, whole
 from imagebart import ImageBART
 from imagebart.data import to_pil
 from imagebart.panorama import decode_wide, panorama_steps
 
 MOST_WIDTH = 4096
-SECONDS_BETWEEN_LOOKS = 2
-"""At a panorama that grows."""
 
 
 def panorama(
@@ -49,12 +46,12 @@ def panorama(
     if options.pop("prompt", None):
         options["prompts"] = lines
 
-    began, looked, shown = time.perf_counter(), -math.inf, None
+    began, looks, shown = time.perf_counter(), Looks(), None
     how = {"mode": "exact" if exact else "fast", "wrap": wrap, **options}
     for step in panorama_steps(model, width, **how):
-        if step.done == 1 or time.perf_counter() - looked > SECONDS_BETWEEN_LOOKS:
+        if looks.due(step.done):
             picture = decode_wide(model, step.tokens, wrap)[:, :, :, :width]
-            looked, shown = time.perf_counter(), stored(to_pil(picture)[0])
+            shown = stored(to_pil(picture)[0])
         yield status(step, options["seed"], 1, began, remark), shown
 
 

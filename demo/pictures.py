@@ -19,7 +19,6 @@ from imagebart.holes import hole_pixels, pixel_hole, upright
 EXAMPLES = 8
 PAINT = "#ff9a3c"  # bright: a layer is a mask, and read as any other
 SECONDS_BETWEEN_LOOKS = 2
-"""At a picture that grows."""
 
 
 def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
@@ -85,13 +84,25 @@ def stored(image: Image.Image) -> str:
     return str(path)
 
 
+class Looks:
+    """When a picture that grows is looked at: at first, at the end, and every few seconds."""
+
+    def __init__(self):
+        self.last = -math.inf
+
+    def due(self, done: float) -> bool:
+        if done < 1 and time.perf_counter() - self.last <= SECONDS_BETWEEN_LOOKS:
+            return False
+        self.last = time.perf_counter()
+        return True
+
+
 def growing(steps: Iterator[tuple[Image.Image, float]]) -> Iterator[tuple[str, float]]:
-    """(a file, the part done) of a picture that grows: a new file for its first and its last state,
-    and every few seconds in between."""
-    looked = -math.inf
+    """(a file, the part done) of a picture that grows: a new file for every look."""
+    looks = Looks()
     for picture, part in steps:
-        if part == 1 or time.perf_counter() - looked > SECONDS_BETWEEN_LOOKS:
-            looked, file = time.perf_counter(), stored(picture)
+        if looks.due(part):
+            file = stored(picture)
         yield file, part
 
 
@@ -103,7 +114,7 @@ def chosen_for_editor(results: list | None, index: int) -> dict:
     path = results[min(index, len(results) - 1)]["image"]["path"]
     if not Path(path).is_file():
         raise ValueError("this picture is too old and gone, draw it again")
-    return for_editor(Image.open(path))
+    return for_editor(read_picture({"path": path}))
 
 
 def example_pictures(model: ImageBART) -> list[Image.Image]:

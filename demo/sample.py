@@ -40,8 +40,8 @@ def sample(
     num_images 1 to 16, image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers
     are not exact; temperature 0 to 5, 0 is greedy; top_k 0 (off) to the size of the codebook.
     classes: a name or a number, empty for any; guidance 0 to 20, 1 is plain conditional sampling,
-    null is the model's own. candidates 1 to 64 for all images together: so many are drawn for each
-    image, and those shown that look most like the prompt, the best first.
+    null is the model's own. candidates: so many are drawn for each image, 64 at most in all, and
+    those shown that look most like the prompt, the best first.
     """
     words = classes, negative_prompt, guidance
     request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)

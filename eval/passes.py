@@ -112,11 +112,13 @@ def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
         key = tuple(row[name] for name in ("model", "T", "t", "beta", "guess"))
         lines.setdefault(key, []).append(row["passes"])
     scales = list(dict.fromkeys(key[:4] for key in lines))
+    twice = len(lines) > len(scales)
     figure = Figure(figsize=(7.5, 2.8), dpi=100)
     ax = figure.subplots()
     for (*scale, guess), passes in lines.items():
-        colour, dashed = show.COLOURS[scales.index(tuple(scale)) % 6], guess == "x_t"
-        name = "_" if dashed else called(*scale, alone=len({s[0] for s in scales}) == 1)
+        colour = show.COLOURS[scales.index(tuple(scale)) % len(show.COLOURS)]
+        dashed = guess == "x_t"
+        name = "_" if dashed and twice else called(*scale, alone=len({s[0] for s in scales}) == 1)
         ax.plot(windows, passes, "o--" if dashed else "o-", color=colour, label=name)
     if any(key[-1] == "x_t" for key in lines):
         ax.plot([], [], "--", color=show.INK, label="from x_t alone")

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -51,16 +51,20 @@ TURNS = {
 }
 
 
-def read_image(path: PathLike, file: BinaryIO | None = None) -> Image.Image:
+def read_image(
+    path: PathLike,
+    file: BinaryIO | None = None,
+    convert: Callable[[Image.Image], Image.Image] | None = None,
+) -> Image.Image:
     """The picture in a file, as RGB; ValueError naming the file if it is not a whole picture.
 
-    `file` holds the bytes, if they lie elsewhere.
+    `file` holds the bytes, if they lie elsewhere; `convert` is done in place of `to_rgb`.
     """
     try:
         with Image.open(file or path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} fit")
-            return to_rgb(image)
+            return (convert or to_rgb)(image)
     except Exception as error:  # decoders raise whatever a broken file drives them into
         raise ValueError(f"{_printable(path)}: must be a readable image, got {error}") from error
 
@@ -78,7 +82,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if getattr(image, "is_animated", False):
         image.seek(0)
     image.load()
-    turn = TURNS.get(_orientation(image))
+    turn = turn_of(image)
 
     image = _eight_bits(image)
     if image.has_transparency_data:
@@ -88,9 +92,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.asarray(image if turn is None else image.transpose(turn)))
 
 
-def _orientation(image: Image.Image) -> int | None:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What turns the stored pixels upright, as EXIF says; None is nothing."""
     try:
-        return image.getexif().get(ORIENTATION)
+        return TURNS.get(image.getexif().get(ORIENTATION))
     except Exception:  # EXIF that cannot be parsed says nothing; the pixels are still good
         return None
 

@@ -65,6 +65,8 @@ def read_config(folder: Path) -> dict:
     if not all(t.isdecimal() and isinstance(shape, dict) for t, shape in scales.items()):
         raise ValueError(f"{path}: denoisers must be {{t: shape}}, got {scales!r:.80}")
     for name, kind in ENTRIES.items():
+        if isinstance(config.get(name), list) and name == "guidance":
+            kind = tuple[float, ...]  # one a scale
         if name in config:
             require_kind(config[name], kind, f"{path}: {name}")
     return config

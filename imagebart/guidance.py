@@ -11,6 +11,7 @@ plain conditional sampling.
 """
 
 import difflib
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def guidance_of(model, guidance: float | Sequence[float] | None) -> dict[int, fl
     guidance = model.guidance if guidance is None else guidance
     scales = per_scale(guidance, model.T, "guidance")
     if not all(isinstance(scale, Real) and 0 <= scale < float("inf") for scale in scales):
-        raise ValueError(f"guidance must be at least 0, got {guidance!r}")
+        raise ValueError(f"guidance must be a number, at least 0, got {guidance!r}")
     config = model.denoisers[model.T].config
     if any(scale != 1 for scale in scales) and not (config.condition_parts and config.droppable):
         raise ValueError(
@@ -305,8 +306,9 @@ def commonest(kinds: np.ndarray, config: DenoiserConfig) -> np.ndarray:
             f"a map's kinds must lie in [0, {config.map_kinds}), or be {ABSENT} where it is open, "
             f"got {kinds.min()} to {kinds.max()}"
         )
-    left, top, right, bottom = map(round, fit_box(kinds.shape[::-1], config.grid))
-    return commonest_kinds(kinds[top:bottom, left:right], config.grid)
+    left, top, right, bottom = fit_box(kinds.shape[::-1], config.grid)
+    rows, columns = slice(int(top), math.ceil(bottom)), slice(int(left), math.ceil(right))
+    return commonest_kinds(kinds[rows, columns], config.grid)
 
 
 def each_of(given, batch: int, kind: type, name: str) -> list:
@@ -326,12 +328,13 @@ def plain(value, kind: type):
 
 
 def is_several(value) -> bool:
-    """Whether it is a list, a tuple, a range, an array … and not one number or text."""
-    return isinstance(value, Sequence | np.ndarray | Tensor) and not isinstance(value, str)
+    """Whether it is a list, a tuple, a range … and not one number or text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def per_scale(value, T: int, name: str) -> list:
     """One value for every scale t = 2 .. T."""
+    value = plain(value, str)
     values = list(value) if is_several(value) else [value] * (T - 1)
     if len(values) != T - 1:
         raise ValueError(f"{name} must be one number, or {T - 1} for t = 2 to {T}, got {value}")

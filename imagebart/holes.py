@@ -5,10 +5,10 @@ White, or at least half as bright, is repainted; black and transparent stay.
 
 import numpy as np
 from einops import repeat
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from imagebart.data import FORMATS, MAX_PIXELS, PathLike, fit_box
+from imagebart.data import PathLike, fit_box, read_image, turn_of
 from imagebart.notation import Bool
 from imagebart.pasting import touched_tokens
 
@@ -49,19 +49,20 @@ def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, which says nothing if it cannot be parsed: as `data.to_rgb` does."""
+    """Turned as its EXIF says, without it then: nothing turns it a second time."""
     picture.load()
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # the parser raises whatever broken EXIF drives it into
-        return picture
+    turn = turn_of(picture)
+    turned = picture.copy() if turn is None else picture.transpose(turn)
+    turned.info = {name: turned.info[name] for name in ("transparency",) if name in turned.info}
+    return turned
 
 
 def kind_of(mask: object) -> str:
     """What somebody took for a mask."""
     if isinstance(mask, Image.Image):
         return f"mode {mask.mode}"
-    return f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else f"{mask!r:.60}"
+    arrays = np.ndarray | Tensor
+    return f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, arrays) else f"{mask!r:.60}"
 
 
 def on_black(picture: Image.Image) -> np.ndarray:
@@ -80,13 +81,7 @@ def read_mask(path: PathLike) -> Image.Image:
 
     `data.read_image` would lay it on white.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} fit")
-            return upright(image)
-    except Exception as error:  # decoders raise whatever a broken file drives them into
-        raise ValueError(f"{path}: must be a readable image, got {error}") from error
+    return read_image(path, convert=upright)
 
 
 def token_hole(model, marked: np.ndarray) -> Bool[Tensor, "1 h w"]:

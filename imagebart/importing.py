@@ -118,7 +118,7 @@ def import_released(
     address, folder = url or row.url, cache_folder() / name
     with held(folder):
         archive = download(address, folder, progress)
-        with drafted(out) as draft, removed_if_unfit(folder):
+        with drafted(out) as draft, removed_if_unfit(archive):
             _convert(name, archive, address, draft, ema, progress)
         shutil.rmtree(folder, ignore_errors=True)
     return out
@@ -380,12 +380,15 @@ def held(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def removed_if_unfit(folder: Path) -> Iterator[None]:
-    """What was downloaded into `folder` goes if it is no model: it would be refused for ever."""
+def removed_if_unfit(archive: Path) -> Iterator[None]:
+    """What was downloaded goes if it is no archive: it would be refused for ever. One that is may
+    only want other options, and stays."""
     try:
         yield
     except ValueError as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        if zipfile.is_zipfile(archive):
+            raise ValueError(f"{error}; the download is kept: --from {archive}") from None
+        shutil.rmtree(archive.parent, ignore_errors=True)
         raise ValueError(
             f"{error}; the downloaded file was removed, try again or give --from"
         ) from None

@@ -246,7 +246,7 @@ class ImageBART(nn.Module):
         """PIL images or a tensor in [0, 1] as x_0: b×3×H×W in [-1, 1] on the model's device."""
         if isinstance(images, Tensor):
             require_pixels(images)
-            return (2 * images - 1).to(self.device, torch.float32)
+            return (2 * images.clamp(0, 1) - 1).to(self.device, torch.float32)
         images = [images] if isinstance(images, Image.Image) else list(images)
         if not images:
             raise ValueError("images must be at least one, got none")
@@ -390,14 +390,14 @@ def require_output(output_type: str) -> None:
 
 
 def require_pixels(images: Tensor) -> None:
-    """ValueError unless these are b×3×H×W, at least one, in [0, 1]."""
+    """ValueError unless these are b×3×H×W, at least one, in [0, 1] but for rounding."""
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise ValueError(f"images must be b×3×H×W, at least one, got shape {tuple(images.shape)}")
     if not images.is_floating_point():
         raise ValueError(f"images must be floating-point numbers in [0, 1], got {images.dtype}")
     low, high = images.min().item(), images.max().item()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"images must lie in [0, 1], got {low:.3g} to {high:.3g}")
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(f"images must lie in [0, 1], got {low:.5g} to {high:.5g}")
 
 
 def joined(

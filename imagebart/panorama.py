@@ -21,10 +21,11 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.denoiser import Condition, Decoding, Denoiser
-from imagebart.guidance import Asked, Guided, ask
+from imagebart.guidance import Asked, Guided, ask, is_several, plain
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
 from imagebart.sampling import Step, decoder, draw, generator_of, gumbel, scale_filters
 from imagebart.sampling import uniform_tokens as uniform
+from imagebart.whole import whole
 
 MODES = ("fast", "exact")
 
@@ -90,8 +91,8 @@ def grid_of(model, width: int, height: int | None, wrap: bool) -> tuple[int, int
     H, W = model.image_size
     height = H if height is None else height
     for name, pixels, least in (("width", width, W), ("height", height, H)):
-        if not isinstance(pixels, int) or isinstance(pixels, bool) or pixels < least:
-            raise ValueError(f"{name} must be at least the model's {least}, got {pixels!r}")
+        if whole(pixels, name) < least:
+            raise ValueError(f"{name} must be at least the model's {least}, got {pixels}")
     f, window = model.vqgan.f, model.grid[1]
     size = -(-height // f), -(-width // f)
     if wrap and size[1] < window + window // 2:
@@ -186,9 +187,8 @@ class WideNoise:
     """
 
     def __init__(self, seed: int, model, size: tuple[int, int]):
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be a whole number in [0, 2^63), got {seed!r}")
-        self.seed, self.K, self.T, self.device = seed, model.K, model.T, model.device
+        self.seed = whole(seed, "seed", 0, 2**63 - 1)
+        self.K, self.T, self.device = model.K, model.T, model.device
         self.grid, self.size = model.grid, size
         self.blocks: dict[tuple[int, int, int], Tensor] = {}
 
@@ -311,11 +311,8 @@ class Blended:
 
 def asked_along(model, columns: int, prompts, classes, options: dict) -> list[Asked]:
     """One `Asked` for every wish; ValueError if there are more than columns, or lists differ."""
-    given = {"prompt": prompts, "classes": classes}
-    lists = {
-        name: [value] if value is None or isinstance(value, str | int) else list(value)
-        for name, value in given.items()
-    }
+    given = {"prompt": plain(prompts, str), "classes": plain(classes, str)}
+    lists = {name: list(v) if is_several(v) else [v] for name, v in given.items()}
     counts = {len(values) for values in lists.values()} - {1}
     if len(counts) > 1 or 0 in counts:
         raise ValueError(f"prompts and classes must be one, or as many of each, got {given}")

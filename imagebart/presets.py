@@ -237,7 +237,7 @@ PRESETS = {
     ),
     "scenery-single": replace(
         _SCENERY,
-        about="what the shipped chain is compared with: T = 2, one decoder of as many parameters",
+        about="to compare the shipped chain with: T = 2, one decoder of as many parameters",
         alpha_bar=(1.0, 0.0),
         last=replace(_SCENERY.last, width=256, heads=4, head_width=64, decoder_depth=14),
         scale=replace(_SCENERY.scale, steps=4_300),

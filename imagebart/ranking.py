@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def reject(
 
     `score` is a classifier's probability of what was asked for. Options as `best_of`.
     """
-    if not isinstance(rate, int | float) or not 0 < rate <= 1:
+    if not isinstance(rate, Real) or not 0 < rate <= 1:
         raise ValueError(f"rate must lie in (0, 1], got {rate!r}")
     candidates = math.ceil(num_images / rate - 1e-9)
     return best_of(model, num_images, candidates, score, seed=seed, **options)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from imagebart.denoiser import Condition, Denoiser
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.guidance import ask, is_several, per_scale
+from imagebart.guidance import ask, is_several, per_scale, plain
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 from imagebart.whole import whole
 
@@ -42,7 +42,7 @@ class Filter:
 
     def __post_init__(self):
         if not isinstance(self.temperature, Real) or not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be at least 0, got {self.temperature!r}")
+            raise ValueError(f"temperature must be a number, at least 0, got {self.temperature!r}")
         whole(self.top_k, "top_k")
         if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
@@ -293,7 +293,7 @@ def generator_of(seed: int, t: int, turn: int, use: str) -> torch.Generator:
 
 def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
     """One seed an image: seed, seed + 1, … or those given."""
-    num_images = whole(num_images, "num_images", 1)
+    num_images, seed = whole(num_images, "num_images", 1), plain(seed, str)
     if not is_several(seed):
         first = whole(seed, "seed", 0, 2**63 - num_images)
         return [first + i for i in range(num_images)]

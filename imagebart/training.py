@@ -20,7 +20,7 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
 def require_same_run(left_off: dict, run: dict, folder: Path) -> None:
     """ValueError if a checkpoint is of another run: what one is resumed with must stay the same.
 
-    What the entry "run" of a checkpoint does not say (before there was one, all) is taken.
+    What a checkpoint does not say is not compared; old ones say nothing.
     """
     before = left_off.get("run", {})
     changed = [name for name in before if before[name] != run.get(name, before[name])]

@@ -620,6 +620,10 @@ def test_undo_goes_back_picture_by_picture(tmp_path):
         assert history == paths[:i]
     with pytest.raises(Error, match="there is nothing to undo"):
         undone(history)
+    large = str(tmp_path / "large.png")
+    Image.new("1", (5000, 5000)).save(large)
+    with pytest.raises(Error, match="at most 16 million pixels"):
+        undone([large])
     most = MOST_UNDOS
     many = remembered({"background": {"path": paths[0]}}, [paths[1]] * most)
     assert len(many) == most and many[-1] == paths[0]

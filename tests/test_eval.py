@@ -74,9 +74,13 @@ def test_a_perfect_codec_keeps_everything(folder, monkeypatch):
     assert report["codes_in_use"] == pytest.approx(1 / vqgan.K)
 
 
-def test_pictures_are_those_of_the_seed(folder, tmp_path):
+def test_pictures_are_those_of_the_seed(folder, make_model, tmp_path):
+    painter = make_model(T=3, map_kinds=len(scenery.LABELS), droppable=True)
+    painter.map_names = list(scenery.LABELS)
+    painter.save_pretrained(tmp_path / "painter")
+    where = dict(model=folder, painter=tmp_path / "painter", device="cpu")
     for name in ("a", "b"):
-        pictures.main(pictures.Config(model=folder, out=tmp_path / name, device="cpu"))
+        pictures.main(pictures.Config(**where, out=tmp_path / name))
     names = {"samples.png", "chain.png", "edits.png", "reconstructions.png", "maps.png"}
     names |= {"panorama.png"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names

@@ -155,8 +155,8 @@ def test_a_guided_edit_with_a_full_mask_is_a_guided_sample(model):
         (dict(prompt=["a", 3]), "prompt must be one, or 2 of them"),
         (dict(prompt=3), "prompt must be one, or 2 of them, got 3"),
         (dict(classes=1.5), "classes must be one, or 2 of them, got 1.5"),
-        (dict(guidance=-1.0), "guidance must be at least 0"),
-        (dict(guidance=float("nan")), "guidance must be at least 0"),
+        (dict(guidance=-1.0), "guidance must be a number, at least 0"),
+        (dict(guidance=float("nan")), "guidance must be a number, at least 0"),
         (dict(guidance=[1, 2]), "guidance must be one number, or 3"),
         (dict(semantic_map=np.full((4, 4), 4)), r"kinds must lie in \[0, 4\)"),
         (dict(semantic_map=np.zeros((4, 4, 3), int)), "H×W whole numbers"),
@@ -213,11 +213,14 @@ def test_any_prompt_can_be_read_and_what_is_lost_is_told(model, text):
     assert ("never seen" in told) == (not text.startswith(("lake", "\0")))
 
 
-def test_names_and_default_guidance_travel_with_the_folder(model, tmp_path):
+def test_names_and_default_guidance_travel_with_the_folder(model, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "model")
     again = ImageBART.from_pretrained(tmp_path / "model", device="cpu")
     assert again.class_names == list(NAMES) and again.guidance == 1.0 and again.takes_text
     assert torch.equal(tokens_of(again, prompt=TEXT), tokens_of(model, prompt=TEXT))
+    monkeypatch.setattr(model, "guidance", [1.0, 2.0, 3.0])  # one a scale
+    model.save_pretrained(tmp_path / "each")
+    assert ImageBART.from_pretrained(tmp_path / "each", device="cpu").guidance == [1.0, 2.0, 3.0]
 
 
 # ── training data ─────────────────────────────────────────────────────────────────────────────
@@ -236,6 +239,8 @@ def test_of_a_map_the_model_sees_what_it_would_see_of_a_picture(model):
     wide = np.array([[1, 0, 0, 0, 0, 0, 0, 2]] * 4)
     assert ask(model, 1, semantic_map=wide).condition[0, -16:].tolist() == [0] * 16
     assert ask(model, 1, semantic_map=wide.T.copy()).condition[0, -16:].tolist() == [0] * 16
+    for thin in (wide[:1, :4], wide[:4, :1], wide[:1]):  # half a place at each end is cut off
+        assert ask(model, 1, semantic_map=thin).condition[0, -16:].min() >= 0
 
 
 def test_a_negative_prompt_that_is_not_read_is_told(model):

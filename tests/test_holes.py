@@ -1,6 +1,7 @@
 """Masks: one rule for what is repainted, and every token that a marked pixel touches."""
 
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_editing import ORIENTATION, blank, corner, picture
 
-from imagebart import holes
-from imagebart.holes import hole_pixels, pixel_hole, read_mask, token_hole
+from imagebart import data
+from imagebart.holes import hole_pixels, pixel_hole, read_mask, token_hole, upright
 
 
 @given(st.integers(5, 90), st.integers(5, 90), st.data())
@@ -128,6 +129,11 @@ def test_bytes_of_0_and_1_are_not_taken_for_black(tiny):
         tiny.inpaint(picture(), corner().astype(np.uint8))
 
 
+ENTRIES = struct.pack("<HHIHxx", ORIENTATION, 3, 1, 6), struct.pack("<HHIf", 0x0131, 11, 1, 1.5)
+ODD = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(ENTRIES) + bytes(4)
+"""EXIF that says how to turn, and that a program is called 1.5: it can be read, but not written."""
+
+
 def test_a_mask_is_turned_as_its_image(tmp_path):
     """A tag that cannot be parsed turns nothing."""
     turned = Image.Exif()
@@ -136,8 +142,10 @@ def test_a_mask_is_turned_as_its_image(tmp_path):
     mask[:4, :40] = True
     lying = Image.fromarray(mask).convert("L").transpose(Image.Transpose.ROTATE_90)
     lying.save(tmp_path / "mask.png", exif=turned)
-    for opened in (Image.open(tmp_path / "mask.png"), read_mask(tmp_path / "mask.png")):
+    lying.info["exif"] = ODD
+    for opened in (Image.open(tmp_path / "mask.png"), read_mask(tmp_path / "mask.png"), lying):
         assert np.array_equal(hole_pixels(opened, (48, 32)), mask)
+        assert np.array_equal(hole_pixels(upright(opened), (48, 32)), mask)
     broken = white_on_black()
     broken.info["exif"] = b"Exif\0\0garbage"
     assert np.array_equal(hole_pixels(broken, (32, 32)), corner())
@@ -156,7 +164,7 @@ def test_a_file_that_is_no_mask_is_one_sentence(tmp_path, monkeypatch):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"mask\.png: must be a readable image, got "):
             read_mask(path)
-    monkeypatch.setattr(holes, "MAX_PIXELS", 64 * 63)
+    monkeypatch.setattr(data, "MAX_PIXELS", 64 * 63)
     with pytest.raises(ValueError, match=r"whole\.png: must be .*, got 64×64 pixels, at most 4032"):
         read_mask(whole)
 

@@ -210,6 +210,7 @@ def value_at(*path, value):
         (("class_names",), 5, "class_names must be names, got 5"),
         (("map_names",), [1], r"map_names must be names, got \[1\]"),
         (("guidance",), None, "guidance must be a finite number, got None"),
+        (("guidance",), [1, "2"], r"guidance must be finite numbers, got \[1, '2'\]"),
         (("denoisers",), {"a": {}}, r"denoisers must be \{t: shape\}, got \{'a': \{\}\}"),
         (("denoisers", "2"), 5, r"denoisers must be \{t: shape\}"),
         (("denoisers", "2", "width"), 16.0, "width must be a whole number, got 16.0"),
@@ -340,6 +341,8 @@ def test_what_is_no_image_is_refused(tiny):
     for dtype in (torch.uint8, torch.int64, torch.bool):
         with pytest.raises(ValueError, match=f"images must be floating-point .*, got {dtype}"):
             tiny.encode(torch.ones(1, 3, 32, 32, dtype=dtype))
+    rounded = torch.full((1, 3, 32, 32), 1.0000002)
+    assert torch.equal(tiny.pixels(rounded), torch.ones(1, 3, 32, 32))
     for value in (-0.01, 1.01, torch.nan, torch.inf):
         image = torch.rand(1, 3, 32, 32)
         image[0, 0, 0, 0] = value

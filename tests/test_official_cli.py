@@ -767,6 +767,19 @@ def test_a_download_that_is_no_model_is_removed(server, out, tmp_path):
     assert ImageBART.from_pretrained(out, device="cpu").T == T
 
 
+def test_a_download_that_wants_other_options_is_kept(server, out, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("a released scale must hold transformer_ema.*, got no such tensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importing, "_import_chain", refuse)
+        with pytest.raises(ValueError, match=r"got no such tensors; the download is kept: --from "):
+            import_released("ffhq-4", out, url=server.url)
+    assert_nothing_written(out)
+    import_released("ffhq-4", out, url=server.url)
+    assert len(server.requests) == 1
+
+
 def test_a_download_is_kept_if_the_model_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match="must be a folder that can be written, got ") as refusal:

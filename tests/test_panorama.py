@@ -171,6 +171,15 @@ def test_blended_logits_are_the_weighted_ones(asking):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+def test_numbers_may_be_numpys(asking):
+    odd = dict(seed=np.int64(2), classes=np.array([0, 1]))
+    assert torch.equal(
+        tokens(asking, np.int64(64), **odd), tokens(asking, 64, seed=2, classes=[0, 1])
+    )
+    one = tokens(asking, 64, classes=np.int64(1))
+    assert torch.equal(one, tokens(asking, 64, classes=1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -324,13 +324,13 @@ def test_each_scale_may_have_its_own_choice(tiny):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        (dict(temperature=-0.1), "temperature must be at least 0, got -0.1"),
-        (dict(temperature=math.nan), "temperature must be at least 0, got nan"),
-        (dict(temperature=math.inf), "temperature must be at least 0, got inf"),
+        (dict(temperature=-0.1), "temperature must be a number, at least 0, got -0.1"),
+        (dict(temperature=math.nan), "temperature must be a number, at least 0, got nan"),
+        (dict(temperature=math.inf), "temperature must be a number, at least 0, got inf"),
         (dict(top_k=-1), "top_k must be a whole number, at least 0, got -1"),
         (dict(top_k=1.5), "top_k must be a whole number"),
         (dict(top_k=math.inf), "top_k must be a whole number, at least 0, got inf"),
-        (dict(temperature="1"), "temperature must be at least 0, got '1'"),
+        (dict(temperature="1"), "temperature must be a number, at least 0, got '1'"),
         (dict(top_p=None), r"top_p must lie in \(0, 1\], got None"),
         (dict(top_p=0.0), r"top_p must lie in \(0, 1\], got 0.0"),
         (dict(top_p=1.1), r"top_p must lie in \(0, 1\], got 1.1"),
@@ -368,6 +368,7 @@ def test_numbers_may_be_numpys(tiny):
     plain = tiny.sample(2, seed=3, temperature=0.5, top_k=5, output_type="pt")
     assert torch.equal(tiny.sample(np.int64(2), **odd, output_type="pt"), plain)
     several = dict(odd, seed=np.array([3, 4]), top_k=torch.tensor([5, 5, 5]))
+    several["temperature"] = torch.tensor(0.5)
     assert torch.equal(tiny.sample(2, **several, output_type="pt"), plain)
 
 

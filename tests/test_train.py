@@ -329,7 +329,15 @@ def test_tokens_and_their_vqgan_stay_together(chain, tmp_path, other_vqgan):
     save_vqgan(load_vqgan(other_vqgan), tokens / "vqgan")
     scale = ("scale", *SIZE, "--t", 2, "--tokens", tokens, "--out", tmp_path / "model")
     assert "must hold tokens of the VQGAN beside it" in refusal(*scale)
-    assert "vqgan_sha256 is " in refusal(*given, other_vqgan)
+    assert "vqgan_sha256 is " in refusal(*given, other_vqgan, "--no-shrink")
+
+
+def test_finished_tokens_of_all_codes_are_not_taken_for_shrunk_ones(chain, tmp_path):
+    given = ("encode", *ENCODE, "--vqgan", chain / "vqgan", "--out", tmp_path)
+    train(*given, "--no-shrink")
+    assert "must hold no finished tokens of all codes, got some" in refusal(*given)
+    assert "seed is 5, got 0" in refusal(*given, "--no-shrink", "--seed", 5)
+    train(*given, "--no-shrink")  # the same command again
 
 
 def test_a_run_is_resumed_as_what_it_was(chain, tmp_path):

@@ -63,6 +63,7 @@ def main(config: Config) -> None:
         vqgan = same_vqgan(vqgan, path.parent, config.shrink)
     for name in finished:
         this = {"data": config.data, "image_size": size, "count": len(splits[name])}
+        this["seed"] = config.seed
         require_same_tokens(TokenFile(config.out / name), this | {"vqgan_sha256": sha256_of(path)})
     vqgan = vqgan.to(device, memory_format=torch.channels_last).eval()
 
@@ -94,6 +95,7 @@ def main(config: Config) -> None:
             "image_size": size,
             "data": config.data,
             "split": name,
+            "seed": config.seed,
             "classes": list(data.classes),
             "map_names": list(getattr(data, "map_names", ())),
             "vqgan_sha256": sha256_of(path),
@@ -108,6 +110,8 @@ def same_vqgan(vqgan: VQGAN, folder: Path, shrink: bool) -> VQGAN:
     """The VQGAN that a part of the tokens is from; ValueError if it is not this one, or this one
     shrunk."""
     before = load_vqgan(folder)
+    if shrink and vqgan.quantiser.used is None and before.quantiser.used is None:
+        raise ValueError(f"{folder.parent}: must hold no finished tokens of all codes, got some")
     new, old = vqgan.state_dict(), before.state_dict()
     if shrink and vqgan.quantiser.used is None and before.quantiser.used is not None:
         old = {name: x for name, x in old.items() if name not in CODES_IN_USE}
@@ -122,7 +126,7 @@ def same_vqgan(vqgan: VQGAN, folder: Path, shrink: bool) -> VQGAN:
 def require_same_tokens(tokens: TokenFile, wanted: dict) -> None:
     """ValueError if finished tokens are not those that are wanted."""
     for name, value in wanted.items():
-        if tokens.header.get(name) != value:
+        if tokens.header.get(name, value) != value:
             raise ValueError(
                 f"{tokens.folder}: must hold no finished token file, or one whose {name} is "
                 f"{value}, got {tokens.header.get(name)}"
