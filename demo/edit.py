@@ -21,6 +21,7 @@ from demo.parts import (
 )
 from demo.pictures import (
     PAINT,
+    Looks,
     chosen_for_editor,
     for_editor,
     growing,
@@ -51,6 +52,8 @@ from imagebart.ranking import CLIP
 MOST_PASSES = 16
 MOST_UNDOS = 20
 MOST_MARGIN = 1024
+EVERY_STEP = 2**21
+"""Pixels of all results together that are stored after every step; more only now and then."""
 HOLES = {  # in quarters of the image, # = repaint
     "Upper half": "#### #### .... ....",
     "Lower half": ".... .... #### ####",
@@ -88,7 +91,7 @@ def inpaint(
     ranker: CLIP | None = None,
 ) -> Iterator[tuple]:
     """Repaint what is marked: (the tokens that are, how the first result settled, status, images),
-    after every scale and pass.
+    after every scale and pass; large images anew every few seconds.
 
     editor: {"background": image, "layers": [mask], "composite": null}; a mask is as large as the
     image, white, or at least half as bright, where to repaint, black or transparent where not; 8
@@ -114,11 +117,13 @@ def inpaint(
             yield shown, [], line, [stored(one.image) for one in best]
         options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
         remark += f" The best of {count * candidates}."
-    for step in refined_steps(model, edit.x_1(), edit.hole, count, passes=passes, **options):
-        images = [stored(to_pil(image)[0]) for image in edit.results(step.tokens)]
-        turn = len(settling) + 1 - model.T
-        name = f"pass {turn}" if turn > 0 else caption(model, step.t)
-        settling = [*settling, (images[0], name)]
+    looks, small = Looks(), count * image.width * image.height <= EVERY_STEP
+    steps = refined_steps(model, edit.x_1(), edit.hole, count, passes=passes, **options)
+    for turn, step in enumerate(steps, 1 - model.T):
+        if looks.due(step.done) or small:
+            images = [stored(to_pil(one)[0]) for one in edit.results(step.tokens)]
+            name = f"pass {turn}" if turn > 0 else caption(model, step.t)
+            settling = [*settling, (images[0], name)]
         if step.done == 1 and turn < passes:
             remark += f" Settled after {turn} passes."
         yield shown, settling, status(step, options["seed"], count, began, remark), images

@@ -24,7 +24,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from demo import pictures, requests
+from demo import edit, pictures, requests
 from demo.edit import HOLES, MOST_UNDOS, hole_of, inpaint, outpaint, remembered, taken, undone
 from demo.paint import semantic
 from demo.panorama import panorama
@@ -756,6 +756,18 @@ def request_of(image: Image.Image, layer: Image.Image | None, folder: Path) -> d
         one.save(folder / name)
     background, *layers = ({"path": str(folder / name)} for name in named)
     return editor(background, *layers)
+
+
+def test_large_results_are_stored_at_first_and_at_last(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(edit, "EVERY_STEP", 2 * 32 * 32 - 1)
+    monkeypatch.setattr(pictures, "SECONDS_BETWEEN_LOOKS", 1e9)
+    image, (_, layer) = picture(32, 32), stroke(32, 32)
+    request = request_of(image, layer, tmp_path)
+    steps = list(inpaint(model, request, seed=2, num_images=2, passes=2))
+    assert steps[-1][1][0][1] == "t = 3, noise"
+    assert [len(settling) for _, settling, *_ in steps] == [1] * (len(steps) - 1) + [2]
+    assert len({path for *_, images in steps for path in images}) == 4
+    assert len(list(inpaint(model, request, seed=2, passes=2))[-1][1]) == len(steps)  # one is small
 
 
 def test_an_edit_tells_how_it_settled(model, tmp_path):
