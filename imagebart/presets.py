@@ -231,16 +231,9 @@ PRESETS = {
     "scenery-semantic-first": _SCENERY_SEMANTIC_FIRST,
     "scenery-2": replace(
         _SCENERY_PLAIN,
-        about="what `scenery-plain` is compared with: T = 2, one decoder of as many parameters",
+        about="what chains are compared with: T = 2, one decoder of as many parameters",
         alpha_bar=(1.0, 0.0),
         last=replace(_SCENERY_PLAIN.last, decoder_depth=16),
-    ),
-    "scenery-single": replace(
-        _SCENERY,
-        about="to compare the shipped chain with: T = 2, one decoder of as many parameters",
-        alpha_bar=(1.0, 0.0),
-        last=replace(_SCENERY.last, width=256, heads=4, head_width=64, decoder_depth=14),
-        scale=replace(_SCENERY.scale, steps=4_300),
     ),
 }
 
