@@ -348,7 +348,7 @@ def decode_wide(model, tokens: Grid, wrap: bool = False) -> Images:
             at = rows, torch.arange(left * f, (left + w) * f) % (W * f)
             total[:, :, *at] += fade * window.cpu()
             weights[:, :, *at] += fade
-    return total / weights
+    return (total / weights).to(model.device)
 
 
 def tent(size: int) -> Float[Tensor, " size"]:
