@@ -231,12 +231,12 @@ def test_a_map_gives_each_token_what_covers_most_of_it():
     assert commonest_kinds(kinds, (2, 2)).tolist() == [[0, 1], [-1, 0]]
     assert commonest_kinds(kinds, (4, 4)).tolist() == kinds.tolist()
     assert commonest_kinds(np.array([[1, 2]]), (2, 4)).tolist() == [[1, 1, 2, 2]] * 2
-    flat = np.array([[1, 1, 1, 3, 1, 1, 1, 3]])  # coarser than the grid below, finer across
+    flat = np.array([[3, 1, 1, 1, 3, 1, 1, 1]])  # coarser than the grid below, finer across
     assert commonest_kinds(flat, (2, 2)).tolist() == [[1, 1]] * 2
 
 
 def test_of_a_map_the_model_sees_what_it_would_see_of_a_picture(model):
-    wide = np.array([[1, 0, 0, 0, 0, 0, 0, 2]] * 4)
+    wide = np.array([[1, 1, 0, 0, 0, 0, 2, 2]] * 4)
     assert ask(model, 1, semantic_map=wide).condition[0, -16:].tolist() == [0] * 16
     assert ask(model, 1, semantic_map=wide.T.copy()).condition[0, -16:].tolist() == [0] * 16
     for thin in (wide[:1, :4], wide[:4, :1], wide[:1]):  # half a place at each end is cut off
