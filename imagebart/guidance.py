@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from imagebart.conditioning import END, commonest_kinds, decode_ids, encode_text
-from imagebart.data import TokenFile, fit_box
+from imagebart.data import fit_box
 from imagebart.denoiser import ABSENT, Condition, Decoding, Denoiser, DenoiserConfig
 from imagebart.notation import Bool, Float, Int, Mask, Tokens
+from imagebart.tokens import TokenFile
 
 Classes = int | str | Sequence[int | str] | None
 Texts = str | Sequence[str | None] | None

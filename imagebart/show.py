@@ -14,6 +14,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from textwrap import dedent
 
@@ -219,6 +220,7 @@ def font_that_fits(caption: str, width: int) -> ImageFont.FreeTypeFont:
     return caption_font(max(6, min(13, int(13 * width / max(1, longest)))))
 
 
+@cache
 def caption_font(size: int = 13) -> ImageFont.FreeTypeFont:
     """matplotlib's own font, which has the Greek letters and subscripts."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)

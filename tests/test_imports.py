@@ -17,7 +17,7 @@ LAYERS = [
     {"linear"},
     {"vqgan", "perceptual", "diffusion", "transformer", "scenery", "data", "sources", "distributed"}
     | {"checkpoint", "training", "serving"},
-    {"conditioning", "maps"},
+    {"conditioning", "maps", "tokens"},
     {"denoiser"},
     {"folders"},
     {"model", "guidance"},

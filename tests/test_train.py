@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imagebart import ImageBART, checkpoint, data, distributed, perceptual, presets, scenery
+from imagebart import ImageBART, checkpoint, distributed, perceptual, presets, scenery
 from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
 from imagebart.conditioning import commonest_kinds
-from imagebart.data import TokenFile
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.guidance import pieces_in
+from imagebart.tokens import TokenFile, TokenWriter
 from imagebart.vqgan import VQGAN
 
 ROOT = Path(__file__).parents[1]
@@ -295,7 +295,7 @@ def test_a_killed_encode_goes_on(chain, tmp_path, monkeypatch):
     stopped."""
     given = ("encode", *ENCODE, "--vqgan", chain / "vqgan", "--out", tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(data.TokenWriter, "close", die_at(2, data.TokenWriter.close))
+        patch.setattr(TokenWriter, "close", die_at(2, TokenWriter.close))
         train(*given)
     assert (tmp_path / "train" / "tokens.json").exists()
     encoded, encode = [], VQGAN.encode
