@@ -26,6 +26,7 @@ from imagebart.data import fit_box
 from imagebart.denoiser import ABSENT, Condition, Decoding, Denoiser, DenoiserConfig
 from imagebart.notation import Bool, Float, Int, Mask, Tokens
 from imagebart.tokens import TokenFile
+from imagebart.whole import is_several, plain
 
 Classes = int | str | Sequence[int | str] | None
 Texts = str | Sequence[str | None] | None
@@ -321,16 +322,6 @@ def each_of(given, batch: int, kind: type, name: str) -> list:
     if len(values) != batch or not all(one is None or isinstance(one, kind) for one in values):
         raise ValueError(f"{name} must be one, or {batch} of them, got {given!r:.200}")
     return values
-
-
-def plain(value, kind: type):
-    """NumPy's and torch's numbers and arrays as Python's, unless they are of the kind wanted."""
-    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, kind) else value
-
-
-def is_several(value) -> bool:
-    """Whether it is a list, a tuple, a range … and not one number or text."""
-    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def per_scale(value, T: int, name: str) -> list:

@@ -21,11 +21,11 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.denoiser import Condition, Decoding, Denoiser
-from imagebart.guidance import Asked, Guided, ask, is_several, plain
+from imagebart.guidance import Asked, Guided, ask
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
 from imagebart.sampling import Step, decoder, draw, generator_of, gumbel, scale_filters
 from imagebart.sampling import uniform_tokens as uniform
-from imagebart.whole import whole
+from imagebart.whole import is_several, plain, whole
 
 MODES = ("fast", "exact")
 

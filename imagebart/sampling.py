@@ -21,9 +21,9 @@ from torch import Tensor
 
 from imagebart.denoiser import Condition, Denoiser
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.guidance import ask, is_several, per_scale, plain
+from imagebart.guidance import ask, per_scale
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
-from imagebart.whole import whole
+from imagebart.whole import is_several, plain, whole
 
 WINDOW = {"cpu": 16, "cuda": 64}
 """Positions that a parallel pass looks at: more than it will settle, for what is drawn again is the

@@ -1,23 +1,28 @@
-"""Whole numbers that a caller gives."""
+"""What a caller gives: whole numbers; one of a thing, or several."""
 
 import operator
+from collections.abc import Sequence
+from contextlib import suppress
 
 
 def whole(value: int, name: str, least: int = 0, most: int | None = None) -> int:
     """The value as an int, NumPy's among them; ValueError unless it is a whole number from `least`
     to `most`. True is none, and neither is 1.0."""
-    number = as_int(value)
+    number = None
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            number = operator.index(value)
     if number is None or number < least or (most is not None and number > most):
         bounds = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number, {bounds}, got {value!r:.60}")
     return number
 
 
-def as_int(value: object) -> int | None:
-    """The value as an int if it is a whole number, else None."""
-    if isinstance(value, bool):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
+def plain(value, kind: type):
+    """NumPy's and torch's numbers and arrays as Python's, unless they are of the kind wanted."""
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, kind) else value
+
+
+def is_several(value) -> bool:
+    """Whether it is a list, a tuple, a range … and not one number or text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
