@@ -2,9 +2,9 @@
 
     -log p_θ^0(x_0 | x_1) ∝ f_rec(x_0, G(x_1)) + adversarial term =: L_rec + L_adv
 
-f_rec is L1 plus a distance of deep features. Two kinds of features: `LPIPS`, the paper's, which
-needs the weights of a trained network on disk, and `RandomFeatures`, which needs nothing.
-Sampling never imports this file.
+f_rec is L1 plus a distance of deep features. Three kinds of features: `LPIPS`, the paper's, which
+needs the weights of a trained network on disk, `ImageNetFeatures`, whose weights a package brings,
+and `RandomFeatures`, which needs nothing. Sampling never imports this file.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imagebart.efficientnet import EfficientNetLite0, find_weights
 from imagebart.notation import Float, Images
 
 VGG_FILE = "vgg16-397923af.pth"
@@ -70,7 +71,36 @@ class RandomFeatures(nn.Module):
         return distance / len(self.stages)
 
 
-PERCEPTUAL = {"random": RandomFeatures, "lpips": LPIPS}
+class ImageNetFeatures(nn.Module):
+    """Perceptual distance on features of EfficientNet-Lite0, one number an image.   [eq. 3]
+
+    As LPIPS without its learned weights: at every place of four maps, features are scaled to unit
+    length; squared differences are summed over channels and averaged over places and maps.
+    Raises ValueError if the package with the weights is not installed.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.network = EfficientNetLite0()
+        weights = torch.load(find_weights(), map_location="cpu", weights_only=True)
+        self.network.load_published(weights)
+        self.eval().requires_grad_(False)
+
+    def forward(self, image: Images, reconstruction: Images) -> Float[Tensor, "b"]:
+        with torch.no_grad():
+            wanted = [unit_length(h) for h in self.network(image)]
+        got = [unit_length(h) for h in self.network(reconstruction)]
+        each = [(a - b).square().sum(1).mean((1, 2)) for a, b in zip(wanted, got, strict=True)]
+        return torch.stack(each).mean(0)
+
+
+def unit_length(h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """h / ‖h‖ at every place, in float32."""
+    h = h.float()
+    return h / (h.square().sum(1, keepdim=True) + 1e-10).sqrt()
+
+
+PERCEPTUAL = {"random": RandomFeatures, "imagenet": ImageNetFeatures, "lpips": LPIPS}
 
 
 class PatchDiscriminator(nn.Module):
@@ -130,6 +160,17 @@ def generator_loss(fake: Tensor) -> Tensor:
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of D_φ on images and reconstructions.   [eq. 4]"""
     return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+
+
+def lecam(real: Tensor, fake: Tensor, averages: Float[Tensor, "2"]) -> Tensor:
+    """Keeps D_φ from telling too well: its outputs are drawn to the other side's moving average.
+
+        mean max(0, D(x_0) - ā_fake)² + mean max(0, ā_real - D(G(x_1)))²
+
+    `averages` holds ā_real, ā_fake. Tseng et al., *Regularizing GANs under limited data* (2021).
+    """
+    above, below = real.float() - averages[1], averages[0] - fake.float()
+    return F.relu(above).square().mean() + F.relu(below).square().mean()
 
 
 def adaptive_weight(rec_gradient: Tensor, adv_gradient: Tensor) -> Tensor:

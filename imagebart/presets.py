@@ -19,7 +19,7 @@ class CompressionRecipe:
     batch: int  # images a step, over all ranks
     learning_rate: float = 4e-4  # at the top of a warm-up and cosine
     warmup_steps: int = 200
-    perceptual: str = "lpips"  # f_rec's features: "lpips" or "random"
+    perceptual: str = "lpips"  # f_rec's features: "lpips", "imagenet" or "random"
     perceptual_weight: float = 1.0
     detail: float = 0.0  # extra weight of pixels that differ from their surroundings
     edges: float = 0.0  # weight of differences between neighbouring pixels
@@ -28,6 +28,8 @@ class CompressionRecipe:
     adversarial_start: int = 10_000  # step from which the discriminator's word counts
     critic_head_start: int = 0  # steps that it learns before
     critic_learning_rate: float = 4e-4  # of the discriminator, constant
+    lecam_weight: float = 0.0  # of the discriminator's regularisation
+    ema_decay: float = 0.0  # of the averaged weights, which are those that are saved; 0: no average
     discriminator_channels: int = 64
     discriminator_layers: int = 3
     round_start: int = 0  # step from which latents are rounded to codes; an autoencoder before
@@ -164,6 +166,25 @@ _SCENERY_SHARP = replace(
     ),
 )
 
+_SCENERY_4096 = replace(
+    _SCENERY_PLAIN,
+    about="a VQGAN of 4096 codes, trained with ImageNet features and a late discriminator",
+    vqgan=replace(_SCENERY_VQGAN, K=4096, channels=96, fine=24),
+    compression=replace(
+        _SCENERY_PLAIN.compression,
+        steps=9_000,
+        perceptual="imagenet",
+        perceptual_weight=1.0,
+        edges=1.0,
+        adversarial_weight=0.3,
+        adversarial_start=6_000,
+        critic_head_start=300,
+        discriminator_channels=48,
+        lecam_weight=0.01,
+        ema_decay=0.999,
+    ),
+)
+
 _SAID = dict(classes=12, text_length=32, text_pieces=128, droppable=True)
 _SCENERY_3 = replace(
     _SCENERY_PLAIN,
@@ -225,6 +246,7 @@ PRESETS = {
     "scenery-4": _SCENERY_4,
     "scenery-3": _SCENERY_3,
     "scenery-plain": _SCENERY_PLAIN,
+    "scenery-4096": _SCENERY_4096,
     "scenery-decoder": _SCENERY_DECODER,
     "scenery-sharp": _SCENERY_SHARP,
     "scenery-semantic": _SCENERY_SEMANTIC,

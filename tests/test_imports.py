@@ -14,7 +14,7 @@ LIBRARY = ROOT / "imagebart"
 # From the ground up: a module imports from its own layer or from those below it.
 LAYERS = [
     {"notation", "whole"},
-    {"linear"},
+    {"linear", "efficientnet"},
     {"vqgan", "perceptual", "diffusion", "transformer", "scenery", "data", "sources", "distributed"}
     | {"checkpoint", "training", "serving"},
     {"conditioning", "maps", "tokens"},

@@ -10,6 +10,7 @@ OUT holds config.json and vqgan.safetensors (loadable at any time), metrics.json
 reconstructions_*.png: renders above, reconstructions below.
 """
 
+import copy
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from imagebart import distributed
-from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, run_lock
+from imagebart.checkpoint import EMA, Checkpoints, StopSignal, atomic_write, run_lock
 from imagebart.data import Batches, to_pil
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.perceptual import (
@@ -33,6 +34,7 @@ from imagebart.perceptual import (
     adaptive_weight,
     discriminator_loss,
     generator_loss,
+    lecam,
     psnr,
     reconstruction_loss,
     sharpness,
@@ -52,7 +54,7 @@ class Config:
     steps: int | None = None  # instead of the preset's
     batch: int | None = None  # instead of the preset's, over all ranks
     learning_rate: float | None = None  # instead of the preset's
-    perceptual: str | None = None  # instead of the preset's: "lpips" or "random"
+    perceptual: str | None = None  # instead of the preset's: "lpips", "imagenet" or "random"
     precision: str | None = None  # instead of the preset's: "fp32" or "bf16"
     seed: int = 0
     device: str = "auto"
@@ -99,11 +101,14 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     optimiser = adam([p for p in vqgan.parameters() if p.requires_grad], betas=(0.9, 0.95))
     critic_optimiser = adam(critic.parameters(), lr=recipe.critic_learning_rate, betas=(0.5, 0.9))
+    ema = EMA(vqgan, recipe.ema_decay)
     usage = torch.zeros(len(vqgan.quantiser.codebook.weight), device=ranks.device)
+    judgements = torch.zeros(2, device=ranks.device)  # moving averages: of images, reconstructions
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
     parts = {
         "vqgan": vqgan,
+        "ema": ema,
         "critic": critic,
         "optimiser": optimiser,
         "critic_optimiser": critic_optimiser,
@@ -117,6 +122,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             part_of_state.load_state_dict(left_off[name])
         if ranks.is_main:  # it is the sum over ranks that counts
             usage.copy_(left_off["usage"])
+        judgements.copy_(left_off["judgements"])
     distributed.require_same(step, "the step to resume from", ranks)
     log = Log(config.out / "metrics.jsonl", step, ranks.is_main)
     batches = Batches(len(train), recipe.batch, config.seed, step, recipe.steps, part)
@@ -125,9 +131,11 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     def save(step: int) -> None:
         of_all = distributed.total(usage, ranks)
         if ranks.is_main:
-            save_vqgan(vqgan, config.out)  # first: it refuses weights that are not finite
+            # first: it refuses weights that are not finite
+            save_vqgan(averaged(vqgan, ema), config.out)
             state = {name: part_of_state.state_dict() for name, part_of_state in parts.items()}
-            checkpoints.save(step, state | {"usage": of_all, "run": run})
+            state |= {"usage": of_all, "judgements": judgements, "run": run}
+            checkpoints.save(step, state)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(
@@ -161,6 +169,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
+            ema.update()
             if rounds:
                 usage += torch.bincount(code.flatten(), minlength=len(usage))
 
@@ -170,7 +179,11 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 critic.requires_grad_(True)
                 with distributed.autocast(ranks.device, recipe.precision):
                     both = critic_ranks(torch.cat([image, reconstruction.detach()]))
-                    critic_loss = discriminator_loss(*both.chunk(2))
+                    real, fake = both.chunk(2)
+                    critic_loss = discriminator_loss(real, fake)
+                    critic_loss = critic_loss + recipe.lecam_weight * lecam(real, fake, judgements)
+                now = [distributed.mean(of.detach().float().mean(), ranks) for of in (real, fake)]
+                judgements.lerp_(torch.stack(now), 0.01)
                 require_finite(critic_loss, step, ranks)
                 critic_optimiser.zero_grad(set_to_none=True)
                 critic_loss.backward()
@@ -184,12 +197,19 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 bar.set_postfix(rec=f"{rec.item():.3f}", refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 path = config.out / f"reconstructions_{step:06d}.png"
-                look(vqgan, look_at, rounds, path, step, log, ranks)
+                look(averaged(vqgan, ema), look_at, rounds, path, step, log, ranks)
             if step % config.save_every == 0:
                 save(step)
         if step % config.save_every:
             save(step)
     bar.close()
+
+
+def averaged(vqgan: VQGAN, ema: EMA) -> VQGAN:
+    """A copy of the VQGAN with the averaged weights."""
+    same = copy.deepcopy(vqgan)
+    ema.copy_to(same)
+    return same
 
 
 def require_finite(loss: torch.Tensor, step: int, ranks) -> None:
