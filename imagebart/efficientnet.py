@@ -95,7 +95,7 @@ class SameConv(nn.Conv2d):
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if stride == 1:
             return F.conv2d(x, self.weight, self.bias, 1, kernel // 2, 1, self.groups)
-        height, width = (max(kernel - stride - (-side % stride), 0) for side in x.shape[2:])
+        height, width = (max(kernel - stride + -side % stride, 0) for side in x.shape[2:])
         return super().forward(
             F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
         )

@@ -5,12 +5,14 @@ import torch
 
 from imagebart.perceptual import (
     LPIPS,
+    ImageNetFeatures,
     PatchDiscriminator,
     RandomFeatures,
     adaptive_weight,
     discriminator_loss,
     fine,
     generator_loss,
+    lecam,
     psnr,
     reconstruction_loss,
     sharpness,
@@ -36,6 +38,32 @@ def test_random_features_are_the_same_for_everybody():
     torch.manual_seed(2)
     for a, b in zip(one.parameters(), RandomFeatures().parameters(), strict=True):
         assert torch.equal(a, b) and not a.requires_grad
+
+
+def test_imagenet_features_measure_a_distance_that_only_the_reconstruction_learns_from():
+    features, x, y = ImageNetFeatures(), images(), images(seed=1)
+    assert torch.equal(features(x, x), torch.zeros(2))
+    near = features(x, x + 0.05 * (y - x))
+    assert (near > 0).all() and (near < features(x, y)).all()
+    x.requires_grad_(), y.requires_grad_()
+    features(x, y).sum().backward()
+    assert x.grad is None and y.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in features.parameters())
+
+
+def test_imagenet_features_are_compared_at_unit_length():
+    """Twice as strong features point the same way."""
+    features, x = ImageNetFeatures(), images()
+    features.network.forward = lambda image: [image, image]
+    torch.testing.assert_close(features(x, 2 * x), torch.zeros(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(features(x, -x), torch.full((2,), 4.0))
+
+
+def test_lecam_draws_each_side_to_the_other_sides_average():
+    averages = torch.tensor([0.5, -0.5])
+    real, fake = torch.tensor([-0.5, 1.5]), torch.tensor([0.5, -1.5])
+    torch.testing.assert_close(lecam(real, fake, averages), torch.tensor(2.0 + 2.0))
+    assert lecam(torch.tensor([-2.0]), torch.tensor([3.0]), averages) == 0
 
 
 def test_lpips_downloads_nothing(monkeypatch, tmp_path):

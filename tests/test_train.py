@@ -176,6 +176,17 @@ def test_only_the_decoder_learns(chain, tmp_path, monkeypatch):
     assert rows[-1]["critic"] > 0 and rows[-1]["balance"] > 0
 
 
+def test_the_saved_vqgan_has_the_averaged_weights(tmp_path, monkeypatch):
+    tiny = presets.PRESETS["tiny"]
+    recipe = replace(tiny.compression, ema_decay=0.9)
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
+    train("compression", *SIZE, "--steps", 3, "--workers", 0, "--out", tmp_path)
+    _, state = checkpoint.Checkpoints(tmp_path / "checkpoints").latest()
+    saved = load_vqgan(tmp_path).state_dict()["decoder.conv_in.weight"]
+    assert torch.equal(saved, state["ema"]["average"]["decoder.conv_in.weight"])
+    assert not torch.equal(saved, state["vqgan"]["decoder.conv_in.weight"])
+
+
 def test_the_discriminator_has_a_head_start(tmp_path, monkeypatch):
     tiny = presets.PRESETS["tiny"]
     recipe = replace(tiny.compression, adversarial_start=3, critic_head_start=2)
@@ -267,9 +278,10 @@ def test_a_killed_scale_resumes_as_if_never_stopped(chain, tmp_path, monkeypatch
 
 
 def test_a_killed_compression_resumes_as_if_never_stopped(tmp_path, monkeypatch):
-    """With the discriminator on and codes being revived."""
+    """With the discriminator on, codes being revived, and weights averaged."""
     tiny = presets.PRESETS["tiny"]
-    recipe = replace(tiny.compression, adversarial_start=1, revive_every=2, precision="fp32")
+    options = dict(adversarial_start=1, lecam_weight=0.1, ema_decay=0.9, revive_every=2)
+    recipe = replace(tiny.compression, precision="fp32", **options)
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
 
     def run(out: Path) -> None:
