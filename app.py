@@ -30,11 +30,11 @@ from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
 from demo.pictures import chosen_for_editor, example_pictures
 from demo.sample import sample_tab
+from demo.serving import Guard, is_this_machine, read_auth
 from imagebart import ImageBART
 from imagebart.folders import SHIPPED_SEMANTIC
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP
-from imagebart.serving import Guard, is_this_machine, read_auth
 
 
 @dataclass

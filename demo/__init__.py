@@ -5,4 +5,5 @@ requests                                what a visitor asked for, checked
 pictures                                pictures that come in and go out
 parts                                   what tabs are made of: controls, galleries, buttons
 look                                    colours, sizes, words of welcome
+serving                                 passwords, and requests of other sites refused
 """

@@ -8,9 +8,9 @@ from PIL import Image
 
 from demo.parts import shelf_of
 from demo.pictures import read_picture, stored
-from demo.requests import sentences, whole
+from demo.requests import read_int, sentences
 from imagebart import ImageBART
-from imagebart.data import fit
+from imagebart.data.images import fit
 
 
 def chain(model: ImageBART, image, t=2, seed=0) -> tuple:
@@ -19,7 +19,7 @@ def chain(model: ImageBART, image, t=2, seed=0) -> tuple:
     image: a picture; t 1 (nothing is forgotten) to T (everything is); seed 0 to 2^63 - 1, of the
     noise, which is drawn once, so that a larger t forgets more of the same picture.
     """
-    t, seed = whole(t, "t", 1, model.T), whole(seed, "seed", 0, 2**63 - 1)
+    t, seed = read_int(t, "t", 1, model.T), read_int(seed, "seed", 0, 2**63 - 1)
     if not image:
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
     x_1 = model.encode(fit(read_picture(image), model.image_size))

@@ -38,15 +38,15 @@ from demo.requests import (
     of_one_class,
     ranked,
     read_candidates,
+    read_int,
     read_request,
     sentences,
     status,
-    whole,
 )
 from imagebart import ImageBART
-from imagebart.data import fit, to_pil
-from imagebart.editing import Edit, each_image, grown_size, outpaint_steps
-from imagebart.masked import refined_steps
+from imagebart.data.images import fit, to_pil
+from imagebart.editing.inpainting import Edit, each_image, grown_size, outpaint_steps
+from imagebart.editing.process import refined_steps
 from imagebart.ranking import CLIP
 
 MOST_PASSES = 16
@@ -101,7 +101,7 @@ def inpaint(
     words = classes, negative_prompt, guidance
     request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
     count, options, remark = request
-    passes = whole(passes, "passes", 0, MOST_PASSES)
+    passes = read_int(passes, "passes", 0, MOST_PASSES)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, marked = read_editor(editor)
     check_pixels(count, *image.size)
@@ -159,8 +159,8 @@ def outpaint(
     request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
     count, options, remark = request
     given = {"left": left, "right": right, "top": top, "bottom": bottom}
-    margins = {name: whole(value, name, 0, MOST_MARGIN) for name, value in given.items()}
-    passes = whole(passes, "passes", 0, MOST_PASSES)
+    margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given.items()}
+    passes = read_int(passes, "passes", 0, MOST_PASSES)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, _ = read_editor(editor)
     if not any(margins.values()):

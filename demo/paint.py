@@ -26,8 +26,9 @@ from demo.requests import (
     read_request,
     status,
 )
-from imagebart import ImageBART, scenery
-from imagebart.maps import OPEN, kind_colours, paint_kinds, read_kinds
+from imagebart import ImageBART
+from imagebart.data import scenery
+from imagebart.data.maps import OPEN, kind_colours, paint_kinds, read_kinds
 from imagebart.ranking import CLIP
 
 

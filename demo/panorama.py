@@ -7,10 +7,10 @@ import gradio as gr
 
 from demo.parts import NO_TEXT, connect, controls_of_chance, controls_of_words, run_buttons
 from demo.pictures import Looks, stored
-from demo.requests import LONGEST_PROMPT, read_request, short, status, whole
+from demo.requests import LONGEST_PROMPT, read_int, read_request, short, status
 from imagebart import ImageBART
-from imagebart.data import to_pil
-from imagebart.panorama import decode_wide, panorama_steps
+from imagebart.data.images import to_pil
+from imagebart.editing.panorama import decode_wide, panorama_steps
 
 MOST_WIDTH = 4096
 
@@ -33,7 +33,7 @@ def panorama(
     that; wrap: the right end goes on at the left one, for widths of whole tokens; exact: a window
     for every token, slow.
     """
-    width = whole(width, "width", 0, MOST_WIDTH) or 6 * model.image_size[1]
+    width = read_int(width, "width", 0, MOST_WIDTH) or 6 * model.image_size[1]
     for name, value in (("wrap", wrap), ("exact", exact)):
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, got {short(value)}")

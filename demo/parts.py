@@ -7,7 +7,8 @@ import gradio as gr
 from PIL import Image
 
 from demo.requests import LONGEST_PROMPT, MOST_IMAGES, sentences
-from imagebart import ImageBART, scenery
+from imagebart import ImageBART
+from imagebart.data import scenery
 from imagebart.ranking import CLIP
 
 NO_TEXT = "This model takes no text"

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from demo.requests import MOST_PIXELS, read_layers, sentences
-from imagebart import ImageBART, scenery
-from imagebart.data import FORMATS, to_pil, to_rgb
-from imagebart.editing import Edit
-from imagebart.holes import hole_pixels, pixel_hole, upright
+from imagebart import ImageBART
+from imagebart.data import scenery
+from imagebart.data.images import FORMATS, to_pil, to_rgb
+from imagebart.editing.inpainting import Edit
+from imagebart.editing.masks import hole_pixels, pixel_hole, upright
 
 EXAMPLES = 8
 PAINT = "#ff9a3c"  # bright: a layer is a mask, and read as any other

@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from imagebart import ImageBART
+from imagebart.arguments import as_int
 from imagebart.guidance import ask
 from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
-from imagebart.whole import whole as whole_number
 
 MOST_IMAGES = 16
 MOST_CANDIDATES = 64
@@ -24,12 +24,12 @@ CHUNK = 4
 """Candidates between two signs of life, at most."""
 
 
-def whole(value: Any, name: str, low: int, high: int) -> int:
+def read_int(value: Any, name: str, low: int, high: int) -> int:
     """A whole number in [low, high]; text is read too, as JSON numbers are exact to 2^53 only."""
     if isinstance(value, str) or (isinstance(value, float) and value.is_integer()):
         with suppress(ValueError):
             value = int(value)
-    return whole_number(value, name, low, high)
+    return as_int(value, name, low, high)
 
 
 def real(value: Any, name: str, low: float, high: float) -> float:
@@ -47,11 +47,11 @@ def short(value: Any) -> str:
 
 def read_request(model: ImageBART, prompt, num_images, seed, temperature, top_k, *words) -> tuple:
     """(number of images, options of the chain, a remark); ValueError if one cannot be met."""
-    count = whole(num_images, "num_images", 1, MOST_IMAGES)
+    count = read_int(num_images, "num_images", 1, MOST_IMAGES)
     options = {
-        "seed": whole(seed, "seed", 0, 2**63 - count),  # image i has the seed seed + i
+        "seed": read_int(seed, "seed", 0, 2**63 - count),  # image i has the seed seed + i
         "temperature": real(temperature, "temperature", 0, 5),
-        "top_k": whole(top_k, "top_k", 0, model.K),
+        "top_k": read_int(top_k, "top_k", 0, model.K),
     }
     what, remark = read_words(model, prompt, *words, options["seed"], count)
     return count, options | what, remark
@@ -88,7 +88,7 @@ def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | N
         droppable = model.denoisers[model.T].config.droppable
         return None if droppable else [(seed + i) % model.classes for i in range(count)]
     number = isinstance(name, int) or (isinstance(name, str) and name.isdecimal())
-    return [whole(name, "classes", 0, model.classes - 1) if number else name] * count
+    return [read_int(name, "classes", 0, model.classes - 1) if number else name] * count
 
 
 # ── what a request may take ───────────────────────────────────────────────────────────────────
@@ -124,7 +124,7 @@ def read_candidates(
 ) -> tuple[int, Score | None]:
     """(how many are drawn for each of `count` images, what ranks them); ValueError if nothing can,
     or if they are too many."""
-    candidates = whole(candidates, "candidates", 1, MOST_CANDIDATES)
+    candidates = read_int(candidates, "candidates", 1, MOST_CANDIDATES)
     if candidates == 1:
         return 1, None
     if count * candidates > MOST_CANDIDATES:
@@ -150,7 +150,7 @@ def ranked(
 ) -> Iterator[tuple[list[Ranked], str]]:
     """(the best so far, how many are drawn), chunk by chunk, of `candidates` for each image."""
     total = count * candidates
-    whole(options["seed"], "seed", 0, 2**63 - total)
+    read_int(options["seed"], "seed", 0, 2**63 - total)
 
     def drawn(n: int, seed: list[int]) -> list:
         return draw(n, **of_one_class(options, n) | {"seed": seed})

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
+from receipts import options_of, receipt
 from reporting import run
 
-from imagebart import ImageBART, scenery, show
+from imagebart import ImageBART, show
+from imagebart.data import scenery
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
-from imagebart.receipts import options_of, receipt
 
 COLUMNS = 8
 

@@ -30,20 +30,21 @@ import torch
 import torch.nn.functional as F
 from metrics import FEWEST, Jury, feature_distance
 from PIL import Image
+from receipts import options_of, receipt, shown
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebart import ImageBART, scenery, show
-from imagebart.data import to_tensor
+from imagebart import ImageBART, show
+from imagebart.data import scenery
+from imagebart.data.images import to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import Ranks, pick_device
+from imagebart.editing.masks import pixel_hole, token_hole
+from imagebart.editing.process import PROCESSES
 from imagebart.folders import SHIPPED
-from imagebart.holes import pixel_hole, token_hole
-from imagebart.masked import PROCESSES
 from imagebart.perceptual import psnr
 from imagebart.probe import ATTRIBUTES, Probe
-from imagebart.receipts import options_of, receipt, shown
 
 PICTURED = 8
 FAMILIES = ("upper", "lower", "centre", "blob10", "blob25", "blob50")

@@ -18,15 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from receipts import options_of, receipt
 from reporting import run
 from tqdm import tqdm
 
-from imagebart import ImageBART, scenery
+from imagebart import ImageBART
+from imagebart.data import scenery
 from imagebart.distributed import pick_device
+from imagebart.editing.masks import pixel_hole, token_hole
 from imagebart.folders import SHIPPED
-from imagebart.holes import pixel_hole, token_hole
 from imagebart.probe import Probe
-from imagebart.receipts import options_of, receipt
 
 SCENES = 3000
 """Held-out scenes that are looked through for each wish."""

@@ -24,15 +24,15 @@ import tyro
 from einops import rearrange
 from metrics import FEWEST, Jury
 from PIL import Image
+from receipts import receipt
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from imagebart import ImageBART
 from imagebart.checkpoint import sha256_of, write_json
-from imagebart.data import ImageFolder, SceneryData
+from imagebart.data.images import ImageFolder, SceneryData
 from imagebart.distributed import finish, part_of, split, start
-from imagebart.receipts import receipt
 
 PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 

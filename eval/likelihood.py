@@ -14,16 +14,16 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
+from receipts import receipt
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
 
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import sha256_of
+from imagebart.data.sources import open_data
 from imagebart.folders import SHIPPED
 from imagebart.guidance import ask
-from imagebart.receipts import receipt
-from imagebart.sources import open_data
 
 
 @dataclass(frozen=True)

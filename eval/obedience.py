@@ -21,16 +21,17 @@ from typing import Literal
 import numpy as np
 import torch
 from metrics import feature_distance
+from receipts import options_of, receipt
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebart import ImageBART, scenery
-from imagebart.conditioning import commonest_kinds
+from imagebart import ImageBART
+from imagebart.data import scenery
+from imagebart.data.maps import commonest_kinds
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
 from imagebart.probe import GRID, Probe, Seen
-from imagebart.receipts import options_of, receipt
 
 Told = Literal["text", "class", "map"]
 

@@ -23,6 +23,7 @@ import matplotlib
 import numpy as np
 from completion import counted_passes
 from matplotlib.figure import Figure
+from receipts import options_of, receipt, shown
 from reporting import run
 from timing import windowed
 from tqdm import tqdm
@@ -30,7 +31,6 @@ from tqdm import tqdm
 from imagebart import ImageBART, sampling, show
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
-from imagebart.receipts import options_of, receipt, shown
 
 
 @dataclass(frozen=True)

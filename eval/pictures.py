@@ -19,9 +19,10 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from imagebart import ImageBART, scenery, show
+from imagebart import ImageBART, show
+from imagebart.data import scenery
+from imagebart.data.maps import kind_colours, paint_kinds
 from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
-from imagebart.maps import kind_colours, paint_kinds
 
 PROMPTS = (
     "northern lights over snowy mountains at night",

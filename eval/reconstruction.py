@@ -12,15 +12,16 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from receipts import receipt
 from reporting import run
 from tqdm import tqdm
 
-from imagebart import distributed, scenery
+from imagebart import distributed
 from imagebart.checkpoint import sha256_of
-from imagebart.data import to_tensor
+from imagebart.data import scenery
+from imagebart.data.images import to_tensor
 from imagebart.folders import SHIPPED, load_vqgan
 from imagebart.perceptual import fine, psnr, sharpness
-from imagebart.receipts import receipt
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from receipts import options_of, receipt
 from reporting import run
 from timing import largest_resident_bytes
 from torch import Tensor
@@ -25,9 +26,8 @@ from tqdm import tqdm
 
 from imagebart import ImageBART
 from imagebart.distributed import pick_device
+from imagebart.editing.panorama import MODES, WideNoise, origins
 from imagebart.folders import SHIPPED
-from imagebart.panorama import MODES, WideNoise, origins
-from imagebart.receipts import options_of, receipt
 
 
 @dataclass(frozen=True)

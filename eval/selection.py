@@ -20,15 +20,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from receipts import options_of, receipt
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
 
-from imagebart import ImageBART, scenery
+from imagebart import ImageBART
+from imagebart.data import scenery
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
 from imagebart.probe import ATTRIBUTES, Probe
-from imagebart.receipts import options_of, receipt
 
 RATES = (1.0, 0.5, 0.25, 0.05)
 

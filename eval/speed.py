@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from receipts import PACKAGES, receipt, shown
 from replay import Replayed, profile
 from reporting import run
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
@@ -33,10 +34,9 @@ from timing import DTYPES, ceilings, roofline, timed, windowed, with_passes
 from imagebart import ImageBART, distributed, sampling
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.editing.process import edit_steps
 from imagebart.folders import SHIPPED
-from imagebart.masked import edit_steps
 from imagebart.presets import find_preset
-from imagebart.receipts import PACKAGES, receipt, shown
 from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
 from imagebart.vqgan import VQGAN
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from receipts import options_of, receipt
 from replay import BETWEEN, Agreeing, plan, profile
 from reporting import run
 from timing import DTYPES, timed, with_passes
@@ -28,7 +29,6 @@ from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
 from imagebart.presets import find_preset
-from imagebart.receipts import options_of, receipt
 from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
 
 

@@ -1,7 +1,36 @@
 """ImageBART: bidirectional context with multinomial diffusion for autoregressive image synthesis.
 
-Reading order: `notation`, `vqgan` (compress), `diffusion` (forget), `transformer` and `denoiser`
-(remember), `model`, `sampling`, `editing`.
+In reading order, with the ideas that each file has:
+
+    notation        symbols and shapes
+    vqgan           compress: encoder, quantiser with its codebook, decoder          [eq. 3, 4]
+    perceptual      what the VQGAN learns by: LPIPS, discriminator, adaptive weight
+    efficientnet    ImageNet features for the VQGAN's distance
+    diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [eq. 5 to 8]
+    transformer     remember: attention, the causal mask, encoder, decoder, caches
+    linear          a linear layer whose weights lie as the processor wants them
+    denoiser        one scale: p(x_{t-1} | x_t), condition prefix, cached decoding
+    guidance        conditions of a request (class, prompt, map), dropout, classifier-free guidance
+    sampling        the reverse chain: noise of a seed, temperature, top-k, nucleus (top-p) filter,
+                    sequential and parallel decoding
+    streaming       thousands of images in batches
+    model           ImageBART: all of these as one object; the bound in bits per token   [eq. 2]
+
+    editing/        masks, the masked process, inpaint, complete, outpaint, panorama
+    data/           scenery, images, prompts and maps as tokens, token files
+    released/       the paper's published weights: read, converted, checked
+
+    folders         a model's folder, and models of the Hub: read and written
+    presets         sizes and training recipes: the shipped models, the paper's
+    ranking         best of many: rejection, re-ranking, CLIP
+    probe           a network that recognises scenery
+    show            pictures, tables and source code for notebooks
+    checkpoint      files written whole, checkpoints of a run, EMA, locks
+    distributed     devices and ranks
+    arguments       checks of what a caller gives
+    __main__        the command line
+
+`train/` trains, `eval/` measures, `demo/` and `app.py` are the page.
 """
 
 from imagebart.model import ImageBART

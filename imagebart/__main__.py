@@ -20,11 +20,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from imagebart.checkpoint import atomic_write
-from imagebart.data import read_image
+from imagebart.data.images import read_image
 from imagebart.distributed import finish, part_of, start
-from imagebart.holes import hole_pixels, read_mask
-from imagebart.importing import PUBLISHED, import_released
+from imagebart.editing.masks import hole_pixels, read_mask
 from imagebart.model import ImageBART
+from imagebart.released.importing import PUBLISHED, import_released
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagebart.conditioning import END, commonest_kinds, decode_ids, encode_text
-from imagebart.data import fit_box
+from imagebart.arguments import is_several, to_builtin
+from imagebart.data.images import fit_box
+from imagebart.data.maps import commonest_kinds
+from imagebart.data.text import END, decode_ids, encode_text
+from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import ABSENT, Condition, Decoding, Denoiser, DenoiserConfig
 from imagebart.notation import Bool, Float, Int, Mask, Tokens
-from imagebart.tokens import TokenFile
-from imagebart.whole import is_several, plain
 
 Classes = int | str | Sequence[int | str] | None
 Texts = str | Sequence[str | None] | None
@@ -98,7 +99,7 @@ def ask(
     if unknown:
         raise TypeError(
             f"no such option here: {', '.join(unknown)} (sampling's are in help(ImageBART."
-            "sample_steps), those of each process of editing in help(imagebart.masked))"
+            "sample_steps), those of each process of editing in help(imagebart.editing.process))"
         )
     config = model.denoisers[model.T].config
     scales = guidance_of(model, guidance)
@@ -315,10 +316,10 @@ def commonest(kinds: np.ndarray, config: DenoiserConfig) -> np.ndarray:
 
 def each_of(given, batch: int, kind: type, name: str) -> list:
     """One given for all or one each, as a list of `batch`; nothing given is None for each."""
-    given = plain(given, kind)
+    given = to_builtin(given, kind)
     if given is None or isinstance(given, kind):
         return [given] * batch
-    values = [plain(one, kind) for one in given] if is_several(given) else []
+    values = [to_builtin(one, kind) for one in given] if is_several(given) else []
     if len(values) != batch or not all(one is None or isinstance(one, kind) for one in values):
         raise ValueError(f"{name} must be one, or {batch} of them, got {given!r:.200}")
     return values
@@ -326,7 +327,7 @@ def each_of(given, batch: int, kind: type, name: str) -> list:
 
 def per_scale(value, T: int, name: str) -> list:
     """One value for every scale t = 2 .. T."""
-    value = plain(value, str)
+    value = to_builtin(value, str)
     values = list(value) if is_several(value) else [value] * (T - 1)
     if len(values) != T - 1:
         raise ValueError(f"{name} must be one number, or {T - 1} for t = 2 to {T}, got {value}")

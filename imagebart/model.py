@@ -14,7 +14,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from imagebart.data import fit, to_pil, to_rgb, to_tensor
+from imagebart.data.images import fit, to_pil, to_rgb, to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
@@ -161,10 +161,10 @@ class ImageBART(nn.Module):
     ) -> list[Image.Image] | Tensor | np.ndarray:
         """Repaint where the mask is True / white; elsewhere pixels stay the input's exactly.
 
-        Image and mask have one size, any. See `editing.inpaint`. Options as `sample_steps`;
+        Image and mask have one size, any. See `inpainting.inpaint`. Options as `sample_steps`;
         `output_type` as `decode`.
         """
-        from imagebart.editing import inpaint
+        from imagebart.editing.inpainting import inpaint
 
         require_output(output_type)
         return self.present(inpaint(self, image, mask, num_images, **options), output_type)
@@ -179,7 +179,7 @@ class ImageBART(nn.Module):
         **options,
     ) -> list[Image.Image] | Tensor | np.ndarray:
         """Keep a half ("upper", "lower", "left", "right") and draw the other; as `inpaint`."""
-        from imagebart.editing import complete
+        from imagebart.editing.inpainting import complete
 
         require_output(output_type)
         images = complete(self, image, num_images, keep=keep, **options)
@@ -190,9 +190,9 @@ class ImageBART(nn.Module):
     ) -> list[Image.Image] | Tensor | np.ndarray:
         """Go on beyond the borders by `left`, `right`, `top`, `bottom` pixels; as `inpaint`.
 
-        See `editing.outpaint`.
+        See `inpainting.outpaint`.
         """
-        from imagebart.editing import outpaint
+        from imagebart.editing.inpainting import outpaint
 
         require_output(output_type)
         return self.present(outpaint(self, image, num_images, **options), output_type)
@@ -205,7 +205,7 @@ class ImageBART(nn.Module):
         See `panorama.panorama_steps` for prompts and classes from left to right, `mode`, `wrap`
         and the other options; `output_type` as `decode`.
         """
-        from imagebart.panorama import panorama
+        from imagebart.editing.panorama import panorama
 
         require_output(output_type)
         return self.present(panorama(self, width, height, **options), output_type)

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imagebart.checkpoint import load_tensors, save_tensors
+from imagebart.data.scenery import KINDS, LABELS, OBJECTS, SEASONS, TIMES, WEATHERS
 from imagebart.notation import Float, Int
 from imagebart.ranking import CLIP, Score
-from imagebart.scenery import KINDS, LABELS, OBJECTS, SEASONS, TIMES, WEATHERS
 
 SHIPPED_PROBE = Path(__file__).parent / "pretrained" / "probe"
 

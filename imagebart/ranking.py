@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from imagebart.arguments import as_int
 from imagebart.checkpoint import sha256_of
-from imagebart.conditioning import TEXT_IDS, encode_text
+from imagebart.data.text import TEXT_IDS, encode_text
 from imagebart.notation import Float
 from imagebart.sampling import image_seeds
-from imagebart.whole import whole
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
 """Pictures → a number each, more is better."""
@@ -95,8 +95,8 @@ def best_so_far(
 ) -> Iterator[list[Ranked]]:
     """The best of those drawn until now, the best first, after every `chunk` of `candidates`."""
     image_seeds(seed, num_images)
-    whole(candidates, "candidates", num_images)
-    whole(chunk, "chunk", 1)
+    as_int(candidates, "candidates", num_images)
+    as_int(chunk, "chunk", 1)
     best: list[Ranked] = []
     for start in range(seed, seed + candidates, chunk):
         seeds = range(start, min(start + chunk, seed + candidates))

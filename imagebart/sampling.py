@@ -19,11 +19,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from imagebart.arguments import as_int, is_several, to_builtin
 from imagebart.denoiser import Condition, Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import ask, per_scale
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
-from imagebart.whole import is_several, plain, whole
 
 WINDOW = {"cpu": 16, "cuda": 64}
 """Positions that a parallel pass looks at: more than it will settle, for what is drawn again is the
@@ -43,7 +43,7 @@ class Filter:
     def __post_init__(self):
         if not isinstance(self.temperature, Real) or not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be a number, at least 0, got {self.temperature!r}")
-        whole(self.top_k, "top_k")
+        as_int(self.top_k, "top_k")
         if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
 
@@ -293,11 +293,11 @@ def generator_of(seed: int, t: int, turn: int, use: str) -> torch.Generator:
 
 def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
     """One seed an image: seed, seed + 1, … or those given."""
-    num_images, seed = whole(num_images, "num_images", 1), plain(seed, str)
+    num_images, seed = as_int(num_images, "num_images", 1), to_builtin(seed, str)
     if not is_several(seed):
-        first = whole(seed, "seed", 0, 2**63 - num_images)
+        first = as_int(seed, "seed", 0, 2**63 - num_images)
         return [first + i for i in range(num_images)]
-    seeds = [whole(one, "every seed", 0, 2**63 - 1) for one in seed]
+    seeds = [as_int(one, "every seed", 0, 2**63 - 1) for one in seed]
     if len(seeds) != num_images:
         raise ValueError(f"seed must be one number or {num_images} of them, got {len(seeds)}")
     return seeds

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from imagebart.checkpoint import atomic_write
 from imagebart.denoiser import Denoiser
+from imagebart.editing.pasting import Box
 from imagebart.guidance import Guided
 from imagebart.notation import Bool, Int
-from imagebart.pasting import Box
 
 WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, between pictures
 INK, QUIET, PAPER = "#2b2d33", "#b9bdc6", "#ffffff"

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from imagebart.arguments import as_int
 from imagebart.notation import Bool, Float, Grid, Images, Latents
-from imagebart.whole import whole
 
 Maps = Float[Tensor, "b _ _ _"]
 """Feature maps, where a layer may change their number and size."""
@@ -45,15 +45,15 @@ class VQGANConfig:
         for name in ("multipliers", "attention_levels"):  # JSON gives lists back
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("image_size", "K", "embed_dim", "z_channels", "channels", "blocks", "patch"):
-            whole(getattr(self, name), name, 1)
+            as_int(getattr(self, name), name, 1)
         for name in ("fine", "deeper"):
-            whole(getattr(self, name), name)
+            as_int(getattr(self, name), name)
         if self.channels % 32:
             raise ValueError(f"channels must be a multiple of 32, got {self.channels}")
         if not self.multipliers:
             raise ValueError("multipliers must be at least one, got none")
         for each in self.multipliers:
-            whole(each, "multipliers", 1)
+            as_int(each, "multipliers", 1)
         if self.fine and self.patch & (self.patch - 1):
             raise ValueError(f"patch must be a power of 2 where fine is not 0, got {self.patch}")
         if self.image_size % self.f:

@@ -26,7 +26,7 @@ install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first
 import pytest  # noqa: E402
 from torch import nn  # noqa: E402
 
-from imagebart.conditioning import END, START, TEXT_IDS  # noqa: E402
+from imagebart.data.text import END, START, TEXT_IDS  # noqa: E402
 from imagebart.denoiser import Denoiser, DenoiserConfig  # noqa: E402
 from imagebart.diffusion import MultinomialDiffusion, geometric  # noqa: E402
 from imagebart.model import ImageBART  # noqa: E402

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagebart import ImageBART, scenery
+from imagebart import ImageBART
+from imagebart.data import scenery
 from imagebart.folders import SHIPPED_SEMANTIC
 
 RECORD = Path(__file__).parent / "fixtures" / "record.json"

@@ -24,19 +24,20 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 import app
-from demo import edit, pictures, requests
+from demo import edit, pictures, requests, serving
 from demo.edit import HOLES, MOST_UNDOS, hole_of, inpaint, outpaint, remembered, taken, undone
 from demo.paint import semantic
 from demo.panorama import panorama
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.sample import sample
-from imagebart import ImageBART, scenery, serving
-from imagebart.data import fit, to_rgb
-from imagebart.editing import Edit
+from imagebart import ImageBART
+from imagebart.data import scenery
+from imagebart.data.images import fit, to_rgb
+from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
+from imagebart.editing.inpainting import Edit
+from imagebart.editing.masks import hole_pixels
 from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.guidance import pieces_in
-from imagebart.holes import hole_pixels
-from imagebart.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 

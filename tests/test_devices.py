@@ -14,8 +14,8 @@ from torch._subclasses import FakeTensorMode
 from imagebart import model, probe
 from imagebart.denoiser import OUTPUTS, Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, geometric
+from imagebart.editing.panorama import Blended
 from imagebart.guidance import Guided
-from imagebart.panorama import Blended
 from imagebart.probe import Heads, Probe
 from imagebart.sampling import Belief, Filter, draw, holes
 from imagebart.vqgan import VQGAN

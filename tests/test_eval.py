@@ -14,9 +14,9 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from imagebart import scenery
 from imagebart.checkpoint import read_json
-from imagebart.sources import open_data
+from imagebart.data import scenery
+from imagebart.data.sources import open_data
 
 
 @pytest.fixture(scope="module")

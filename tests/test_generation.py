@@ -34,8 +34,8 @@ from transformers import CLIPProcessor, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from imagebart import ImageBART
-from imagebart.conditioning import MERGES, START
-from imagebart.data import ImageFolder
+from imagebart.data.images import ImageFolder
+from imagebart.data.text import MERGES, START
 from imagebart.distributed import Ranks, part_of, split
 from imagebart.ranking import CLIP
 

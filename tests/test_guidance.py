@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from imagebart import ImageBART
-from imagebart.conditioning import commonest_kinds, encode_text
+from imagebart.data.maps import commonest_kinds
+from imagebart.data.text import encode_text
+from imagebart.data.tokens import TokenFile, TokenWriter
 from imagebart.denoiser import ABSENT, DenoiserConfig
 from imagebart.guidance import ask, condition_of, drop, encode_ended, pieces_in
 from imagebart.sampling import sample_steps
-from imagebart.tokens import TokenFile, TokenWriter
 
 NAMES = ("desert", "forest", "lake")
 SAID = dict(classes=3, text_length=6, text_pieces=8, map_kinds=4, droppable=True)

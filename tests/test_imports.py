@@ -2,8 +2,10 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,27 +15,46 @@ LIBRARY = ROOT / "imagebart"
 
 # From the ground up: a module imports from its own layer or from those below it.
 LAYERS = [
-    {"notation", "whole"},
+    {"notation", "arguments"},
     {"linear", "efficientnet"},
-    {"vqgan", "perceptual", "diffusion", "transformer", "scenery", "data", "sources", "distributed"}
-    | {"checkpoint", "training", "serving"},
-    {"conditioning", "maps", "tokens"},
+    {"vqgan", "perceptual", "diffusion", "transformer", "distributed", "checkpoint"}
+    | {"data.scenery"},
+    {"data.images", "data.text", "data.maps"},
+    {"data.sources", "data.tokens"},
     {"denoiser"},
     {"folders"},
     {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking", "streaming"},
-    {"pasting", "masked"},
-    {"holes"},
-    {"editing", "panorama", "probe", "official", "untrusted", "receipts", "importing"},
+    {"editing.process", "editing.pasting"},
+    {"editing.masks"},
+    {"editing.inpainting", "editing.panorama"}
+    | {"probe", "released.official", "released.untrusted", "released.importing"},
     {"show"},
     {"__init__", "__main__"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(path.stem for path in LIBRARY.glob("*.py"))
+ROOMS = {"data", "editing", "released"}  # their __init__.py is a docstring and nothing else
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a module within the library; "__init__" is the library itself."""
+    parts = path.relative_to(LIBRARY).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in sorted(LIBRARY.rglob("*.py"))}
+MODULES = [name for name in FILES if name not in ROOMS]
 TABS = {"sample", "edit", "paint", "panorama", "chain"}
-DEMO = [{"look"}, {"requests"}, {"pictures"}, {"parts"}, TABS]  # of the page, in the same way
-SCRIPTS = sorted([*ROOT.glob("train/*.py"), *ROOT.glob("eval/*.py"), *ROOT.glob("app.py")])
+DEMO = [
+    {"look", "serving"},
+    {"requests"},
+    {"pictures"},
+    {"parts"},
+    TABS,
+]  # of the page, in the same way
+RUN = sorted([*ROOT.glob("train/*.py"), *ROOT.glob("eval/*.py"), *ROOT.glob("app.py")])
+SCRIPTS = {path.stem for path in RUN if path.parent.name != "eval"} - {"training"}
 
 
 def tree_of(path: Path) -> ast.Module:
@@ -50,14 +71,21 @@ def imported(node: ast.AST) -> list[str]:
     return []
 
 
+def packages_of(tree: ast.Module) -> set[str]:
+    """The packages that a file imports anywhere."""
+    return {name.split(".")[0] for node in ast.walk(tree) for name in imported(node)}
+
+
 def ours(node: ast.AST) -> set[str]:
     """Modules of the library that one import statement names."""
-    names = set()
-    for name in imported(node):
-        if name.split(".")[0] == "imagebart":
-            parts = [part for part in name.split(".")[1:2] if part in MODULES]
-            names |= set(parts or ["__init__"])
-    return names
+    names = [name.split(".")[1:] for name in imported(node) if name.split(".")[0] == "imagebart"]
+    return {module_of(parts) for parts in names}
+
+
+def module_of(parts: list[str]) -> str:
+    """The module that has a name of the library, e.g. "data.images" has data.images.fit."""
+    begun = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((name for name in begun if name in FILES), "__init__")
 
 
 def local_imports(tree: ast.Module) -> set[str]:
@@ -80,7 +108,7 @@ def global_imports(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
-    tree = tree_of(LIBRARY / f"{module}.py")
+    tree = tree_of(FILES[module])
     assert module in LAYER, f"give {module} a layer"
     above = {name for name in global_imports(tree) if LAYER[name] > LAYER[module]}
     assert not above
@@ -88,9 +116,44 @@ def test_imports_point_down(module):
     assert not inside or module == "model", "only the methods of ImageBART delegate upwards"
 
 
+def test_a_room_s_own_file_says_what_is_in_it():
+    """… a line for each module, and there is no other; that of the library names the rooms."""
+    for room in ROOMS:
+        (statement,) = tree_of(FILES[room]).body
+        inside = {name.split(".")[1] for name in FILES if name.startswith(f"{room}.")}
+        assert set(re.findall(r"^(\w+)   ", statement.value.value, re.M)) == inside
+    said = re.findall(r"^    (\w+)[/ ]  ", ast.get_docstring(tree_of(FILES["__init__"])), re.M)
+    assert sorted(said) == sorted({name.split(".")[0] for name in FILES} - {"__init__"})
+
+
+def test_what_the_library_imports_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [*project["dependencies"], *project["optional-dependencies"]["all"]]
+    declared = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in listed}
+    given = declared - {"pillow"} | {"PIL", "imagebart"} | sys.stdlib_module_names
+    assert not {
+        name: packages_of(tree_of(path)) - given
+        for name, path in FILES.items()
+        if packages_of(tree_of(path)) - given
+    }
+
+
+def test_every_room_is_installed():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = setup["tool"]["setuptools"]["packages"]
+    assert set(packages) == {"imagebart", *(f"imagebart.{room}" for room in ROOMS)}
+    stored = [path for path in LIBRARY.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    for package, patterns in setup["tool"]["setuptools"]["package-data"].items():
+        folder = ROOT / package.replace(".", "/")
+        packed = {path for pattern in patterns for path in folder.glob(pattern)}
+        assert packed, f"{package} has no such files: {patterns}"
+        stored = [path for path in stored if path not in packed]
+    assert {path.suffix for path in stored} == {".py"}
+
+
 def test_no_module_waits_for_itself():
     """Within a layer too: following imports never leads back."""
-    trees = {name: tree_of(LIBRARY / f"{name}.py") for name in MODULES}
+    trees = {name: tree_of(FILES[name]) for name in MODULES}
     below = {name: global_imports(tree) - {"__init__"} for name, tree in trees.items()}
     while below:
         free = [name for name, needs in below.items() if not needs & below.keys()]
@@ -106,26 +169,24 @@ def test_rooms_of_the_demo_import_downwards_and_the_library_knows_nothing_of_the
         names = [name.split(".") for node in ast.walk(tree_of(path)) for name in imported(node)]
         assert all(floor[name[1]] < floor[room] for name in names if name[0] == "demo")
         assert not [name for name in names if name[0] == "app"]
-    for path in LIBRARY.glob("*.py"):
-        names = {name.split(".")[0] for node in ast.walk(tree_of(path)) for name in imported(node)}
-        assert not names & {"demo", "app", "gradio"}
+    for path in FILES.values():
+        assert not packages_of(tree_of(path)) & {"demo", "app", "gradio", "starlette"}
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", RUN, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_training_scripts_never_import_each_other(path):
-    siblings = {other.stem for other in ROOT.glob("train/*.py")} | {"train", "app"}
-    names = {name.split(".")[0] for node in ast.walk(tree_of(path)) for name in imported(node)}
-    assert not names & siblings
+    packages = packages_of(tree_of(path))
+    assert not packages & SCRIPTS
+    assert path.parent.name == "train" or "training" not in packages
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
 def test_the_library_neither_prints_nor_parses(module):
-    tree = tree_of(LIBRARY / f"{module}.py")
+    tree = tree_of(FILES[module])
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     called = {ast.unparse(function) for function in calls}
     assert not called & {"print", "input", "sys.exit", "exit", "logging.basicConfig"}
-    names = {name.split(".")[0] for node in ast.walk(tree) for name in imported(node)}
-    assert not names & {"argparse", "tyro", "click", "tqdm"}
+    assert not packages_of(tree) & {"argparse", "tyro", "click", "tqdm"}
 
 
 INFERENCE = """
@@ -134,7 +195,7 @@ from imagebart import ImageBART
 model = ImageBART.from_pretrained(sys.argv[1])
 image, = model.sample(seed=1)
 model.inpaint(image, image.convert("L"), seed=2)
-heavy = {"lpips", "imagebart.perceptual", "imagebart.training", "torchvision", "torchmetrics"}
+heavy = {"lpips", "imagebart.perceptual", "imagebart.show", "torchvision", "torchmetrics"}
 heavy |= {"gradio", "tyro", "matplotlib", "scipy", "transformers", "open_clip", "pytest"}
 print(sorted(heavy & sys.modules.keys()))
 """

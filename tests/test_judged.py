@@ -14,9 +14,10 @@ import selection
 import torch
 from PIL import Image
 
-from imagebart import ImageBART, scenery
+from imagebart import ImageBART
 from imagebart.checkpoint import load_tensors, save_tensors
-from imagebart.conditioning import commonest_kinds
+from imagebart.data import scenery
+from imagebart.data.maps import commonest_kinds
 from imagebart.guidance import pieces_in
 from imagebart.probe import ATTRIBUTES, Probe
 

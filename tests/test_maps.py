@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagebart.maps import NEAR, kind_colours, paint_kinds, read_kinds
-from imagebart.scenery import LABELS, PALETTE
+from imagebart.data.maps import NEAR, kind_colours, paint_kinds, read_kinds
+from imagebart.data.scenery import LABELS, PALETTE
 
 
 @pytest.mark.parametrize("names", [LABELS, ("sea", "land"), tuple(map(str, range(40)))])

@@ -19,12 +19,12 @@ from released import (
 )
 from safetensors.torch import load_file
 
-from imagebart import editing, masked
-from imagebart.data import to_pil
+from imagebart.data.images import to_pil
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion, cross_entropy, geometric
-from imagebart.official import denoiser_from_released, vqgan_from_released
+from imagebart.editing import inpainting, process
 from imagebart.presets import PRESETS
+from imagebart.released.official import denoiser_from_released, vqgan_from_released
 from imagebart.sampling import Filter, decode_parallel, decode_sequential
 
 FIXTURES = Path(__file__).parent / "fixtures" / "official_a"
@@ -531,11 +531,11 @@ def edit(make_model, monkeypatch):
         records.append((denoiser.t, x_t, choose, x_prev))
         return x_prev
 
-    monkeypatch.setattr(masked, "decoder", lambda method: spy)
+    monkeypatch.setattr(process, "decoder", lambda method: spy)
     torch.manual_seed(0)
     x_1, hole = torch.randint(12, (1, 4, 4)), torch.rand(1, 4, 4) < 0.5
 
-    def run(num_images: int = 2, process=masked.annealed_steps, **options):
+    def run(num_images: int = 2, process=process.annealed_steps, **options):
         records.clear()
         return list(process(model, x_1, hole, num_images, **options)), list(records)
 
@@ -567,7 +567,7 @@ def test_annealed_passes_are_as_many_as_released(edit):
 def test_one_pass_a_scale_is_the_single_process(edit):
     _, _, _, run = edit
     annealed, _ = run(chains=1, seed=3)
-    single, _ = run(process=masked.edit_steps, around=0, seed=3)
+    single, _ = run(process=process.edit_steps, around=0, seed=3)
     for a, b in zip(annealed, single, strict=True):
         assert torch.equal(a.tokens, b.tokens)
 
@@ -607,8 +607,8 @@ def test_inpaint_offers_both_ways(make_model):
     image = to_pil(torch.rand(1, 3, 32, 32) * 2 - 1)[0]
     mask = np.zeros((32, 32), bool)
     mask[:16] = True
-    known = editing.inpaint(model, image, mask, seed=1, process="annealed", chains=2)
-    single = editing.inpaint(model, image, mask, seed=1)
+    known = inpainting.inpaint(model, image, mask, seed=1, process="annealed", chains=2)
+    single = inpainting.inpaint(model, image, mask, seed=1)
     assert torch.equal(known[..., 16:, :], single[..., 16:, :]) and not torch.equal(known, single)
     with pytest.raises(ValueError, match="process must be one of"):
-        editing.inpaint(model, image, mask, process="other")
+        inpainting.inpaint(model, image, mask, process="other")

@@ -26,16 +26,16 @@ import torch
 from released import encoder_decoder_shapes, gpt_shapes, random_tensors, scale_file
 from safetensors.torch import load_file
 
-from imagebart import importing
 from imagebart.__main__ import main
 from imagebart.checkpoint import sha256_of
 from imagebart.denoiser import DenoiserConfig
 from imagebart.folders import load_vqgan
-from imagebart.importing import PUBLISHED, download, import_released
 from imagebart.model import ImageBART
-from imagebart.official import vqgan_config
 from imagebart.presets import PRESETS
-from imagebart.untrusted import UntrustedFileError, read_checkpoint
+from imagebart.released import importing
+from imagebart.released.importing import PUBLISHED, download, import_released
+from imagebart.released.official import vqgan_config
+from imagebart.released.untrusted import UntrustedFileError, read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures" / "official_a"
@@ -452,7 +452,8 @@ def test_attacks_are_refused_before_they_cost_anything(name, tmp_path):
 def test_tuples_in_tuples_do_not_end_the_process(tmp_path):
     """A key of 300 000 tuples, one in another: Python hashes it on C's stack."""
     path = checkpoint_of(b"\x80\x02})" + 300_000 * b"\x85" + b"Ns.", tmp_path / "a.ckpt")
-    read = f"from imagebart.untrusted import read_checkpoint; read_checkpoint({str(path)!r})"
+    module = "imagebart.released.untrusted"
+    read = f"from {module} import read_checkpoint; read_checkpoint({str(path)!r})"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", read]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -8,8 +8,7 @@ import pytest
 import seams
 import torch
 
-from imagebart.guidance import ask, pieces_in
-from imagebart.panorama import (
+from imagebart.editing.panorama import (
     Blended,
     Scale,
     WideNoise,
@@ -20,6 +19,7 @@ from imagebart.panorama import (
     panorama_steps,
     tent,
 )
+from imagebart.guidance import ask, pieces_in
 from imagebart.sampling import Filter, draw, gumbel
 
 BOTH = pytest.mark.parametrize("mode", ["fast", "exact"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagebart.pasting import Box, blur, box_around, feathered, filled, outward
+from imagebart.editing.pasting import Box, blur, box_around, feathered, filled, outward
 
 SIDES = st.integers(1, 60)
 

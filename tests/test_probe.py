@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from test_train import train
 
-from imagebart import scenery
 from imagebart.checkpoint import sha256_of
+from imagebart.data import scenery
 from imagebart.probe import ATTRIBUTES, Heads, Probe, read
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from imagebart.conditioning import END, START
+from imagebart.data.text import END, START
 from imagebart.ranking import CLIP, best_edits, best_of, best_so_far, reject
 
 

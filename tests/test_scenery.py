@@ -8,8 +8,8 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from imagebart import scenery
-from imagebart.scenery import KINDS, LABELS, PALETTE, SPLITS, render, said, scene_seed
+from imagebart.data import scenery
+from imagebart.data.scenery import KINDS, LABELS, PALETTE, SPLITS, render, said, scene_seed
 
 SCENES = [render(scene_seed("test", i)) for i in range(240)]
 
@@ -37,7 +37,7 @@ def test_a_scene_is_an_image_a_map_and_words():
 
 def test_same_seed_same_scene_in_another_process():
     code = (
-        "from hashlib import sha256; from imagebart.scenery import render;"
+        "from hashlib import sha256; from imagebart.data.scenery import render;"
         "s = render(12345, 48, 80);"
         "parts = s.image.tobytes() + s.semantic_map.tobytes() + s.caption.encode();"
         "print(sha256(parts).hexdigest())"

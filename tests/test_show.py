@@ -13,7 +13,7 @@ from PIL import Image
 
 from imagebart import show
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.pasting import Box
+from imagebart.editing.pasting import Box
 from imagebart.sampling import (
     Filter,
     Step,

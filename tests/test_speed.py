@@ -10,6 +10,7 @@ import completion
 import numpy as np
 import passes
 import pytest
+import receipts
 import replay
 import rivals
 import speed
@@ -18,7 +19,7 @@ import timing
 import torch
 from PIL import Image
 
-from imagebart import linear, receipts, sampling
+from imagebart import linear, sampling
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import SHIPPED

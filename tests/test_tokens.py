@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagebart.data import Batches
-from imagebart.tokens import TokenFile, TokenWriter
+from imagebart.data.images import Batches
+from imagebart.data.tokens import TokenFile, TokenWriter
 
 
 def grids(count: int = 5, K: int = 65536) -> torch.Tensor:

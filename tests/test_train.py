@@ -17,12 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imagebart import ImageBART, checkpoint, distributed, perceptual, presets, scenery
+from imagebart import ImageBART, checkpoint, distributed, perceptual, presets
 from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
-from imagebart.conditioning import commonest_kinds
+from imagebart.data import scenery
+from imagebart.data.maps import commonest_kinds
+from imagebart.data.tokens import TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.guidance import pieces_in
-from imagebart.tokens import TokenFile, TokenWriter
 from imagebart.vqgan import VQGAN
 
 ROOT = Path(__file__).parents[1]
@@ -203,7 +204,7 @@ def test_the_discriminator_has_a_head_start(tmp_path, monkeypatch):
 
 
 def test_tokens_are_those_of_the_images(chain):
-    from imagebart.sources import open_data
+    from imagebart.data.sources import open_data
 
     vqgan = load_vqgan(chain / "tokens" / "vqgan").eval()
     images = open_data("scenery", 64, "train", 24)

@@ -4,8 +4,7 @@ import itertools
 import json
 
 import pytest
-
-from imagebart.training import Log, require_same_run, warmup_cosine
+from training import Log, require_same_run, warmup_cosine
 
 
 def test_the_rate_goes_up_a_line_and_down_a_cosine():

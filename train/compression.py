@@ -23,10 +23,12 @@ from einops import rearrange
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from training import Log, require_same_run, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, atomic_write, run_lock
-from imagebart.data import Batches, to_pil
+from imagebart.data.images import Batches, to_pil
+from imagebart.data.sources import open_data
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.perceptual import (
     PERCEPTUAL,
@@ -40,8 +42,6 @@ from imagebart.perceptual import (
     sharpness,
 )
 from imagebart.presets import CompressionRecipe, find_preset
-from imagebart.sources import open_data
-from imagebart.training import Log, require_same_run, warmup_cosine
 from imagebart.vqgan import VQGAN, refined
 
 

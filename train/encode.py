@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from imagebart import distributed
 from imagebart.checkpoint import run_lock, sha256_of
-from imagebart.conditioning import commonest_kinds
+from imagebart.data.maps import commonest_kinds
+from imagebart.data.sources import open_data
+from imagebart.data.tokens import HEADER, TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan
-from imagebart.sources import open_data
-from imagebart.tokens import HEADER, TokenFile, TokenWriter
 from imagebart.vqgan import VQGAN
 
 CODES_IN_USE = ("quantiser.used", "quantiser.token_of")

@@ -22,14 +22,16 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from training import Log, warmup_cosine
 
-from imagebart import distributed, scenery
+from imagebart import distributed
 from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, run_lock, sha256_of
-from imagebart.conditioning import END, START, TEXT_IDS, commonest_kinds, encode_text
-from imagebart.data import Batches
+from imagebart.data import scenery
+from imagebart.data.images import Batches
+from imagebart.data.maps import commonest_kinds
+from imagebart.data.text import END, START, TEXT_IDS, encode_text
 from imagebart.folders import SHIPPED, find_vqgan, load_vqgan
 from imagebart.probe import ATTRIBUTES, GRID, Heads, read, save_probe
-from imagebart.training import Log, warmup_cosine
 
 SIZE = 128
 WORDS = 40

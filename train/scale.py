@@ -19,17 +19,17 @@ import tyro
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
+from training import Log, require_same_run, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock, sha256_of
-from imagebart.data import Batches
+from imagebart.data.images import Batches
+from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import load_vqgan, save_scale, save_vqgan
 from imagebart.guidance import condition_of, drop, pieces_in
 from imagebart.presets import ScaleRecipe, find_preset
-from imagebart.tokens import TokenFile
-from imagebart.training import Log, require_same_run, warmup_cosine
 
 
 @dataclass(frozen=True)

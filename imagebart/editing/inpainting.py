@@ -4,7 +4,7 @@ inpaint     a mask of any shape, on a picture of any size
 complete    one half kept
 outpaint    on beyond the borders
 
-A mask becomes a hole of tokens, which `masked` fills; only its pixels are pasted back.
+A mask becomes a hole of tokens, which `process` fills; only its pixels are pasted back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from imagebart.data import to_pil, to_rgb, to_tensor
+from imagebart.arguments import as_int
+from imagebart.data.images import to_pil, to_rgb, to_tensor
+from imagebart.editing.masks import hole_pixels, pixel_hole
+from imagebart.editing.pasting import Box, box_around, feathered, filled, outward
+from imagebart.editing.process import PROCESSES
 from imagebart.guidance import each_of
-from imagebart.holes import hole_pixels, pixel_hole
-from imagebart.masked import PROCESSES
 from imagebart.notation import Bool, Grid, Images
-from imagebart.pasting import Box, box_around, feathered, filled, outward
 from imagebart.sampling import generator_of, image_seeds
 from imagebart.streaming import WORDS
-from imagebart.whole import whole
 
 
 @torch.inference_mode()
@@ -42,13 +42,13 @@ def inpaint(
     """Images in [-1, 1] that are `image` where the mask is black / False, repainted where white.
 
     The mask is a picture, or an array of booleans or of bytes: white, or at least half as bright,
-    is repainted; black and transparent stay (`holes.py`). Image and mask have one size, any, and
+    is repainted; black and transparent stay (`masks.py`). Image and mask have one size, any, and
     so have the results. The model sees a part of its own shape around the mask
     (`pasting.box_around`, or `box`). A token is repainted if any pixel of it is marked, and pixels
     of all other tokens are the input's, exactly. An empty mask gives the input back.
 
-    `process` is "single" (`masked.edit_steps`), "refined" (`masked.refined_steps`) or "annealed"
-    (`masked.annealed_steps`, as released), whose options it takes. `context` widens the hole by so
+    `process` is "single" (`process.edit_steps`), "refined" (`process.refined_steps`) or "annealed"
+    (`process.annealed_steps`, as released), whose options it takes. `context` widens the hole by so
     many tokens, `feather` smooths its seam over so many pixels of the model. A `semantic_map` is
     one of the whole picture. ValueError if the sizes differ, or the mask is none.
     """
@@ -79,7 +79,7 @@ class Edit:
         feather: int = 0,
         box: Box | None = None,
     ):
-        context, feather = whole(context, "context"), whole(feather, "feather")
+        context, feather = as_int(context, "context"), as_int(feather, "feather")
         image = to_rgb(image)
         marked = hole_pixels(mask, image.size)
         everything = marked if marked.any() else ~marked
@@ -210,7 +210,7 @@ def outpaint_steps(
 def grown_size(model, image: Image.Image, margins: dict[str, int]) -> tuple[int, int]:
     """(H, W) with the margins; ValueError if they, or the image, are nothing to go on from."""
     for name, margin in margins.items():
-        whole(margin, name)
+        as_int(margin, name)
     if min(image.size) * 8 < min(model.image_size):
         least = -(-min(model.image_size) // 8)
         raise ValueError(f"an image must have at least {least} pixels a side, got {image.size}")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from PIL import Image
 from torch.utils.data import Dataset
 
-from imagebart.data import (
+from imagebart.data.images import (
     EXTENSIONS,
     ImageFolder,
     PathLike,

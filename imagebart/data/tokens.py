@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from imagebart.checkpoint import atomic_write, read_json, write_json
-from imagebart.data import PathLike
+from imagebart.data.images import PathLike
 
 FORMAT = 1  # of a token file; raised when an old reader would misread a new file
 HEADER = "tokens.json"

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from imagebart import scenery
-from imagebart.data import (
+from imagebart.data import scenery
+from imagebart.data.images import (
     Batches,
     ImageFolder,
     SceneryData,
@@ -28,7 +28,7 @@ from imagebart.data import (
     to_rgb,
     to_tensor,
 )
-from imagebart.sources import ShardFolder, open_data
+from imagebart.data.sources import ShardFolder, open_data
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

@@ -5,11 +5,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from test_editing import corner, picture, same
+from test_inpainting import corner, picture, same
 
-from imagebart import ImageBART, masked
+from imagebart import ImageBART
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.masked import annealed_steps, edit_steps, redraw, refined_steps, released_chains
+from imagebart.editing import process
+from imagebart.editing.process import (
+    annealed_steps,
+    edit_steps,
+    redraw,
+    refined_steps,
+    released_chains,
+)
 from imagebart.sampling import Filter, decode_sequential, gumbel, uniform_tokens
 
 
@@ -119,9 +126,9 @@ def test_every_scale_is_run_at_least_once(tiny, chains):
 
 def scales_that_ran(model, monkeypatch, **options) -> list[int]:
     """t of every decoding of an edit, in order."""
-    ran, decode = [], masked.decoder("parallel")
+    ran, decode = [], process.decoder("parallel")
     watched = lambda scale, *rest: (ran.append(scale.t), decode(scale, *rest))[1]  # noqa: E731
-    monkeypatch.setattr(masked, "decoder", lambda method: watched)
+    monkeypatch.setattr(process, "decoder", lambda method: watched)
     model.inpaint(picture(), **options)
     return ran
 
@@ -148,12 +155,12 @@ def test_a_larger_hole_is_looked_around_more_often(share, looks):
     """`share` tokens of 256 are a hole."""
     hole = torch.zeros(2, 256, dtype=torch.bool)
     hole[:, :share] = True
-    assert masked.looks(hole) == looks
+    assert process.looks(hole) == looks
 
 
 def test_every_pass_over_a_hole_has_noise_of_its_own(make_model, monkeypatch):
-    turns, draw = [], masked.gumbel
-    monkeypatch.setattr(masked, "gumbel", lambda *a: (turns.append((a[1], *a[4:])), draw(*a))[1])
+    turns, draw = [], process.gumbel
+    monkeypatch.setattr(process, "gumbel", lambda *a: (turns.append((a[1], *a[4:])), draw(*a))[1])
     make_model(T=3).inpaint(picture(), corner(), process="refined", passes=2, around=3)
     assert len(turns) == len(set(turns)) == 5
 

@@ -8,9 +8,9 @@ from einops import repeat
 from PIL import Image
 from torch import Tensor
 
-from imagebart.data import PathLike, fit_box, read_image, turn_of
+from imagebart.data.images import PathLike, fit_box, read_image, turn_of
+from imagebart.editing.pasting import touched_tokens
 from imagebart.notation import Bool
-from imagebart.pasting import touched_tokens
 
 MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
 """Modes of pictures that can be masks."""
@@ -79,7 +79,7 @@ def on_black(picture: Image.Image) -> np.ndarray:
 def read_mask(path: PathLike) -> Image.Image:
     """The picture in a file as it is, for `hole_pixels`; ValueError unless it is a whole picture.
 
-    `data.read_image` would lay it on white.
+    `images.read_image` would lay it on white.
     """
     return read_image(path, convert=upright)
 

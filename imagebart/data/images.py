@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from imagebart import scenery
+from imagebart.data import scenery
 
 PathLike = str | os.PathLike
 Size = int | tuple[int, int]

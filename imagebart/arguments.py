@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 
-def whole(value: int, name: str, least: int = 0, most: int | None = None) -> int:
+def as_int(value: int, name: str, least: int = 0, most: int | None = None) -> int:
     """The value as an int, NumPy's among them; ValueError unless it is a whole number from `least`
     to `most`. True is none, and neither is 1.0."""
     number = None
@@ -18,7 +18,7 @@ def whole(value: int, name: str, least: int = 0, most: int | None = None) -> int
     return number
 
 
-def plain(value, kind: type):
+def to_builtin(value, kind: type):
     """NumPy's and torch's numbers and arrays as Python's, unless they are of the kind wanted."""
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, kind) else value
 

@@ -1,4 +1,4 @@
-"""Semantic maps as pictures: a kind at every pixel, each kind in its colour.   [section 4.2]
+"""Semantic maps: as pictures, each kind in its colour, and as tokens of a grid.   [section 4.2]
 
 A map is H×W whole numbers, places of `ImageBART.map_names`; -1 where it is left open.
 """
@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from numpy import ndarray as Array
 from PIL import Image
 
-from imagebart.scenery import LABELS, PALETTE
+from imagebart.data.scenery import LABELS, PALETTE
 
 NEAR = 16
 """How far a colour may be from a kind's, in 8-bit RGB, and still mean it."""
@@ -43,3 +43,20 @@ def read_kinds(picture: Image.Image, colours: UInt8[Array, "kinds 3"]) -> Array:
         closer = away < nearest
         kinds[closer], nearest[closer] = kind, away[closer]
     return kinds
+
+
+def commonest_kinds(kinds: Array, grid: tuple[int, int]) -> Array:
+    """A semantic map (H, W) as tokens (h, w) of the grid, int64: what covers most of each place.
+
+    Kinds are whole numbers from -1 (left open) on; of two that cover as much, the lower is taken.
+    A side coarser than the grid's is stretched to it first.
+    """
+    (H, W), (h, w) = kinds.shape, grid
+    if h > H:
+        kinds, H = kinds[np.arange(h) * H // h], h
+    if w > W:
+        kinds, W = kinds[:, np.arange(w) * W // w], w
+    row, column = np.arange(H) * h // H, np.arange(W) * w // W
+    votes = np.zeros((h, w, int(kinds.max()) + 2), np.int64)
+    np.add.at(votes, (row[:, None], column[None], kinds.astype(np.int64) + 1), 1)
+    return votes.argmax(-1) - 1

@@ -14,8 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebart import conditioning
-from imagebart.conditioning import END, START, TEXT_IDS, decode_ids, encode_text
+from imagebart.data.text import (
+    END,
+    MERGES,
+    START,
+    TEXT_IDS,
+    _clean,
+    _merge,
+    _vocabulary,
+    decode_ids,
+    encode_text,
+)
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = Path(__file__).with_name("fixtures") / "clip_bpe.json"
@@ -93,7 +102,7 @@ def test_decoding_spells_the_text():
 def test_what_decoding_spells_has_the_same_ids():
     """Of the texts that fit, and that spelled anew do not happen to look like broken ones."""
     spelled = [(decode_ids(torch.tensor(known)), known) for _, known in KNOWN if len(known) < 77]
-    sound = [(text, known) for text, known in spelled if conditioning._clean(text) == text]
+    sound = [(text, known) for text, known in spelled if _clean(text) == text]
     assert len(sound) > 290
     for text, known in sound:
         assert ids_of(text) == known[1:-1], ascii(text)
@@ -144,12 +153,12 @@ def test_joining_is_the_lowest_pair_first_everywhere():
             ids = joined
         return ids
 
-    merged = conditioning._vocabulary().merged
+    merged = _vocabulary().merged
     generator = torch.Generator().manual_seed(0)
     for n in range(1, 60):
         ids = torch.randint(64, 90, (n,), generator=generator).tolist()  # letters, A..Z and a..z
         ids = [i if n % 2 else 64 + i % 3 for i in ids]  # few letters: pairs that overlap
-        assert conditioning._merge(ids, merged) == plainly(ids)
+        assert _merge(ids, merged) == plainly(ids)
 
 
 @pytest.mark.parametrize("text", [None, 3, b"a lake", ["a lake", None], {"a lake"}, [["a lake"]]])
@@ -173,9 +182,9 @@ def test_only_ids_are_decoded(wrong):
 
 
 def test_the_merges_are_the_file_that_the_notice_names_and_are_installed():
-    digest = hashlib.sha256(conditioning.MERGES.read_bytes()).hexdigest()
-    notice = ROOT / "imagebart" / "THIRD_PARTY.md"
+    digest = hashlib.sha256(MERGES.read_bytes()).hexdigest()
+    notice = MERGES.with_name("THIRD_PARTY.md")
     assert digest in notice.read_text(encoding="utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packed = project["tool"]["setuptools"]["package-data"]["imagebart"]
-    assert {conditioning.MERGES.name, notice.name} <= set(packed)
+    packed = project["tool"]["setuptools"]["package-data"]["imagebart.data"]
+    assert {MERGES.name, notice.name} <= set(packed)

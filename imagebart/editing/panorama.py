@@ -20,12 +20,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from imagebart.arguments import as_int, is_several, to_builtin
 from imagebart.denoiser import Condition, Decoding, Denoiser
 from imagebart.guidance import Asked, Guided, ask
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
 from imagebart.sampling import Step, decoder, draw, generator_of, gumbel, scale_filters
 from imagebart.sampling import uniform_tokens as uniform
-from imagebart.whole import is_several, plain, whole
 
 MODES = ("fast", "exact")
 
@@ -91,7 +91,7 @@ def grid_of(model, width: int, height: int | None, wrap: bool) -> tuple[int, int
     H, W = model.image_size
     height = H if height is None else height
     for name, pixels, least in (("width", width, W), ("height", height, H)):
-        if whole(pixels, name) < least:
+        if as_int(pixels, name) < least:
             raise ValueError(f"{name} must be at least the model's {least}, got {pixels}")
     f, window = model.vqgan.f, model.grid[1]
     size = -(-height // f), -(-width // f)
@@ -187,7 +187,7 @@ class WideNoise:
     """
 
     def __init__(self, seed: int, model, size: tuple[int, int]):
-        self.seed = whole(seed, "seed", 0, 2**63 - 1)
+        self.seed = as_int(seed, "seed", 0, 2**63 - 1)
         self.K, self.T, self.device = model.K, model.T, model.device
         self.grid, self.size = model.grid, size
         self.blocks: dict[tuple[int, int, int], Tensor] = {}
@@ -311,7 +311,7 @@ class Blended:
 
 def asked_along(model, columns: int, prompts, classes, options: dict) -> list[Asked]:
     """One `Asked` for every wish; ValueError if there are more than columns, or lists differ."""
-    given = {"prompt": plain(prompts, str), "classes": plain(classes, str)}
+    given = {"prompt": to_builtin(prompts, str), "classes": to_builtin(classes, str)}
     lists = {name: list(v) if is_several(v) else [v] for name, v in given.items()}
     counts = {len(values) for values in lists.values()} - {1}
     if len(counts) > 1 or 0 in counts:

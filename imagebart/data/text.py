@@ -1,7 +1,6 @@
-"""What an image is asked to show, as tokens that a denoiser can read (section 4.2).
+"""Prompts as ids of CLIP's byte-pair encoding, identical to OpenAI's.   [section 4.1]
 
-encode_text, decode_ids    text ↔ ids of CLIP's byte-pair encoding, identical to OpenAI's
-commonest_kinds            a semantic map → a kind for every token
+text  → clean, lower-case  → words  → bytes of each word  → merged into pieces  → ids
 """
 
 import gzip
@@ -14,14 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ftfy
-import numpy as np
 import regex
 import torch
 from jaxtyping import Int
 from torch import Tensor
-
-# ── Text ──────────────────────────────────────────────────────────────────────────────────────
-# text  → clean, lower-case  → words  → bytes of each word  → merged into pieces  → ids
 
 TEXT_LENGTH = 77  # ids a prompt has, with its start and end
 START, END = 49406, 49407
@@ -169,23 +164,3 @@ def _merge(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]:
             if pair in merged:
                 heappush(queue, (merged[pair], start))
     return [i for i in ids if i is not None]
-
-
-# ── Maps ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def commonest_kinds(kinds: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """A semantic map (H, W) as tokens (h, w) of the grid, int64: what covers most of each place.
-
-    Kinds are whole numbers from -1 (left open) on; of two that cover as much, the lower is taken.
-    A side coarser than the grid's is stretched to it first.
-    """
-    (H, W), (h, w) = kinds.shape, grid
-    if h > H:
-        kinds, H = kinds[np.arange(h) * H // h], h
-    if w > W:
-        kinds, W = kinds[:, np.arange(w) * W // w], w
-    row, column = np.arange(H) * h // H, np.arange(W) * w // W
-    votes = np.zeros((h, w, int(kinds.max()) + 2), np.int64)
-    np.add.at(votes, (row[:, None], column[None], kinds.astype(np.int64) + 1), 1)
-    return votes.argmax(-1) - 1

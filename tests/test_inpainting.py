@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagebart import pasting
-from imagebart.data import to_rgb
-from imagebart.editing import Edit, outpaint_steps
-from imagebart.holes import pixel_hole, token_hole
-from imagebart.masked import PROCESSES, edit_steps
-from imagebart.pasting import feathered
+from imagebart.data.images import to_rgb
+from imagebart.editing import pasting
+from imagebart.editing.inpainting import Edit, outpaint_steps
+from imagebart.editing.masks import pixel_hole, token_hole
+from imagebart.editing.pasting import feathered
+from imagebart.editing.process import PROCESSES, edit_steps
 
 ORIENTATION = 0x0112  # the EXIF entry
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_editing import ORIENTATION, blank, corner, picture
+from test_inpainting import ORIENTATION, blank, corner, picture
 
-from imagebart import data
-from imagebart.holes import hole_pixels, pixel_hole, read_mask, token_hole, upright
+from imagebart.data import images
+from imagebart.editing.masks import hole_pixels, pixel_hole, read_mask, token_hole, upright
 
 
 @given(st.integers(5, 90), st.integers(5, 90), st.data())
@@ -164,7 +164,7 @@ def test_a_file_that_is_no_mask_is_one_sentence(tmp_path, monkeypatch):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"mask\.png: must be a readable image, got "):
             read_mask(path)
-    monkeypatch.setattr(data, "MAX_PIXELS", 64 * 63)
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 63)
     with pytest.raises(ValueError, match=r"whole\.png: must be .*, got 64×64 pixels, at most 4032"):
         read_mask(whole)
 

@@ -32,7 +32,8 @@ from safetensors import SafetensorError
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.folders import save_scale, save_vqgan
-from imagebart.official import (
+from imagebart.presets import Preset, find_preset
+from imagebart.released.official import (
     FIRST_STAGE,
     Scale,
     convert_denoiser,
@@ -40,8 +41,7 @@ from imagebart.official import (
     schedule,
     under,
 )
-from imagebart.presets import Preset, find_preset
-from imagebart.untrusted import StoredTensor, is_zip, read_checkpoint
+from imagebart.released.untrusted import StoredTensor, is_zip, read_checkpoint
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 Progress = Callable[[str, int, int], None]

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from imagebart.arguments import as_int
 from imagebart.denoiser import ABSENT
 from imagebart.diffusion import geometric
 from imagebart.guidance import ask, per_scale
@@ -33,7 +34,6 @@ from imagebart.sampling import (
     step_of,
     uniform_tokens,
 )
-from imagebart.whole import whole
 
 FEWEST, MOST = 2, 8
 """Passes at t = T - 1 that look around a hole of which nothing is said: as `looks` has it."""
@@ -114,7 +114,7 @@ def refined_steps(
     An image whose tokens a pass leaves as they are has settled and rests; when all have, or after
     `passes`, it ends. The steps of the passes have t = 1. Other options as `edit_steps`.
     """
-    whole(passes, "passes")
+    as_int(passes, "passes")
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     down, all_passes = model.T - 1, model.T - 1 + passes
     for step in process.down(around):
@@ -176,7 +176,7 @@ class MaskedProcess:
         if around is None:
             asked = self.asked.condition
             around = looks(~self.known) if asked is None or (asked == ABSENT).all() else 0
-        T, around = self.model.T, whole(around, "around")
+        T, around = self.model.T, as_int(around, "around")
         course = dict.fromkeys(range(T, 1, -1), 1)
         if around and T > 2 and self.known.any():
             course |= {T: 0, T - 1: around}
@@ -236,4 +236,4 @@ def released_chains(model) -> dict[int, int]:
 def chain_lengths(T: int, chains: int | Sequence[int]) -> dict[int, int]:
     """{t: passes} from one number, or one for each scale t = 2 .. T."""
     lengths = per_scale(chains, T, "chains")
-    return {t: whole(n, "chains", 1) for t, n in zip(range(2, T + 1), lengths, strict=True)}
+    return {t: as_int(n, "chains", 1) for t, n in zip(range(2, T + 1), lengths, strict=True)}
