@@ -1,10 +1,34 @@
 """Files and networks in the released form, written from what is known of them and not from ours:
 names and shapes of the tensors, and the forward passes as plain functions of them."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
+from imagebart.released.untrusted import StoredTensor, read_checkpoint
+from imagebart.vqgan import VQGANConfig
+
 HEAD = 64  # width of an encoder-decoder's heads
+
+FIXTURE_VQGAN = VQGANConfig(
+    image_size=64,
+    K=64,
+    embed_dim=32,
+    z_channels=32,
+    channels=32,
+    multipliers=(1, 1, 1, 2, 2),
+    blocks=1,
+    attention_levels=(2,),
+)
+"""The shape of fixtures/official_a/vqgan_weights.safetensors."""
+
+
+def stored(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, StoredTensor]:
+    """The tensors as the importer meets them: in a checkpoint, not read."""
+    path = folder / f"released_{len(list(folder.iterdir()))}.ckpt"
+    torch.save({"state_dict": tensors}, path)
+    return read_checkpoint(path)
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, torch.Tensor]:

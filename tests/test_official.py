@@ -3,12 +3,14 @@
 import gzip
 import json
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from released import (
+    FIXTURE_VQGAN,
     VQGANReference,
     encoder_decoder,
     encoder_decoder_shapes,
@@ -16,51 +18,67 @@ from released import (
     gpt_shapes,
     random_tensors,
     scale_file,
+    stored,
 )
 from safetensors.torch import load_file
 
 from imagebart.data.images import to_pil
-from imagebart.denoiser import Denoiser
+from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, cross_entropy, geometric
 from imagebart.editing import inpainting, process
 from imagebart.presets import PRESETS
-from imagebart.released.official import denoiser_from_released, vqgan_from_released
+from imagebart.released.official import convert_denoiser, convert_vqgan, require_schedule
+from imagebart.released.untrusted import StoredTensor
 from imagebart.sampling import Filter, decode_parallel, decode_sequential
 
 FIXTURES = Path(__file__).parent / "fixtures" / "official_a"
-SCALES = ("encdec_residual", "encdec_plain", "deconly")
 WEIGHTS = ("raw", "ema")
 CLOSE = dict(rtol=0, atol=1e-4)
 GREEDY = Filter(temperature=0.0)
 
+TWO_SCALES = PRESETS["ffhq-2"].alpha_bar
+SMALL = dict(grid=(4, 4), axial_positions=False)
+ENCODER_DECODER = DenoiserConfig(
+    **SMALL, width=48, heads=3, head_width=64, encoder_depth=2, decoder_depth=2
+)
+DECODER = dict(encoder_depth=1, decoder_depth=3, bias=True, head_bias=False, output="plain")
+SCALES = {
+    "encdec_residual": (replace(ENCODER_DECODER, output="residual"), geometric(5), 3),
+    "encdec_plain": (replace(ENCODER_DECODER, output="plain"), TWO_SCALES, 2),
+    "deconly": (
+        DenoiserConfig(**SMALL, width=56, heads=4, head_width=14, **DECODER),
+        TWO_SCALES,
+        3,
+    ),
+}
+"""{fixture: (its shape, ᾱ_1 .. ᾱ_T, t)}, of 40 codes each."""
 
-def fixture(name: str):
-    path = FIXTURES / name
-    return json.loads(path.read_text()) if path.suffix == ".json" else load_file(path)
 
-
-def released_scale(name: str) -> dict:
-    """A released file's tensors: the scale's own, and the VQGAN that every scale's file holds."""
-    first_stage = fixture("vqgan_weights.safetensors")
-    tensors = fixture(f"{name}_ckpt.safetensors")
-    return tensors | {f"first_stage_model.{k}": v for k, v in first_stage.items()}
+def fixture(name: str) -> dict[str, torch.Tensor]:
+    return load_file(FIXTURES / f"{name}.safetensors")
 
 
 @pytest.fixture(scope="module")
-def vqgan():
-    config = fixture("vqgan_config.json")
-    return vqgan_from_released(fixture("vqgan_weights.safetensors"), config).eval()
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("released")
+
+
+@pytest.fixture(scope="module")
+def vqgan(folder):
+    return convert_vqgan(stored(fixture("vqgan_weights"), folder), FIXTURE_VQGAN).eval()
 
 
 @pytest.fixture(scope="module", params=[(s, w) for s in SCALES for w in WEIGHTS], ids="-".join)
-def scale(request):
-    """(denoiser, diffusion, t, expected): a scale and what the released code gives for it."""
+def scale(request, folder):
+    """(denoiser, diffusion, expected): a scale and what the released code gives for it."""
     name, weights = request.param
-    tensors, config = released_scale(name), fixture(f"{name}_config.json")
-    denoiser, diffusion, t = denoiser_from_released(tensors, config, ema=weights == "ema")
-    expected = fixture(f"{name}_io.safetensors")
+    config, alpha_bar, t = SCALES[name]
+    file, diffusion = stored(fixture(f"{name}_ckpt"), folder), MultinomialDiffusion(alpha_bar, 40)
+    require_schedule(file, alpha_bar)
+    denoiser = convert_denoiser(file, config, diffusion, t, ema=weights == "ema")
+    expected = fixture(f"{name}_io")
     own = {k.removeprefix(f"{weights}."): v for k, v in expected.items()}
-    return denoiser.eval(), diffusion, t, own
+    return denoiser.eval(), diffusion, own
 
 
 # ── the VQGAN ─────────────────────────────────────────────────────────────────────────────────
@@ -68,7 +86,7 @@ def scale(request):
 
 @torch.no_grad()
 def test_vqgan_encodes_as_released(vqgan):
-    io = fixture("vqgan_io.safetensors")
+    io = fixture("vqgan_io")
     image = io["square.image"]
     torch.testing.assert_close(vqgan.encoder(image), io["square.encoder_out"], **CLOSE)
     torch.testing.assert_close(vqgan.latents(image), io["square.prequant"], **CLOSE)
@@ -76,7 +94,7 @@ def test_vqgan_encodes_as_released(vqgan):
 
 @torch.no_grad()
 def test_vqgan_tokens_are_the_released_ones_where_a_code_has_one(vqgan):
-    io = fixture("vqgan_io.safetensors")
+    io = fixture("vqgan_io")
     z = vqgan.latents(io["square.image"])
     assert torch.equal(vqgan.quantiser.nearest_code(z), io["square.raw_indices"])
     known = io["square.known_mask"]
@@ -86,7 +104,7 @@ def test_vqgan_tokens_are_the_released_ones_where_a_code_has_one(vqgan):
 
 
 def test_codebook_is_shrunk_as_released(vqgan):
-    io = fixture("vqgan_io.safetensors")
+    io = fixture("vqgan_io")
     known = io["remap.known_mask"]
     token = vqgan.quantiser.token_of[io["remap.full_indices"]]
     assert torch.equal(token[known], io["remap.expected_where_known"][known])
@@ -95,7 +113,7 @@ def test_codebook_is_shrunk_as_released(vqgan):
 
 @torch.no_grad()
 def test_vqgan_decodes_as_released(vqgan):
-    io = fixture("vqgan_io.safetensors")
+    io = fixture("vqgan_io")
     z_q = vqgan.quantiser.lookup(io["square.dec_indices"])
     torch.testing.assert_close(z_q, io["square.dec_quant"], **CLOSE)
     torch.testing.assert_close(
@@ -105,7 +123,7 @@ def test_vqgan_decodes_as_released(vqgan):
 
 @torch.no_grad()
 def test_vqgan_reconstructs_with_the_full_codebook_as_released(vqgan):
-    io = fixture("vqgan_io.safetensors")
+    io = fixture("vqgan_io")
     back, _, _ = vqgan(io["square.image"])
     torch.testing.assert_close(back, io["square.reconstruction"], **CLOSE)
 
@@ -114,21 +132,21 @@ def test_vqgan_reconstructs_with_the_full_codebook_as_released(vqgan):
 
 
 def test_scale_numbers_are_the_papers(scale):
-    _, diffusion, t, io = scale
-    assert t == io["scale_token"][0, 0] + 1
+    denoiser, diffusion, io = scale
+    assert denoiser.t == io["scale_token"][0, 0] + 1
     torch.testing.assert_close(diffusion.alpha_bar[1:].float(), io["alphacum"], rtol=0, atol=1e-6)
     torch.testing.assert_close(diffusion.beta[2:].float(), io["beta"][1:], rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
 def test_logits_are_the_released_ones(scale):
-    denoiser, _, _, io = scale
+    denoiser, _, io = scale
     torch.testing.assert_close(denoiser(io["x_tm1"], io["x_t"]), io["logits"], **CLOSE)
 
 
 @torch.no_grad()
 def test_encoder_hidden_states_are_the_released_ones(scale):
-    denoiser, _, _, io = scale
+    denoiser, _, io = scale
     if denoiser.sees_x_t:
         torch.testing.assert_close(
             denoiser.encode(io["x_t"], None)[0], io["encoder_hidden"], **CLOSE
@@ -138,8 +156,8 @@ def test_encoder_hidden_states_are_the_released_ones(scale):
 
 
 def test_posteriors_are_the_released_ones(scale):
-    _, diffusion, t, io = scale
-    ours = diffusion.q_posterior(io["x_t"], io["x0"], t)
+    denoiser, diffusion, io = scale
+    ours = diffusion.q_posterior(io["x_t"], io["x0"], denoiser.t)
     torch.testing.assert_close(ours.mT, io["posterior"].flatten(2), **CLOSE)
     for s in range(2, diffusion.T + 1):
         step = f"post_t{s - 1}."
@@ -150,10 +168,10 @@ def test_posteriors_are_the_released_ones(scale):
 
 @torch.no_grad()
 def test_losses_are_the_released_ones(scale):
-    denoiser, diffusion, t, io = scale
+    denoiser, diffusion, io = scale
     logits = denoiser(io["x_tm1"], io["x_t"])
     hard = cross_entropy(logits, io["x_tm1"]).mean()
-    soft = diffusion.posterior_kl(logits, io["x_t"], io["x0"], t).mean()
+    soft = diffusion.posterior_kl(logits, io["x_t"], io["x0"], denoiser.t).mean()
     for alpha, name in (
         (0, "hard"),
         (1, "soft"),
@@ -167,7 +185,7 @@ def test_losses_are_the_released_ones(scale):
 
 @pytest.mark.parametrize("decode", [decode_sequential, decode_parallel])
 def test_greedy_decoding_is_the_released_one(scale, decode):
-    denoiser, diffusion, _, io = scale
+    denoiser, diffusion, io = scale
     noise = torch.zeros(*io["x_t"].shape, diffusion.K)
     with torch.inference_mode():
         assert torch.equal(decode(denoiser, io["x_t"], noise, GREEDY), io["greedy"])
@@ -175,7 +193,7 @@ def test_greedy_decoding_is_the_released_one(scale, decode):
 
 @pytest.mark.parametrize("decode", [decode_sequential, decode_parallel])
 def test_guided_greedy_decoding_is_the_released_one(scale, decode):
-    denoiser, diffusion, _, io = scale
+    denoiser, diffusion, io = scale
     known, start = io["inpaint.mask"].bool(), io["inpaint.mixed_start"]
     noise = torch.zeros(*start.shape, diffusion.K)
     with torch.inference_mode():
@@ -186,60 +204,55 @@ def test_guided_greedy_decoding_is_the_released_one(scale, decode):
 # ── other shapes, classes, grids that are no square ───────────────────────────────────────────
 
 N, K, CLASSES = 15, 11, 17  # 3×5 tokens; more classes than codes
-GRID = (3, 5)
-ALPHA_BAR = {"geometric": [1.0, 2 / 3, 1 / 3, 0.0], "custom": [1.0, 0.9, 0.4, 0.0]}
+WIDE = dict(grid=(3, 5), axial_positions=False)
+ALPHA_BAR = {"residual": [1.0, 2 / 3, 1 / 3, 0.0], "plain": [1.0, 0.9, 0.4, 0.0]}
 
 
-def released_config(target: str, network: dict, single_scale: int | None, **options) -> dict:
-    ddconfig = dict(double_z=False, z_channels=32, resolution=48, in_channels=3, out_ch=3, ch=32)
-    ddconfig |= dict(ch_mult=[1, 2], num_res_blocks=1, attn_resolutions=[24], dropout=0.0)
-    first_stage = {"params": dict(embed_dim=8, n_embed=20, ddconfig=ddconfig)}
-    params = dict(n_scales=3, transformer_config={"target": f"a.b.{target}", "params": network})
-    params |= dict(first_stage_config=first_stage, redraw_prob="custom", **options)
-    if single_scale is not None:
-        params["single_scale"] = single_scale
-    return {"target": "a.b.Denoiser", "params": params}
+@dataclass
+class Case:
+    """A random released scale of 3×5 tokens: its tensors, and what they are."""
+
+    file: dict[str, torch.Tensor]
+    config: DenoiserConfig
+    t: int
+
+    @property
+    def diffusion(self) -> MultinomialDiffusion:
+        return MultinomialDiffusion(ALPHA_BAR[self.config.output], K)
+
+    def convert(self, folder: Path, ema: bool = False) -> Denoiser:
+        return convert_denoiser(
+            stored(self.file, folder), self.config, self.diffusion, self.t, ema=ema
+        )
+
+    def weights(self, ema: bool) -> dict[str, torch.Tensor]:
+        """Those last trained, or their average, by the names of the network."""
+        raw = {
+            name.removeprefix("transformer."): x
+            for name, x in self.file.items()
+            if name.startswith("transformer.")
+        }
+        if not ema:
+            return raw
+        averaged = [name for name in raw if not name.endswith("mask")]
+        return {name: self.file[f"transformer_ema.{name.replace('.', '')}"] for name in averaged}
 
 
-def encoder_decoder_case(target: str, single_scale: int | None, conditional: bool):
-    """A random released scale of 3×5 tokens: (file, configuration, its two sets of weights)."""
-    residual = target.startswith("Residual")
+def encoder_decoder_case(output: str, conditional: bool, t: int = 3) -> Case:
     rows, places = (max(CLASSES, K), N + 2) if conditional else (K, N + 1)
-    scales = 3 if residual else 0
+    scales = 3 if output == "residual" else 0
     shapes = encoder_decoder_shapes(40, 2, (3, 2), rows, K, places, N, scales)
-    network = dict(wrap_decoder=False, dim=40, enc_num_tokens=rows, enc_depth=3, enc_heads=2)
-    network |= dict(enc_max_seq_len=places, dec_num_tokens=K, dec_depth=2, dec_heads=2)
-    network |= dict(tie_token_emb=False, dec_max_seq_len=N)
-    if residual:
-        start = 1 + conditional
-        network |= dict(scale_pos=0, n_scales=3, xt_start=start, xt_size=N)
-    config = released_config(target, network, single_scale)
-    return _case(shapes, config, residual, conditional)
+    shape = dict(width=40, heads=2, head_width=64, encoder_depth=3, decoder_depth=2)
+    config = DenoiserConfig(**WIDE, **shape, output=output, classes=CLASSES * conditional)
+    return Case(scale_file(random_tensors(shapes), ALPHA_BAR[output]), config, t)
 
 
-def gpt_case(conditional: bool):
-    """A random released last scale of 3×5 tokens, as above."""
-    rows, block = (max(CLASSES, K), N + 2) if conditional else (K, N)
-    network = dict(vocab_size=K, block_size=block, n_layer=3, n_head=2, n_embd=36)
-    if conditional:
-        network |= dict(input_vocab_size=rows, n_unmasked=2)
-    config = released_config("GPT", network, 3)
-    return _case(gpt_shapes(36, 3, rows, K, block), config, False, conditional)
-
-
-def _case(shapes: dict, config: dict, geometric: bool, conditional: bool):
-    kind = "geometric" if geometric else "custom"
-    config["params"]["redraw_prob"] = kind
-    if conditional:
-        config["params"]["conditioner_config"] = {"params": {"key": "class_label"}}
-    file = scale_file(random_tensors(shapes), ALPHA_BAR[kind])
-    raw = {n.removeprefix("transformer."): x for n, x in file.items() if n[:12] == "transformer."}
-    average = {
-        name: file[f"transformer_ema.{name.replace('.', '')}"]
-        for name in raw
-        if not name.endswith("mask")
-    }
-    return file, config, {False: raw, True: average}
+def gpt_case(conditional: bool, spare: int) -> Case:
+    rows, block = (max(CLASSES, K), N + 1) if conditional else (K, N)
+    shape = DECODER | dict(width=36, heads=2, head_width=18, classes=CLASSES * conditional)
+    shapes = gpt_shapes(36, 3, rows, K, block + spare)
+    file = scale_file(random_tensors(shapes), ALPHA_BAR["plain"])
+    return Case(file, DenoiserConfig(**WIDE, **shape), 4)
 
 
 def random_input(conditional: bool):
@@ -250,40 +263,45 @@ def random_input(conditional: bool):
 
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("target", ["XTransformer", "ResidualScaledXTransformer"])
+@pytest.mark.parametrize("output", ["plain", "residual"])
 @torch.no_grad()
-def test_encoder_decoders_of_other_shapes_agree_with_the_formulas(target, conditional, ema):
-    file, config, weights = encoder_decoder_case(target, 2, conditional)
-    denoiser, _, t = denoiser_from_released(file, config, ema, grid=GRID)
-    assert (t, denoiser.config.grid) == (3, GRID)
+def test_encoder_decoders_of_other_shapes_agree_with_the_formulas(
+    output, conditional, ema, tmp_path
+):
+    case = encoder_decoder_case(output, conditional)
+    denoiser = case.convert(tmp_path, ema)
     x_t, x_prev, classes = random_input(conditional)
-    alpha = 0.5 if target.startswith("Residual") else None
-    logits, memory = encoder_decoder(weights[ema], 2, x_t, x_prev, classes, K, alpha)
+    alpha = 0.5 if output == "residual" else None
+    logits, memory = encoder_decoder(case.weights(ema), 2, x_t, x_prev, classes, K, alpha)
     torch.testing.assert_close(denoiser.encode(x_t, classes)[0], memory, **CLOSE)
     torch.testing.assert_close(denoiser(x_prev, x_t, classes), logits, **CLOSE)
 
 
+@pytest.mark.parametrize("spare", [0, 1])  # as released with a class, the last place is never used
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("conditional", [False, True])
 @torch.no_grad()
-def test_decoders_of_other_shapes_agree_with_the_formulas(conditional, ema):
-    file, config, weights = gpt_case(conditional)
-    denoiser, diffusion, t = denoiser_from_released(file, config, ema, grid=GRID)
-    assert t == diffusion.T == 4
+def test_decoders_of_other_shapes_agree_with_the_formulas(conditional, ema, spare, tmp_path):
+    case = gpt_case(conditional, spare)
+    denoiser = case.convert(tmp_path, ema)
     _, x_prev, classes = random_input(conditional)
-    logits = gpt(weights[ema], 3, x_prev, classes, heads=2)
+    logits = gpt(case.weights(ema), 3, x_prev, classes, heads=2)
     torch.testing.assert_close(denoiser(x_prev, None, classes), logits, **CLOSE)
 
 
 @torch.no_grad()
-def test_a_joint_network_is_the_released_one_at_every_scale():
-    file, config, weights = encoder_decoder_case("ResidualScaledXTransformer", None, False)
-    joint, diffusion, t = denoiser_from_released(file, config, grid=GRID)
-    assert t == diffusion.T == 4
+def test_a_joint_network_agrees_with_the_formulas_at_every_scale(tmp_path):
+    """It is one scale's network but for what tells the scales apart: row t, the gain."""
+    case = encoder_decoder_case("residual", conditional=False)
+    weights, tensors = case.weights(ema=False), case.convert(tmp_path).state_dict()
+    starts = weights["encoder.token_emb.weight"][1:4] + weights["encoder.pos_emb.emb.weight"][0]
+    tensors |= {"encoder_prefix.vector": starts, "log_gain": weights["log_scalors"]}
+    joint = Denoiser(replace(case.config, joint=True), case.diffusion, 4).eval()
+    joint.load_state_dict(tensors)
     x_t, x_prev, _ = random_input(False)
     for t in (2, 3, 4):
-        alpha = float(diffusion.alpha[t])
-        logits, _ = encoder_decoder(weights[True], t - 1, x_t, x_prev, None, K, alpha)
+        alpha = float(case.diffusion.alpha[t])
+        logits, _ = encoder_decoder(weights, t - 1, x_t, x_prev, None, K, alpha)
         torch.testing.assert_close(joint.at(t)(x_prev, x_t), logits, **CLOSE)
         noise = torch.zeros(2, N, K)
         with torch.inference_mode():
@@ -291,25 +309,9 @@ def test_a_joint_network_is_the_released_one_at_every_scale():
             assert torch.equal(drawn, decode_sequential(joint.at(t), x_t, noise, GREEDY))
 
 
-def test_grid_is_found_where_the_file_leaves_a_choice():
-    for block in (16, 17):  # 256 places hold 256 tokens, 258 hold a class and 256
-        file, config, _ = gpt_case(False)
-        config["params"]["transformer_config"]["params"]["block_size"] = block
-        config["params"]["first_stage_config"]["params"]["ddconfig"]["resolution"] = 8
-        file = scale_file(random_tensors(gpt_shapes(36, 3, K, K, block)), ALPHA_BAR["custom"])
-        assert denoiser_from_released(file, config)[0].config.grid == (4, 4)
-    file, config, _ = encoder_decoder_case("XTransformer", 1, True)
-    assert denoiser_from_released(file, config)[0].n == N
-    with pytest.raises(ValueError, match="grid must have 15 tokens"):
-        denoiser_from_released(file, config, grid=(4, 4))
-
-
 @torch.no_grad()
-def test_vqgan_of_another_shape_on_a_wide_image_agrees_with_the_formulas():
-    keys = fixture("vqgan_weights.safetensors")
-    config = fixture("vqgan_config.json")
-    vqgan = vqgan_from_released(keys, config).eval()
-    reference = VQGANReference(keys, levels=5, blocks=1)
+def test_vqgan_of_another_shape_on_a_wide_image_agrees_with_the_formulas(vqgan):
+    reference = VQGANReference(fixture("vqgan_weights"), levels=5, blocks=1)
     torch.manual_seed(0)
     image = torch.rand(2, 3, 32, 80) * 2 - 1
     z = reference.prequant(image)
@@ -321,68 +323,50 @@ def test_vqgan_of_another_shape_on_a_wide_image_agrees_with_the_formulas():
 # ── what does not fit is refused before it is read ────────────────────────────────────────────
 
 
-def test_the_callers_tensors_stay_the_callers():
-    file, config, _ = encoder_decoder_case("XTransformer", 1, True)
-    before = {name: x.clone() for name, x in file.items()}
-    denoiser, _, _ = denoiser_from_released(file, config, ema=False)
-    for p in denoiser.parameters():
-        p.data.fill_(9.0)
-    assert all(torch.equal(before[name], file[name]) for name in file)
+NORM = "transformer.decoder.norm.bias"
 
 
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda f: f.pop("transformer.decoder.norm.bias"), "must be there"),
+        (lambda f: f.pop(NORM), "must be there"),
         (lambda f: f.update({"transformer.decoder.norm.more": torch.ones(1)}), "more"),
-        (
-            lambda f: f.update({"transformer.decoder.norm.bias": torch.ones(41)}),
-            r"of shape \(40,\)",
-        ),
-        (lambda f: f.update({"transformer.decoder.norm.bias": torch.ones(40).long()}), "floating"),
-        (lambda f: f["transformer.decoder.norm.bias"].fill_(torch.nan), "finite"),
-        (lambda f: f["alphacum"].fill_(0.3), "alphacum"),
-        (lambda f: f.pop("alphacum"), "alphacum"),
-        (lambda f: f.update(alphacum=torch.tensor([1.0, 0.5, 0.0])), "4 entries"),
+        (lambda f: f.update({NORM: torch.ones(41)}), r"of shape \(40,\)"),
+        (lambda f: f.update({NORM: torch.ones(40).long()}), "floating"),
+        (lambda f: f[NORM].fill_(torch.nan), "finite"),
         (lambda f: [f.pop(k) for k in list(f) if k[:12] == "transformer."], "no such tensors"),
+        # only a scale's own gain is trained
+        (
+            lambda f: f["transformer.log_scalors"].copy_(torch.tensor([0.0, 0.0, 0.7])),
+            r"must hold scale 2, got one .* scale 3",
+        ),
     ],
 )
-def test_files_that_do_not_fit_are_refused(spoil, sentence):
-    file, config, _ = encoder_decoder_case("ResidualScaledXTransformer", 2, False)
-    spoil(file)
+def test_files_that_do_not_fit_are_refused(spoil, sentence, tmp_path):
+    case = encoder_decoder_case("residual", conditional=False)
+    spoil(case.file)
     with pytest.raises(ValueError, match=sentence):
-        denoiser_from_released(file, config, ema=False)
-
-
-def test_a_scale_under_another_scales_name_is_refused():
-    file, config, _ = encoder_decoder_case("ResidualScaledXTransformer", 2, False)
-    file["transformer.log_scalors"] = torch.tensor([0.0, 0.0, 0.7])  # only one's own is trained
-    with pytest.raises(ValueError, match=r"must hold scale 2, got one .* scale 3"):
-        denoiser_from_released(file, config, ema=False)
+        case.convert(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("alphacum", "sentence"),
     [
-        (dict(ff_glu=True), "ff_glu"),
-        (dict(tie_token_emb=True), "tie_token_emb"),
-        (dict(dec_heads=4), "as many heads"),
-        (dict(xt_start=2), "xt_start must be 1"),
-        (dict(xt_size=16), "xt_size"),
+        (None, "must hold alphacum"),
+        ([1.0, 0.5, 0.0], "4 entries"),
+        ([0.3, 0.3, 0.3, 0.3], "alphacum must be"),
+        ([1.0, 0.6667, 1 / 3, 0.0], "alphacum must be"),
+        ([1.0, torch.nan, 1 / 3, 0.0], "alphacum must be"),
     ],
 )
-def test_configurations_that_were_never_released_are_refused(change, sentence):
-    file, config, _ = encoder_decoder_case("ResidualScaledXTransformer", 2, False)
-    config["params"]["transformer_config"]["params"] |= change
+def test_schedules_of_another_chain_are_refused(alphacum, sentence, tmp_path):
+    case = encoder_decoder_case("residual", conditional=False)
+    require_schedule(stored(case.file, tmp_path), ALPHA_BAR["residual"])
+    del case.file["alphacum"]
+    if alphacum is not None:
+        case.file["alphacum"] = torch.tensor(alphacum)
     with pytest.raises(ValueError, match=sentence):
-        denoiser_from_released(file, config)
-
-
-def test_a_network_that_is_not_known_is_refused():
-    file, config, _ = gpt_case(False)
-    config["params"]["transformer_config"]["target"] = "a.ViT"
-    with pytest.raises(ValueError, match="one of XTransformer, ResidualScaledXTransformer, GPT"):
-        denoiser_from_released(file, config)
+        require_schedule(stored(case.file, tmp_path), ALPHA_BAR["residual"])
 
 
 # ── presets: the released sizes, counted ──────────────────────────────────────────────────────
@@ -453,20 +437,28 @@ def test_presets_without_a_released_list_have_the_stated_sizes():
             assert parameters(preset, t) + gains == parameters(plain, t) - 1000 * width + table
 
 
-@pytest.mark.parametrize("name", ["taming_f16_1024_disc3", "taming_f16_16384_disc2"])
-def test_vqgan_presets_have_the_released_tensors(name):
+class Zeros(StoredTensor):
+    """A tensor of a file that need not be written."""
+
+    dtype = torch.float32
+
+    def __init__(self, *shape: int):
+        object.__setattr__(self, "shape", shape)
+
+    def read(self) -> torch.Tensor:
+        return torch.zeros(self.shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("taming_f16_1024_disc3", "ffhq-4"), ("taming_f16_16384_disc2", "imagenet-4")],
+)
+def test_vqgan_presets_have_the_released_tensors(name, preset):
     """A VQGAN is renamed, nothing else: every tensor of the list is taken, but for the losses."""
-    K = int(name.split("_")[2])
-    config = fixture("vqgan_config.json")
-    ddconfig = dict(ch=128, ch_mult=[1, 1, 2, 2, 4], num_res_blocks=2, z_channels=256)
-    config["params"]["ddconfig"] |= dict(**ddconfig, resolution=256)
-    config["params"] |= dict(n_embed=K, embed_dim=256)
-    file = {key: torch.zeros(shape) for key, shape, _ in KEYS[name]}
-    vqgan = vqgan_from_released(file, config)
-    theirs = sum(x.numel() for key, x in file.items() if not key.startswith("loss."))
+    file = {key: Zeros(*shape) for key, shape, _ in KEYS[name]}
+    vqgan = convert_vqgan(file, PRESETS[preset].vqgan)
+    theirs = sum(math.prod(x.shape) for key, x in file.items() if not key.startswith("loss."))
     assert sum(p.numel() for p in vqgan.parameters()) == theirs
-    preset = PRESETS["ffhq-4" if K == 1024 else "imagenet-4"].vqgan
-    assert vqgan.config == preset
 
 
 def test_released_schedules_are_those_of_the_paper():

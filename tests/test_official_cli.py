@@ -4,7 +4,6 @@ import copyreg
 import functools
 import http.server
 import io
-import json
 import operator
 import os
 import pickle
@@ -23,7 +22,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from released import encoder_decoder_shapes, gpt_shapes, random_tensors, scale_file
+from released import (
+    FIXTURE_VQGAN,
+    encoder_decoder_shapes,
+    gpt_shapes,
+    random_tensors,
+    scale_file,
+    stored,
+)
 from safetensors.torch import load_file
 
 from imagebart.__main__ import main
@@ -34,12 +40,11 @@ from imagebart.model import ImageBART
 from imagebart.presets import PRESETS
 from imagebart.released import importing
 from imagebart.released.importing import PUBLISHED, download, import_released
-from imagebart.released.official import vqgan_config
+from imagebart.released.official import convert_denoiser
 from imagebart.released.untrusted import UntrustedFileError, read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(__file__).parent / "fixtures" / "official_a"
-VQGAN = vqgan_config(json.loads((FIXTURES / "vqgan_config.json").read_text()))
 K, N, T = 40, 16, 3
 BETWEEN = dict(width=24, heads=1, head_width=64, encoder_depth=1, decoder_depth=1)
 LAST = dict(width=24, heads=2, head_width=12, encoder_depth=1, decoder_depth=1)
@@ -51,7 +56,7 @@ def small(monkeypatch):
     shared = dict(grid=(4, 4), axial_positions=False)
     row = replace(
         PRESETS["ffhq-4"],
-        vqgan=VQGAN,
+        vqgan=FIXTURE_VQGAN,
         codes_in_use=K,
         alpha_bar=(1.0, 0.5, 0.0),
         between=DenoiserConfig(**BETWEEN, **shared, output="residual"),
@@ -59,7 +64,7 @@ def small(monkeypatch):
     )
     monkeypatch.setitem(PRESETS, "ffhq-4", row)
     for name in ("vqgan-f16-1024", "vqgan-f16-16384"):
-        monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], vqgan=VQGAN))
+        monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], vqgan=FIXTURE_VQGAN))
 
 
 def tensors_of(number: int) -> dict[str, torch.Tensor]:
@@ -111,7 +116,7 @@ def assert_nothing_written(out: Path) -> None:
 # ── what is whole comes in ────────────────────────────────────────────────────────────────────
 
 
-def test_a_chain_is_imported_loads_and_samples(scales, out, capsys):
+def test_a_chain_is_imported_loads_and_samples(scales, out, tmp_path, capsys):
     main(["import", "ffhq-4", "--from", str(scales), "--out", str(out)])
     assert str(out) in capsys.readouterr().out
     model = ImageBART.from_pretrained(out, device="cpu")
@@ -120,11 +125,10 @@ def test_a_chain_is_imported_loads_and_samples(scales, out, capsys):
     assert {path.name for path in out.iterdir()} == names | {"scale_3.safetensors"}
     x = torch.randint(K, (1, N), generator=torch.Generator().manual_seed(0))
     for number in (1, 2):
-        tensors = tensors_of(number)
-        scale = importing.released_scale(PRESETS["ffhq-4"], number + 1)
-        diffusion = importing.schedule(tensors, "geometric", scale)
-        direct = importing.convert_denoiser(tensors, scale, diffusion, ema=True)
-        assert torch.equal(model.denoisers[number + 1](x, x), direct(x, x))
+        file, t = stored(tensors_of(number), tmp_path), number + 1
+        config = PRESETS["ffhq-4"].denoiser(t)
+        direct = convert_denoiser(file, config, model.diffusion, t, ema=True)
+        assert torch.equal(model.denoisers[t](x, x), direct(x, x))
     assert len(model.sample(2, seed=1)) == 2
 
 

@@ -30,18 +30,18 @@ import torch
 from safetensors import SafetensorError
 
 from imagebart.checkpoint import run_lock, sha256_of
-from imagebart.diffusion import MultinomialDiffusion, geometric
+from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import save_scale, save_vqgan
 from imagebart.presets import Preset, find_preset
 from imagebart.released.official import (
     FIRST_STAGE,
-    Scale,
+    Tensors,
     convert_denoiser,
     convert_vqgan,
-    schedule,
+    require_schedule,
     under,
 )
-from imagebart.released.untrusted import StoredTensor, is_zip, read_checkpoint
+from imagebart.released.untrusted import is_zip, read_checkpoint
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 Progress = Callable[[str, int, int], None]
@@ -162,7 +162,8 @@ def _vqgan_member(source: Path, members: "Members", files: tuple[str, ...]) -> s
 
 def _import_chain(name: str, source: Path, draft: Path, ema: bool, progress: Progress) -> dict:
     preset = find_preset(name)
-    sources, codebook, bar = {}, None, None
+    diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
+    sources, codebook = {}, None
     with opened(source, draft) as members:
         scales = _scale_members(source, members, preset.T - 1)
         if is_zip(source):
@@ -172,24 +173,16 @@ def _import_chain(name: str, source: Path, draft: Path, ema: bool, progress: Pro
             with members[member](progress) as path, named(name, path, _base(member)):
                 progress(label, 0, 1)
                 tensors = read_checkpoint(path)
-                diffusion = _schedule_of(tensors, preset, t)
-                bar = _same(bar, diffusion.alpha_bar[1:], "schedule")
-                codebook = _same(codebook, _codebook(tensors), "codebook")
+                require_schedule(tensors, preset.alpha_bar)
+                codebook = _same_codebook(codebook, _codebook(tensors))
                 if t == 2:
                     save_vqgan(_vqgan_of(tensors, preset), draft)
-                scale = released_scale(preset, t)
-                denoiser = convert_denoiser(tensors, scale, diffusion, ema)
+                denoiser = convert_denoiser(tensors, preset.denoiser(t), diffusion, t, ema)
                 save_scale(denoiser.state_dict(), denoiser.config, diffusion, t, draft)
                 sources[_base(member)] = sha256_of(path)
                 del denoiser, tensors  # before the next one is read
                 progress(label, 1, 1)
     return sources
-
-
-def released_scale(preset: Preset, t: int) -> Scale:
-    """What has to be known of scale t of a preset to read its file."""
-    config = preset.denoiser(t)
-    return Scale(config, preset.K, preset.T, t, vocabulary=max(preset.K, config.classes))
 
 
 def _scale_members(source: Path, members: dict, count: int) -> dict[int, str]:
@@ -217,19 +210,7 @@ def _scale_members(source: Path, members: dict, count: int) -> dict[int, str]:
     return scales
 
 
-def _schedule_of(tensors: dict[str, StoredTensor], preset: Preset, t: int) -> MultinomialDiffusion:
-    """The file's own schedule, if it is the preset's."""
-    steps = "geometric" if preset.alpha_bar == tuple(geometric(preset.T)) else None
-    diffusion = schedule(tensors, steps, released_scale(preset, t))
-    expected = torch.tensor(preset.alpha_bar, dtype=torch.float64)
-    if not torch.allclose(diffusion.alpha_bar[1:], expected, rtol=0, atol=1e-4):
-        raise ValueError(
-            f"alphacum must be {list(preset.alpha_bar)}, got {diffusion.alpha_bar[1:].tolist()}"
-        )
-    return diffusion
-
-
-def _codebook(tensors: dict[str, StoredTensor]) -> torch.Tensor:
+def _codebook(tensors: Tensors) -> torch.Tensor:
     """The codes of the tokens in use: what all scales of a model must agree on."""
     stored = under(FIRST_STAGE + "quantize.", tensors)
     for part in ("used", "embedding.weight"):
@@ -242,16 +223,16 @@ def _codebook(tensors: dict[str, StoredTensor]) -> torch.Tensor:
     return codes[used]
 
 
-def _vqgan_of(tensors: dict[str, StoredTensor], preset: Preset) -> VQGAN:
+def _vqgan_of(tensors: Tensors, preset: Preset) -> VQGAN:
     vqgan = convert_vqgan(under(FIRST_STAGE, tensors), preset.vqgan)
     if vqgan.K != preset.K:
         raise ValueError(f"the codebook must have {preset.K} codes in use, got {vqgan.K}")
     return vqgan
 
 
-def _same(before: torch.Tensor | None, now: torch.Tensor, what: str) -> torch.Tensor:
+def _same_codebook(before: torch.Tensor | None, now: torch.Tensor) -> torch.Tensor:
     if before is not None and not torch.equal(before, now):
-        raise ValueError(f"all scales must share one {what}, got another one")
+        raise ValueError("all scales must share one codebook, got another one")
     return now
 
 
