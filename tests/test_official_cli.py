@@ -504,7 +504,7 @@ def test_damaged_files_fail_in_one_way_only(tmp_path):
     path, torn = tmp_path / "x.ckpt", tmp_path / "torn.ckpt"
     weights = {"a": torch.arange(12.0).view(3, 4), "b": torch.arange(5)}
     torch.save({"state_dict": weights, "epoch": 3}, path)
-    whole, draw = path.read_bytes(), random.Random(0)
+    whole, draw, outcomes = path.read_bytes(), random.Random(0), []
     for _ in range(400):
         data = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
@@ -513,10 +513,14 @@ def test_damaged_files_fail_in_one_way_only(tmp_path):
             data = data[: draw.randrange(len(data))]
         torn.write_bytes(data)
         try:
-            for stored in read_checkpoint(torn).values():
-                stored.read()
+            read = {name: stored.read() for name, stored in read_checkpoint(torn).items()}
         except UntrustedFileError:
-            pass
+            outcomes.append("refused")
+            continue
+        outcomes.append("read")
+        assert read.keys() == weights.keys()
+        assert all(torch.equal(read[name], x) for name, x in weights.items())
+    assert min(outcomes.count("read"), outcomes.count("refused")) > 20
 
 
 # ── bad input: one sentence, nothing written ──────────────────────────────────────────────────

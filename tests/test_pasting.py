@@ -1,5 +1,7 @@
 """The part of a picture that the model sees: where it lies, what it cuts, and the seam."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,10 @@ def test_a_feathered_seam_is_smoother_and_the_known_part_untouched():
     torch.testing.assert_close(soft[..., 16], x_0.expand(2, -1, -1, -1)[..., 16], atol=0.12, rtol=0)
     torch.testing.assert_close(soft[..., 26:], painted[..., 26:])
     assert (soft[0, 0, 0, 16:].diff() <= 1e-6).all()
+    # Twice the part of a Gaussian of σ = 1.5 that reaches over the border, from the pixel's middle.
+    for i in range(16, 24):
+        part = math.erfc((i - 15.5) / 1.5 / math.sqrt(2))
+        assert soft[0, 0, 0, i].item() == pytest.approx(0.1 + 0.4 * part, abs=0.015)
     flat = torch.full((1, 3, 8, 8), 0.3)
     torch.testing.assert_close(blur(flat, 2), flat)
 

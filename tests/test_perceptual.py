@@ -32,6 +32,14 @@ def test_random_features_measure_a_distance():
     torch.testing.assert_close(features(x, y), swapped.flip(0))
 
 
+def test_random_features_do_not_depend_on_contrast():
+    """Each stage is measured in units of its own size, in the picture: a deep one counts as much as
+    a first one, and a pale picture as much as a bright one."""
+    features, x, y = RandomFeatures(), images(), images(seed=1)
+    torch.testing.assert_close(features(x / 4, y / 4), features(x, y), rtol=0.03, atol=0)
+    assert features(x, y / 4).mean() < 0.5 * features(x / 4, y).mean()
+
+
 def test_random_features_are_the_same_for_everybody():
     torch.manual_seed(1)
     one = RandomFeatures()
@@ -132,6 +140,16 @@ def test_the_critic_judges_patches():
     (gradient,) = torch.autograd.grad(critic(image)[0, 0, 0, 0], image)
     seen = gradient.abs().sum((0, 1)) > 0
     assert seen[:16, :16].any() and not seen[40:].any() and not seen[:, 40:].any()
+
+
+def test_the_critic_is_shown_what_a_blur_would_lose():
+    """The picture, and its fine structure four times as strong."""
+    critic, shown = PatchDiscriminator(channels=8, layers=2), []
+    critic.blocks[0].register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    image = images()
+    critic(image)
+    assert torch.equal(shown[0][:, :3], image)
+    torch.testing.assert_close(shown[0][:, 3:], 4 * fine(image))
 
 
 def test_the_hinge_rests_beyond_its_margin():

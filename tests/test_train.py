@@ -251,9 +251,12 @@ def die_at(call: int, function):
     return mortal
 
 
+MUON = 0.01  # its rate; AdamW's is 0.003
+
+
 def learn_by_muon(monkeypatch) -> None:
     tiny = presets.PRESETS["tiny"]
-    row = replace(tiny, scale=replace(tiny.scale, muon=0.01))
+    row = replace(tiny, scale=replace(tiny.scale, muon=MUON))
     monkeypatch.setitem(presets.PRESETS, "tiny", row)
 
 
@@ -409,13 +412,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_learned_from(tmp_pa
 
 
 def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
-    """One step: nearer to an orthogonal one, singular values more alike; AdamW's elsewhere."""
+    """One step: nearer to an orthogonal one, singular values more alike; AdamW's elsewhere.
+
+    At its own rate: the longest singular value is 0.2 · rate · √side (`match_rms_adamw`), where a
+    first step of AdamW is its rate for every number.
+    """
     step = ("--steps", 1, "--init", chain / "model")
     before = load_file(chain / "model" / "scale_2.safetensors")
     train_scale(chain, tmp_path / "adamw", *step)
     learn_by_muon(monkeypatch)
     train_scale(chain, tmp_path / "muon", *step)
-    moved = {}
+    moved, rate = {}, presets.PRESETS["tiny"].scale.learning_rate
     for name in ("adamw", "muon"):
         _, state = Checkpoints(tmp_path / name / "checkpoints" / "scale_2").latest()
         moved[name] = {key: state["denoiser"][key] - old for key, old in before.items()}
@@ -426,6 +433,8 @@ def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
         if in_a_layer:
             steep, even = (torch.linalg.svdvals(x) for x in (by_adamw, by_muon))
             assert (even / even[0]).mean() > 1.2 * (steep / steep[0]).mean(), name
+            longest = 0.2 * MUON / rate * by_adamw.abs().median() * max(by_adamw.shape) ** 0.5
+            torch.testing.assert_close(even[0], longest, rtol=0.3, atol=0, msg=name)
 
 
 def test_a_run_told_to_stop_saves_first(chain, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,6 +110,19 @@ def test_without_rounding_it_is_a_plain_autoencoder(vqgan):
     back, codebook_loss, code = vqgan(image, rounds=False)
     assert torch.equal(back, vqgan.generate(vqgan.latents(image)))
     assert codebook_loss == 0 and torch.equal(code, vqgan.encode(image))
+
+
+def test_the_pixels_of_a_patch_start_alike(make_vqgan):
+    """What a token changes, it changes alike in all 4×4 pixels: there is no checkerboard."""
+    vqgan = make_vqgan(patch=4)
+    one, other = vqgan.decode(torch.randint(12, (2, 4, 5)))
+    patches = rearrange(one - other, "c (h p) (w q) -> c h w (p q)", p=4, q=4)
+    assert (patches.amax(-1) - patches.amin(-1)).max() < 1e-5 < 1e-3 < patches.abs().max()
+
+
+def test_the_codebook_starts_within_a_kth_of_zero():
+    weight = Quantiser(50, 64, 0.25).codebook.weight
+    assert 0.9 / 50 < weight.abs().max() <= 1 / 50
 
 
 # ── layers at every pixel ─────────────────────────────────────────────────────────────────────
