@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from imagebart import ImageBART
 from imagebart.data import scenery
+from imagebart.data.scenery.words import PHRASES
+from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STAR
 from imagebart.distributed import pick_device
 from imagebart.editing.masks import pixel_hole, token_hole
 from imagebart.folders import SHIPPED
@@ -32,7 +34,7 @@ from imagebart.probe import Probe
 SCENES = 3000
 """Held-out scenes that are looked through for each wish."""
 
-SKY = (scenery.SKY, scenery.CLOUD, scenery.LIGHT, scenery.STAR, scenery.AURORA, scenery.RAINBOW)
+IN_THE_SKY = (SKY, CLOUD, LIGHT, STAR, AURORA, RAINBOW)
 
 
 class Wish(NamedTuple):
@@ -110,12 +112,12 @@ def suitable(wish: Wish, probe: Probe, size: tuple[int, int]) -> Iterator[scener
 
 def sky_of(scene: scenery.Scene) -> np.ndarray:
     """The hole (H, W): all that shows sky."""
-    return np.isin(scene.semantic_map, SKY)
+    return np.isin(scene.semantic_map, IN_THE_SKY)
 
 
 def prompt_of(scene: scenery.Scene, wish: Wish) -> str:
     """The place as it is, under another sky."""
-    noun, _ = scenery.PHRASES[scene.kind]
+    noun, _ = PHRASES[scene.kind]
     return f"{noun} at {scene.attributes['time']} {wish.words}"
 
 

@@ -20,6 +20,7 @@ from imagebart import distributed
 from imagebart.checkpoint import sha256_of
 from imagebart.data import scenery
 from imagebart.data.images import to_tensor
+from imagebart.data.scenery.world import BUILDING, STAR
 from imagebart.folders import SHIPPED, load_vqgan
 from imagebart.perceptual import fine, psnr, sharpness
 
@@ -51,9 +52,9 @@ def main(config: Config) -> dict:
         scores["sharpness_of_renders"] += sharpness(image).item() / config.n
         scores["sharpness_of_reconstructions"] += sharpness(back).item() / config.n
         labels = torch.from_numpy(scene.semantic_map).to(device)
-        places = {"stars": labels == scenery.STAR}
+        places = {"stars": labels == STAR}
         if scene.attributes.get("time") == "night":
-            places["night_buildings"] = labels == scenery.BUILDING
+            places["night_buildings"] = labels == BUILDING
         for name, place in places.items():
             if place.any():
                 details[name].append((fine(image)[0, :, place], fine(back)[0, :, place]))

@@ -136,7 +136,7 @@ def test_edits_start_without_what_they_wish_for(foggy, monkeypatch):
             assert scene.attributes["time"] in wish.times
             assert eyes.look([Image.fromarray(scene.image)]).values("weather") != [wish.weather]
             shown = set(np.unique(scene.semantic_map[edits.sky_of(scene)]))
-            assert shown <= set(edits.SKY)
+            assert shown <= set(edits.IN_THE_SKY)
             prompt = edits.prompt_of(scene, wish)
             assert prompt.endswith(wish.words) and f"at {scene.attributes['time']}" in prompt
     fog = edits.Wish("fog", "in the fog", scenery.TIMES)

@@ -11,6 +11,7 @@ from test_train import train
 
 from imagebart.checkpoint import sha256_of
 from imagebart.data import scenery
+from imagebart.data.scenery.world import WATER
 from imagebart.probe import ATTRIBUTES, Heads, Probe, read
 
 
@@ -90,13 +91,13 @@ def test_places_lie_where_their_patches_do():
     heads = Heads(8)
     torch.nn.init.zeros_(heads.places.weight)
     torch.nn.init.zeros_(heads.places.bias)
-    heads.places.weight.data[3 * len(scenery.LABELS) + scenery.WATER, 0] = 1.0
+    heads.places.weight.data[3 * len(scenery.LABELS) + WATER, 0] = 1.0
     patches = torch.zeros(1, 64, 8)
     patches[0, 8 * 2 + 5, 0] = 1.0
     _, places = heads(torch.zeros(1, 8), patches)
     expected = torch.zeros(16, 16)
     expected[2 * 2 + 1, 2 * 5 + 1] = 1
-    assert torch.equal(places[0, :, scenery.WATER].reshape(16, 16), expected)
+    assert torch.equal(places[0, :, WATER].reshape(16, 16), expected)
 
 
 def test_a_second_start_goes_on(trained, make_model_folder, tmp_path, capsys):

@@ -10,6 +10,8 @@ import pytest
 
 from imagebart.data import scenery
 from imagebart.data.scenery import KINDS, LABELS, PALETTE, SPLITS, render, said, scene_seed
+from imagebart.data.scenery.scenes import plan_of
+from imagebart.data.scenery.world import Canvas, Plan
 
 SCENES = [render(scene_seed("test", i)) for i in range(240)]
 
@@ -162,8 +164,8 @@ def test_the_light_side_faces_the_sun():
     """A pine left of the sun is brighter on its right, and the other way round."""
     x = np.array([-0.1, 0.1], np.float32)
     for at, sign in ((-0.3, 1), (0.3, -1)):
-        plan = scenery.Plan("forest", "noon", "clear", "summer", "pines", "none", "full", 0.5, 7)
-        canvas = scenery.Canvas(plan, 32, 32, 0.5)
+        plan = Plan("forest", "noon", "clear", "summer", "pines", "none", "full", 0.5, 7)
+        canvas = Canvas(plan, 32, 32, 0.5)
         left, right = canvas.side(np.array([canvas.light.x + at] * 2)) * x
         assert np.sign(right - left) == sign
 
@@ -233,7 +235,7 @@ def test_what_cannot_be_seen_is_not_mentioned():
         (265, "view", "rocks"),
     ):
         seed = scene_seed("train", i)
-        plan = scenery.plan_of(np.random.Generator(np.random.PCG64(seed)))
+        plan = plan_of(np.random.Generator(np.random.PCG64(seed)))
         scene = render(seed)
         assert getattr(plan, key) == hidden
         assert scene.attributes.get(key) != hidden
