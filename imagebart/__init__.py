@@ -3,10 +3,10 @@
 In reading order, with the ideas that each file has:
 
     notation        symbols and shapes
-    vqgan           compress: encoder, quantiser with its codebook, decoder          [eq. 3, 4]
+    vqgan           compress: encoder, quantiser with its codebook, decoder          [section 3.2]
     perceptual      what the VQGAN learns by: LPIPS, discriminator, adaptive weight
     efficientnet    ImageNet features for the VQGAN's distance
-    diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [eq. 5 to 8]
+    diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [section 3.3]
     transformer     remember: attention, the causal mask, encoder, decoder, caches
     linear          a linear layer whose weights lie as the processor wants them
     denoiser        one scale: p(x_{t-1} | x_t), condition prefix, cached decoding
@@ -14,7 +14,7 @@ In reading order, with the ideas that each file has:
     sampling        the reverse chain: noise of a seed, temperature, top-k, nucleus (top-p) filter,
                     sequential and parallel decoding
     streaming       thousands of images in batches
-    model           ImageBART: all of these as one object; the bound in bits per token   [eq. 2]
+    model           ImageBART: all of these as one object; the bound in bits per token
 
     editing/        masks, the masked process, inpaint, complete, outpaint, panorama
     data/           scenery, images, prompts and maps as tokens, token files

@@ -1,4 +1,4 @@
-"""Remember: one scale of the chain, p_θ^{t-1}(x_{t-1} | x_t).   [section 3.3, eq. 7 to 9]
+"""Remember: one scale of the chain, p_θ^{t-1}(x_{t-1} | x_t).   [section 3.3]
 
 t < T   an encoder reads all of x_t, a causal decoder writes x_{t-1} and cross-attends to it
 t = T   x_T is pure noise and says nothing, so the decoder stands alone

@@ -1,4 +1,4 @@
-"""Forget: multinomial diffusion of tokens, x_1 → x_T.   [section 3.3, eq. 5 to 8]
+"""Forget: multinomial diffusion of tokens, x_1 → x_T.   [section 3.3]
 
 A step keeps a token with probability α_t and redraws it from all K codes with β_t = 1 - α_t.
 Nothing here is learned. The functions q_* return distributions, q_sample_* return tokens.
@@ -72,7 +72,7 @@ class MultinomialDiffusion:
         return keep_or_redraw(x_1, self._at(bar, t, 1), self._at(1 - bar, t, 1), self.K)
 
     def q_posterior(self, x_t: Tokens, x_1: Tokens, t: Scales) -> Probs:
-        """q(x_{t-1} | x_t, x_1): what the coarser scale and the image say together.  [eq. 7]
+        """q(x_{t-1} | x_t, x_1): what the coarser scale and the image say together.
 
             q(x_{t-1} | x_t, x_1)  ∝  q(x_t | x_{t-1}) · q(x_{t-1} | x_1)
 
@@ -87,13 +87,13 @@ class MultinomialDiffusion:
     def q_sample_step(
         self, x_prev: Tokens, t: Scales, generator: torch.Generator | None = None
     ) -> Tokens:
-        """x_t ~ q(x_t | x_{t-1}).   [eq. 5]"""
+        """x_t ~ `q_step`."""
         return self._redraw(x_prev, self._at(self.beta, t).squeeze(-1), generator)
 
     def q_sample_marginal(
         self, x_1: Tokens, t: Scales, generator: torch.Generator | None = None
     ) -> Tokens:
-        """x_t ~ q(x_t | x_1).   [eq. 6]"""
+        """x_t ~ `q_marginal`."""
         return self._redraw(x_1, self._at(1 - self.alpha_bar, t, 1).squeeze(-1), generator)
 
     def q_sample_pair(
@@ -119,7 +119,7 @@ class MultinomialDiffusion:
         return everywhere.scatter(-1, x_t[..., None], high.expand(*x_t.shape, 1))
 
     def loss_t(self, logits: Logits, x_t: Tokens, x_1: Tokens, t: int) -> PerPosition:
-        """L_t, nats per token: cross-entropy at t = 2 (eq. 8), the exact KL above (eq. 7)."""
+        """L_t, nats per token: `cross_entropy` at t = 2, `posterior_kl` above."""
         if t == 2:
             return cross_entropy(logits.to(self.dtype), x_1)
         return self.posterior_kl(logits, x_t, x_1, t)
@@ -141,7 +141,7 @@ class MultinomialDiffusion:
         return -cross - entropy
 
     def posterior_kl_dense(self, logits: Logits, x_t: Tokens, x_1: Tokens, t: int) -> PerPosition:
-        """Eq. 7 as it is written: Σ_k q log q - q log p. The reference; needs b×n×K memory."""
+        """`posterior_kl` as it is defined, Σ_k q log q - q log p: the reference. Needs b×n×K."""
         q = self.q_posterior(x_t, x_1, t)
         return (q.xlogy(q) - q * logits.to(self.dtype).log_softmax(-1)).sum(-1)
 

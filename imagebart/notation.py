@@ -7,7 +7,7 @@
     t, T             t, T                 scale, 2 <= t <= T; chain length (T - 1 transformers)
     β_t              beta[t]              chance that a token is redrawn at step t
     α_t = 1 - β_t    alpha[t]             chance that it is kept
-    ᾱ_t              alpha_bar[t]         chance that it is still x_1's at scale t (eq. 6)
+    ᾱ_t              alpha_bar[t]         chance that it is still x_1's at scale t
     K, N = h·w       K, n                 size of the codebook; tokens of an image
     q(·)             q_step, q_marginal, q_posterior
     p_θ^{t-1}        denoisers[t]         the transformer that undoes step t

@@ -1,4 +1,4 @@
-"""What trains the VQGAN: how far a reconstruction is, to the eye.   [section 3.2, eq. 3, 4]
+"""What trains the VQGAN: how far a reconstruction is, to the eye.   [section 3.2]
 
     -log p_θ^0(x_0 | x_1) ∝ f_rec(x_0, G(x_1)) + adversarial term =: L_rec + L_adv
 
@@ -21,7 +21,7 @@ VGG_ADDRESS = f"https://download.pytorch.org/models/{VGG_FILE}"
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance on VGG16 features, one number an image.   [f_rec of eq. 3]
+    """Learned perceptual distance on VGG16 features, one number an image: f_rec.
 
     Raises ValueError if the backbone's weights are not on disk: nothing is downloaded silently.
     """
@@ -72,7 +72,7 @@ class RandomFeatures(nn.Module):
 
 
 class ImageNetFeatures(nn.Module):
-    """Perceptual distance on features of EfficientNet-Lite0, one number an image.   [eq. 3]
+    """Perceptual distance on features of EfficientNet-Lite0, one number an image.
 
     As LPIPS without its learned weights: at every place of four maps, features are scaled to unit
     length; squared differences are summed over channels and averaged over places and maps.
@@ -104,7 +104,7 @@ PERCEPTUAL = {"random": RandomFeatures, "imagenet": ImageNetFeatures, "lpips": L
 
 
 class PatchDiscriminator(nn.Module):
-    """D_φ: says of every patch whether it is real.   [eq. 3, 4]
+    """D_φ: says of every patch whether it is real.
 
     It is shown the picture and, four times as strong, what a blur would lose of it: soft edges are
     then told from sharp ones within a hundred steps (without, within thousands). Group instead of
@@ -153,7 +153,7 @@ def fine(image: Images) -> Images:
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """L_adv for the generator: the hinge form of -log D_φ(G(x_1)).   [eq. 4]"""
+    """L_adv for the generator: the hinge form of -log D_φ(G(x_1))."""
     return -fake.float().mean()
 
 

@@ -13,7 +13,7 @@ from imagebart.vqgan import VQGANConfig
 
 @dataclass(frozen=True)
 class CompressionRecipe:
-    """How a VQGAN is trained (eq. 4)."""
+    """How a VQGAN is trained."""
 
     steps: int
     batch: int  # images a step, over all ranks
@@ -39,7 +39,7 @@ class CompressionRecipe:
 
 @dataclass(frozen=True)
 class ScaleRecipe:
-    """How one scale is trained (eq. 7, 8)."""
+    """How one scale is trained."""
 
     steps: int
     batch: int  # images a step, over all ranks

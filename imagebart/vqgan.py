@@ -1,4 +1,4 @@
-"""Compress: the VQGAN, image x_0 ↔ tokens x_1.   [section 3.2; eq. 3, 4 are its training]
+"""Compress: the VQGAN, image x_0 ↔ tokens x_1.   [section 3.2]
 
     encode   x_0 → z = E(x_0) → x_1 = nearest codes
     decode   x_1 → z_q = codebook[x_1] → G(z_q) ≈ x_0
@@ -219,7 +219,7 @@ class Quantiser(nn.Module):
         return weight if self.used is None else weight[self.used]
 
     def forward(self, z: Latents) -> tuple[Latents, Tensor, Grid]:
-        """Straight-through: z_q forwards, the identity backwards.   [L_cb of eq. 4]
+        """Straight-through: z_q forwards, the identity backwards.
 
         L_cb = ‖sg[z] - e‖² + commitment · ‖z - sg[e]‖²
         """

@@ -16,14 +16,16 @@ from imagebart.__main__ import COMMANDS
 from imagebart.guidance import pieces_in
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted(
-    path
-    for folder in ("", "eval", "notebooks", "imagebart/pretrained/*")
-    for path in ROOT.glob(f"{folder}/README.md".lstrip("/"))
-)
+PAGES = ("*.md", "eval/README.md", "notebooks/README.md", "imagebart/pretrained/*/README.md")
+DOCUMENTS = sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
 SCRIPT = re.compile(r"python (?:-m )?((?:eval|train)/\w+\.py|app\.py|imagebart \w+)([^\n;&|#}`]*)")
 
-each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.parent.name)
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 
 
 def commands() -> list[tuple[str, str]]:
