@@ -19,8 +19,6 @@ For every model, process and family of masks, over the same images, holes and se
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,15 +30,15 @@ from metrics import FEWEST, Jury, feature_distance
 from PIL import Image
 from receipts import options_of, receipt, shown
 from reporting import run
+from timing import counted_passes
 from torch import Tensor
 from tqdm import tqdm
 
 from imagebart import ImageBART, show
 from imagebart.data import scenery
 from imagebart.data.images import to_tensor
-from imagebart.denoiser import Denoiser
 from imagebart.distributed import Ranks, pick_device
-from imagebart.editing.masks import pixel_hole, token_hole
+from imagebart.editing.inpainting import Edit
 from imagebart.editing.process import PROCESSES
 from imagebart.folders import SHIPPED
 from imagebart.perceptual import psnr
@@ -105,22 +103,6 @@ def border_step(image: Tensor, hole: Tensor) -> float:
     return torch.cat([down, right]).mean().item()
 
 
-@contextmanager
-def counted_passes() -> Iterator[list[int]]:
-    """How often decoders run while this is open, as the one number of the list."""
-    passes, step = [0], Denoiser.step
-
-    def counting(self, *args):
-        passes[0] += 1
-        return step(self, *args)
-
-    Denoiser.step = counting
-    try:
-        yield passes
-    finally:
-        Denoiser.step = step
-
-
 # ── the table ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -150,7 +132,7 @@ def measure(
         )
         x_0 = to_tensor(Image.fromarray(render))[None]
         mask = hole_pixels_of(family, (H, W), i)
-        hole = pixel_hole(model, token_hole(model, mask))
+        hole = Edit(model, Image.fromarray(render), mask).inside[None, None]
         began = time.perf_counter()
         with counted_passes() as passes:
             result = model.inpaint(Image.fromarray(render), mask, **how, seed=config.seed + i)[0]

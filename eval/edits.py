@@ -27,7 +27,7 @@ from imagebart.data import scenery
 from imagebart.data.scenery.words import PHRASES
 from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STAR
 from imagebart.distributed import pick_device
-from imagebart.editing.masks import pixel_hole, token_hole
+from imagebart.editing.inpainting import Edit
 from imagebart.folders import SHIPPED
 from imagebart.probe import Probe
 
@@ -80,7 +80,7 @@ def main(config: Config) -> dict:
             before, hole = Image.fromarray(scene.image), sky_of(scene)
             after = edited(model, probe, before, hole, prompt_of(scene, wish), config)
             found += probe.look([after]).values("weather") == [wish.weather]
-            kept = ~pixel_hole(model, token_hole(model, hole))[0, 0].cpu().numpy()
+            kept = ~Edit(model, before, hole).inside.numpy()
             exact += np.array_equal(np.asarray(after)[kept], scene.image[kept])
         row = {"wish": wish.words, "edits": count, "found": found / count, "exact": exact / count}
         rows.append(row)

@@ -21,11 +21,10 @@ from typing import Literal
 
 import matplotlib
 import numpy as np
-from completion import counted_passes
 from matplotlib.figure import Figure
 from receipts import options_of, receipt, shown
 from reporting import run
-from timing import windowed
+from timing import counted_passes, windowed
 from tqdm import tqdm
 
 from imagebart import ImageBART, sampling, show

@@ -10,7 +10,7 @@ from PIL import Image
 from imagebart.data.images import to_rgb
 from imagebart.editing import pasting
 from imagebart.editing.inpainting import Edit, outpaint_steps
-from imagebart.editing.masks import pixel_hole, token_hole
+from imagebart.editing.masks import pixel_hole
 from imagebart.editing.pasting import feathered
 from imagebart.editing.process import PROCESSES, edit_steps
 
@@ -50,7 +50,7 @@ def test_pixels_outside_the_hole_are_the_input(tiny):
 
 def test_the_hole_is_painted_with_what_the_chain_drew(tiny):
     image, mask = picture(), corner()
-    hole = token_hole(tiny, mask)
+    hole = Edit(tiny, image, mask).hole
     *_, last = edit_steps(tiny, tiny.encode(image), hole, 2, seed=1)
     painted = tiny.decode(last.tokens)
     for edit, whole in zip(tiny.inpaint(image, mask, 2, seed=1), painted, strict=True):

@@ -6,35 +6,11 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from test_inpainting import ORIENTATION, blank, corner, picture
 
 from imagebart.data import images
-from imagebart.editing.masks import hole_pixels, pixel_hole, read_mask, token_hole, upright
-
-
-@given(st.integers(5, 90), st.integers(5, 90), st.data())
-def test_every_marked_pixel_marks_its_token(tiny, width, height, data):
-    """One pixel of an image of any size, where the crop keeps it."""
-    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    mask = blank(width, height)
-    mask[y, x] = True
-    hole = token_hole(tiny, mask)[0]
-    side = min(width, height)
-    across, down = ((v + 0.5 - (size - side) / 2) / side for v, size in ((x, width), (y, height)))
-    if 0 < across < 1 and 0 < down < 1:
-        assert hole[int(4 * down), int(4 * across)]
-        assert hole.sum() <= max(1, -(-4 // side) + 1) ** 2 * 4
-    elif not (-1 / side < across < 1 + 1 / side and -1 / side < down < 1 + 1 / side):
-        assert not hole.any()
-
-
-def test_a_thin_stroke_marks_all_it_crosses(tiny):
-    mask = blank(320, 320)
-    mask[100] = True
-    assert token_hole(tiny, mask)[0].tolist() == [[False] * 4, [True] * 4, [False] * 4, [False] * 4]
+from imagebart.editing.masks import hole_pixels, pixel_hole, read_mask, upright
 
 
 def test_the_hole_in_pixels_is_that_of_whole_tokens(tiny):

@@ -56,6 +56,15 @@ def test_every_marked_pixel_marks_its_token_and_lies_in_its_hole(left, top, widt
     assert bool(box.pixels(hole, (24, 24))[y, x]) == bool(box.inside((24, 24))[y, x])
     other = ~hole
     assert not box.pixels(other, (24, 24))[y, x]
+    if width >= 4 and height >= 4:  # a pixel touches two tokens a side at most
+        assert hole.sum() <= 4
+
+
+def test_a_thin_stroke_marks_all_it_crosses():
+    marked = np.zeros((320, 320), bool)
+    marked[100] = True
+    hole = Box(0, 0, 320, 320).tokens(marked, (4, 4))[0]
+    assert hole.tolist() == [[False] * 4, [True] * 4, [False] * 4, [False] * 4]
 
 
 def test_what_is_painted_goes_where_the_hole_is():

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import completion
 import numpy as np
 import passes
 import pytest
@@ -208,6 +207,18 @@ def test_growth_of_memory_is_what_was_held():
     assert 0.8 < first < 1.3 and second < 0.1
 
 
+JUDGES = """
+import sys, passes, speed
+print(sorted({"metrics", "torchmetrics", "torch_fidelity", "open_clip"} & sys.modules.keys()))
+"""
+
+
+def test_a_benchmark_of_speed_loads_no_judge_of_pictures():
+    run = [sys.executable, "-c", JUDGES]
+    told = subprocess.run(run, cwd=EVAL, capture_output=True, text=True, check=True).stdout
+    assert told == "[]\n"
+
+
 def test_a_report_does_not_say_where_the_repository_lies(tmp_path):
     assert receipts.shown(SHIPPED) == "imagebart/pretrained/scenery"
     assert receipts.shown((str(SHIPPED), 1)) == "('imagebart/pretrained/scenery', 1)"
@@ -241,7 +252,7 @@ def test_a_profile_counts_every_pass(tiny):
         steps = tiny.sample_steps(1, seed=seed)
         next(steps)
         for t in (4, 3, 2):
-            with completion.counted_passes() as passes:
+            with timing.counted_passes() as passes:
                 next(steps)
             counts[t] += passes[0]
     assert counts[4] != (counts[2] + counts[3]) / 2

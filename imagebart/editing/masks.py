@@ -8,8 +8,7 @@ from einops import repeat
 from PIL import Image
 from torch import Tensor
 
-from imagebart.data.images import PathLike, fit_box, read_image, turn_of
-from imagebart.editing.pasting import touched_tokens
+from imagebart.data.images import PathLike, read_image, turn_of
 from imagebart.notation import Bool
 
 MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
@@ -82,15 +81,6 @@ def read_mask(path: PathLike) -> Image.Image:
     `images.read_image` would lay it on white.
     """
     return read_image(path, convert=upright)
-
-
-def token_hole(model, marked: np.ndarray) -> Bool[Tensor, "1 h w"]:
-    """True at every token that a marked pixel touches, however thin the stroke.
-
-    Pixels are followed through `fit`'s resize and crop, so an image of any size will do.
-    """
-    left, top, right, bottom = fit_box(marked.shape[::-1], model.image_size)
-    return touched_tokens(marked, model.grid, left, top, right - left, bottom - top)
 
 
 def pixel_hole(model, hole: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:

@@ -51,7 +51,10 @@ class Box:
 
     def tokens(self, marked: np.ndarray, grid: tuple[int, int]) -> Bool[Tensor, "1 h w"]:
         """True at every token that a marked pixel touches, however thin the stroke."""
-        return touched_tokens(marked, grid, self.left, self.top, self.width, self.height)
+        (h, w), (H, W) = grid, marked.shape
+        rows = [_touched(self.top, self.height, i, h, H) for i in range(h)]
+        columns = [_touched(self.left, self.width, j, w, W) for j in range(w)]
+        return torch.tensor([[[bool(marked[r, c].any()) for c in columns] for r in rows]])
 
     def pixels(self, hole: Bool[Tensor, "1 h w"], size: tuple[int, int]) -> Bool[Tensor, "H W"]:
         """The pixels of a picture of `size` (H, W) that lie in the hole's tokens."""
@@ -156,22 +159,7 @@ def _placed(start: int, length: int, whole: int) -> int:
     return int(min(max(start, 0), whole - length)) if length <= whole else (whole - length) // 2
 
 
-def touched_tokens(
-    marked: np.ndarray,
-    grid: tuple[int, int],
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-) -> Bool[Tensor, "1 h w"]:
-    """True at every token that a marked pixel touches, of a grid over this part of a picture."""
-    (h, w), (H, W) = grid, marked.shape
-    rows = [_touched(top, height, i, h, H) for i in range(h)]
-    columns = [_touched(left, width, j, w, W) for j in range(w)]
-    return torch.tensor([[[bool(marked[r, c].any()) for c in columns] for r in rows]])
-
-
-def _touched(start: float, length: float, i: int, count: int, whole: int) -> slice:
+def _touched(start: int, length: int, i: int, count: int, whole: int) -> slice:
     """The pixels that the i-th of `count` equal parts of start … start + length touches."""
     first = math.floor(start + i * length / count + 1e-6)
     last = math.ceil(start + (i + 1) * length / count - 1e-6)
