@@ -387,3 +387,19 @@ def test_a_small_redraw_is_not_lost():
         torch.tensor([[0]]), torch.tensor(1.0, dtype=F64), torch.tensor(1e-20, dtype=F64), 2
     )
     assert q[0, 0, 1] == 5e-21
+
+
+def test_draws_come_from_the_generator_that_is_given():
+    """The same again from the same seed, whatever the global generator has been through."""
+    diffusion, x = MultinomialDiffusion(geometric(4), 50), torch.zeros(8, 16, dtype=torch.int64)
+
+    def drawn() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        step = diffusion.q_sample_step(x, 3, generator)
+        marginal = diffusion.q_sample_marginal(x, 3, generator)
+        return [step, marginal, *diffusion.q_sample_pair(x, 3, generator)]
+
+    before, first = torch.get_rng_state(), drawn()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, drawn(), strict=True))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from training import warmup_cosine
 
 from imagebart import ImageBART, checkpoint, distributed, perceptual, presets
 from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
@@ -251,12 +252,9 @@ def die_at(call: int, function):
     return mortal
 
 
-MUON = 0.01  # its rate; AdamW's is 0.003
-
-
 def learn_by_muon(monkeypatch) -> None:
     tiny = presets.PRESETS["tiny"]
-    row = replace(tiny, scale=replace(tiny.scale, muon=MUON))
+    row = replace(tiny, scale=replace(tiny.scale, muon=0.01))
     monkeypatch.setitem(presets.PRESETS, "tiny", row)
 
 
@@ -411,18 +409,37 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_learned_from(tmp_pa
     assert Checkpoints(tmp_path / "checkpoints").latest()[0] == 1
 
 
+def test_matrices_decay_and_vectors_do_not(make_denoiser):
+    """A layer's are Muon's, if it has a rate; gains and biases stand still without a gradient."""
+    denoiser = make_denoiser(2, classes=3)
+    for muon in (0.0, 0.01):
+        recipe = presets.ScaleRecipe(10, 4, learning_rate=0.5, weight_decay=0.1, muon=muon)
+        optimisers = script("scale")["optimisers_of"](denoiser, recipe)
+        assert [*optimisers] == (["optimiser", "muon"] if muon else ["optimiser"])
+        decay = {
+            id(p): group["weight_decay"]
+            for optimiser in optimisers.values()
+            for group in optimiser.param_groups
+            for p in group["params"]
+        }
+        for name, p in denoiser.named_parameters():
+            assert decay[id(p)] == (0.1 if p.ndim > 1 else 0), name
+        assert len(decay) == len(list(denoiser.parameters()))
+
+
 def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
     """One step: nearer to an orthogonal one, singular values more alike; AdamW's elsewhere.
 
-    At its own rate: the longest singular value is 0.2 · rate · √side (`match_rms_adamw`), where a
-    first step of AdamW is its rate for every number.
+    Both at their own rates: Muon's longest singular value is 0.2 · rate · √side
+    (`match_rms_adamw`), a first step of AdamW is its rate for every number.
     """
     step = ("--steps", 1, "--init", chain / "model")
     before = load_file(chain / "model" / "scale_2.safetensors")
     train_scale(chain, tmp_path / "adamw", *step)
     learn_by_muon(monkeypatch)
     train_scale(chain, tmp_path / "muon", *step)
-    moved, rate = {}, presets.PRESETS["tiny"].scale.learning_rate
+    moved, recipe = {}, presets.PRESETS["tiny"].scale
+    course = warmup_cosine(0, 1, recipe.warmup_steps)
     for name in ("adamw", "muon"):
         _, state = Checkpoints(tmp_path / name / "checkpoints" / "scale_2").latest()
         moved[name] = {key: state["denoiser"][key] - old for key, old in before.items()}
@@ -433,8 +450,10 @@ def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
         if in_a_layer:
             steep, even = (torch.linalg.svdvals(x) for x in (by_adamw, by_muon))
             assert (even / even[0]).mean() > 1.2 * (steep / steep[0]).mean(), name
-            longest = 0.2 * MUON / rate * by_adamw.abs().median() * max(by_adamw.shape) ** 0.5
-            torch.testing.assert_close(even[0], longest, rtol=0.3, atol=0, msg=name)
+            longest = 0.2 * course * recipe.muon * max(by_muon.shape) ** 0.5
+            assert even[0].item() == pytest.approx(longest, rel=0.3), name
+            rate = course * recipe.learning_rate
+            assert by_adamw.abs().median().item() == pytest.approx(rate, rel=0.1), name
 
 
 def test_a_run_told_to_stop_saves_first(chain, tmp_path):

@@ -225,6 +225,7 @@ def test_dead_codes_are_revived_where_latents_are():
     places = z.permute(0, 2, 3, 1).reshape(-1, 3)
     for code in after[dead]:
         assert (places == code).all(1).any()
+    assert len(after[dead].unique(dim=0)) == 3  # a latent each, of forty
 
 
 # ── images in, images out ─────────────────────────────────────────────────────────────────────
