@@ -134,10 +134,10 @@ def test_broken_text_is_mended(text, same):
 def test_a_long_text_takes_no_longer_than_reading_it(text, monkeypatch):
     """A handful of look-ups a letter: joining pairs one pass at a time would take a number that
     grows with the square of the letters, minutes for a word of 100,000."""
-    merged = conditioning._vocabulary().merged
+    merged = _vocabulary().merged
     looked_up = Counted(merged)
-    vocabulary = conditioning._vocabulary()._replace(merged=looked_up)
-    monkeypatch.setattr(conditioning, "_vocabulary", lambda: vocabulary)
+    vocabulary = _vocabulary()._replace(merged=looked_up)
+    monkeypatch.setattr("imagebart.data.text._vocabulary", lambda: vocabulary)
     assert encode_text(text)[1] == [True]
     assert 0 < looked_up.times < 10 * len(text)
 
