@@ -20,6 +20,7 @@ For every model, process and family of masks, over the same images, holes and se
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,6 @@ from metrics import FEWEST, Jury, feature_distance
 from PIL import Image
 from receipts import options_of, receipt, shown
 from reporting import run
-from timing import counted_passes
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,6 +43,7 @@ from imagebart.editing.process import PROCESSES
 from imagebart.folders import SHIPPED
 from imagebart.perceptual import psnr
 from imagebart.probe import ATTRIBUTES, Probe
+from imagebart.sampling import decode_parallel
 
 PICTURED = 8
 FAMILIES = ("upper", "lower", "centre", "blob10", "blob25", "blob50")
@@ -133,9 +134,13 @@ def measure(
         x_0 = to_tensor(Image.fromarray(render))[None]
         mask = hole_pixels_of(family, (H, W), i)
         hole = Edit(model, Image.fromarray(render), mask).inside[None, None]
+        passes = show.Passes()
+        options = how | {
+            "seed": config.seed + i,
+            "method": partial(decode_parallel, on_pass=passes),
+        }
         began = time.perf_counter()
-        with counted_passes() as passes:
-            result = model.inpaint(Image.fromarray(render), mask, **how, seed=config.seed + i)[0]
+        result = model.inpaint(Image.fromarray(render), mask, **options)[0]
         seconds, back = time.perf_counter() - began, to_tensor(result)[None]
         coded = model.generate(model.encode(Image.fromarray(render))).cpu()
         known = (~hole).expand_as(x_0)
@@ -145,7 +150,7 @@ def measure(
             "border_step": border_step(back, hole),
             "border_step_of_renders": border_step(x_0, hole),
             "tokens_in_hole": hole.float().mean().item() * model.denoisers[2].n,
-            "passes": passes[0],
+            "passes": len(passes),
             "seconds": seconds,
         }
         sums = {name: sums.get(name, 0.0) + value / config.n for name, value in row.items()}

@@ -414,7 +414,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-ffhq": speed_ffhq,
     "split": split,
     "passes": partial(
-        passes, "passes", "first guess", "guess", {"belief": "the chain's belief", "x_t": "x_t"}
+        passes, "passes", "first guess", "guess", {"draft": "the chain's draft", "x_t": "x_t"}
     ),
     "passes-equal-training": partial(
         passes,

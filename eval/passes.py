@@ -8,35 +8,36 @@ needs all of it, a token a pass. For every model, scale and window: the mean num
 image's n tokens, told nothing, over `n` seeds; beside them β_t, the chance that the step forgets a
 token, and the mean seconds an image (without the VQGAN).
 
-`--guess belief x_t` sets the first guess that the chain's beliefs give beside the plain one, x_t.
+`--guess draft x_t` sets beside each other two first guesses: drafted from the coarser scales'
+prediction of x_1, and x_t itself.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from receipts import options_of, receipt, shown
 from reporting import run
-from timing import counted_passes, windowed
 from tqdm import tqdm
 
-from imagebart import ImageBART, sampling, show
+from imagebart import ImageBART, show
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
+from imagebart.sampling import Draft, decode_parallel
 
 
 @dataclass(frozen=True)
 class Config:
     model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
-    windows: tuple[int, ...] = (8, 16, 32, 64)  # positions a pass looks at
-    guess: tuple[Literal["belief", "x_t"], ...] = ("belief",)  # what decoding starts from
+    windows: tuple[int, ...] = (8, 16, 32, 64)  # positions a pass reads
+    guess: tuple[Literal["draft", "x_t"], ...] = ("draft",)  # what decoding starts from
     n: int = 16  # images, one at a time
     seed: int = 0  # of image 0
     out: Path | None = None  # where the JSON goes
@@ -52,8 +53,7 @@ def main(config: Config) -> dict:
     for source in config.model:
         model = ImageBART.from_pretrained(source, device=device)
         for guess, width in product(config.guess, config.windows):
-            with decoding(width, guess):
-                rows += passes_of(model, source, width, guess, config)
+            rows += passes_of(model, source, width, guess, config)
             for row in rows[1 - model.T :]:
                 print(line_of(row), flush=True)
     if config.picture:
@@ -61,17 +61,12 @@ def main(config: Config) -> dict:
     return {"rows": rows, "options": options_of(config), **receipt(device)}
 
 
-@contextmanager
-def decoding(width: int, guess: str) -> Iterator[None]:
-    """Parallel decoding with this window, from this first guess."""
-    before = sampling.Belief.guess
-    if guess == "x_t":
-        sampling.Belief.guess = lambda belief, x_t, *rest: x_t.clone()
-    try:
-        with windowed(width):
-            yield
-    finally:
-        sampling.Belief.guess = before
+def from_x_t(*args, draft: Draft, **options) -> torch.Tensor:
+    """`decode_parallel` from the guess x_t, whatever the draft."""
+    return decode_parallel(*args, **options)
+
+
+GUESSES = {"draft": decode_parallel, "x_t": from_x_t}
 
 
 def passes_of(model: ImageBART, source: str, width: int, guess: str, config: Config) -> list[dict]:
@@ -79,13 +74,14 @@ def passes_of(model: ImageBART, source: str, width: int, guess: str, config: Con
     passes = np.zeros((config.n, model.T + 1))
     seconds = np.zeros((config.n, model.T + 1))
     for i in tqdm(range(config.n), desc=f"window {width}", mininterval=5, leave=False):
-        steps = model.sample_steps(1, seed=config.seed + i, method="parallel")
+        noted = show.Passes()
+        decode = partial(GUESSES[guess], window=width, on_pass=noted)
+        steps = model.sample_steps(1, seed=config.seed + i, method=decode)
         next(steps)
         for t in range(model.T, 1, -1):
-            with counted_passes() as counted:
-                began = time.perf_counter()
-                next(steps)
-            passes[i, t], seconds[i, t] = counted[0], time.perf_counter() - began
+            before, began = len(noted), time.perf_counter()
+            next(steps)
+            passes[i, t], seconds[i, t] = len(noted) - before, time.perf_counter() - began
     return [
         {
             "model": shown(source),

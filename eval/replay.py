@@ -4,20 +4,21 @@ How many passes exact parallel decoding takes is a matter of what the weights ha
 without trained weights is therefore timed with a trained chain's passes: each is computed in full,
 and then told how many of its positions to settle.
 
-    profile     how many passes a trained chain spends in each tenth of a sequence
-    plan        where each pass over n positions then begins
-    Replayed    a chain that computes every pass, and settles what the plan says
+    profile            how many passes a trained chain spends in each tenth of a sequence
+    plan               where each pass over n positions then begins
+    decode_replayed    computes every pass, and settles what the plan says
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import torch
 
-from imagebart import ImageBART, sampling
-from imagebart.denoiser import Denoiser
+from imagebart import ImageBART
+from imagebart.decodable import Decodable
+from imagebart.sampling import decode_parallel
 
 TENTHS = 10
 BETWEEN, LAST = "t < T", "t = T"
@@ -34,31 +35,19 @@ def profile(model: ImageBART, images: int, seed: int) -> dict[str, list[float]]:
     """
     rows: dict[str, list[np.ndarray]] = {}
     for i in range(images):
-        steps = model.sample_steps(1, seed=seed + i, method="parallel")
-        next(steps)
+        starts: dict[int, list[int]] = {t: [] for t in model.denoisers}
+        note = partial(note_start, starts)
+        list(model.sample_steps(1, seed=seed + i, method=partial(decode_parallel, on_pass=note)))
         for t in range(model.T, 1, -1):
-            with recorded_starts() as starts:
-                next(steps)
             n = model.denoisers[t].n
-            tenths = np.bincount(np.array(starts) * TENTHS // n, minlength=TENTHS) / n
+            tenths = np.bincount(np.array(starts[t]) * TENTHS // n, minlength=TENTHS) / n
             rows.setdefault(kind_of(t, model.T), []).append(tenths)
     return {kind: np.mean(tenths, axis=0).tolist() for kind, tenths in rows.items()}
 
 
-@contextmanager
-def recorded_starts() -> Iterator[list[int]]:
-    """The first position of every pass, of the first image, while this is open."""
-    starts, step = [], Denoiser.step
-
-    def recording(self, x_prev, at, *rest):
-        starts.append(int(at[0, 0]))
-        return step(self, x_prev, at, *rest)
-
-    Denoiser.step = recording
-    try:
-        yield starts
-    finally:
-        Denoiser.step = step
+def note_start(starts: dict[int, list[int]], t: int, at: torch.Tensor) -> None:
+    """An `on_pass`: the first position of this pass, of the first image, goes to `starts[t]`."""
+    starts[t].append(int(at[0, 0]))
 
 
 def plan(tenths: Sequence[float], n: int, window: int) -> list[int]:
@@ -76,43 +65,41 @@ def plan(tenths: Sequence[float], n: int, window: int) -> list[int]:
     return [s for first, end in pairwise([*starts.tolist(), n]) for s in range(first, end, window)]
 
 
-class Agreeing:
-    """A denoiser whose passes are computed in full, and then settle what the plan says.
+class Agreeing(Decodable):
+    """A scale whose passes are computed in full, and then settle what the plan says.
 
     Its logits are so sure of the guess that it is drawn again, but for the last position before
     the next pass is to begin.
     """
 
-    def __init__(self, denoiser: Denoiser, starts: Sequence[int]):
-        self.denoiser, self.starts = denoiser, torch.tensor([*starts, denoiser.n])
+    def __init__(self, scale: Decodable, starts: Sequence[int]):
+        self.scale, self.starts = scale, torch.tensor([*starts, scale.n])
+        self.n, self.K, self.t = scale.n, scale.K, scale.t
+        self.start, self.read, self.keep = scale.start, scale.read, scale.keep
 
-    def __getattr__(self, name: str):
-        return getattr(self.denoiser, name)
-
-    def step(self, x_prev: torch.Tensor, at: torch.Tensor, decoding) -> torch.Tensor:
-        """As `Denoiser.step`."""
-        logits = self.denoiser.step(x_prev, at, decoding)
+    def step(self, x_prev: torch.Tensor, at: torch.Tensor, state) -> torch.Tensor:
+        """As `Decodable.step`."""
+        logits = self.scale.step(x_prev, at, state)
         starts = self.starts.to(at.device)
         following = starts[torch.searchsorted(starts, at[:, :1].contiguous(), right=True)]
         guess = x_prev.gather(1, at)
-        drawn = torch.where(at == following - 1, (guess + 1) % self.denoiser.K, guess)
+        drawn = torch.where(at == following - 1, (guess + 1) % self.K, guess)
         return logits.scatter(2, drawn[..., None], 1e9)
 
 
-class Replayed(ImageBART):
-    """A chain that takes the passes of a profile, whatever its weights."""
+def plans_of(model: ImageBART, tenths: dict[str, list[float]], window: int) -> dict[int, list[int]]:
+    """{t: the plan of that scale} for the passes of a profile."""
+    kinds = {kind_of(t, model.T) for t in model.denoisers}
+    if not kinds <= tenths.keys():
+        raise ValueError(f"passes must be known for {sorted(kinds)}, got {sorted(tenths)}")
+    return {
+        t: plan(tenths[kind_of(t, model.T)], denoiser.n, window)
+        for t, denoiser in model.denoisers.items()
+    }
 
-    def __init__(self, model: ImageBART, tenths: dict[str, list[float]]):
-        kinds = {kind_of(t, model.T) for t in model.denoisers}
-        if not kinds <= tenths.keys():
-            raise ValueError(f"passes must be known for {sorted(kinds)}, got {sorted(tenths)}")
-        super().__init__(model.vqgan, model.diffusion, model.denoisers)
-        width = sampling.window(model.device)
-        self.plans = {
-            t: plan(tenths[kind_of(t, self.T)], denoiser.n, width)
-            for t, denoiser in model.denoisers.items()
-        }
 
-    @property
-    def denoisers(self) -> dict[int, Agreeing]:
-        return {t: Agreeing(d, self.plans[t]) for t, d in super().denoisers.items()}
+def decode_replayed(
+    plans: dict[int, list[int]], scale: Decodable, *args, **options
+) -> torch.Tensor:
+    """`decode_parallel`, taking the passes of these plans whatever the weights."""
+    return decode_parallel(Agreeing(scale, plans[scale.t]), *args, **options)

@@ -1,7 +1,7 @@
 """What else one could use: the naive decoder, Hugging Face's BART, a diffusion model of pixels."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from timing import timed
 from torch import nn
 
-from imagebart import linear
 from imagebart.denoiser import Denoiser
+from imagebart.linear import Linear
 
 PREFIXES = 8  # lengths at which the naive decoder is timed
 
@@ -33,30 +33,33 @@ def naive_seconds(denoiser: Denoiser, x_t: torch.Tensor, condition, repeats: int
 
     With PyTorch's own linear layers, as in the released code.
     """
-    n, seconds = denoiser.n, []
+    denoiser, n, seconds = with_plain_layers(denoiser), denoiser.n, []
     for i in range(PREFIXES):
         length = int((i + 0.5) / PREFIXES * n) + 1
-
-        def run(length=length) -> None:
-            memory, there = denoiser.encode(x_t, condition)
-            prefix, present = denoiser.decoder_prefix(1, condition)
-            x = torch.cat([prefix, denoiser.tokens(x_t[:, : length - 1])], dim=1)
-            at = F.pad(denoiser.positions()[:length], (0, 0, denoiser.prefix.length - 1, 0))
-            denoiser.head(denoiser.decoder(x + at, memory, there, present)[:, -1])
-
-        with plain_layers():
-            seconds.append(timed(run, repeats, x_t.device, 1)["median_s"])
+        run = partial(naive_pass, denoiser, x_t, length, condition)
+        seconds.append(timed(run, repeats, x_t.device, 1)["median_s"])
     return n * float(np.mean(seconds))
 
 
-@contextmanager
-def plain_layers() -> Iterator[None]:
-    """Linear layers keep nothing ready while this is open."""
-    before, linear.PRECISIONS = linear.PRECISIONS, set()
-    try:
-        yield
-    finally:
-        linear.PRECISIONS = before
+def naive_pass(denoiser: Denoiser, x_t: torch.Tensor, length: int, condition) -> torch.Tensor:
+    """The network's output (1, K) at position `length - 1`, after the first tokens of x_t."""
+    memory, there = denoiser.encode(x_t, condition)
+    prefix, present = denoiser.decoder_prefix(1, condition)
+    x = torch.cat([prefix, denoiser.tokens(x_t[:, : length - 1])], dim=1)
+    at = F.pad(denoiser.positions()[:length], (0, 0, denoiser.prefix.length - 1, 0))
+    return denoiser.head(denoiser.decoder(x + at, memory, there, present)[:, -1])
+
+
+def with_plain_layers(module: nn.Module) -> nn.Module:
+    """The same weights, shared, in a module whose linear layers are PyTorch's own."""
+    plain = copy.deepcopy(module, {id(p): p for p in module.parameters()})
+    for parent in list(plain.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, Linear):
+                parent.register_module(name, nn.Linear(1, 1, device="meta"))
+                parent.get_submodule(name).weight = layer.weight
+                parent.get_submodule(name).bias = layer.bias
+    return plain
 
 
 def bart_seconds(denoiser: Denoiser, x_t: torch.Tensor, repeats: int) -> dict:

@@ -26,18 +26,28 @@ from typing import Literal
 import numpy as np
 import torch
 from receipts import PACKAGES, receipt, shown
-from replay import Replayed, profile
+from replay import decode_replayed, plans_of, profile
 from reporting import run
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
-from timing import DTYPES, ceilings, roofline, timed, windowed, with_passes
+from timing import DTYPES, ceilings, roofline, timed, with_passes
 
-from imagebart import ImageBART, distributed, sampling
+from imagebart import ImageBART, distributed
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing.process import edit_steps
 from imagebart.folders import SHIPPED
 from imagebart.presets import find_preset
-from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
+from imagebart.sampling import (
+    METHODS,
+    Decode,
+    Filter,
+    OnPass,
+    decode_parallel,
+    decode_sequential,
+    default_window,
+    gumbel,
+    uniform_tokens,
+)
 from imagebart.vqgan import VQGAN
 
 
@@ -50,7 +60,7 @@ class Config:
     batches: tuple[int, ...] = (1, 8, 50)  # batch 1 is always among them
     dtype: Literal[tuple(DTYPES)] = "fp32"  # precision of every model, ours and others'
     repeats: int = 5
-    window: int | None = None  # positions a parallel pass looks at; default: what suits the device
+    window: int | None = None  # positions a parallel pass reads; default: what suits the device
     rivals: bool = True  # time the naive decoder, BART and DDPM as well
     seed: int = 0
     out: Path | None = None  # where the JSON goes
@@ -58,27 +68,24 @@ class Config:
 
 
 def main(config: Config) -> dict:
-    with windowed(config.window):
-        return measured(config)
-
-
-def measured(config: Config) -> dict:
     device, dtype = distributed.pick_device(config.device), DTYPES[config.dtype]
-    model, passes = opened(config, device)
+    window = config.window or default_window(device)
+    model, parallel, passes = opened(config, device, window)
+    ways = {"parallel": partial(parallel, window=window), "sequential": decode_sequential}
     model = model.to(device, dtype)
     report = {
         "model": config.shape or shown(config.model),
         "T": model.T,
         "tokens": model.denoisers[2].n,
         "dtype": config.dtype,
-        "window": sampling.window(device),
+        "window": window,
         **passes,
     }
     batches = sorted({1, *config.batches})  # from small to large: memory's peak never falls
-    report["chain"] = {b: whole_chain(model, b, config) for b in batches}
+    report["chain"] = {b: whole_chain(model, ways, b, config) for b in batches}
     report["ceilings"] = ceilings(device, dtype)
     report["scales"] = {
-        t: one_scale(model, t, config, report["ceilings"]) for t in sorted(model.denoisers)
+        t: one_scale(model, ways, t, config, report["ceilings"]) for t in sorted(model.denoisers)
     }
     if config.rivals:
         report["ddpm"] = ddpm_seconds(model.image_size, config.repeats, device, dtype)
@@ -87,25 +94,25 @@ def measured(config: Config) -> dict:
     return report | {"repeats": config.repeats, "seed": config.seed} | receipt(device, packages)
 
 
-def opened(config: Config, device: torch.device) -> tuple[ImageBART, dict]:
-    """The chain to be timed, and what the report says of its passes."""
+def opened(config: Config, device: torch.device, window: int) -> tuple[ImageBART, Decode, dict]:
+    """The chain to be timed, how it decodes in parallel, and what the report says of its passes."""
     if config.shape is None:
-        return ImageBART.from_pretrained(config.model, device=device), {"weights": "trained"}
+        model = ImageBART.from_pretrained(config.model, device=device)
+        return model, decode_parallel, {"weights": "trained"}
     trained = ImageBART.from_pretrained(config.passes_of, device=device)
     tenths = profile(trained, config.passes_n, config.seed)
-    model = Replayed(random_model(config.shape), tenths)
-    return model, {
-        "weights": "random",
-        "passes": {
-            "of": shown(config.passes_of),
-            "images": config.passes_n,
-            "made": "the shape's passes are computed in full, as many and where that chain, with "
-            "trained weights, takes them: its passes in each tenth of the positions, over their "
-            "number, mean over images and over the scales t < T",
-            "per_position_in_each_tenth": tenths,
-            "planned": {t: len(starts) for t, starts in model.plans.items()},
-        },
+    model = random_model(config.shape)
+    plans = plans_of(model, tenths, window)
+    passes = {
+        "of": shown(config.passes_of),
+        "images": config.passes_n,
+        "made": "the shape's passes are computed in full, as many and where that chain, with "
+        "trained weights, takes them: its passes in each tenth of the positions, over their "
+        "number, mean over images and over the scales t < T",
+        "per_position_in_each_tenth": tenths,
+        "planned": {t: len(starts) for t, starts in plans.items()},
     }
+    return model, partial(decode_replayed, plans), {"weights": "random", "passes": passes}
 
 
 def random_model(name: str) -> ImageBART:
@@ -122,29 +129,30 @@ def random_model(name: str) -> ImageBART:
 # ── our chain ─────────────────────────────────────────────────────────────────────────────────
 
 
-def whole_chain(model: ImageBART, batch: int, config: Config) -> dict:
+def whole_chain(model: ImageBART, ways: dict[str, Decode], batch: int, config: Config) -> dict:
     """Seconds a batch from noise to pixels, each way, and of its parts."""
     clock = partial(timed, repeats=config.repeats, device=model.device, batch=batch)
     rows = {
-        method: with_passes(clock, partial(draw, model, batch, method, config.seed))
-        for method in METHODS
+        name: with_passes(clock, partial(draw, model, batch, decode, config.seed))
+        for name, decode in ways.items()
     }
     tokens = uniform_tokens([config.seed] * batch, model.T, model.denoisers[2].n, model.K)
     tokens = tokens.reshape(batch, *model.grid).to(model.device)
-    if not isinstance(model, Replayed):  # those passes are not an edit's
-        rows["edit of a tenth, parallel"] = clock(partial(edit, model, tokens[:1], batch, config))
+    if config.shape is None:  # the passes of a profile are not an edit's
+        run = partial(edit, model, tokens[:1], batch, ways["parallel"], config.seed)
+        rows["edit of a tenth, parallel"] = clock(run)
     rows["VQGAN decoder"] = clock(partial(model.generate, tokens))
     return rows
 
 
-def draw(model: ImageBART, batch: int, method: str, seed: int) -> None:
+def draw(model: ImageBART, batch: int, decode: Decode, seed: int, on_pass: OnPass) -> None:
     """From noise to pixels, all images in one batch."""
+    method = partial(decode, on_pass=on_pass)
     next(model.sample_stream(batch, batch=batch, seed=seed, method=method, output_type="pt"))
 
 
-def edit(model: ImageBART, tokens: torch.Tensor, batch: int, config: Config) -> None:
-    hole = tenth(model, config.seed)
-    *_, last = edit_steps(model, tokens, hole, batch, seed=config.seed, method="parallel")
+def edit(model: ImageBART, tokens: torch.Tensor, batch: int, decode: Decode, seed: int) -> None:
+    *_, last = edit_steps(model, tokens, tenth(model, seed), batch, seed=seed, method=decode)
     model.generate(last.tokens)
 
 
@@ -162,7 +170,9 @@ def tenth(model: ImageBART, seed: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def one_scale(model: ImageBART, t: int, config: Config, ceiling: dict) -> dict:
+def one_scale(
+    model: ImageBART, ways: dict[str, Decode], t: int, config: Config, ceiling: dict
+) -> dict:
     """One image's tokens at scale t: seconds and passes, ours and others'."""
     denoiser, n, K = model.denoisers[t], model.denoisers[t].n, model.K
     x_t = uniform_tokens([config.seed], t, n, K).to(model.device)
@@ -171,7 +181,7 @@ def one_scale(model: ImageBART, t: int, config: Config, ceiling: dict) -> dict:
     clock = partial(timed, repeats=config.repeats, device=model.device, batch=1)
     rows = {
         name: with_passes(clock, partial(decode, denoiser, x_t, noise, Filter(), condition))
-        for name, decode in METHODS.items()
+        for name, decode in ways.items()
     }
     rows["roofline"] = roofline(denoiser, rows["sequential"]["median_s"] / n, ceiling)
     if config.rivals:

@@ -18,18 +18,25 @@ from typing import Literal
 
 import torch
 from receipts import options_of, receipt
-from replay import BETWEEN, Agreeing, plan, profile
+from replay import BETWEEN, decode_replayed, plan, profile
 from reporting import run
 from timing import DTYPES, timed, with_passes
 from tqdm import tqdm
 
-from imagebart import ImageBART, sampling, show
+from imagebart import ImageBART, show
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
 from imagebart.presets import find_preset
-from imagebart.sampling import METHODS, Filter, gumbel, uniform_tokens
+from imagebart.sampling import (
+    METHODS,
+    Filter,
+    decode_sequential,
+    default_window,
+    gumbel,
+    uniform_tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,8 @@ def measure(
     """One image's tokens at t = 2: seconds and passes, each way; the encoder is in both."""
     torch.manual_seed(config.seed)
     denoiser = Denoiser(shape, diffusion, 2).eval().to(device, DTYPES[config.dtype])
-    agreeing = Agreeing(denoiser, plan(tenths, shape.n, sampling.window(device)))
+    plans = {2: plan(tenths, shape.n, default_window(device))}
+    ways = {"parallel": partial(decode_replayed, plans), "sequential": decode_sequential}
     x_t = uniform_tokens([config.seed], 2, shape.n, denoiser.K).to(device)
     noise = gumbel([config.seed], 2, shape.n, denoiser.K).to(device)
     row = {
@@ -121,9 +129,8 @@ def measure(
         "parameters": sum(p.numel() for p in denoiser.parameters()),
     }
     clock = partial(timed, repeats=config.repeats, device=device, batch=1)
-    for method, decode in METHODS.items():
-        run = partial(decode, agreeing, x_t, noise, Filter())
-        row[method] = with_passes(clock, run)
+    for method, decode in ways.items():
+        row[method] = with_passes(clock, partial(decode, denoiser, x_t, noise, Filter()))
     return row
 
 

@@ -3,14 +3,12 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
 import torch
 
-from imagebart import sampling
 from imagebart.denoiser import Denoiser
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,40 +28,11 @@ def timed(run: Callable, repeats: int, device: torch.device, batch: int) -> dict
     return {"median_s": median, "p95_s": high, "images_per_s": batch / median, **row}
 
 
-@contextmanager
-def counted_passes() -> Iterator[list[int]]:
-    """How often decoders run while this is open, as the one number of the list."""
-    passes, step = [0], Denoiser.step
-
-    def counting(self, *args):
-        passes[0] += 1
-        return step(self, *args)
-
-    Denoiser.step = counting
-    try:
-        yield passes
-    finally:
-        Denoiser.step = step
-
-
 def with_passes(clock: Callable[[Callable], dict], run: Callable) -> dict:
-    """What the clock says of `run`, and how often decoders run in one call of it."""
-    calls = count()
-    with counted_passes() as passes:
-        row = clock(lambda: (next(calls), run()))
-    return row | {"passes": passes[0] // next(calls)}
-
-
-@contextmanager
-def windowed(width: int | None) -> Iterator[None]:
-    """Parallel passes look at so many positions while this is open; None: what suits the device."""
-    before = sampling.window
-    if width is not None:
-        sampling.window = lambda device: width
-    try:
-        yield
-    finally:
-        sampling.window = before
+    """What the clock says of `run(on_pass=…)`, and how often decoders run in one call of it."""
+    calls, passes = count(), count()
+    row = clock(lambda: (next(calls), run(on_pass=lambda t, at: next(passes))))
+    return row | {"passes": next(passes) // next(calls)}
 
 
 def memory_growth(run: Callable, device: torch.device) -> dict:

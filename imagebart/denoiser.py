@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.linear import Linear
 from imagebart.notation import Bool, Float, Int, Logits, Tokens
@@ -84,7 +85,7 @@ class DenoiserConfig:
         return {name: part for name, part in parts.items() if part[1]}
 
 
-class Denoiser(nn.Module):
+class Denoiser(nn.Module, Decodable):
     """p_θ^{t-1}: tokens of scale t-1 given those of scale t, one after another.
 
     A joint network (the ablation of section 4.4) is one set of weights for all t: it has an encoder
@@ -95,7 +96,8 @@ class Denoiser(nn.Module):
         super().__init__()
         if not 2 <= t <= diffusion.T:
             raise ValueError(f"t must lie in [2, {diffusion.T}], got {t}")
-        self.config, self.diffusion, self.t = config, diffusion, t
+        self.config, self.diffusion = config, diffusion
+        self.n, self.K, self.t = config.n, diffusion.K, t
         K, width = diffusion.K, config.width
         shape = width, config.heads, config.head_width, config.bias
         self.sees_x_t = t < diffusion.T or config.joint
@@ -114,14 +116,6 @@ class Denoiser(nn.Module):
         self.head = Linear(width, K, bias=config.head_bias)
         self.log_gain = nn.Parameter(torch.zeros(scales)) if config.output == "residual" else None
         self.apply(_initialise)
-
-    @property
-    def n(self) -> int:
-        return self.config.n
-
-    @property
-    def K(self) -> int:
-        return self.diffusion.K
 
     def know_text(self, pieces: Int[Tensor, " known"]) -> None:
         """Give these pieces of text vectors of their own; all others stay unseen."""
@@ -176,12 +170,12 @@ class Denoiser(nn.Module):
 
     # ── the decoder, a few positions at a time ────────────────────────────────────────────────
 
-    def start(self, x_t: Tokens | None, batch: int, condition: Condition | None = None):
+    def start(self, x_t: Tokens, condition: Condition | None = None) -> "Decoding":
         """Everything that is computed once a scale: memory, its keys and values, the prefix.
 
         Each image goes through alone, so that its numbers do not depend on its neighbours.
         """
-        memory = self._memory_of_each(x_t, condition)
+        batch, memory = len(x_t), self._memory_of_each(x_t, condition)
         prefix, present = self.decoder_prefix(batch, condition)
         cache = self.decoder.cache(batch, self.prefix.length + self.n - 1, *memory, present)
         positions = self.positions()
@@ -192,38 +186,34 @@ class Denoiser(nn.Module):
         return Decoding(cache, prefix[:, -1:], positions, x_t)
 
     def step(
-        self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding"
+        self, x_prev: Tokens, at: Int[Tensor, "b s"], state: "Decoding"
     ) -> Float[Tensor, "b s K"]:
-        """Logits at positions `at` (b, s) of x_{t-1}, with the tokens before them in x_prev (b, n).
-
-        Positions below the smallest of `at` in each row must have been read in earlier steps.
-        """
-        hidden = self.decoder.step(*self._inputs(x_prev, at, decoding), decoding.cache)
+        """As `Decodable.step`."""
+        hidden = self.decoder.step(*self._inputs(x_prev, at, state), state.cache)
         f = in_tiles(self.head, rearrange(hidden, "b s c -> (b s) c"), self.decoder.tile)
         f = rearrange(f, "(b s) K -> b s K", b=len(at))
-        x_t = None if decoding.x_t is None else decoding.x_t.gather(1, at)
-        return self.logits(f, x_t)
+        return self.logits(f, state.x_t.gather(1, at))
 
-    def read(self, x_prev: Tokens, end: int, decoding: "Decoding") -> None:
-        """Read the tokens before position `end` of x_{t-1}: all at once, without their logits."""
+    def read(self, x_prev: Tokens, end: int, state: "Decoding") -> None:
+        """As `Decodable.read`."""
         if end:
             at = repeat(torch.arange(end, device=x_prev.device), "s -> b s", b=len(x_prev))
-            self.decoder.read(*self._inputs(x_prev, at, decoding), decoding.cache)
+            self.decoder.read(*self._inputs(x_prev, at, state), state.cache)
 
-    def keep(self, rows: Bool[Tensor, " b"], decoding: "Decoding") -> None:
-        """Go on with these rows only: the others are done."""
-        for layer in decoding.cache:
+    def keep(self, rows: Bool[Tensor, " b"], state: "Decoding") -> None:
+        """As `Decodable.keep`."""
+        for layer in state.cache:
             layer.keep(rows)
-        decoding.first = decoding.first[rows]
-        decoding.x_t = None if decoding.x_t is None else decoding.x_t[rows]
+        state.first = state.first[rows]
+        state.x_t = state.x_t[rows]
 
     def _inputs(
-        self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: "Decoding"
+        self, x_prev: Tokens, at: Int[Tensor, "b s"], state: "Decoding"
     ) -> tuple[Sequence, Int[Tensor, "b s"]]:
         """What the decoder reads at positions `at`, and its slots for them."""
         before = x_prev.gather(1, (at - 1).clamp(min=0))
-        x = torch.where(at[..., None] == 0, decoding.first, self.tokens(before))
-        x = x + decoding.positions[at]
+        x = torch.where(at[..., None] == 0, state.first, self.tokens(before))
+        x = x + state.positions[at]
         return x, at + self.prefix.length - 1
 
     # ── from features to logits ───────────────────────────────────────────────────────────────
@@ -246,8 +236,8 @@ class Denoiser(nn.Module):
             gain = self.log_gain[t - 2] if self.config.joint else self.log_gain
             f = gain.exp() * f
         elif t > 2:
-            still = float(diffusion.alpha_bar[t - 1])
-            f = (still * f.softmax(-1) + (1 - still) / self.K).log()
+            alpha_bar = float(diffusion.alpha_bar[t - 1])
+            f = (alpha_bar * f.softmax(-1) + (1 - alpha_bar) / self.K).log()
         return f + diffusion.log_likelihood(x_t, t) if self.sees_x_t else f
 
     def initialise_from_codebook(
@@ -307,7 +297,7 @@ class Decoding:
     cache: list[LayerCache]
     first: Sequence
     positions: Float[Tensor, "n c"]
-    x_t: Tokens | None
+    x_t: Tokens
 
 
 class Start(nn.Module):

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from imagebart.data.images import fit_box
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.text import END, decode_ids, encode_text
 from imagebart.data.tokens import TokenFile
-from imagebart.denoiser import ABSENT, Condition, Decoding, Denoiser, DenoiserConfig
+from imagebart.decodable import Decodable
+from imagebart.denoiser import ABSENT, Condition, Denoiser, DenoiserConfig
 from imagebart.notation import Bool, Float, Int, Mask, Tokens
 
 Classes = int | str | Sequence[int | str] | None
@@ -42,38 +44,35 @@ class Asked:
     against: Condition | None
     guidance: dict[int, float]
 
-    def at(self, denoiser: Denoiser) -> "Denoiser | Guided":
+    def at(self, denoiser: Denoiser) -> Decodable:
         """The denoiser, led if guidance asks for it."""
         scale = self.guidance[denoiser.t]
         return denoiser if scale == 1 else Guided(denoiser, self.against, scale)
 
 
-class Guided:
+class Guided(Decodable):
     """A denoiser whose logits are led; decoded as any other. Both conditions go in one batch."""
 
-    def __init__(self, denoiser: Denoiser, against: Condition, scale: float):
+    def __init__(self, denoiser: Decodable, against: Condition, scale: float):
         self.denoiser, self.against, self.scale = denoiser, against, scale
         self.n, self.K, self.t = denoiser.n, denoiser.K, denoiser.t
 
-    def start(self, x_t: Tokens | None, batch: int, condition: Condition) -> Decoding:
-        """As `Denoiser.start`, for twice the rows: those asked for, then those led away from."""
-        both = torch.cat([condition, self.against])
-        return self.denoiser.start(None if x_t is None else twice(x_t), 2 * batch, both)
+    def start(self, x_t: Tokens, condition: Condition) -> Any:
+        """As `Decodable.start`, for twice the rows: those asked for, then those led away from."""
+        return self.denoiser.start(twice(x_t), torch.cat([condition, self.against]))
 
-    def step(
-        self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: Decoding
-    ) -> Float[Tensor, "b s K"]:
-        """As `Denoiser.step`."""
-        asked, against = self.denoiser.step(twice(x_prev), twice(at), decoding).chunk(2)
+    def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], state: Any) -> Float[Tensor, "b s K"]:
+        """As `Decodable.step`."""
+        asked, against = self.denoiser.step(twice(x_prev), twice(at), state).chunk(2)
         return against + self.scale * (asked - against)
 
-    def read(self, x_prev: Tokens, end: int, decoding: Decoding) -> None:
-        """As `Denoiser.read`."""
-        self.denoiser.read(twice(x_prev), end, decoding)
+    def read(self, x_prev: Tokens, end: int, state: Any) -> None:
+        """As `Decodable.read`."""
+        self.denoiser.read(twice(x_prev), end, state)
 
-    def keep(self, rows: Bool[Tensor, " b"], decoding: Decoding) -> None:
-        """As `Denoiser.keep`."""
-        self.denoiser.keep(twice(rows), decoding)
+    def keep(self, rows: Bool[Tensor, " b"], state: Any) -> None:
+        """As `Decodable.keep`."""
+        self.denoiser.keep(twice(rows), state)
 
 
 def twice(x: Tensor) -> Tensor:

@@ -139,7 +139,8 @@ class ImageBART(nn.Module):
 
         seed (int, or one an image: image i of one seed has seed + i), temperature, top_k, top_p
         (a number, or one a scale from t = 2 to T; temperature 0 is greedy, top_k 0 and top_p 1
-        are off), method ("parallel" or "sequential": same tokens, other speed).
+        are off), method ("parallel" or "sequential": same tokens, other speed; or a function, see
+        `sampling.Decode`).
 
         What to paint, for models that were trained on it, one for all images or one each: prompt,
         negative_prompt (text), classes (ids or names), semantic_map (H×W kinds, -1 where it is

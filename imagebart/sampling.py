@@ -11,7 +11,7 @@ passes, `sequential` in n, and both give the same tokens.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -20,16 +20,24 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.arguments import as_int, is_several, to_builtin
-from imagebart.denoiser import Condition, Denoiser
+from imagebart.decodable import Decodable
+from imagebart.denoiser import Condition
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import ask, per_scale
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 
 WINDOW = {"cpu": 16, "cuda": 64}
-"""Positions that a parallel pass looks at: more than it will settle, for what is drawn again is the
+"""Positions that a parallel pass reads: more than it will settle, for what is drawn again is the
 better guess. A CPU pays for each of them, a GPU for the pass (eval/passes.py)."""
 
 Noise = Float[Tensor, "b upto K"]
+
+Decode = Callable[..., Tokens]
+"""A way of decoding a scale: `decode_parallel`, `decode_sequential`, or a function with their
+arguments, such as `partial(decode_parallel, window=32)`."""
+
+OnPass = Callable[[int, Int[Tensor, "b s"]], None]
+"""Called before every pass with t and the positions (b, s) that it reads in the rows not done."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def sample_steps(
     temperature: float | Sequence[float] = 1.0,
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
-    method: str = "parallel",
+    method: str | Decode = "parallel",
     **conditions,
 ) -> Iterator[Step]:
     """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each.
@@ -80,13 +88,13 @@ def sample_steps(
     filters = scale_filters(model.T, temperature, top_k, top_p)
     decode = decoder(method)
     asked = ask(model, num_images, **conditions)
-    belief = Belief(model.diffusion)
+    draft = Draft(model.diffusion)
     x_t = uniform_tokens(seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
     yield step_of(model, model.T, x_t)
     for t in range(model.T, 1, -1):
         denoiser = model.denoisers[t]
         noise = gumbel(seeds, t, denoiser.n, model.K).to(model.device)
-        x_t = decode(asked.at(denoiser), x_t, noise, filters[t], asked.condition, belief=belief)
+        x_t = decode(asked.at(denoiser), x_t, noise, filters[t], asked.condition, draft=draft)
         yield step_of(model, t - 1, x_t)
 
 
@@ -99,74 +107,86 @@ def step_of(model, t: int, x_t: Tokens) -> Step:
 
 
 def decode_sequential(
-    denoiser: Denoiser,
+    denoiser: Decodable,
     x_t: Tokens,
     noise: Noise,
     choose: Filter,
     condition: Condition | None = None,
     known: Mask | None = None,
     x_known: Tokens | None = None,
-    belief: "Belief | None" = None,
+    *,
+    draft: "Draft | None" = None,
+    on_pass: OnPass | None = None,
 ) -> Tokens:
     """x_{t-1}, one position after another: n passes. Known positions keep their tokens.
 
     Known tokens before the first hole are read at once; after the last hole nothing is computed.
-    A belief is of no use here.
+    A draft is not needed here.
     """
-    decoding = denoiser.start(x_t, len(x_t), condition)
+    state = denoiser.start(x_t, condition)
     x_prev = x_t.clone() if x_known is None else x_known.clone()
-    first, end = holes(x_t, known)
-    denoiser.read(x_prev, int(first.min()), decoding)
+    first, end = span(x_t, known)
+    denoiser.read(x_prev, int(first.min()), state)
     for i in range(int(first.min()), int(end.max())):
         at = torch.full((len(x_t), 1), i, device=x_t.device)
-        drawn = draw(denoiser.step(x_prev, at, decoding), noise[:, i : i + 1], choose)[:, 0]
+        if on_pass is not None:
+            on_pass(denoiser.t, at)
+        drawn = draw(denoiser.step(x_prev, at, state), noise[:, i : i + 1], choose)[:, 0]
         x_prev[:, i] = drawn if known is None else torch.where(known[:, i], x_known[:, i], drawn)
     return x_prev
 
 
 def decode_parallel(
-    denoiser: Denoiser,
+    denoiser: Decodable,
     x_t: Tokens,
     noise: Noise,
     choose: Filter,
     condition: Condition | None = None,
     known: Mask | None = None,
     x_known: Tokens | None = None,
-    belief: "Belief | None" = None,
+    *,
+    draft: "Draft | None" = None,
+    window: int | None = None,
+    on_pass: OnPass | None = None,
 ) -> Tokens:
     """The same tokens in fewer passes.
 
-    Start from a guess (what the coarser scales believe, or x_t; known tokens in place). Each pass
+    Start from a guess (the draft of the coarser scales, or x_t; known tokens in place). Each pass
     draws a window of positions at once from the guess before them; the leading positions whose
     guess was drawn again are right, and so is the first that was not, since all before it was
     right. Every row moves on by its own count until it is done, and the new draws are the next
     guess. A known position always agrees. Noise is needed up to the last hole only.
+
+    `window` is the number of positions a pass reads, by default `WINDOW` of the device.
     """
-    decoding = denoiser.start(x_t, len(x_t), condition)
-    first, end = holes(x_t, known)
+    state = denoiser.start(x_t, condition)
+    first, end = span(x_t, known)
     drawn_here = slice(int(first.min()), int(end.max()))
     x_prev = x_t.clone()
-    if belief is not None:
+    if draft is not None:
         about = x_t[:, drawn_here], denoiser.t
-        x_prev[:, drawn_here] = belief.guess(*about, noise[:, drawn_here], choose)
+        x_prev[:, drawn_here] = draft.propose(*about, noise[:, drawn_here], choose)
     if known is not None:
         x_prev = torch.where(known, x_known, x_prev)
-    denoiser.read(x_prev, int(first.min()), decoding)
+    denoiser.read(x_prev, int(first.min()), state)
     first = first.min().expand(len(x_t)).clone()
     rows = torch.arange(len(x_t), device=x_t.device)  # those not done
-    logits = torch.zeros_like(noise) if belief is not None else None
-    offset = torch.arange(min(window(x_t.device), denoiser.n), device=x_t.device)
+    logits = torch.zeros_like(noise) if draft is not None else None
+    width = default_window(x_t.device) if window is None else as_int(window, "window", 1)
+    offset = torch.arange(min(width, denoiser.n), device=x_t.device)
     while True:
         left = first[rows] < end[rows]
         if not left.all():
             rows = rows[left]
             if not len(rows):
                 break
-            denoiser.keep(left, decoding)
+            denoiser.keep(left, state)
         at = (first[rows, None] + offset).clamp(max=drawn_here.stop - 1)
+        if on_pass is not None:
+            on_pass(denoiser.t, at)
         here = rows[:, None], at
-        z = denoiser.step(x_prev[rows], at, decoding)
-        if belief is not None:
+        z = denoiser.step(x_prev[rows], at, state)
+        if draft is not None:
             logits[here] = z
         drawn, guess = draw(z, noise[here], choose), x_prev[here]
         if known is not None:
@@ -174,49 +194,50 @@ def decode_parallel(
         agreed = (drawn == guess).cumprod(1).sum(1)
         x_prev[here] = drawn
         first[rows] += (agreed + 1).clamp(max=len(offset))
-    if belief is not None:
-        belief.learn(logits[:, drawn_here], *about)
+    if draft is not None:
+        draft.update(logits[:, drawn_here], *about)
     return x_prev
 
 
-class Belief:
-    """What the chain believes x_1 to be, place by place: each scale's first guess, at no pass.
+class Draft:
+    """The chain's prediction of x_1, and each scale's first guess drafted from it, at no pass.
 
-    The logits of x_{t-1} hold a belief b about x_1 behind two things that are known exactly, the
-    noise that x_{t-1} still carries and what x_t says:
+    As in speculative decoding, a cheap model proposes tokens that the network then verifies. Here
+    it is the scale before: its logits of x_{t-1} hold a prediction p of x_1 behind two things that
+    are known exactly, the noise that x_{t-1} still carries and the likelihood of x_t:
 
-        softmax(z) ∝ ( ᾱ_{t-1} b + (1-ᾱ_{t-1}) / K ) · q(x_t | x_{t-1})
+        softmax(z) ∝ ( ᾱ_{t-1} p + (1-ᾱ_{t-1}) / K ) · q(x_t | x_{t-1})
 
-    `x_1` solves this for b, and `guess` puts it together again one scale finer, where the same
-    noise that will choose the token chooses the guess. Before the first scale all codes are as
-    likely; what is guessed then is what the noise alone would choose.
+    `x_1_prediction` solves this for p, and `propose` evaluates it one scale finer, where the noise
+    that will choose the token chooses the guess. Before the first scale p is uniform, so the guess
+    is what the noise alone would choose.
     """
 
     def __init__(self, diffusion: MultinomialDiffusion):
         self.diffusion = diffusion
         self.last: tuple[Logits, Tokens, int] | None = None
 
-    def guess(self, x_t: Tokens, t: int, noise: Noise, choose: Filter) -> Tokens:
-        """x_{t-1} as the coarser scales would have it."""
-        still, K = float(self.diffusion.alpha_bar[t - 1]), self.diffusion.K
-        prior = (still * self.x_1().to(x_t.device) + (1 - still) / K).log()
+    def propose(self, x_t: Tokens, t: int, noise: Noise, choose: Filter) -> Tokens:
+        """x_{t-1} (b, n) as predicted by the coarser scales."""
+        alpha_bar, K = float(self.diffusion.alpha_bar[t - 1]), self.diffusion.K
+        prior = (alpha_bar * self.x_1_prediction().to(x_t.device) + (1 - alpha_bar) / K).log()
         return draw(prior + self.diffusion.log_likelihood(x_t, t), noise, choose)
 
-    def learn(self, z: Logits, x_t: Tokens, t: int) -> None:
-        """Keep the logits z of x_{t-1}: what they say of x_1 is reckoned when it is asked for."""
+    def update(self, z: Logits, x_t: Tokens, t: int) -> None:
+        """Keep the logits z of x_{t-1}; their prediction of x_1 is computed when it is needed."""
         self.last = z, x_t, t
 
-    def x_1(self) -> Float[Tensor, "b n K"]:
-        """b, solved from the last logits that were learned."""
+    def x_1_prediction(self) -> Float[Tensor, "b n K"]:
+        """p, solved from the last logits."""
         if self.last is None:
             return torch.full((1, 1, 1), 1 / self.diffusion.K)
         z, x_t, t = self.last
-        still, K = float(self.diffusion.alpha_bar[t - 1]), self.diffusion.K
+        alpha_bar, K = float(self.diffusion.alpha_bar[t - 1]), self.diffusion.K
         noisy = (z - self.diffusion.log_likelihood(x_t, t)).softmax(-1)
-        return (noisy - (1 - still) / K).clamp(min=0) / still
+        return (noisy - (1 - alpha_bar) / K).clamp(min=0) / alpha_bar
 
 
-def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
+def span(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
     """Each row's first position to be drawn, and the end of its last; 0, 0 if there is none."""
     if known is None:
         known = torch.zeros_like(x_t, dtype=torch.bool)
@@ -224,7 +245,7 @@ def holes(x_t: Tokens, known: Mask | None) -> tuple[Int[Tensor, " b"], Int[Tenso
     return (~known).int().argmax(1), (~known * place).amax(1)
 
 
-def window(device: torch.device) -> int:
+def default_window(device: torch.device) -> int:
     """The number of positions that suits the hardware."""
     return WINDOW.get(device.type, WINDOW["cuda"])
 
@@ -232,8 +253,10 @@ def window(device: torch.device) -> int:
 METHODS = {"parallel": decode_parallel, "sequential": decode_sequential}
 
 
-def decoder(method: str):
-    """The way of decoding called `method`."""
+def decoder(method: str | Decode) -> Decode:
+    """The way of decoding called `method`, or `method` itself where it is one."""
+    if callable(method):
+        return method
     if method not in METHODS:
         raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
     return METHODS[method]

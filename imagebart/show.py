@@ -4,7 +4,7 @@
     images                 grid, strip, chain
     one image              tokens, mask_overlay, framed, heat    (PIL images, for a strip)
     numbers                bars, curves
-    decoding               Watched: a denoiser that notes where it was asked
+    decoding               Passes: the positions that each pass read
 
 Nothing here draws on a global canvas or changes a setting of matplotlib, PIL or torch.
 """
@@ -29,9 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from imagebart.checkpoint import atomic_write
-from imagebart.denoiser import Denoiser
 from imagebart.editing.pasting import Box
-from imagebart.guidance import Guided
 from imagebart.notation import Bool, Int
 
 WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, between pictures
@@ -379,36 +377,30 @@ def numbers(values: Iterable | Tensor) -> np.ndarray:
     return np.asarray(values, dtype=float).reshape(-1)
 
 
-# ── decoding, watched ─────────────────────────────────────────────────────────────────────────
+# ── decoding ──────────────────────────────────────────────────────────────────────────────────
 
 
-class Watched:
-    """A denoiser, or a led one, that notes the positions of every pass while it is decoded.
+class Passes:
+    """The passes of decoding one scale, noted: give it as `on_pass` to `sampling.decode_parallel`.
 
-    `at` is a list of the positions (b, s) that each pass looked at.
+    `at` is a list of the positions (b, s) that each pass read.
     """
 
-    def __init__(self, denoiser: Denoiser | Guided):
-        self.denoiser, self.at = denoiser, []
+    def __init__(self):
+        self.at: list[Int[Tensor, "b s"]] = []
 
-    def __getattr__(self, name: str):
-        return getattr(self.denoiser, name)
-
-    def step(self, x_prev, at, decoding) -> Tensor:
-        """As `Denoiser.step`."""
+    def __call__(self, t: int, at: Int[Tensor, "b s"]) -> None:
         self.at.append(at.cpu().clone())
-        return self.denoiser.step(x_prev, at, decoding)
 
-    @property
-    def passes(self) -> int:
+    def __len__(self) -> int:
         return len(self.at)
 
-    def settled(self) -> Int[Tensor, " n"]:
-        """The pass, from 1, in which each position of one image got its last token.
+    def settled(self, n: int) -> Int[Tensor, " n"]:
+        """The pass, from 1, in which each of the n positions of one image got its last token.
 
         A pass begins at the first position that is not settled. ValueError for a batch.
         """
         if any(len(at) != 1 for at in self.at):
             raise ValueError(f"settled needs one image, got {len(self.at[0])}")
         first = torch.tensor([int(at[0, 0]) for at in self.at])
-        return (first[:, None] <= torch.arange(self.denoiser.n)).sum(0)
+        return (first[:, None] <= torch.arange(n)).sum(0)

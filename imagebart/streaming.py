@@ -67,7 +67,7 @@ def fitting(model) -> int:
 
 def bytes_of_an_image(denoiser: Denoiser) -> int:
     """What decoding holds for one image at this scale: n·K numbers in float32 four times (noise,
-    logits, the chain's belief, a working copy), and for each of the decoder's layers the keys and
+    logits, the draft's, a working copy), and for each of the decoder's layers the keys and
     values of the sequence, of the encoder's memory, and all that twice, since guidance decodes
     every image with and without its condition."""
     shape, size = denoiser.config, next(denoiser.parameters()).element_size()

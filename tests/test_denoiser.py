@@ -127,7 +127,7 @@ def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, classes, o
     denoiser = make_denoiser(t, classes=classes, output=output)
     x_prev, x_t = tokens(2), tokens(2, seed=1)
     condition = torch.tensor([2, 0]) if classes else None
-    decoding = denoiser.start(x_t, 2, condition)
+    decoding = denoiser.start(x_t, condition)
     ends = [0, *sorted(cuts), N]
     steps = [
         denoiser.step(x_prev, torch.arange(a, b).expand(2, -1), decoding)
@@ -145,7 +145,7 @@ def test_an_image_alone_gets_the_bits_it_gets_in_company(make_denoiser, t, shape
     condition = torch.arange(7) % 3
 
     def logits(rows: slice) -> torch.Tensor:
-        decoding = denoiser.start(x_t[rows], len(x_t[rows]), condition[rows])
+        decoding = denoiser.start(x_t[rows], condition[rows])
         at = torch.arange(denoiser.n).expand(len(x_t[rows]), -1)
         return denoiser.step(x_prev[rows], at, decoding)
 

@@ -17,7 +17,7 @@ from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.editing.panorama import Blended
 from imagebart.guidance import Guided
 from imagebart.probe import Heads, Probe
-from imagebart.sampling import Belief, Filter, draw, holes
+from imagebart.sampling import Draft, Filter, draw, span
 from imagebart.vqgan import VQGAN
 
 B, N, K, T = 3, 16, 12, 4
@@ -79,21 +79,21 @@ def test_a_sequence_is_read_where_its_tokens_are(diffusion, gpu, output, t, said
 @each_scale
 @each_said
 def test_tokens_are_drawn_where_the_noise_is(diffusion, gpu, output, t, said):
-    """As `decode_parallel` goes: a guess, a start, a read, steps, and what the belief learns."""
-    denoiser, belief = scale(t, diffusion, output=output, **said), Belief(diffusion)
+    """As `decode_parallel` goes: a draft, a start, a read, steps, and an update of the draft."""
+    denoiser, draft = scale(t, diffusion, output=output, **said), Draft(diffusion)
     asked = condition_of(denoiser)
     ways = [denoiser] if asked is None else [denoiser, Guided(denoiser, asked, 2.0)]
     with torch.inference_mode():
         for way in ways:
-            x_prev = belief.guess(tokens(), t, noise(), CHOOSE)
-            decoding = way.start(tokens(), B, asked)
+            x_prev = draft.propose(tokens(), t, noise(), CHOOSE)
+            decoding = way.start(tokens(), asked)
             way.read(x_prev, 3, decoding)
             at = torch.arange(3, 7, device="cuda").expand(B, 4)
             z = way.step(x_prev, at, decoding)
             x_prev[:, 3:7] = draw(z, noise()[:, 3:7], CHOOSE)
-            belief.learn(noise(), tokens(), t)
-            assert belief.guess(tokens(), t, noise(), CHOOSE).device.type == "cuda"
-        first, end = holes(tokens(), tokens() == 0)
+            draft.update(noise(), tokens(), t)
+            assert draft.propose(tokens(), t, noise(), CHOOSE).device.type == "cuda"
+        first, end = span(tokens(), tokens() == 0)
         assert first.device.type == end.device.type == x_prev.device.type == "cuda"
 
 
@@ -101,7 +101,7 @@ def test_wishes_are_blended_where_the_tokens_are(diffusion, gpu):
     denoiser = scale(2, diffusion, **SAID)
     asked = SimpleNamespace(at=lambda scale: scale, condition=condition_of(denoiser)[:1])
     blended = Blended([asked, asked], denoiser, noise(2, N))
-    decoding = blended.start(tokens(1, N), 1)
+    decoding = blended.start(tokens(1, N))
     at = torch.arange(4, device="cuda")[None]
     assert blended.step(tokens(1, N), at, decoding).device.type == "cuda"
 

@@ -47,7 +47,7 @@ def test_a_denoiser_told_nothing_is_the_unconditional_one(make_denoiser, t):
     nothing = torch.full((2, 1 + 6 + 16), ABSENT)
     expected = plain(x_prev, x_t)
     torch.testing.assert_close(conditional(x_prev, x_t, nothing), expected, rtol=0, atol=1e-4)
-    decoding, at = conditional.start(x_t, 2, nothing), torch.arange(16).expand(2, 16)
+    decoding, at = conditional.start(x_t, nothing), torch.arange(16).expand(2, 16)
     stepped = conditional.step(x_prev, at, decoding)
     torch.testing.assert_close(stepped, expected, rtol=0, atol=1e-4)
 
@@ -122,7 +122,7 @@ def test_guidance_leads_the_logits(model):
         z = denoiser(x_prev, x_t, asked.condition)
         z_against = denoiser(x_prev, x_t, asked.against)
         led = asked.at(denoiser)
-        got = led.step(x_prev, at, led.start(x_t, 1, asked.condition))
+        got = led.step(x_prev, at, led.start(x_t, asked.condition))
         torch.testing.assert_close(got, z_against + scale * (z - z_against), rtol=0, atol=1e-3)
     assert asked.at(model.denoisers[4]) is model.denoisers[4]
 

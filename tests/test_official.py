@@ -501,7 +501,7 @@ def test_text_and_maps_are_read_by_every_scale(make_denoiser, shape, t):
         other = condition.clone()
         other[:, i] = (other[:, i] + 1) % 3
         assert not torch.allclose(denoiser(x_prev, x_t, other), logits)
-    decoding, at = denoiser.start(x_t, 2, condition), torch.arange(16).expand(2, 16)
+    decoding, at = denoiser.start(x_t, condition), torch.arange(16).expand(2, 16)
     torch.testing.assert_close(denoiser.step(x_prev, at, decoding), logits, **CLOSE)
     with pytest.raises(ValueError, match="this denoiser takes"):
         denoiser(x_prev, x_t, condition[:, 1:])
@@ -518,8 +518,8 @@ def edit(make_model, monkeypatch):
     one record a pass, (t, x_t, filter, x_{t-1})."""
     model, records = make_model(T=4, grid=(4, 4)), []
 
-    def spy(denoiser, x_t, noise, choose, *rest):
-        x_prev = decode_parallel(denoiser, x_t, noise, choose, *rest)
+    def spy(denoiser, x_t, noise, choose, *rest, **options):
+        x_prev = decode_parallel(denoiser, x_t, noise, choose, *rest, **options)
         records.append((denoiser.t, x_t, choose, x_prev))
         return x_prev
 

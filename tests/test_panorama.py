@@ -162,11 +162,11 @@ def test_blended_logits_are_the_weighted_ones(asking):
     x_prev, x_t = torch.randint(12, (2, 1, 16), generator=torch.Generator().manual_seed(1))
     denoiser, at = asking.denoisers[2], torch.arange(16)[None]
     blended = Blended(asked, denoiser, weights)
-    got = blended.step(x_prev, at, blended.start(x_t, 1))
+    got = blended.step(x_prev, at, blended.start(x_t))
     each = []
     for one in asked:
         led = one.at(denoiser)
-        each.append(led.step(x_prev, at, led.start(x_t, 1, one.condition)).log_softmax(-1))
+        each.append(led.step(x_prev, at, led.start(x_t, one.condition)).log_softmax(-1))
     expected = weights[0][:, None] * each[0] + weights[1][:, None] * each[1]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 

@@ -1,5 +1,6 @@
 """The masked process: known tokens are held at every scale, and every pass is what it says."""
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,7 @@ from imagebart.editing.process import (
     refined_steps,
     released_chains,
 )
-from imagebart.sampling import Filter, decode_sequential, gumbel, uniform_tokens
+from imagebart.sampling import Filter, decode_parallel, decode_sequential, gumbel, uniform_tokens
 
 
 def tokens(seed: int = 0) -> torch.Tensor:
@@ -58,15 +59,14 @@ def test_parallel_is_sequential_around_holes(tiny, choice):
             assert torch.equal(a, b)
 
 
-def test_known_tokens_cost_no_pass(make_model, monkeypatch):
+def test_known_tokens_cost_no_pass(make_model):
     """A window that holds one unknown position is settled in one pass, two at most."""
     model = make_model(T=2)
     hole = torch.zeros(1, 4, 4, dtype=torch.bool)
     hole[0, 3, 3] = True
-    denoiser, passes = model.denoisers[2], []
-    step = denoiser.step
-    monkeypatch.setattr(denoiser, "step", lambda *a: (passes.append(1), step(*a))[1])
-    list(edit_steps(model, torch.zeros(1, 4, 4, dtype=torch.int64), hole))
+    passes = []
+    decode = partial(decode_parallel, on_pass=lambda t, at: passes.append(t))
+    list(edit_steps(model, torch.zeros(1, 4, 4, dtype=torch.int64), hole, method=decode))
     assert 1 <= len(passes) <= 2
 
 
@@ -124,30 +124,33 @@ def test_every_scale_is_run_at_least_once(tiny, chains):
 # ── what lies behind a hole ───────────────────────────────────────────────────────────────────
 
 
-def scales_that_ran(model, monkeypatch, **options) -> list[int]:
+def scales_that_ran(model, **options) -> list[int]:
     """t of every decoding of an edit, in order."""
-    ran, decode = [], process.decoder("parallel")
-    watched = lambda scale, *rest: (ran.append(scale.t), decode(scale, *rest))[1]  # noqa: E731
-    monkeypatch.setattr(process, "decoder", lambda method: watched)
-    model.inpaint(picture(), **options)
+    ran = []
+
+    def decode(scale, *rest, **more):
+        ran.append(scale.t)
+        return decode_parallel(scale, *rest, **more)
+
+    model.inpaint(picture(), method=decode, **options)
     return ran
 
 
-def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model, monkeypatch):
+def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model):
     """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or something is
     said, or T is 2."""
     hole, everything = corner(), np.ones((32, 32), bool)
-    assert scales_that_ran(tiny, monkeypatch, mask=hole) == [3] * 4 + [2]
-    assert scales_that_ran(tiny, monkeypatch, mask=hole, around=1) == [3, 2]
-    assert scales_that_ran(tiny, monkeypatch, mask=hole, around=0) == [4, 3, 2]
-    assert scales_that_ran(tiny, monkeypatch, mask=everything) == [4, 3, 2]
-    assert scales_that_ran(make_model(T=2), monkeypatch, mask=hole) == [2]
+    assert scales_that_ran(tiny, mask=hole) == [3] * 4 + [2]
+    assert scales_that_ran(tiny, mask=hole, around=1) == [3, 2]
+    assert scales_that_ran(tiny, mask=hole, around=0) == [4, 3, 2]
+    assert scales_that_ran(tiny, mask=everything) == [4, 3, 2]
+    assert scales_that_ran(make_model(T=2), mask=hole) == [2]
     told = make_model(classes=3, droppable=True)
-    assert scales_that_ran(told, monkeypatch, mask=hole) == [3] * 4 + [2]
-    assert scales_that_ran(told, monkeypatch, mask=hole, classes=1) == [4, 3, 2]
-    assert scales_that_ran(told, monkeypatch, mask=hole, classes=1, around=2) == [3, 3, 2]
+    assert scales_that_ran(told, mask=hole) == [3] * 4 + [2]
+    assert scales_that_ran(told, mask=hole, classes=1) == [4, 3, 2]
+    assert scales_that_ran(told, mask=hole, classes=1, around=2) == [3, 3, 2]
     refined = dict(process="refined", passes=2, around=2)
-    assert scales_that_ran(make_model(T=3), monkeypatch, mask=hole, **refined) == [2] * 4
+    assert scales_that_ran(make_model(T=3), mask=hole, **refined) == [2] * 4
 
 
 @pytest.mark.parametrize("share, looks", [(1, 2), (32, 2), (64, 4), (96, 6), (128, 8), (255, 8)])

@@ -12,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagebart import ImageBART, sampling
+from imagebart.decodable import Decodable
+from imagebart.diffusion import MultinomialDiffusion, geometric
+from imagebart.editing.panorama import Blended
+from imagebart.guidance import Guided
 from imagebart.sampling import (
     METHODS,
-    Belief,
+    Draft,
     Filter,
     decode_parallel,
     decode_sequential,
@@ -87,13 +91,15 @@ def test_same_seed_same_tokens_at_real_widths(make_model, width):
 
 
 @pytest.mark.parametrize("size", [1, 8, 16, 32, 64])
-def test_the_window_changes_no_token(make_denoiser, monkeypatch, size):
+def test_the_window_changes_no_token(make_denoiser, size):
     denoiser = make_denoiser(2, grid=(8, 8), classes=3)
     x_t, noise = uniform_tokens(range(6), 2, 64, 12), gumbel(range(6), 2, 64, 12)
     condition = torch.arange(6) % 3
     expected = decode_sequential(denoiser, x_t, noise, Filter(), condition)
-    monkeypatch.setattr(sampling, "window", lambda device: size)
-    assert torch.equal(decode_parallel(denoiser, x_t, noise, Filter(), condition), expected)
+    at, note = [], lambda t, positions: at.append(positions)
+    how = {"window": size, "on_pass": note}
+    assert torch.equal(decode_parallel(denoiser, x_t, noise, Filter(), condition, **how), expected)
+    assert {positions.shape[1] for positions in at} == {size}
 
 
 @pytest.mark.slow
@@ -115,15 +121,13 @@ def test_parallel_is_sequential_however_tokens_are_chosen(make_denoiser, choice)
     assert torch.equal(decode_parallel(denoiser, x_t, noise, choose), expected)
 
 
-def test_a_guess_that_is_right_costs_one_pass(make_denoiser, monkeypatch):
+def test_a_guess_that_is_right_costs_one_pass(make_denoiser):
     """The fixed point, handed in as the guess, is verified at once."""
     denoiser, noise = make_denoiser(3), gumbel([0], 3, 16, 12)
     x = decode_sequential(denoiser, uniform_tokens([0], 3, 16, 12), noise, Filter())
-    passes = itertools.count(1)
-    step = denoiser.step
-    monkeypatch.setattr(denoiser, "step", lambda *a: (next(passes), step(*a))[1])
-    assert torch.equal(decode_parallel(denoiser, x, noise, Filter()), x)
-    assert next(passes) == 2
+    passes, note = [], lambda t, at: passes.append((t, at.shape))
+    assert torch.equal(decode_parallel(denoiser, x, noise, Filter(), on_pass=note), x)
+    assert passes == [(3, (1, 16))]
 
 
 @pytest.mark.parametrize("K", [12, 1024])
@@ -146,44 +150,85 @@ def test_noise_is_needed_up_to_the_last_hole(make_denoiser, decode):
 
 @pytest.mark.parametrize("output", ["plain", "residual", "posterior"])
 @pytest.mark.parametrize("choice", [dict(), dict(top_k=4, temperature=0.7), dict(temperature=0)])
-def test_a_belief_changes_no_token(make_denoiser, output, choice):
+def test_a_draft_changes_no_token(make_denoiser, output, choice):
     """It only guesses; what is drawn is drawn."""
     choose, seeds = Filter(**choice), range(5)
     x = y = uniform_tokens(seeds, 4, 64, 12)
-    belief = None
+    draft = None
     for t in (4, 3, 2):
         denoiser = make_denoiser(t, T=4, grid=(8, 8), output=output)
-        belief = belief or Belief(denoiser.diffusion)
+        draft = draft or Draft(denoiser.diffusion)
         noise = gumbel(seeds, t, 64, 12)
-        x = decode_parallel(denoiser, x, noise, choose, belief=belief)
+        x = decode_parallel(denoiser, x, noise, choose, draft=draft)
         y = decode_sequential(denoiser, y, noise, choose)
         assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("t", [2, 3, 4])
-def test_a_belief_is_what_the_network_said_of_x_1(make_denoiser, t):
+def test_a_draft_is_what_the_network_said_of_x_1(make_denoiser, t):
     """The posterior output blurs softmax(f) by what is known; learning takes that away again."""
     denoiser = make_denoiser(t, T=4)
     f, x_t = torch.randn(2, 16, 12), uniform_tokens(range(2), t, 16, 12)
-    belief = Belief(denoiser.diffusion)
-    belief.learn(denoiser.logits(f, x_t), x_t, t)
-    torch.testing.assert_close(belief.x_1(), f.softmax(-1), rtol=0, atol=1e-5)
+    draft = Draft(denoiser.diffusion)
+    draft.update(denoiser.logits(f, x_t), x_t, t)
+    torch.testing.assert_close(draft.x_1_prediction(), f.softmax(-1), rtol=0, atol=1e-5)
 
 
-def test_a_belief_that_is_right_costs_one_pass(make_denoiser, monkeypatch):
+def test_a_draft_that_is_right_costs_one_pass(make_denoiser):
     """A network that knows nothing of the context says what the coarser scale said."""
     denoisers = {t: make_denoiser(t, T=4) for t in (4, 3, 2)}
     bias = torch.randn(12)
     for denoiser in denoisers.values():
         denoiser.head.weight.data.zero_()
         denoiser.head.bias.data.copy_(bias)
-    belief, x, passes = Belief(denoisers[2].diffusion), uniform_tokens([0], 4, 16, 12), []
+    draft, x, passes = Draft(denoisers[2].diffusion), uniform_tokens([0], 4, 16, 12), []
     for t, denoiser in denoisers.items():
-        count, step = itertools.count(1), denoiser.step
-        monkeypatch.setattr(denoiser, "step", lambda *a, c=count, s=step: (next(c), s(*a))[1])
-        x = decode_parallel(denoiser, x, gumbel([0], t, 16, 12), Filter(), belief=belief)
-        passes.append(next(count) - 1)
-    assert passes[1:] == [1, 1]
+        noise, note = gumbel([0], t, 16, 12), lambda t, at: passes.append(t)
+        x = decode_parallel(denoiser, x, noise, Filter(), draft=draft, on_pass=note)
+    assert [passes.count(t) for t in (3, 2)] == [1, 1]
+
+
+class Bigram(Decodable):
+    """p(x^i | x^{i-1}, x_t^i): no network, nothing but what the protocol asks for."""
+
+    def __init__(self, table: torch.Tensor, n: int, t: int):
+        self.table, self.n, self.K, self.t = table, n, len(table), t
+
+    def start(self, x_t, condition=None):
+        return {"x_t": x_t}
+
+    def step(self, x_prev, at, state):
+        before = x_prev.gather(1, (at - 1).clamp(min=0))
+        return self.table[before] + self.table[state["x_t"].gather(1, at)]
+
+    def read(self, x_prev, end, state):
+        state["read"] = end
+
+    def keep(self, rows, state):
+        state["x_t"] = state["x_t"][rows]
+
+
+@pytest.mark.parametrize("seeds", [range(1), range(5)], ids=len)
+def test_what_is_decodable_is_decoded(seeds):
+    scale = Bigram(2 * torch.randn(12, 12, generator=torch.Generator().manual_seed(0)), 40, 2)
+    x_t, noise = uniform_tokens(seeds, 2, 40, 12), gumbel(seeds, 2, 40, 12)
+    known = torch.zeros(len(x_t), 40, dtype=torch.bool)
+    known[:, :3], known[0, 20:30] = True, True
+    how, draft = (
+        (x_t, noise, Filter(), None, known, x_t.flip(0)),
+        Draft(MultinomialDiffusion(geometric(3), 12)),
+    )
+    x = decode_sequential(scale, *how)
+    assert torch.equal(decode_parallel(scale, *how, draft=draft), x)
+    assert torch.equal(x[known], x_t.flip(0)[known])
+
+
+def test_all_that_is_decoded_is_decodable(make_denoiser):
+    denoiser = make_denoiser(2)
+    guided, blended = Guided(denoiser, None, 2.0), Blended([], denoiser, torch.ones(1, 16))
+    for scale in (denoiser, guided, blended):
+        assert isinstance(scale, Decodable) and (scale.n, scale.K, scale.t) == (16, 12, 2)
+        assert {"start", "step", "read", "keep"} <= vars(type(scale)).keys()
 
 
 def test_image_i_of_one_seed_has_its_own(tiny):
@@ -377,34 +422,30 @@ def test_the_largest_seeds_work(tiny):
     assert run(tiny, [0, 2**63 - 1])[-1].shape == (2, 4, 4)
 
 
-def test_rows_that_are_done_leave_the_batch(make_denoiser, monkeypatch):
+def test_rows_that_are_done_leave_the_batch(make_denoiser):
     """Each row takes part in the passes it would need alone, and no more."""
     denoiser, seeds = make_denoiser(2, grid=(8, 8)), range(5)
     x_t, noise = uniform_tokens(seeds, 2, 64, 12), gumbel(seeds, 2, 64, 12)
-    rows, step = [], denoiser.step
-    monkeypatch.setattr(denoiser, "step", lambda x, *rest: (rows.append(len(x)), step(x, *rest))[1])
+    rows, note = [], lambda t, at: rows.append(len(at))
     alone = 0
     for i in seeds:
         rows.clear()
-        decode_parallel(denoiser, x_t[i : i + 1], noise[i : i + 1], Filter())
+        decode_parallel(denoiser, x_t[i : i + 1], noise[i : i + 1], Filter(), on_pass=note)
         alone += len(rows)
     rows.clear()
-    decode_parallel(denoiser, x_t, noise, Filter())
+    decode_parallel(denoiser, x_t, noise, Filter(), on_pass=note)
     assert sum(rows) == alone and rows[0] == 5 and rows == sorted(rows, reverse=True)
 
 
 @pytest.mark.parametrize("decode", [decode_sequential, decode_parallel])
-def test_only_the_span_of_the_holes_is_drawn(make_denoiser, monkeypatch, decode):
+def test_only_the_span_of_the_holes_is_drawn(make_denoiser, decode):
     """Known runs at either end cost no pass of their own."""
     denoiser, at = make_denoiser(2, grid=(8, 8)), []
     x_t, noise = uniform_tokens(range(2), 2, 64, 12), gumbel(range(2), 2, 64, 12)
     known = torch.ones(2, 64, dtype=torch.bool)
     known[0, 40], known[1, 44] = False, False
-    step = denoiser.step
-    monkeypatch.setattr(
-        denoiser, "step", lambda x, where, *rest: (at.append(where), step(x, where, *rest))[1]
-    )
-    x = decode(denoiser, x_t, noise, Filter(), None, known, x_t)
+    note = lambda t, positions: at.append(positions)  # noqa: E731
+    x = decode(denoiser, x_t, noise, Filter(), None, known, x_t, on_pass=note)
     assert torch.equal(x[known], x_t[known])
     assert min(where.min() for where in at) == 40
     assert len(at) == (5 if decode is decode_sequential else 1)

@@ -270,31 +270,31 @@ def test_a_chart_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize("t", [2, 3])
-def test_a_watched_denoiser_decodes_the_same_and_says_when_tokens_settle(make_denoiser, t):
+def test_passes_say_when_tokens_settle(make_denoiser, t):
     denoiser, x_t = make_denoiser(t), torch.randint(12, (1, 16))
     noise = gumbel([5], t, 16, 12)
-    watched = show.Watched(denoiser)
-    tokens = decode_parallel(watched, x_t, noise, Filter())
+    passes = show.Passes()
+    tokens = decode_parallel(denoiser, x_t, noise, Filter(), on_pass=passes)
     assert torch.equal(tokens, decode_parallel(denoiser, x_t, noise, Filter()))
 
-    settled = watched.settled()
-    assert settled[0] == 1 and settled.max() == watched.passes <= 16
+    settled = passes.settled(16)
+    assert settled[0] == 1 and settled.max() == len(passes) <= 16
     assert (settled.diff() >= 0).all()
-    for at in watched.at[1:]:  # a pass begins at the first token that it settles
+    for at in passes.at[1:]:  # a pass begins at the first token that it settles
         assert settled[at[0, 0]] == settled[at[0, 0] - 1] + 1
 
 
 def test_a_token_a_pass_settles_a_token_a_pass(make_denoiser):
-    watched = show.Watched(make_denoiser(2))
-    decode_sequential(watched, torch.randint(12, (1, 16)), gumbel([5], 2, 16, 12), Filter())
-    assert watched.settled().tolist() == list(range(1, 17))
+    passes, given = show.Passes(), (torch.randint(12, (1, 16)), gumbel([5], 2, 16, 12), Filter())
+    decode_sequential(make_denoiser(2), *given, on_pass=passes)
+    assert passes.settled(16).tolist() == list(range(1, 17))
 
 
 def test_when_tokens_settle_is_said_of_one_image_only(make_denoiser):
-    watched = show.Watched(make_denoiser(2))
-    decode_parallel(watched, torch.zeros(2, 16).long(), gumbel([5, 6], 2, 16, 12), Filter())
+    passes, given = show.Passes(), (torch.zeros(2, 16).long(), gumbel([5, 6], 2, 16, 12), Filter())
+    decode_parallel(make_denoiser(2), *given, on_pass=passes)
     with pytest.raises(ValueError, match="settled needs one image, got 2"):
-        watched.settled()
+        passes.settled(16)
 
 
 # ── side effects ──────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,11 @@ import timing
 import torch
 from PIL import Image
 
-from imagebart import linear, sampling
-from imagebart.denoiser import Denoiser
+from imagebart import linear, sampling, show
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import SHIPPED
 from imagebart.presets import find_preset
+from imagebart.sampling import decode_parallel
 
 EVAL = Path(__file__).parents[1] / "eval"
 NARROW = {"block_out_channels": (64,) * 6}  # DDPM as small as it goes
@@ -78,21 +79,25 @@ def test_every_rival_is_in_the_table(report):
 
 
 def test_the_naive_decoder_computes_what_ours_does(make_denoiser):
-    """Its last logits, timed with x_t for a prefix, are the teacher-forced ones."""
-    denoiser, seen = make_denoiser(2, T=3), []
-    denoiser.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    """Its last logits, with x_t for a prefix, are the teacher-forced ones."""
+    denoiser = make_denoiser(2, T=3)
     x_t = torch.randint(12, (1, 16), generator=torch.Generator().manual_seed(0))
-    rivals.naive_seconds(denoiser, x_t, None, 1)
-    denoiser(x_t, x_t)
-    places = [int((i + 0.5) / rivals.PREFIXES * 16) for i in range(rivals.PREFIXES)]
-    for hidden, place in zip(seen[:-1:2], places, strict=True):
-        torch.testing.assert_close(hidden[0], seen[-1][0, place], rtol=0, atol=2e-5)
+    expected = denoiser(x_t, x_t)
+    for length in range(1, 17):
+        f = rivals.naive_pass(rivals.with_plain_layers(denoiser), x_t, length, None)
+        logits = denoiser.logits(f[None], x_t[:, length - 1 : length])
+        close = dict(rtol=0, atol=2e-4)
+        torch.testing.assert_close(logits, expected[:, length - 1 : length], **close)
 
 
 def test_the_naive_decoder_keeps_no_weights_ready(make_denoiser):
     """It is timed with the layers that the released code has; ours go on as before."""
     denoiser = make_denoiser(2, T=3)
     x_t = torch.randint(12, (1, 16), generator=torch.Generator().manual_seed(0))
+    plain = rivals.with_plain_layers(denoiser)
+    assert not any(isinstance(layer, linear.Linear) for layer in plain.modules())
+    for one, other in zip(denoiser.parameters(), plain.parameters(), strict=True):
+        assert one is other
     with torch.inference_mode():
         rivals.naive_seconds(denoiser, x_t, None, 1)
         assert denoiser.head._ready is None
@@ -142,13 +147,11 @@ def test_one_image_is_the_sum_of_its_parts(report):
         assert row["over_parallel"] == pytest.approx(ratio)
 
 
-def test_a_window_is_taken_and_given_back(folder, tiny):
-    before = sampling.window
+def test_passes_are_those_of_the_window_asked_for(folder, tiny):
     reports = [measured(model=folder, batches=(1,), rivals=False, window=w) for w in (1, 4, None)]
     assert [report["window"] for report in reports] == [1, 4, sampling.WINDOW["cpu"]]
     passes = [report["chain"][1]["parallel"]["passes"] for report in reports]
     assert passes[0] == reports[0]["tokens"] * (tiny.T - 1) > passes[1] > passes[2]
-    assert sampling.window is before
 
 
 def test_without_rivals_only_ours_are_measured(folder):
@@ -157,12 +160,11 @@ def test_without_rivals_only_ours_are_measured(folder):
     assert "BART |" in speed.table(report)
 
 
-def test_batches_are_measured_whole(tiny, report, monkeypatch):
+def test_batches_are_measured_whole(tiny, report):
     """A batch of 2 is one pass of both; batch 1 is always there."""
     assert [*report["chain"]] == [1, 2]
-    rows, step = [], Denoiser.step
-    monkeypatch.setattr(Denoiser, "step", lambda d, x, *a: (rows.append(len(x)), step(d, x, *a))[1])
-    speed.draw(tiny, 40, "sequential", 0)
+    rows = []
+    speed.draw(tiny, 40, sampling.decode_sequential, 0, lambda t, at: rows.append(len(at)))
     assert rows == [40] * 3 * 16
 
 
@@ -249,12 +251,8 @@ def test_a_profile_counts_every_pass(tiny):
     """Over two images: t = T by itself, the scales t < T together."""
     tenths, counts = replay.profile(tiny, 2, 5), np.zeros(5)
     for seed in (5, 6):
-        steps = tiny.sample_steps(1, seed=seed)
-        next(steps)
-        for t in (4, 3, 2):
-            with timing.counted_passes() as passes:
-                next(steps)
-            counts[t] += passes[0]
+        note = lambda t, at: np.add.at(counts, t, 1)  # noqa: E731
+        list(tiny.sample_steps(1, seed=seed, method=partial(decode_parallel, on_pass=note)))
     assert counts[4] != (counts[2] + counts[3]) / 2
     assert sum(tenths[replay.LAST]) == pytest.approx(counts[4] / 2 / 16)
     assert sum(tenths[replay.BETWEEN]) == pytest.approx((counts[2] + counts[3]) / 4 / 16)
@@ -276,14 +274,15 @@ def test_passes_are_computed_and_begin_where_the_plan_says(make_denoiser, rows):
     denoiser, starts = make_denoiser(2, T=3, grid=(8, 8)), [0, 1, 4, 20, 33, 49, 60, 63]
     x_t = sampling.uniform_tokens(range(rows), 2, 64, 12)
     noise = sampling.gumbel(range(rows), 2, 64, 12)
-    with replay.recorded_starts() as taken:
-        sampling.decode_parallel(replay.Agreeing(denoiser, starts), x_t, noise, sampling.Filter())
-    assert taken == starts
+    passes = show.Passes()
+    how = sampling.Filter(), None, None, None
+    replay.decode_replayed({2: starts}, denoiser, x_t, noise, *how, on_pass=passes)
+    assert [int(at[0, 0]) for at in passes.at] == starts
 
 
 def test_a_profile_must_know_both_kinds_of_scale(tiny):
     with pytest.raises(ValueError, match=r"passes must be known for \['t < T', 't = T'\]"):
-        replay.Replayed(tiny, {"t = T": [0.1] * 10})
+        replay.plans_of(tiny, {"t = T": [0.1] * 10}, 16)
 
 
 # ── split.py ──────────────────────────────────────────────────────────────────────────────────
@@ -341,7 +340,7 @@ def test_a_chain_of_one_scale_has_no_passes_for_a_split(make_model, tmp_path):
 
 
 def test_passes_are_those_of_the_window(make_model, tmp_path):
-    """A window of one position takes a pass a token, wider ones fewer; the choice is given back."""
+    """A window of one position takes a pass a token, wider ones fewer."""
     model = make_model(T=3)
     model.save_pretrained(tmp_path / "model")
     config = passes.Config(
@@ -355,9 +354,8 @@ def test_passes_are_those_of_the_window(make_model, tmp_path):
         assert row["beta"] == pytest.approx({3: 1.0, 2: 0.5}[row["t"]]) and row["tokens"] == 16
         assert 16 / row["window"] <= row["passes"] <= 16
     assert all(row["passes"] < 16 for row in rows if row["window"] == 16)
-    assert sampling.window(model.device) == sampling.WINDOW["cpu"]
     given = {"model": config.model, "windows": (8,), "n": 4}
-    both = passes.main(passes.Config(**given, guess=("x_t", "belief")))["rows"]
-    assert [row["guess"] for row in both] == ["x_t", "x_t", "belief", "belief"]
+    both = passes.main(passes.Config(**given, guess=("x_t", "draft")))["rows"]
+    assert [row["guess"] for row in both] == ["x_t", "x_t", "draft", "draft"]
     assert both[0]["passes"] != both[2]["passes"]
     assert Image.open(tmp_path / "passes.png").width > 300

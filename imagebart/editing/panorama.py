@@ -21,10 +21,11 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.arguments import as_int, is_several, to_builtin
-from imagebart.denoiser import Condition, Decoding, Denoiser
-from imagebart.guidance import Asked, Guided, ask
+from imagebart.decodable import Decodable
+from imagebart.denoiser import Condition, Denoiser
+from imagebart.guidance import Asked, ask
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
-from imagebart.sampling import Step, decoder, draw, generator_of, gumbel, scale_filters
+from imagebart.sampling import Decode, Step, decoder, draw, generator_of, gumbel, scale_filters
 from imagebart.sampling import uniform_tokens as uniform
 
 MODES = ("fast", "exact")
@@ -53,7 +54,7 @@ def panorama_steps(
     temperature=1.0,
     top_k=0,
     top_p=1.0,
-    method: str = "parallel",
+    method: str | Decode = "parallel",
     **options,
 ) -> Iterator[Step]:
     """The chain over a wide picture; yields x_{t-1} after every window (after every row, if exact).
@@ -142,7 +143,7 @@ class Scale:
                     here, read = left, 0
                     at = self.view(top, left)
                     scale, condition = self.wishes.at(self.denoiser, at[1], self.x_t.device)
-                    decoding = scale.start(self.x_t[at].reshape(1, -1), 1, condition)
+                    decoding = scale.start(self.x_t[at].reshape(1, -1), condition)
                     noise = self.noise.window(self.denoiser.t, *at).to(self.x_t.device)
                 i = (row - top) * w + column - left
                 unread = torch.arange(read, i + 1, device=self.x_t.device)[None]
@@ -263,7 +264,9 @@ class Wishes:
             away = torch.minimum(away, count - away)
         return (1 - away).clamp(min=0) if count > 1 else torch.ones_like(away)
 
-    def at(self, denoiser: Denoiser, columns: Int[Tensor, " w"], device) -> tuple:
+    def at(
+        self, denoiser: Denoiser, columns: Int[Tensor, " w"], device
+    ) -> tuple[Decodable, Condition | None]:
         """(what decodes a window of these columns, its condition)."""
         weights = self.weights(columns)
         counted = [k for k in range(len(self.asked)) if weights[k].any()]
@@ -275,37 +278,35 @@ class Wishes:
         return Blended([self.asked[k] for k in counted], denoiser, places), None
 
 
-class Blended:
+class Blended(Decodable):
     """Denoisers of several wishes, their logits mixed place by place; decoded as any other."""
 
     def __init__(self, asked: list[Asked], denoiser: Denoiser, weights: Float[Tensor, "wishes n"]):
-        self.parts: list[tuple[Denoiser | Guided, Condition]] = [
+        self.parts: list[tuple[Decodable, Condition | None]] = [
             (one.at(denoiser), one.condition) for one in asked
         ]
         self.weights, self.n, self.K, self.t = weights, denoiser.n, denoiser.K, denoiser.t
 
-    def start(self, x_t: Tokens | None, batch: int, condition: None = None) -> list[Decoding]:
-        """As `Denoiser.start`, for every wish."""
-        return [scale.start(x_t, batch, condition) for scale, condition in self.parts]
+    def start(self, x_t: Tokens, condition: None = None) -> list:
+        """As `Decodable.start`, for every wish."""
+        return [scale.start(x_t, condition) for scale, condition in self.parts]
 
-    def step(
-        self, x_prev: Tokens, at: Int[Tensor, "b s"], decoding: list[Decoding]
-    ) -> Float[Tensor, "b s K"]:
-        """As `Denoiser.step`: Σ_k weight_k · z_k."""
+    def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], state: list) -> Float[Tensor, "b s K"]:
+        """As `Decodable.step`: Σ_k weight_k · z_k."""
         logits = [
             weight[at][..., None] * scale.step(x_prev, at, one).log_softmax(-1)
-            for (scale, _), weight, one in zip(self.parts, self.weights, decoding, strict=True)
+            for (scale, _), weight, one in zip(self.parts, self.weights, state, strict=True)
         ]
         return torch.stack(logits).sum(0)
 
-    def read(self, x_prev: Tokens, end: int, decoding: list[Decoding]) -> None:
-        """As `Denoiser.read`."""
-        for (scale, _), one in zip(self.parts, decoding, strict=True):
+    def read(self, x_prev: Tokens, end: int, state: list) -> None:
+        """As `Decodable.read`."""
+        for (scale, _), one in zip(self.parts, state, strict=True):
             scale.read(x_prev, end, one)
 
-    def keep(self, rows: Bool[Tensor, " b"], decoding: list[Decoding]) -> None:
-        """As `Denoiser.keep`."""
-        for (scale, _), one in zip(self.parts, decoding, strict=True):
+    def keep(self, rows: Bool[Tensor, " b"], state: list) -> None:
+        """As `Decodable.keep`."""
+        for (scale, _), one in zip(self.parts, state, strict=True):
             scale.keep(rows, one)
 
 

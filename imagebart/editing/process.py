@@ -23,14 +23,15 @@ from imagebart.diffusion import geometric
 from imagebart.guidance import ask, per_scale
 from imagebart.notation import Bool, Grid, Tokens
 from imagebart.sampling import (
-    Belief,
+    Decode,
+    Draft,
     Step,
     decoder,
     generator_of,
     gumbel,
-    holes,
     image_seeds,
     scale_filters,
+    span,
     step_of,
     uniform_tokens,
 )
@@ -145,16 +146,16 @@ class MaskedProcess:
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        method: str = "parallel",
+        method: str | Decode = "parallel",
         **conditions,
     ):
-        self.model, self.decode, self.belief = model, decoder(method), Belief(model.diffusion)
+        self.model, self.decode, self.draft = model, decoder(method), Draft(model.diffusion)
         self.seeds = image_seeds(seed, num_images)
         self.filters = scale_filters(model.T, temperature, top_k, top_p)
         self.asked = ask(model, num_images, **conditions)
         self.x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
         self.known = ~repeat(hole, "1 h w -> b (h w)", b=num_images).to(x_1.device)
-        self.upto = int(holes(self.x_known, self.known)[1].max())  # the end of the last hole
+        self.upto = int(span(self.x_known, self.known)[1].max())  # the end of the last hole
 
     def start(self) -> Tokens:
         """x_T: known tokens, and noise in the hole."""
@@ -192,7 +193,7 @@ class MaskedProcess:
         denoiser = self.model.denoisers[t]
         noise = gumbel(self.seeds, t, self.upto, denoiser.K, turn).to(x_t.device)
         how = self.filters[t], self.asked.condition, self.known, self.x_known
-        return self.decode(self.asked.at(denoiser), x_t, noise, *how, self.belief)
+        return self.decode(self.asked.at(denoiser), x_t, noise, *how, draft=self.draft)
 
     def forget(self, x: Tokens, t: int, turn: int, part: float = 1.0) -> Tokens:
         """x with every token redrawn with the chance part · β_t."""
