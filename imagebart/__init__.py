@@ -9,10 +9,11 @@ In reading order, with the ideas that each file has:
     diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [section 3.3]
     transformer     remember: attention, the causal mask, encoder, decoder, caches
     linear          a linear layer whose weights lie as the processor wants them
+    decodable       the protocol of all that is decoded: start, step, read, keep
     denoiser        one scale: p(x_{t-1} | x_t), condition prefix, cached decoding
     guidance        conditions of a request (class, prompt, map), dropout, classifier-free guidance
     sampling        the reverse chain: noise of a seed, temperature, top-k, nucleus (top-p) filter,
-                    sequential and parallel decoding
+                    sequential and parallel decoding, the draft (x_1 prediction)
     streaming       thousands of images in batches
     model           ImageBART: all of these as one object; the bound in bits per token
 

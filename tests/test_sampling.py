@@ -225,7 +225,8 @@ def test_what_is_decodable_is_decoded(seeds):
 
 def test_all_that_is_decoded_is_decodable(make_denoiser):
     denoiser = make_denoiser(2)
-    guided, blended = Guided(denoiser, None, 2.0), Blended([], denoiser, torch.ones(1, 16))
+    guided = Guided(denoiser, torch.zeros(1, 1, dtype=torch.int64), 2.0)
+    blended = Blended([], denoiser, torch.ones(1, 16))
     for scale in (denoiser, guided, blended):
         assert isinstance(scale, Decodable) and (scale.n, scale.K, scale.t) == (16, 12, 2)
         assert {"start", "step", "read", "keep"} <= vars(type(scale)).keys()
