@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from beartype import beartype
-from hypothesis import settings
+from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
 
@@ -35,6 +35,12 @@ from imagebart.vqgan import VQGAN, VQGANConfig  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 settings.register_profile("stable", derandomize=True, deadline=None, max_examples=150)
+settings.register_profile(  # of tests/mutation.py: a failure need not be small
+    "quick",
+    settings.get_profile("stable"),
+    max_examples=15,
+    phases=[Phase.explicit, Phase.generate],
+)
 settings.load_profile("stable")
 
 
