@@ -23,7 +23,6 @@ class CompressionRecipe:
     perceptual_weight: float = 1.0
     detail: float = 0.0  # extra weight of pixels that differ from their surroundings
     edges: float = 0.0  # weight of differences between neighbouring pixels
-    train: str = "all"  # or "decoder": a trained VQGAN's encoder and codebook stay as they are
     adversarial_weight: float = 0.8
     adversarial_start: int = 10_000  # step from which the discriminator's word counts
     critic_head_start: int = 0  # steps that it learns before
@@ -113,12 +112,12 @@ _SCENERY_VQGAN = VQGANConfig(
     patch=4,
 )
 
-_SCENERY_PLAIN = Preset(
-    about="128×128 scenery, 16×16 tokens, T = 3, without conditions: what `scenery-3` starts from",
+_SCENERY_2 = Preset(
+    about="what chains are compared with: T = 2, without conditions, as many parameters as T = 3",
     vqgan=_SCENERY_VQGAN,
-    alpha_bar=tuple(geometric(3)),
+    alpha_bar=tuple(geometric(2)),
     between=DenoiserConfig(width=192, heads=6, encoder_depth=4, decoder_depth=3),
-    last=DenoiserConfig(width=192, heads=6, decoder_depth=7),
+    last=DenoiserConfig(width=192, heads=6, decoder_depth=16),
     compression=CompressionRecipe(
         steps=4_500,
         batch=8,
@@ -135,43 +134,40 @@ _SCENERY_PLAIN = Preset(
     train_images=1_000_000,
 )
 
-_SCENERY_DECODER = replace(
-    _SCENERY_PLAIN,
-    about="a finer decoder for the tokens of a trained `scenery` VQGAN: needs --init",
-    vqgan=replace(_SCENERY_VQGAN, fine=16),
-    compression=replace(
-        _SCENERY_PLAIN.compression,
-        train="decoder",
-        steps=2_000,
-        learning_rate=6e-4,
-        detail=20.0,
-        edges=1.0,
-        adversarial_start=2_000,
-        round_start=0,
-    ),
-)
 
-_SCENERY_SHARP = replace(
-    _SCENERY_DECODER,
-    about="a deeper decoder, with a discriminator, for the tokens of `scenery`: needs --init",
-    vqgan=replace(_SCENERY_DECODER.vqgan, deeper=4),
-    compression=replace(
-        _SCENERY_DECODER.compression,
-        steps=1_700,
-        learning_rate=2e-4,
-        adversarial_weight=0.5,
-        adversarial_start=300,
-        critic_head_start=300,
-        discriminator_channels=48,
-    ),
+def _scenery(about: str, T: int, scale: ScaleRecipe, conditions: dict) -> Preset:
+    """A chain for 16×16 tokens of scenery, with any of its conditions or none."""
+    shape = dict(width=192, heads=6, **conditions)
+    return replace(
+        _SCENERY_2,
+        about=about,
+        alpha_bar=tuple(geometric(T)),
+        between=DenoiserConfig(**shape, encoder_depth=4, decoder_depth=3),
+        last=DenoiserConfig(**shape, decoder_depth=7),
+        scale=scale,
+    )
+
+
+_SAID = dict(classes=12, text_length=32, text_pieces=128, droppable=True)
+_PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)
+_BY_MUON = ScaleRecipe(steps=6_000, batch=16, learning_rate=1.5e-3, muon=3e-3)
+_SCENERY = _scenery(
+    *("the shipped model: scenery by text, by class or by neither, T = 4", 4),
+    replace(_BY_MUON, drop_classes=0.5, drop_text=0.25),
+    _SAID,
+)
+_SCENERY_SEMANTIC = _scenery(
+    *("the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3", 3),
+    replace(_BY_MUON, steps=1_600, drop_map=0.4, drop_text=0.5),
+    _PAINTED,
 )
 
 _SCENERY_4096 = replace(
-    _SCENERY_PLAIN,
+    _SCENERY,
     about="a VQGAN of 4096 codes, trained with ImageNet features and a late discriminator",
     vqgan=replace(_SCENERY_VQGAN, K=4096, channels=96, fine=24),
     compression=replace(
-        _SCENERY_PLAIN.compression,
+        _SCENERY.compression,
         steps=9_000,
         perceptual="imagenet",
         perceptual_weight=1.0,
@@ -183,42 +179,6 @@ _SCENERY_4096 = replace(
         lecam_weight=0.01,
         ema_decay=0.999,
     ),
-)
-
-_SAID = dict(classes=12, text_length=32, text_pieces=128, droppable=True)
-_SCENERY_3 = replace(
-    _SCENERY_PLAIN,
-    about="scenery by text, by class or by neither, T = 3: what `scenery` starts from",
-    between=replace(_SCENERY_PLAIN.between, **_SAID),
-    last=replace(_SCENERY_PLAIN.last, **_SAID),
-    scale=replace(_SCENERY_PLAIN.scale, steps=2_400, drop_classes=0.5, drop_text=0.25),
-)
-_SCENERY_4 = replace(
-    _SCENERY_3,
-    about="scenery by text, by class or by neither, T = 4, by AdamW: what `scenery` starts from",
-    alpha_bar=tuple(geometric(4)),
-    scale=replace(_SCENERY_3.scale, steps=2_000, learning_rate=1.5e-3),
-)
-_SCENERY = replace(
-    _SCENERY_4,
-    about="the shipped model: scenery by text, by class or by neither, T = 4",
-    scale=replace(_SCENERY_4.scale, steps=6_000, muon=3e-3),
-)
-
-_PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)
-_SCENERY_SEMANTIC_FIRST = replace(
-    _SCENERY_PLAIN,
-    about="scenery by semantic map and text, T = 3, by AdamW: what `scenery-semantic` starts from",
-    between=replace(_SCENERY_PLAIN.between, **_PAINTED),
-    last=replace(_SCENERY_PLAIN.last, **_PAINTED),
-    scale=replace(
-        _SCENERY_PLAIN.scale, steps=1_300, learning_rate=1.5e-3, drop_map=0.4, drop_text=0.5
-    ),
-)
-_SCENERY_SEMANTIC = replace(
-    _SCENERY_SEMANTIC_FIRST,
-    about="the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3",
-    scale=replace(_SCENERY_SEMANTIC_FIRST.scale, steps=1_600, muon=3e-3),
 )
 
 PRESETS = {
@@ -243,20 +203,9 @@ PRESETS = {
         train_images=10_000,
     ),
     "scenery": _SCENERY,
-    "scenery-4": _SCENERY_4,
-    "scenery-3": _SCENERY_3,
-    "scenery-plain": _SCENERY_PLAIN,
-    "scenery-4096": _SCENERY_4096,
-    "scenery-decoder": _SCENERY_DECODER,
-    "scenery-sharp": _SCENERY_SHARP,
+    "scenery-2": _SCENERY_2,
     "scenery-semantic": _SCENERY_SEMANTIC,
-    "scenery-semantic-first": _SCENERY_SEMANTIC_FIRST,
-    "scenery-2": replace(
-        _SCENERY_PLAIN,
-        about="what chains are compared with: T = 2, one decoder of as many parameters",
-        alpha_bar=(1.0, 0.0),
-        last=replace(_SCENERY_PLAIN.last, decoder_depth=16),
-    ),
+    "scenery-4096": _SCENERY_4096,
 }
 
 # ── the released models, and the paper's that were not ────────────────────────────────────────
@@ -380,3 +329,9 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]
+
+
+def table() -> str:
+    """A line for each preset: its name, what it is."""
+    width = max(map(len, PRESETS))
+    return "\n".join(f"{name:{width}}  {preset.about}" for name, preset in PRESETS.items())

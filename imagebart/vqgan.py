@@ -9,7 +9,7 @@ p×p pixels into channels before the first convolution, which is where small mod
 it more blocks. Both begin as nothing, so that a trained decoder can be given them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -137,16 +137,6 @@ class VQGAN(nn.Module):
         """Encoder and codebook learn no more: tokens stay what they are, the decoder is free."""
         for part in (self.encoder, self.quant_conv, self.quantiser):
             part.requires_grad_(False)
-
-
-def refined(vqgan: VQGAN, fine: int, deeper: int = 0) -> VQGAN:
-    """The same VQGAN with layers of width `fine` at every pixel and `deeper` further blocks a level
-    of the decoder. What it did not have before says nothing yet."""
-    finer = VQGAN(replace(vqgan.config, fine=fine, deeper=deeper))
-    if vqgan.quantiser.used is not None:
-        finer.quantiser.shrink(vqgan.quantiser.used)
-    finer.load_state_dict(vqgan.state_dict(), strict=False)
-    return finer
 
 
 class Quantiser(nn.Module):

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from tqdm import tqdm
+from training import read_options
 
 from imagebart.checkpoint import StopSignal
 from imagebart.presets import find_preset
@@ -30,7 +30,7 @@ from imagebart.presets import find_preset
 class Config:
     tokens: Path  # what train/encode.py wrote
     out: Path  # the model's folder
-    preset: str = "scenery"  # a row of imagebart/presets.py
+    preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     steps: int | None = None  # instead of the preset's, for every scale
     batch: int | None = None  # instead of the preset's, over all ranks of a scale
     gpus: int | None = None  # how many to deal out; all unless given, 0 for the CPU
@@ -116,7 +116,7 @@ def output(config: Config, t: int) -> Path:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
+    config = read_options(Config, __doc__)
     try:
         sys.exit(1 if main(config) else 0)
     except ValueError as error:

@@ -5,7 +5,7 @@
     torchrun --nnodes 2 --nproc-per-node gpu --rdzv-backend c10d --rdzv-endpoint HOST:PORT train/…
 
 The same command again resumes. `--init DIR` starts from a trained VQGAN instead, to fine-tune it;
-with `--preset scenery-decoder` its decoder alone, so that its tokens stay what they are.
+with `--train decoder` its decoder alone, so that its tokens stay what they are.
 OUT holds config.json and vqgan.safetensors (loadable at any time), metrics.jsonl, and
 reconstructions_*.png: renders above, reconstructions below.
 """
@@ -16,14 +16,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
-import tyro
 from einops import rearrange
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training import Log, require_same_run, warmup_cosine
+from training import Log, read_options, require_same_run, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, atomic_write, run_lock
@@ -42,15 +42,16 @@ from imagebart.perceptual import (
     sharpness,
 )
 from imagebart.presets import CompressionRecipe, find_preset
-from imagebart.vqgan import VQGAN, refined
+from imagebart.vqgan import VQGAN
 
 
 @dataclass(frozen=True)
 class Config:
     out: Path  # folder of this run
     data: str = "scenery"  # "scenery", or a folder of images
-    preset: str = "scenery"  # a row of imagebart/presets.py
+    preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     init: Path | None = None  # start from this trained VQGAN (its shape, its weights)
+    train: Literal["all", "decoder"] = "all"  # "decoder": encoder and codebook stay as --init's
     steps: int | None = None  # instead of the preset's
     batch: int | None = None  # instead of the preset's, over all ranks
     learning_rate: float | None = None  # instead of the preset's
@@ -79,15 +80,11 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     look_at = torch.stack([held_out[i]["image"] for i in range(min(64, len(held_out)))])
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
-    if recipe.train not in ("all", "decoder"):
-        raise ValueError(f'train must be "all" or "decoder", got {recipe.train!r}')
-    if recipe.train == "decoder" and not config.init:
+    tokens_held = config.train == "decoder"
+    if tokens_held and not config.init:
         raise ValueError("to learn a VQGAN's decoder needs a trained one, --init, got none")
     vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
-    new = preset.vqgan.fine, preset.vqgan.deeper
-    if any(new) and new != (vqgan.config.fine, vqgan.config.deeper):
-        vqgan = refined(vqgan, *new)
-    if recipe.train == "decoder":
+    if tokens_held:
         vqgan.hold_tokens()
     critic = PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
     perceptual = PERCEPTUAL[recipe.perceptual]()
@@ -148,8 +145,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             for group in optimiser.param_groups:
                 course = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
                 group["lr"] = recipe.learning_rate * course
-            rounds = step >= recipe.round_start
-            if revival_is_due(step, recipe, new=config.init is None):
+            rounds = tokens_held or step >= recipe.round_start
+            if not tokens_held and revival_is_due(step, recipe, new=config.init is None):
                 revive(vqgan, image, usage, step, config.seed, ranks)
             adversarial = step >= recipe.adversarial_start
             judged = step >= recipe.adversarial_start - recipe.critic_head_start
@@ -228,8 +225,6 @@ def balanced(rec, adv, vqgan: VQGAN, ranks) -> torch.Tensor:
 
 def revival_is_due(step: int, recipe: CompressionRecipe, new: bool) -> bool:
     """When a new codebook meets its first latents; then at intervals, until codes may settle."""
-    if recipe.train == "decoder":
-        return False
     since = step - recipe.round_start
     return (
         since % recipe.revive_every == 0
@@ -264,7 +259,7 @@ def look(vqgan: VQGAN, image, rounds: bool, path: Path, step: int, log: Log, ran
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
+    config = read_options(Config, __doc__)
     try:
         ranks = distributed.start(config.device)
         with run_lock(config.out) if ranks.is_main else nullcontext():

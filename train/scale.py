@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from training import Log, require_same_run, warmup_cosine
+from training import Log, read_options, require_same_run, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock, sha256_of
@@ -37,7 +36,7 @@ class Config:
     t: int  # the scale, 2 to T
     tokens: Path  # what train/encode.py wrote
     out: Path  # the model's folder, shared by all scales
-    preset: str = "scenery"  # a row of imagebart/presets.py
+    preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     init: Path | None = None  # a model whose scale t to start from, or the file of any scale
     steps: int | None = None  # instead of the preset's
     batch: int | None = None  # instead of the preset's, over all ranks
@@ -234,7 +233,7 @@ def run_folder(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
+    config = read_options(Config, __doc__)
     try:
         ranks = distributed.start(config.device)
         with run_lock(run_folder(config)) if ranks.is_main else nullcontext():

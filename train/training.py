@@ -1,12 +1,31 @@
-"""What the training scripts share: the learning rate's course, the log, what a run must keep."""
+"""What the training scripts share: options, the learning rate's course, the log, what a run must
+keep."""
 
 import json
 import math
+import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from imagebart.presets import table
+
+Config = TypeVar("Config")
 
 FLOOR = 0.01
 """What is left of the learning rate at the end."""
+
+
+def read_options(config: type[Config], description: str) -> Config:
+    """The command line's options; `--preset list` prints the presets and ends the process."""
+    words = sys.argv[1:]
+    if ("--preset", "list") in pairwise(words) or "--preset=list" in words:
+        print(table())
+        sys.exit()
+    return tyro.cli(config, description=description)
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
