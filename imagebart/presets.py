@@ -35,6 +35,12 @@ class CompressionRecipe:
     revive_every: int = 100  # steps between revivals of codes that nobody used
     precision: str = "bf16"
 
+    def lasting(self, steps: int) -> "CompressionRecipe":
+        """The same recipe in other many steps: what begins later begins in proportion."""
+        names = ("warmup_steps", "adversarial_start", "critic_head_start", "round_start")
+        begins = {name: round(getattr(self, name) * steps / self.steps) for name in names}
+        return replace(self, steps=steps, **begins)
+
 
 @dataclass(frozen=True)
 class ScaleRecipe:
@@ -70,7 +76,8 @@ class Preset:
     compression: CompressionRecipe
     scale: ScaleRecipe
     codes_in_use: int = 0  # tokens left once the codebook is shrunk; 0: all of it
-    train_images: int = 0  # images of the procedural data set used for training
+    train_images: int = 0  # images of the procedural data set that the VQGAN learns from
+    token_images: int = 0  # of these, images that the chain learns from
 
     @property
     def T(self) -> int:
@@ -132,6 +139,7 @@ _SCENERY_2 = Preset(
     ),
     scale=ScaleRecipe(steps=1_400, batch=16, learning_rate=2e-3),
     train_images=1_000_000,
+    token_images=40_000,
 )
 
 
@@ -201,6 +209,7 @@ PRESETS = {
         ),
         scale=ScaleRecipe(steps=400, batch=64, learning_rate=3e-3, warmup_steps=20, ema_decay=0.99),
         train_images=10_000,
+        token_images=2_000,
     ),
     "scenery": _SCENERY,
     "scenery-2": _SCENERY_2,

@@ -23,7 +23,7 @@ from einops import rearrange
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training import Log, read_options, require_same_run, warmup_cosine
+from training import Log, is_reported, read_options, require_same_run, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, atomic_write, run_lock
@@ -52,7 +52,7 @@ class Config:
     preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     init: Path | None = None  # start from this trained VQGAN (its shape, its weights)
     train: Literal["all", "decoder"] = "all"  # "decoder": encoder and codebook stay as --init's
-    steps: int | None = None  # instead of the preset's
+    steps: int | None = None  # instead of the preset's; what begins later begins in proportion
     batch: int | None = None  # instead of the preset's, over all ranks
     learning_rate: float | None = None  # instead of the preset's
     perceptual: str | None = None  # instead of the preset's: "lpips", "imagenet" or "random"
@@ -67,9 +67,9 @@ class Config:
 def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
     preset = find_preset(config.preset)
-    names = ("steps", "batch", "learning_rate", "perceptual", "precision")
+    names = ("batch", "learning_rate", "perceptual", "precision")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    recipe = replace(preset.compression, **given)
+    recipe = replace(preset.compression, **given).lasting(config.steps or preset.compression.steps)
     part = distributed.share(recipe.batch, ranks)
     torch.manual_seed(config.seed)
 
@@ -188,7 +188,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
             step += 1
             bar.update()
-            if step % 25 == 0 or step == recipe.steps:
+            if is_reported(step, recipe.steps):
                 terms = dict(rec=rec, codebook=codebook_loss, balance=balance, critic=critic_loss)
                 log.write(step, **{name: distributed.mean(x, ranks) for name, x in terms.items()})
                 bar.set_postfix(rec=f"{rec.item():.3f}", refresh=False)

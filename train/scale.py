@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from training import Log, read_options, require_same_run, warmup_cosine
+from training import Log, is_reported, read_options, require_same_run, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock, sha256_of
@@ -152,7 +152,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
             step += 1
             bar.update()
-            if step % 50 == 0 or step == recipe.steps:
+            if is_reported(step, recipe.steps):
                 rate = recipe.learning_rate * course
                 log.write(step, loss=distributed.mean(loss, ranks), norm=norm, learning_rate=rate)
                 bar.set_postfix(nats=f"{loss.item():.3f}", refresh=False)

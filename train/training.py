@@ -36,6 +36,11 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def is_reported(step: int, steps: int) -> bool:
+    """Whether the log has a line of this step; often at first, where a run shows what it does."""
+    return step in (1, 10, 20, steps) or step % 50 == 0
+
+
 def require_same_run(left_off: dict, run: dict, folder: Path) -> None:
     """ValueError if a checkpoint is of another run: what one is resumed with must stay the same.
 

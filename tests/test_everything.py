@@ -1,0 +1,207 @@
+"""From nothing to a model by one command: planned, resumed, told plainly."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import card
+import everything
+import pytest
+from PIL import Image
+from progress import Progress, span
+from stages import Metrics, Stage, run_stage
+
+from imagebart.checkpoint import read_json, sha256_of, write_json
+from imagebart.presets import find_preset
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, ROOT / "train" / "everything.py", "--preset", "tiny"]
+
+
+def lines(path: Path, *rows: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def stage(code: str, **more) -> Stage:
+    return Stage("toy", ("-c", code), {}, **more)
+
+
+def ran(toy: Stage, out: Path, done: dict, requested: bool = False) -> None:
+    with Progress() as progress:
+        stop = SimpleNamespace(requested=requested)
+        run_stage(toy, out, done, lambda: None, progress, stop)
+
+
+@pytest.fixture
+def rehearsed(tmp_path) -> Path:
+    """A rehearsal in which the VQGAN made 2 steps a second and each scale 4."""
+    rec = [{"step": 1, "seconds": 10.0, "rec": 1}, {"step": 20, "seconds": 19.5, "rec": 1}]
+    lines(tmp_path / "vqgan" / "metrics.jsonl", *rec, {"step": 20, "seconds": 99.0, "psnr": 1})
+    for t in (2, 3):
+        loss = [{"step": 1, "seconds": 5.0, "loss": 1}, {"step": 21, "seconds": 10.0, "loss": 1}]
+        lines(tmp_path / "model" / "checkpoints" / f"scale_{t}" / "metrics.jsonl", *loss)
+    return tmp_path
+
+
+def test_the_plan_is_the_presets_and_says_how_long_it_takes(rehearsed, tmp_path):
+    tiny = find_preset("tiny")
+    config = everything.Config(tmp_path, "tiny")
+    plan = everything.plan(config, tiny, rehearsed, {})
+    assert (plan["vqgan"], plan["chain"], plan["images"]) == (400, 400, 2000)
+    encode_rate = 3 * 2 * tiny.compression.batch
+    expected = 400 / 2 + 400 * 2 / 4 + (2000 + plan["held_out"]) / encode_rate
+    assert plan["expected_seconds"] == round(expected)
+
+
+def test_minutes_are_shared_between_the_stages(rehearsed, tmp_path):
+    config = everything.Config(tmp_path, "tiny", minutes=11)
+    spent = {"vqgan": {"seconds": 40.0}, "tokens": {"seconds": 20.0}}
+    plan = everything.plan(config, find_preset("tiny"), rehearsed, spent)
+    assert plan["vqgan"] == int(0.35 * 600 * 2) and plan["chain"] == int(0.45 * 600 * 4 / 2)
+    assert plan["images"] == 2000  # time for more, but the preset wants no more
+    assert plan["expected_seconds"] <= 600
+    with pytest.raises(ValueError, match="minutes must leave time after the rehearsal, got 0 s"):
+        everything.plan(replace(config, minutes=1), find_preset("tiny"), rehearsed, spent)
+
+
+def test_a_recipe_of_other_length_begins_its_parts_in_proportion():
+    recipe = replace(find_preset("tiny").compression, steps=400, adversarial_start=300)
+    assert recipe.lasting(400) == recipe
+    half = recipe.lasting(200)
+    assert (half.steps, half.adversarial_start, half.warmup_steps) == (200, 150, 10)
+
+
+def test_a_run_with_other_options_is_refused(tmp_path):
+    path = tmp_path / "everything.json"
+    config = everything.Config(tmp_path, "tiny")
+    write_json(everything.read_record(path, config), path)
+    assert everything.read_record(path, config)["stages"] == {}
+    with pytest.raises(ValueError, match=r"a run that is resumed must keep .*'seed': 0.*, got"):
+        everything.read_record(path, replace(config, seed=1))
+
+
+def test_metrics_count_whole_lines_of_all_runs(rehearsed):
+    pattern = "model/checkpoints/scale_*/metrics.jsonl"
+    with open(rehearsed / "model" / "checkpoints" / "scale_3" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "sec')  # cut short
+    metrics = Metrics(rehearsed, pattern)
+    assert metrics.steps() == 42 and metrics.loss() == 1 and metrics.steps_a_second() == 4
+    assert Metrics(rehearsed, "nowhere/*.jsonl").steps() == 0
+
+
+def test_a_stage_that_is_done_is_not_run_again(tmp_path):
+    done = {}
+    toy = stage("open('ran.txt', 'a').write('once'); print('said')")
+    before = Path.cwd()
+    try:
+        os.chdir(tmp_path)
+        ran(toy, tmp_path, done)
+        ran(toy, tmp_path, done)
+    finally:
+        os.chdir(before)
+    assert done["toy"]["done"] and (tmp_path / "ran.txt").read_text() == "once"
+    assert (tmp_path / "toy.txt").read_text() == "said\n"
+
+
+def test_a_stage_that_fails_is_named_with_its_last_words(tmp_path):
+    done = {}
+    with pytest.raises(ValueError, match=r"toy must succeed, see .*toy.txt, which ends: no data"):
+        ran(stage("import sys; sys.exit('no data')"), tmp_path, done)
+    assert not done["toy"]["done"]
+
+
+def test_a_stopped_stage_is_told_and_waited_for(tmp_path):
+    done = {}
+    waits = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(0)); time.sleep(600)"
+    with pytest.raises(SystemExit):
+        ran(stage(waits), tmp_path, done, requested=True)
+    assert not done["toy"]["done"]
+
+
+def test_progress_tells_what_is_left(capsys):
+    with Progress() as progress:
+        progress.show("vqgan", (50, 200), 0.5, 8, (50, 100.0), ended=True)
+    assert capsys.readouterr().out == (
+        "vqgan, steps 50 / 200, loss 0.500, images/s 4.0, for 0:01:40, left done\n"
+    )
+    assert span(3661) == "1:01:01"
+
+
+def test_the_card_says_what_the_records_say(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "model")
+    samples = tmp_path / "figures" / "samples"
+    samples.mkdir(parents=True)
+    for seed in range(4):
+        Image.new("RGB", (8, 8), (seed, 0, 0)).save(samples / f"seed_{seed}.png")
+    report = {"psnr": 21.5, "sharpness": 0.9, "n": 7, "hardware": "a chip"}
+    write_json(report, tmp_path / "figures" / "reconstruction.json")
+    record = {
+        "options": {"preset": "tiny", "data": "scenery", "minutes": None, "seed": 3},
+        "plan": {"vqgan": 400, "chain": 300, "images": 2000},
+        "stages": {name: {"seconds": 12.0} for name in ("vqgan", "tokens", "chain")},
+    }
+    card.write_card(tmp_path, find_preset("tiny"), record)
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "python train/everything.py --preset tiny --data scenery --seed 3\n" in text
+    assert "| vqgan | 400 × 16 | 12 |" in text and "| chain | 300 × 64" in text
+    assert "| PSNR of reconstructions, dB | 21.500 | 7 held-out pictures, a chip |" in text
+    assert "the bound" not in text  # not measured
+    assert Image.open(tmp_path / "model" / "samples.png").size == (16, 16)
+
+
+def test_a_killed_run_takes_its_stage_along_and_the_next_waits_for_it(tmp_path):
+    """SIGKILL to the process that started a stage: the stage is told to stop and takes a second to
+    save; only then does the next run start."""
+    child = (
+        "import signal, sys, time\n"
+        "def save(*_): time.sleep(1); open('saved', 'w').close(); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save); open('runs', 'w').close(); time.sleep(600)"
+    )
+    parent = (
+        "import sys, types; sys.path += sys.argv[1:3]; from pathlib import Path\n"
+        "from stages import Stage, run_stage; from progress import Progress\n"
+        "toy = Stage('toy', ('-c', sys.argv[3]), {})\n"
+        "stop = types.SimpleNamespace(requested=False)\n"
+        "run_stage(toy, Path(), {}, lambda: None, Progress(), stop)"
+    )
+    paths = str(ROOT), str(ROOT / "train")
+    killed = subprocess.Popen([sys.executable, "-c", parent, *paths, child], cwd=tmp_path)
+    while not (tmp_path / "runs").exists():
+        assert killed.poll() is None
+        time.sleep(0.1)
+    killed.kill()
+    killed.wait()
+    ran(
+        stage(f"import os, sys; sys.exit(not os.path.exists({str(tmp_path / 'saved')!r}))"),
+        tmp_path,
+        {},
+    )
+
+
+@pytest.mark.slow
+def test_everything_from_nothing_killed_twice_is_as_if_undisturbed(tmp_path):
+    def start(name: str) -> subprocess.Popen:
+        return subprocess.Popen([*COMMAND, "--figures", "8", "--out", tmp_path / name])
+
+    assert start("whole").wait() == 0
+    for number, place in ((signal.SIGKILL, "vqgan"), (signal.SIGTERM, "model")):
+        process = start("killed")
+        while not list((tmp_path / "killed" / place).rglob("step_*")):
+            assert process.poll() is None
+            time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait() != 0
+    assert start("killed").wait() == 0
+    whole, killed = (tmp_path / name / "model" for name in ("whole", "killed"))
+    names = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert len(names) == 3
+    for name in names:
+        assert sha256_of(killed / name) == sha256_of(whole / name)
+    assert read_json(tmp_path / "killed" / "everything.json")["stages"]["samples"]["done"]

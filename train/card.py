@@ -1,0 +1,132 @@
+"""The card of a model: README.md of its folder, from the records of train/everything.py."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from einops import rearrange
+from PIL import Image
+from torch import nn
+
+from imagebart import ImageBART
+from imagebart.checkpoint import atomic_write, read_json
+from imagebart.data.images import to_pil, to_tensor
+from imagebart.presets import Preset
+
+CARD = """# {name}
+
+{size}×{size} pixels: a VQGAN (f = {f}, {h}×{w} tokens of {K} codes) and a chain of T = {T}.
+{conditions}
+
+![Samples](samples.png)
+
+*The first {samples} samples, seeds 0 to {last}, none left out.*
+
+## How it was made
+
+```bash
+python train/everything.py {options}
+```
+
+| stage | steps × batch | seconds |
+| --- | --- | --- |
+{stages}
+
+{images:,} images were encoded for the chain. The VQGAN has {vqgan_parameters:.1f} M parameters, the
+chain {chain_parameters:.1f} M. Seed {seed}, {date}.
+
+## What it measures
+
+| figure | value | measured on |
+| --- | --- | --- |
+{figures}
+"""
+
+
+def write_card(out: Path, preset: Preset, record: dict) -> None:
+    """OUT/model/README.md and the picture in it; everything in them stands in OUT's records."""
+    model, plan = ImageBART.from_pretrained(out / "model"), record["plan"]
+    samples = sorted((out / "figures" / "samples").glob("*.png"))
+    with atomic_write(out / "model" / "samples.png") as draft:
+        grid_of(samples).save(draft, format="PNG")
+    (h, w), side = model.grid, model.vqgan.config.image_size
+    text = CARD.format(
+        name=out.resolve().name,
+        size=side,
+        f=model.vqgan.f,
+        h=h,
+        w=w,
+        K=model.K,
+        T=model.T,
+        conditions=conditions_of(model),
+        samples=len(samples),
+        last=len(samples) - 1,
+        options=" ".join(
+            f"--{name} {value}" for name, value in record["options"].items() if value is not None
+        ),
+        stages="\n".join(stage_rows(preset, record)),
+        images=plan["images"],
+        vqgan_parameters=millions(model.vqgan),
+        chain_parameters=millions(*model.denoisers.values()),
+        seed=record["options"]["seed"],
+        date=datetime.now(UTC).date().isoformat(),
+        figures="\n".join(figure_rows(out / "figures")),
+    )
+    with atomic_write(out / "model" / "README.md") as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def grid_of(paths: list[Path]) -> Image.Image:
+    """Pictures of one size beside and below each other, as square as can be."""
+    columns = max(1, round(len(paths) ** 0.5))
+    images = to_tensor([Image.open(path) for path in paths])
+    images = images[: len(images) // columns * columns]
+    return to_pil(rearrange(images, "(r c) ch h w -> 1 ch (r h) (c w)", c=columns))[0]
+
+
+def stage_rows(preset: Preset, record: dict) -> list[str]:
+    """A row for every stage that trains or encodes."""
+    plan = record["plan"]
+    did = {
+        "vqgan": f"{plan['vqgan']:,} × {preset.compression.batch}",
+        "tokens": "",
+        "chain": f"{plan['chain']:,} × {preset.scale.batch}, t = 2 to {preset.T} each",
+    }
+    return [
+        f"| {name} | {steps} | {record['stages'][name]['seconds']:,.0f} |"
+        for name, steps in did.items()
+    ]
+
+
+FIGURES = [  # file, path in it, what it is
+    ("reconstruction", ("psnr",), "PSNR of reconstructions, dB"),
+    ("reconstruction", ("sharpness",), "sharpness of reconstructions, the pictures' is 1"),
+    ("likelihood", ("sum",), "the bound, nats a token, unconditional"),
+    ("likelihood", ("bits_per_token",), "… in bits a token"),
+]
+
+
+def figure_rows(folder: Path) -> list[str]:
+    """A row for every figure that was measured."""
+    rows = []
+    for name, keys, label in FIGURES:
+        path = folder / f"{name}.json"
+        if path.exists():
+            value = report = read_json(path)
+            for key in keys:
+                value = value[key]
+            rows.append(
+                f"| {label} | {value:.3f} | {report['n']} held-out pictures, {report['hardware']} |"
+            )
+    return rows
+
+
+def conditions_of(model: ImageBART) -> str:
+    """What it can be asked for, as a sentence."""
+    parts = model.denoisers[2].config.condition_parts
+    return f"Takes {' and '.join(parts)}." if parts else "Unconditional."
+
+
+def millions(*modules: nn.Module) -> float:
+    """Parameters of modules, each counted once."""
+    each = {id(p): p.numel() for module in modules for p in module.parameters()}
+    return sum(each.values()) / 1e6
