@@ -189,7 +189,7 @@ def test_the_saved_vqgan_has_the_averaged_weights(tmp_path, monkeypatch):
 
 def test_the_discriminator_has_a_head_start(tmp_path, monkeypatch):
     tiny = presets.PRESETS["tiny"]
-    recipe = replace(tiny.compression, adversarial_start=3, critic_head_start=2)
+    recipe = replace(tiny.compression, steps=4, adversarial_start=3, critic_head_start=2)
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
     judged, forward = [], perceptual.PatchDiscriminator.forward
 
@@ -280,7 +280,7 @@ def test_a_killed_scale_resumes_as_if_never_stopped(chain, tmp_path, monkeypatch
 def test_a_killed_compression_resumes_as_if_never_stopped(tmp_path, monkeypatch):
     """With the discriminator on, codes being revived, and weights averaged."""
     tiny = presets.PRESETS["tiny"]
-    options = dict(adversarial_start=1, lecam_weight=0.1, ema_decay=0.9, revive_every=2)
+    options = dict(steps=5, adversarial_start=1, lecam_weight=0.1, ema_decay=0.9, revive_every=2)
     recipe = replace(tiny.compression, precision="fp32", **options)
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
 

@@ -66,7 +66,8 @@ def main(config: Config) -> None:
         for stage in stages:
             run_stage(stage, config.out, record["stages"], save, progress, stop)
     write_card(config.out, preset, record)
-    print(f"{config.out / 'model'} is done: python app.py --model {config.out / 'model'}")
+    model = config.out / "model"
+    print(f"done: python app.py --model {model}")
 
 
 def read_record(path: Path, config: Config) -> dict:
