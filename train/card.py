@@ -24,7 +24,7 @@ CARD = """# {name}
 ## How it was made
 
 ```bash
-python train/everything.py {options}
+{command}
 ```
 
 | stage | steps × batch | seconds |
@@ -60,9 +60,7 @@ def write_card(out: Path, preset: Preset, record: dict) -> None:
         conditions=conditions_of(model),
         samples=len(samples),
         last=len(samples) - 1,
-        options=" ".join(
-            f"--{name} {value}" for name, value in record["options"].items() if value is not None
-        ),
+        command=command(record["options"]),
         stages="\n".join(stage_rows(preset, record)),
         images=plan["images"],
         vqgan_parameters=millions(model.vqgan),
@@ -73,6 +71,12 @@ def write_card(out: Path, preset: Preset, record: dict) -> None:
     )
     with atomic_write(out / "model" / "README.md") as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def command(options: dict) -> str:
+    """What was typed."""
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    return " ".join(["python", "train/everything.py", *given])
 
 
 def grid_of(paths: list[Path]) -> Image.Image:
