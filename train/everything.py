@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from card import write_card
 from progress import Progress
 from stages import Metrics, Stage, run_stage
+from training import read_options
 
 from imagebart.checkpoint import StopSignal, read_json, run_lock, write_json
 from imagebart.presets import Preset, find_preset
@@ -39,7 +39,7 @@ ENCODED_WHILE_ONE_IS_LEARNED = 3
 @dataclass(frozen=True)
 class Config:
     out: Path  # folder of everything
-    preset: str = "scenery"  # a row of imagebart/presets.py
+    preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     data: str = "scenery"  # "scenery", or a folder of images
     minutes: float | None = None  # time for everything; unless given, the preset's steps
     figures: int = 100  # images that each figure of the card is measured on
@@ -164,7 +164,7 @@ def plan(config: Config, preset: Preset, rehearsal: Path, spent: dict) -> dict:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
+    config = read_options(Config, __doc__)
     try:
         with run_lock(config.out):
             main(config)
