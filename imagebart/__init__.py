@@ -10,6 +10,7 @@ In reading order, with the ideas that each file has:
     transformer     remember: attention, the causal mask, encoder, decoder, caches
     linear          a linear layer whose weights lie as the processor wants them
     decodable       the protocol of all that is decoded: start, step, read, keep
+    options         what a caller may say: every option, its type, default, meaning, bounds
     denoiser        one scale: p(x_{t-1} | x_t), condition prefix, cached decoding
     guidance        conditions of a request (class, prompt, map), dropout, classifier-free guidance
     sampling        the reverse chain: noise of a seed, temperature, top-k, nucleus (top-p) filter,

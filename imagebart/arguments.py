@@ -1,8 +1,10 @@
-"""What a caller gives: whole numbers; one of a thing, or several."""
+"""What a caller gives: whole and real numbers; one of a thing, or several."""
 
+import math
 import operator
 from collections.abc import Sequence
 from contextlib import suppress
+from numbers import Real
 
 
 def as_int(value: int, name: str, least: int = 0, most: int | None = None) -> int:
@@ -16,6 +18,21 @@ def as_int(value: int, name: str, least: int = 0, most: int | None = None) -> in
         bounds = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number, {bounds}, got {value!r:.60}")
     return number
+
+
+def as_real(
+    value: float, name: str, least: float = 0, most: float | None = None, open: bool = False
+) -> float:
+    """The value, unless it is no finite number from `least` (more than it if `open`) to `most`."""
+    top = math.inf if most is None else most
+    fits = isinstance(value, Real) and least <= value <= top and value < math.inf
+    if not fits or (open and value == least):
+        bracket = "(" if open else "["
+        bounds = f"be a number, at least {least}"
+        if most is not None:
+            bounds = f"lie in {bracket}{least}, {most}]"
+        raise ValueError(f"{name} must {bounds}, got {value!r:.60}")
+    return value
 
 
 def to_builtin(value, kind: type):

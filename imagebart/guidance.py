@@ -15,7 +15,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,9 @@ from imagebart.data.text import END, decode_ids, encode_text
 from imagebart.data.tokens import TokenFile
 from imagebart.decodable import Decodable
 from imagebart.denoiser import ABSENT, Condition, Denoiser, DenoiserConfig
+from imagebart.model import ImageBART
 from imagebart.notation import Bool, Float, Int, Mask, Tokens
-
-Classes = int | str | Sequence[int | str] | None
-Texts = str | Sequence[str | None] | None
-Maps = np.ndarray | Sequence[np.ndarray] | None
+from imagebart.options import ChainOptions, Classes, Maps, Texts, rows
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def twice(x: Tensor) -> Tensor:
 
 
 def ask(
-    model,
+    model: ImageBART,
     batch: int,
     *,
     classes: Classes = None,
@@ -88,18 +85,8 @@ def ask(
     negative_prompt: Texts = None,
     semantic_map: Maps = None,
     guidance: float | Sequence[float] | None = None,
-    **unknown,
 ) -> Asked:
-    """The caller's words as tokens; see `ImageBART.sample_steps`. ValueError if they do not fit.
-
-    All other options of sampling and editing have been taken out on the way: TypeError for what is
-    left.
-    """
-    if unknown:
-        raise TypeError(
-            f"no such option here: {', '.join(unknown)} (sampling's are in help(ImageBART."
-            "sample_steps), those of each process of editing in help(imagebart.editing.process))"
-        )
+    """The caller's words as tokens; see `options.Conditions`. ValueError if they do not fit."""
     config = model.denoisers[model.T].config
     scales = guidance_of(model, guidance)
     parts = {
@@ -130,12 +117,12 @@ def joined(parts: dict[str, Tensor | None]) -> Int[Tensor, "b m"]:
     return torch.cat([part for part in parts.values() if part is not None], dim=1)
 
 
-def guidance_of(model, guidance: float | Sequence[float] | None) -> dict[int, float]:
+def guidance_of(model: ImageBART, guidance: float | Sequence[float] | None) -> dict[int, float]:
     """{t: guidance}; ValueError where the model cannot be led. None is the model's own default."""
     guidance = model.guidance if guidance is None else guidance
     scales = per_scale(guidance, model.T, "guidance")
-    if not all(isinstance(scale, Real) and 0 <= scale < float("inf") for scale in scales):
-        raise ValueError(f"guidance must be a number, at least 0, got {guidance!r}")
+    for scale in scales:
+        rows(ChainOptions)["guidance"].option.check(scale, "guidance")
     config = model.denoisers[model.T].config
     if any(scale != 1 for scale in scales) and not (config.condition_parts and config.droppable):
         raise ValueError(
@@ -204,7 +191,7 @@ def boxes(count: int, grid: tuple[int, int], generator) -> Mask:
 # ── classes ───────────────────────────────────────────────────────────────────────────────────
 
 
-def class_tokens(model, classes: Classes, batch: int) -> Int[Tensor, "b 1"] | None:
+def class_tokens(model: ImageBART, classes: Classes, batch: int) -> Int[Tensor, "b 1"] | None:
     """Class ids (b, 1) from ids or names, one for all or one each; None for a model without."""
     count = model.classes
     given = each_of(classes, batch, int | str, "classes")
@@ -215,7 +202,7 @@ def class_tokens(model, classes: Classes, batch: int) -> Int[Tensor, "b 1"] | No
     return torch.tensor([[ABSENT if one is None else class_id(model, one)] for one in given])
 
 
-def class_id(model, name: int | str) -> int:
+def class_id(model: ImageBART, name: int | str) -> int:
     """A class's id from its id or its name; ValueError tells near names."""
     if isinstance(name, str) and name in model.class_names:
         return model.class_names.index(name)
@@ -233,7 +220,7 @@ def class_id(model, name: int | str) -> int:
 # ── text ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def text_tokens(model, texts: Texts, batch: int, name: str) -> Int[Tensor, "b m"] | None:
+def text_tokens(model: ImageBART, texts: Texts, batch: int, name: str) -> Int[Tensor, "b m"] | None:
     """CLIP's ids (b, m), absent after the end and for an empty text; None for a model without.
 
     Warns of a text that is too long, and of words that the model has never seen.
@@ -267,7 +254,7 @@ def encode_ended(texts: list[str], length: int) -> tuple[Int[Tensor, "b m"], lis
     return ids.masked_fill(absent, ABSENT), cut
 
 
-def unknown_words(model, ids: Int[Tensor, "b m"]) -> list[str]:
+def unknown_words(model: ImageBART, ids: Int[Tensor, "b m"]) -> list[str]:
     """The pieces that have no vector of their own in this model, spelled."""
     row = model.denoisers[model.T].text_rows.cpu()
     pieces = ids[ids != ABSENT].unique()
@@ -277,7 +264,7 @@ def unknown_words(model, ids: Int[Tensor, "b m"]) -> list[str]:
 # ── maps ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def map_tokens(model, maps: Maps, batch: int) -> Int[Tensor, "b m"] | None:
+def map_tokens(model: ImageBART, maps: Maps, batch: int) -> Int[Tensor, "b m"] | None:
     """The commonest kind at each token (b, h·w) of maps (H, W) of kinds; None for a model without.
 
     As of a picture, the model sees the largest centred part of its own shape. A place of -1 is left

@@ -7,6 +7,7 @@ Where a model lies on disk is told in folders.py.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import torch
@@ -31,9 +32,21 @@ from imagebart.folders import (
     update_config,
 )
 from imagebart.notation import Float, Grid, Images, Tokens
+from imagebart.options import (
+    Conditions,
+    EditingOptions,
+    PanoramaOptions,
+    SamplingOptions,
+    with_options,
+)
 from imagebart.vqgan import VQGAN
 
+if TYPE_CHECKING:
+    from imagebart.sampling import Step
+
 OUTPUT_TYPES = ("pil", "pt", "np")
+Pictures = list[Image.Image] | Tensor | np.ndarray
+"""What `decode` gives, by `output_type`."""
 
 
 class ImageBART(nn.Module):
@@ -106,51 +119,53 @@ class ImageBART(nn.Module):
 
     # ── from noise to images ──────────────────────────────────────────────────────────────────
 
+    @with_options
     def sample(
+        self, num_images: int = 1, *, output_type: str = "pil", **options: Unpack[SamplingOptions]
+    ) -> Pictures:
+        """Draw images; `output_type` as `decode`.
+
+        They are drawn in batches that fit the memory, as by `sample_stream`. Raises ValueError for
+        values out of range, and for a condition that the model was not trained on.
+        """
+        return joined(list(self.sample_stream(num_images, output_type=output_type, **options)))
+
+    @with_options
+    def sample_stream(
         self,
         num_images: int = 1,
         *,
         output_type: str = "pil",
-        **options,
-    ) -> list[Image.Image] | Tensor | np.ndarray:
-        """Draw images. Options as `sample_steps`; `output_type` as `decode`.
-
-        They are drawn in batches that fit the memory, as by `sample_stream`.
-        """
-        return joined(list(self.sample_stream(num_images, output_type=output_type, **options)))
-
-    def sample_stream(
-        self, num_images: int = 1, *, output_type: str = "pil", **options
-    ) -> Iterator[list[Image.Image] | Tensor | np.ndarray]:
+        batch: int | None = None,
+        part: range | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Pictures]:
         """Draw images by the thousand: the same as `sample`, a batch of them after another.
 
         `batch` is how many at a time (as many as suit the hardware unless given), `part` a range
         of the images (all unless given), e.g. one process's of several. Memory does not grow
-        with `num_images`. Options as `sample_steps`, `output_type` as `decode`.
+        with `num_images`. `output_type` as `decode`.
         """
         from imagebart.streaming import sample_stream
 
         require_output(output_type)
-        for tokens in sample_stream(self, num_images, **options):
+        for tokens in sample_stream(self, num_images, batch=batch, part=part, **options):
             yield self.decode(tokens, output_type)
 
-    def sample_steps(self, num_images: int = 1, **options) -> Iterator:
+    @with_options
+    def sample_steps(
+        self, num_images: int = 1, **options: Unpack[SamplingOptions]
+    ) -> "Iterator[Step]":
         """The chain as it runs: `step.t` from T (noise) to 1, `step.tokens` (b, h, w), `step.done`.
 
-        seed (int, or one an image: image i of one seed has seed + i), temperature, top_k, top_p
-        (a number, or one a scale from t = 2 to T; temperature 0 is greedy, top_k 0 and top_p 1
-        are off), method ("parallel" or "sequential": same tokens, other speed; or a function, see
-        `sampling.Decode`).
-
-        What to paint, for models that were trained on it, one for all images or one each: prompt,
-        negative_prompt (text), classes (ids or names), semantic_map (H×W kinds, -1 where it is
-        open), guidance (1 is plain conditional sampling, more obeys more; a number, or one a
-        scale; the model's own unless given). Raises ValueError for values out of range.
+        Raises ValueError for values out of range, and for a condition that the model was not
+        trained on.
         """
         from imagebart.sampling import sample_steps
 
         return sample_steps(self, num_images, **options)
 
+    @with_options
     def inpaint(
         self,
         image: Image.Image,
@@ -158,18 +173,18 @@ class ImageBART(nn.Module):
         num_images: int = 1,
         *,
         output_type: str = "pil",
-        **options,
-    ) -> list[Image.Image] | Tensor | np.ndarray:
+        **options: Unpack[EditingOptions],
+    ) -> Pictures:
         """Repaint where the mask is True / white; elsewhere pixels stay the input's exactly.
 
-        Image and mask have one size, any. See `inpainting.inpaint`. Options as `sample_steps`;
-        `output_type` as `decode`.
+        Image and mask have one size, any. See `inpainting.inpaint`. `output_type` as `decode`.
         """
         from imagebart.editing.inpainting import inpaint
 
         require_output(output_type)
         return self.present(inpaint(self, image, mask, num_images, **options), output_type)
 
+    @with_options
     def complete(
         self,
         image: Image.Image,
@@ -177,8 +192,8 @@ class ImageBART(nn.Module):
         *,
         keep: str = "lower",
         output_type: str = "pil",
-        **options,
-    ) -> list[Image.Image] | Tensor | np.ndarray:
+        **options: Unpack[EditingOptions],
+    ) -> Pictures:
         """Keep a half ("upper", "lower", "left", "right") and draw the other; as `inpaint`."""
         from imagebart.editing.inpainting import complete
 
@@ -186,25 +201,41 @@ class ImageBART(nn.Module):
         images = complete(self, image, num_images, keep=keep, **options)
         return self.present(images, output_type)
 
+    @with_options
     def outpaint(
-        self, image: Image.Image, num_images: int = 1, *, output_type: str = "pil", **options
-    ) -> list[Image.Image] | Tensor | np.ndarray:
-        """Go on beyond the borders by `left`, `right`, `top`, `bottom` pixels; as `inpaint`.
+        self,
+        image: Image.Image,
+        num_images: int = 1,
+        *,
+        left: int = 0,
+        right: int = 0,
+        top: int = 0,
+        bottom: int = 0,
+        output_type: str = "pil",
+        **options: Unpack[EditingOptions],
+    ) -> Pictures:
+        """Go on beyond the borders by so many pixels on each side; as `inpaint`.
 
-        See `inpainting.outpaint`.
+        See `inpainting.outpaint_steps`.
         """
         from imagebart.editing.inpainting import outpaint
 
         require_output(output_type)
-        return self.present(outpaint(self, image, num_images, **options), output_type)
+        margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+        return self.present(outpaint(self, image, num_images, **margins, **options), output_type)
 
+    @with_options
     def panorama(
-        self, width: int, height: int | None = None, *, output_type: str = "pil", **options
-    ) -> list[Image.Image] | Tensor | np.ndarray:
+        self,
+        width: int,
+        height: int | None = None,
+        *,
+        output_type: str = "pil",
+        **options: Unpack[PanoramaOptions],
+    ) -> Pictures:
         """One picture of width × height pixels, beyond the training size, in a list.
 
-        See `panorama.panorama_steps` for prompts and classes from left to right, `mode`, `wrap`
-        and the other options; `output_type` as `decode`.
+        See `panorama.panorama_steps`; `output_type` as `decode`.
         """
         from imagebart.editing.panorama import panorama
 
@@ -219,9 +250,7 @@ class ImageBART(nn.Module):
         of a tensor b×3×H×W in [0, 1] (taken as it is; H and W multiples of f)."""
         return torch.cat([self.vqgan.encode(part) for part in self.parts(self.pixels(images))])
 
-    def decode(
-        self, tokens: Grid, output_type: str = "pil"
-    ) -> list[Image.Image] | Tensor | np.ndarray:
+    def decode(self, tokens: Grid, output_type: str = "pil") -> Pictures:
         """G(x_1): images of tokens (b, h, w), as PIL images, "pt" (b×3×H×W in [0, 1]) or "np"
         (b×H×W×3 in [0, 1]). Raises ValueError for tokens outside [0, K)."""
         require_output(output_type)
@@ -254,7 +283,7 @@ class ImageBART(nn.Module):
         fitted = [to_tensor(fit(to_rgb(image), self.image_size)) for image in images]
         return torch.stack(fitted).to(self.device)
 
-    def present(self, images: Tensor, output_type: str) -> list[Image.Image] | Tensor | np.ndarray:
+    def present(self, images: Tensor, output_type: str) -> Pictures:
         """x_0 in [-1, 1] as the caller wants it."""
         require_output(output_type)
         if output_type == "pil":
@@ -266,17 +295,23 @@ class ImageBART(nn.Module):
 
     # ── the bound ─────────────────────────────────────────────────────────────────────────────
 
+    @with_options
     def bits_per_token(
-        self, images: Image.Image | Sequence[Image.Image] | Tensor, *, seed: int = 0, **conditions
+        self,
+        images: Image.Image | Sequence[Image.Image] | Tensor,
+        *,
+        seed: int = 0,
+        **conditions: Unpack[Conditions],
     ) -> dict[int, Float[Tensor, "b"]]:
         """{t: L_t of each image in bits per token}, one Monte-Carlo draw of the noise.  [eq. 2]"""
         return self.bits_per_token_of(self.encode(images), seed=seed, **conditions)
 
+    @with_options
     @torch.inference_mode()
     def bits_per_token_of(
-        self, tokens: Grid, *, seed: int = 0, **conditions
+        self, tokens: Grid, *, seed: int = 0, **conditions: Unpack[Conditions]
     ) -> dict[int, Float[Tensor, "b"]]:
-        """The same for tokens x_1 (b, h, w), given their conditions (those of `sample_steps`).
+        """The same for tokens x_1 (b, h, w), given their conditions.
 
         The noise of image i is that of seed + i, whatever is beside it.
         """
@@ -403,7 +438,7 @@ def require_pixels(images: Tensor) -> None:
 
 def joined(
     batches: list[list[Image.Image]] | list[Tensor] | list[np.ndarray],
-) -> list[Image.Image] | Tensor | np.ndarray:
+) -> Pictures:
     """Batches of images as one."""
     if isinstance(batches[0], Tensor):
         return torch.cat(batches)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 from imagebart.arguments import as_int
 from imagebart.checkpoint import sha256_of
 from imagebart.data.text import TEXT_IDS, encode_text
+from imagebart.model import ImageBART
 from imagebart.notation import Float
+from imagebart.options import EditingOptions, SamplingOptions, with_options
 from imagebart.sampling import image_seeds
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
@@ -43,42 +46,44 @@ class Ranked:
     image: Image.Image = field(compare=False)
 
 
+@with_options
 def best_of(
-    model,
+    model: ImageBART,
     num_images: int,
     candidates: int,
     score: Score,
     *,
-    seed: int = 0,
     chunk: int = 16,
-    **options,
+    **options: Unpack[SamplingOptions],
 ) -> list[Ranked]:
     """The `num_images` best of `candidates` samples, seeds seed, seed + 1, …; the best first.
 
-    They are drawn `chunk` at a time and only the best so far are kept. Options as
-    `ImageBART.sample_steps`, one for all. Of equal scores the higher seed wins.
+    They are drawn `chunk` at a time and only the best so far are kept. The options
+    are one for all, `seed` one number. Of equal scores the higher seed wins.
     """
+    seed = options.pop("seed", 0)
     draw = partial(model.sample, **options)
     *_, best = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
     return best
 
 
+@with_options
 def best_edits(
-    model,
+    model: ImageBART,
     image: Image.Image,
     mask: Image.Image | np.ndarray,
     num_images: int,
     candidates: int,
     score: Score,
     *,
-    seed: int = 0,
     chunk: int = 16,
-    **options,
+    **options: Unpack[EditingOptions],
 ) -> list[Ranked]:
     """The `num_images` best of `candidates` ways to repaint a picture; the best first.
 
-    The score sees the whole picture. Options as `ImageBART.inpaint`, the rest as `best_of`.
+    The score sees the whole picture. The rest as in `best_of`.
     """
+    seed = options.pop("seed", 0)
     draw = partial(model.inpaint, image, mask, **options)
     *_, best = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
     return best
@@ -106,17 +111,24 @@ def best_so_far(
         yield best
 
 
+@with_options
 def reject(
-    model, num_images: int, rate: float, score: Score, *, seed: int = 0, **options
+    model: ImageBART,
+    num_images: int,
+    rate: float,
+    score: Score,
+    *,
+    chunk: int = 16,
+    **options: Unpack[SamplingOptions],
 ) -> list[Ranked]:
     """Rejection at an acceptance rate in (0, 1]: the best `num_images` of num_images / rate.
 
-    `score` is a classifier's probability of what was asked for. Options as `best_of`.
+    `score` is a classifier's probability of what was asked for. The rest as in `best_of`.
     """
     if not isinstance(rate, Real) or not 0 < rate <= 1:
         raise ValueError(f"rate must lie in (0, 1], got {rate!r}")
     candidates = math.ceil(num_images / rate - 1e-9)
-    return best_of(model, num_images, candidates, score, seed=seed, **options)
+    return best_of(model, num_images, candidates, score, chunk=chunk, **options)
 
 
 class CLIP(nn.Module):

@@ -13,7 +13,7 @@ passes, `sequential` in n, and both give the same tokens.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from typing import Unpack
 
 import torch
 from einops import rearrange
@@ -23,8 +23,10 @@ from imagebart.arguments import as_int, is_several, to_builtin
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Condition
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.guidance import ask, per_scale
+from imagebart.guidance import Asked, ask, per_scale
+from imagebart.model import ImageBART
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
+from imagebart.options import ChainOptions, SamplingOptions, filled, rows, with_options
 
 WINDOW = {"cpu": 16, "cuda": 64}
 """Positions that a parallel pass reads: more than it will settle, for what is drawn again is the
@@ -42,18 +44,15 @@ OnPass = Callable[[int, Int[Tensor, "b s"]], None]
 
 @dataclass(frozen=True)
 class Filter:
-    """How one scale's logits become a choice; off by default."""
+    """How one scale's logits become a choice; off by default. The options of these names."""
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a number, at least 0, got {self.temperature!r}")
-        as_int(self.top_k, "top_k")
-        if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
+        for name, value in vars(self).items():
+            rows(ChainOptions)[name].option.check(value, name)
 
 
 @dataclass(frozen=True)
@@ -68,37 +67,44 @@ class Step:
 # ── the chain ─────────────────────────────────────────────────────────────────────────────────
 
 
+@with_options
 @torch.inference_mode()
 def sample_steps(
-    model,
-    num_images: int = 1,
-    *,
-    seed: int | Sequence[int] = 0,
-    temperature: float | Sequence[float] = 1.0,
-    top_k: int | Sequence[int] = 0,
-    top_p: float | Sequence[float] = 1.0,
-    method: str | Decode = "parallel",
-    **conditions,
+    model: ImageBART, num_images: int = 1, **options: Unpack[SamplingOptions]
 ) -> Iterator[Step]:
-    """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each.
-
-    See `ImageBART.sample_steps`.
-    """
-    seeds = image_seeds(seed, num_images)
-    filters = scale_filters(model.T, temperature, top_k, top_p)
-    decode = decoder(method)
-    asked = ask(model, num_images, **conditions)
+    """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each."""
+    request = Request.of(model, num_images, options)
     draft = Draft(model.diffusion)
-    x_t = uniform_tokens(seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
+    x_t = uniform_tokens(request.seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
     yield step_of(model, model.T, x_t)
     for t in range(model.T, 1, -1):
         denoiser = model.denoisers[t]
-        noise = gumbel(seeds, t, denoiser.n, model.K).to(model.device)
-        x_t = decode(asked.at(denoiser), x_t, noise, filters[t], asked.condition, draft=draft)
+        noise = gumbel(request.seeds, t, denoiser.n, model.K).to(model.device)
+        how = request.filters[t], request.asked.condition
+        x_t = request.decode(request.asked.at(denoiser), x_t, noise, *how, draft=draft)
         yield step_of(model, t - 1, x_t)
 
 
-def step_of(model, t: int, x_t: Tokens) -> Step:
+@dataclass(frozen=True)
+class Request:
+    """The options of a chain, read: the seeds of its images, each scale's filter, the way of
+    decoding, the condition. ValueError if one is out of range, or is nothing for this model."""
+
+    seeds: list[int]
+    filters: dict[int, Filter]
+    decode: Callable[..., Tokens]
+    asked: Asked
+
+    @classmethod
+    def of(cls, model: ImageBART, num_images: int, options: SamplingOptions) -> "Request":
+        given = filled(SamplingOptions, options)
+        seeds = image_seeds(given.pop("seed"), num_images)
+        filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
+        decode = decoder(given.pop("method"))
+        return cls(seeds, filters, decode, ask(model, num_images, **given))
+
+
+def step_of(model: ImageBART, t: int, x_t: Tokens) -> Step:
     grid = rearrange(x_t, "b (h w) -> b h w", h=model.grid[0])
     return Step(t, grid, (model.T - t) / (model.T - 1))
 
@@ -326,9 +332,8 @@ def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
     return seeds
 
 
-def scale_filters(T: int, temperature, top_k, top_p) -> dict[int, Filter]:
-    """{t: Filter} from numbers or from one number a scale, t = 2 .. T."""
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+def scale_filters(T: int, **given) -> dict[int, Filter]:
+    """{t: Filter} from the options of a filter: numbers, or one number a scale, t = 2 .. T."""
     columns = {name: per_scale(value, T, name) for name, value in given.items()}
     return {
         t: Filter(**{name: column[t - 2] for name, column in columns.items()})

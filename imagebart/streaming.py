@@ -8,14 +8,16 @@ bit however they are cut; on a GPU as far as its kernels round alike for any num
 
 import os
 from collections.abc import Iterator
+from typing import Unpack
 
-import numpy as np
 import torch
 
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import split
 from imagebart.guidance import ask, each_of
+from imagebart.model import ImageBART
 from imagebart.notation import Grid
+from imagebart.options import SamplingOptions, one_of, rows, with_options
 from imagebart.sampling import image_seeds
 
 MOST = {"cpu": 16, "cuda": 64}
@@ -24,17 +26,22 @@ MOST = {"cpu": 16, "cuda": 64}
 SHARE = 8
 """A batch may take one part in so many of the device's memory."""
 
-WORDS = {"classes": int | str, "prompt": str, "negative_prompt": str, "semantic_map": np.ndarray}
+WORDS = {
+    name: one_of(row.type)
+    for name, row in rows(SamplingOptions).items()
+    if row.option.per == "image"
+}
 """What can be said of each image, and the type of one such word."""
 
 
+@with_options
 def sample_stream(
-    model,
+    model: ImageBART,
     num_images: int = 1,
     *,
     batch: int | None = None,
     part: range | None = None,
-    **options,
+    **options: Unpack[SamplingOptions],
 ) -> Iterator[Grid]:
     """x_1 of the images `part` (all of them) of `num_images`, `batch` at a time; in order.
 
@@ -54,7 +61,7 @@ def sample_stream(
 # ── how many at a time ────────────────────────────────────────────────────────────────────────
 
 
-def fitting(model) -> int:
+def fitting(model: ImageBART) -> int:
     """Images in a batch: as many as an eighth of the device's memory holds, between 1 and 16 on a
     CPU, 1 and 64 elsewhere.
 

@@ -16,9 +16,11 @@ def check_shapes(function):
 
     Other arguments are the library's to check, in a ValueError.
     """
-    hints = function.__annotations__.items()
-    function.__annotations__ = {name: hint for name, hint in hints if "Tensor" in str(hint)}
-    return beartype(function)
+    hints = function.__annotations__
+    function.__annotations__ = {name: hint for name, hint in hints.items() if "Tensor" in str(hint)}
+    checked = beartype(function)
+    function.__annotations__ = checked.__annotations__ = hints
+    return checked
 
 
 install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first import of it

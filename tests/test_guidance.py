@@ -169,22 +169,6 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(model, asked, message):
         ask(model, 2, **asked)
 
 
-def test_an_option_that_nobody_knows_is_named(model):
-    from PIL import Image
-
-    image, mask = Image.new("RGB", (32, 32)), np.ones((32, 32), bool)
-    for call in (
-        lambda: model.sample(1, promt="lake"),
-        lambda: next(model.sample_stream(2, promt="lake")),
-        lambda: model.inpaint(image, mask, promt="lake"),
-        lambda: model.inpaint(image, mask, process="annealed", promt="lake"),
-    ):
-        with pytest.raises(TypeError, match="no such option here: promt"):
-            call()
-    with pytest.raises(TypeError, match="no such option here: passes"):
-        model.inpaint(image, mask, passes=3)  # of process="refined"
-
-
 def test_a_model_refuses_what_it_takes_not(tiny, make_model):
     for asked, message in (
         (dict(prompt="lake"), "takes no text"),

@@ -16,7 +16,7 @@ LIBRARY = ROOT / "imagebart"
 # From the ground up: a module imports from its own layer or from those below it.
 LAYERS = [
     {"notation", "arguments", "data", "editing", "released"},
-    {"linear", "efficientnet", "decodable"},
+    {"linear", "efficientnet", "decodable", "options"},
     {"vqgan", "perceptual", "diffusion", "transformer", "distributed", "checkpoint"}
     | {"data.scenery.world"},
     {"data.scenery.sky", "data.scenery.land"},
@@ -105,11 +105,12 @@ def local_imports(tree: ast.Module) -> set[str]:
 
 
 def global_imports(tree: ast.Module) -> set[str]:
-    """Modules of the library imported when the file is."""
+    """Modules of the library imported when the file is; not those of type checkers only."""
     waiting, names = list(tree.body), set()
     while waiting:
         node = waiting.pop()
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        checkers = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not checkers and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             names |= ours(node)
             waiting += ast.iter_child_nodes(node)
     return names

@@ -187,7 +187,6 @@ def test_numbers_may_be_numpys(asking):
         (dict(width=64, height=8), "height must be at least the model's 32, got 8"),
         (dict(width=40, wrap=True), "at least 48 to wrap around, got 40"),
         (dict(width=100, wrap=True), "width must be a multiple of 8 to wrap around, got 100"),
-        (dict(width=64, semantic_map=np.zeros((4, 4), int)), "semantic_map must be None"),
         (dict(width=64, mode="best"), "mode must be one of"),
         (dict(width=64, seed=-1), "seed must be a whole number"),
         (dict(width=64, seed=[1, 2]), "seed must be a whole number"),

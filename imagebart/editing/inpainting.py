@@ -7,7 +7,9 @@ outpaint    on beyond the borders
 A mask becomes a hole of tokens, which `process` fills; only its pixels are pasted back.
 """
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -21,23 +23,23 @@ from imagebart.editing.masks import hole_pixels, pixel_hole
 from imagebart.editing.pasting import Box, box_around, feathered, filled, outward
 from imagebart.editing.process import PROCESSES
 from imagebart.guidance import each_of
+from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
-from imagebart.sampling import generator_of, image_seeds
+from imagebart.options import EditingOptions, with_options
+from imagebart.sampling import Step, generator_of, image_seeds
 from imagebart.streaming import WORDS
 
 
+@with_options
 @torch.inference_mode()
 def inpaint(
-    model,
+    model: ImageBART,
     image: Image.Image,
     mask: Image.Image | np.ndarray,
     num_images: int = 1,
     *,
-    process: str = "single",
-    context: int = 0,
-    feather: int = 0,
     box: Box | None = None,
-    **options,
+    **options: Unpack[EditingOptions],
 ) -> Images:
     """Images in [-1, 1] that are `image` where the mask is black / False, repainted where white.
 
@@ -48,17 +50,37 @@ def inpaint(
     of all other tokens are the input's, exactly. An empty mask gives the input back.
 
     `process` is "single" (`process.edit_steps`), "refined" (`process.refined_steps`) or "annealed"
-    (`process.annealed_steps`, as released), whose options it takes. `context` widens the hole by so
-    many tokens, `feather` smooths its seam over so many pixels of the model. A `semantic_map` is
-    one of the whole picture. ValueError if the sizes differ, or the mask is none.
+    (`process.annealed_steps`, as released), whose options it takes. A `semantic_map` is one of the
+    whole picture. ValueError if the sizes differ, if the mask is none, or for an option of another
+    process.
     """
     image_seeds(options.get("seed", 0), num_images)
-    if process not in PROCESSES:
-        raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {process!r}")
-    edit = Edit(model, image, mask, context=context, feather=feather, box=box)
+    widths = {name: options.pop(name) for name in ("context", "feather") if name in options}
+    steps = process_of(options)
+    edit = Edit(model, image, mask, box=box, **widths)
     options |= edit.maps(options.get("semantic_map"), num_images)
-    *_, last = PROCESSES[process](model, edit.x_1(), edit.hole, num_images, **options)
+    *_, last = steps(model, edit.x_1(), edit.hole, num_images, **options)
     return edit.result(last.tokens)
+
+
+def process_of(options: EditingOptions) -> Callable[..., Iterator[Step]]:
+    """The process that the options name, taken out of them; ValueError for one that there is not,
+    or if an option is another's."""
+    name = options.pop("process", "single")
+    if name not in PROCESSES:
+        raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {name!r}")
+    taken = inspect.signature(PROCESSES[name]).parameters
+    for option in options:
+        if option not in taken:
+            others = [
+                other
+                for other, steps in PROCESSES.items()
+                if option in inspect.signature(steps).parameters
+            ]
+            raise ValueError(
+                f"{option} needs process={' or '.join(map(repr, others))}, got {name!r}"
+            )
+    return PROCESSES[name]
 
 
 class Edit:
@@ -71,7 +93,7 @@ class Edit:
 
     def __init__(
         self,
-        model,
+        model: ImageBART,
         image: Image.Image,
         mask: Image.Image | np.ndarray,
         *,
@@ -134,10 +156,16 @@ MOST_SIDE = 16_384
 """Pixels a side that outpainting may reach."""
 
 
+@with_options
 def complete(
-    model, image: Image.Image, num_images: int = 1, *, keep: str = "lower", **options
+    model: ImageBART,
+    image: Image.Image,
+    num_images: int = 1,
+    *,
+    keep: str = "lower",
+    **options: Unpack[EditingOptions],
 ) -> Images:
-    """Images in [-1, 1] that keep one half of `image`; options as `inpaint`."""
+    """Images in [-1, 1] that keep one half of `image`: "upper", "lower", "left" or "right"."""
     if keep not in HALVES:
         raise ValueError(f"keep must be one of {HALVES}, got {keep!r}")
     image = to_rgb(image)  # upright, as its hole
@@ -149,18 +177,23 @@ def complete(
     return inpaint(model, image, hole, num_images, **options)
 
 
+@with_options
 def outpaint(
-    model,
+    model: ImageBART,
     image: Image.Image,
     num_images: int = 1,
     *,
-    seed: int | Sequence[int] = 0,
-    **options,
+    left: int = 0,
+    right: int = 0,
+    top: int = 0,
+    bottom: int = 0,
+    **options: Unpack[EditingOptions],
 ) -> Images:
-    """Images in [-1, 1], larger than `image`; options as `outpaint_steps`."""
-    grown, seeds = [], image_seeds(seed, num_images)
-    for one, own in zip(seeds, each_image(options, num_images), strict=True):
-        *_, (last, _) = outpaint_steps(model, image, seed=one, **own)
+    """Images in [-1, 1], larger than `image` by these pixels on each side; see `outpaint_steps`."""
+    margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+    grown, seeds = [], image_seeds(options.pop("seed", 0), num_images)
+    for seed, own in zip(seeds, each_image(options, num_images), strict=True):
+        *_, (last, _) = outpaint_steps(model, image, **margins, **own | {"seed": seed})
         grown.append(to_tensor(last))
     return torch.stack(grown).to(model.device)
 
@@ -172,25 +205,26 @@ def each_image(options: dict, num_images: int) -> list[dict]:
     return [options | {name: each[name][i] for name in said} for i in range(num_images)]
 
 
+@with_options
 @torch.inference_mode()
 def outpaint_steps(
-    model,
+    model: ImageBART,
     image: Image.Image,
     *,
     left: int = 0,
     right: int = 0,
     top: int = 0,
     bottom: int = 0,
-    seed: int = 0,
-    **options,
+    **options: Unpack[EditingOptions],
 ) -> Iterator[tuple[Image.Image, float]]:
     """A picture that grows by these pixels on each side: (the picture so far, the part done).
 
     The model sees windows as large as fit into the image. They go outwards by half their size, each
     with at least half of it known; all that is known stays, bit for bit. Until a pixel's window has
-    come it repeats the nearest that is known. Options as `inpaint`; a `semantic_map` is one of the
+    come it repeats the nearest that is known. `seed` is one number; a `semantic_map` is one of the
     grown picture.
     """
+    seed = options.pop("seed", 0)
     image, margins = to_rgb(image), {"left": left, "right": right, "top": top, "bottom": bottom}
     size = grown_size(model, image, margins)
     place = slice(top, top + image.height), slice(left, left + image.width)
@@ -207,7 +241,7 @@ def outpaint_steps(
     yield Image.fromarray(canvas), 1.0
 
 
-def grown_size(model, image: Image.Image, margins: dict[str, int]) -> tuple[int, int]:
+def grown_size(model: ImageBART, image: Image.Image, margins: dict[str, int]) -> tuple[int, int]:
     """(H, W) with the margins; ValueError if they, or the image, are nothing to go on from."""
     for name, margin in margins.items():
         as_int(margin, name)

@@ -13,8 +13,9 @@ with the same numbers; a panorama of the training size is the sample of that see
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from einops import rearrange
@@ -24,57 +25,50 @@ from imagebart.arguments import as_int, is_several, to_builtin
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Condition, Denoiser
 from imagebart.guidance import Asked, ask
+from imagebart.model import ImageBART
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
-from imagebart.sampling import Decode, Step, decoder, draw, generator_of, gumbel, scale_filters
+from imagebart.options import Classes, PanoramaOptions, Texts, filled, with_options
+from imagebart.sampling import Filter, Step, decoder, draw, generator_of, gumbel, scale_filters
 from imagebart.sampling import uniform_tokens as uniform
 
 MODES = ("fast", "exact")
 
 
+@with_options
 def panorama(
-    model, width: int, height: int | None = None, *, wrap: bool = False, **options
+    model: ImageBART, width: int, height: int | None = None, **options: Unpack[PanoramaOptions]
 ) -> Images:
-    """A picture (1, 3, height, width) in [-1, 1]; options as `panorama_steps`."""
-    *_, last = panorama_steps(model, width, height, wrap=wrap, **options)
+    """A picture (1, 3, height, width) in [-1, 1]; see `panorama_steps`."""
+    *_, last = panorama_steps(model, width, height, **options)
     height = model.image_size[0] if height is None else height
-    return decode_wide(model, last.tokens, wrap)[:, :, :height, :width]
+    return decode_wide(model, last.tokens, options.get("wrap", False))[:, :, :height, :width]
 
 
+@with_options
 @torch.inference_mode()
 def panorama_steps(
-    model,
+    model: ImageBART,
     width: int,
     height: int | None = None,
-    *,
-    prompts: str | Sequence[str] | None = None,
-    classes: int | str | Sequence[int | str] | None = None,
-    seed: int = 0,
-    mode: str = "fast",
-    wrap: bool = False,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    method: str | Decode = "parallel",
-    **options,
+    **options: Unpack[PanoramaOptions],
 ) -> Iterator[Step]:
     """The chain over a wide picture; yields x_{t-1} after every window (after every row, if exact).
 
     Tokens are (1, h, w), still x_t where the scale has not come; `done` is the part of the way.
     `width` and `height` are pixels, at least the training size; a picture whose sides are no
-    multiples of f is made a little larger and cut (`panorama`).
+    multiples of f is made a little larger and cut (`panorama`). `seed` is one number.
 
-    `prompts` and `classes`: one, or several from left to right, evenly spread; between two of them
-    the logits go over from one to the other. `wrap`: the right end continues at the left one, for
-    widths that are multiples of f. `guidance`, `negative_prompt` and the rest as in
-    `ImageBART.sample_steps`, but for `semantic_map`.
+    Between two prompts or classes the logits go over from one to the other. Wrapped, the width must
+    be a multiple of f.
     """
+    given = filled(PanoramaOptions, options)
+    mode, wrap, seed = (given.pop(name) for name in ("mode", "wrap", "seed"))
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-    if options.get("semantic_map") is not None:
-        raise ValueError("semantic_map must be None, since each window would be given all of it")
     size = grid_of(model, width, height, wrap)
-    filters, decode = scale_filters(model.T, temperature, top_k, top_p), decoder(method)
-    wishes = Wishes(asked_along(model, size[1], prompts, classes, options), size[1], wrap)
+    filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
+    decode = decoder(given.pop("method"))
+    wishes = Wishes(asked_along(model, size[1], **given), size[1], wrap)
     noise = WideNoise(seed, model, size)
     x = noise.tokens()
     yield Step(model.T, x[None], 0.0)
@@ -86,7 +80,7 @@ def panorama_steps(
         x = scale.x_prev
 
 
-def grid_of(model, width: int, height: int | None, wrap: bool) -> tuple[int, int]:
+def grid_of(model: ImageBART, width: int, height: int | None, wrap: bool) -> tuple[int, int]:
     """Tokens (h, w) that cover a picture of this size; ValueError if it is too small, or if its
     ends could not meet."""
     H, W = model.image_size
@@ -187,7 +181,7 @@ class WideNoise:
     them and forgotten soon, so that memory does not grow with the picture.
     """
 
-    def __init__(self, seed: int, model, size: tuple[int, int]):
+    def __init__(self, seed: int, model: ImageBART, size: tuple[int, int]):
         self.seed = as_int(seed, "seed", 0, 2**63 - 1)
         self.K, self.T, self.device = model.K, model.T, model.device
         self.grid, self.size = model.grid, size
@@ -310,8 +304,11 @@ class Blended(Decodable):
             scale.keep(rows, one)
 
 
-def asked_along(model, columns: int, prompts, classes, options: dict) -> list[Asked]:
-    """One `Asked` for every wish; ValueError if there are more than columns, or lists differ."""
+def asked_along(
+    model: ImageBART, columns: int, prompts: Texts, classes: Classes, **options
+) -> list[Asked]:
+    """One `Asked` for every wish, the options of `ask` alike; ValueError if there are more than
+    columns, or lists differ."""
     given = {"prompt": to_builtin(prompts, str), "classes": to_builtin(classes, str)}
     lists = {name: list(v) if is_several(v) else [v] for name, v in given.items()}
     counts = {len(values) for values in lists.values()} - {1}
@@ -330,7 +327,7 @@ def asked_along(model, columns: int, prompts, classes, options: dict) -> list[As
 
 
 @torch.inference_mode()
-def decode_wide(model, tokens: Grid, wrap: bool = False) -> Images:
+def decode_wide(model: ImageBART, tokens: Grid, wrap: bool = False) -> Images:
     """G(x_1) of wide tokens (1, h, w), in [-1, 1], window by window and cross-faded.
 
     The decoder's norms look at all they are given, so windows of the training size are what it

@@ -12,6 +12,7 @@ and goes down the chain. No model is trained for it. Three ways down:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import torch
 from einops import rearrange, repeat
@@ -20,17 +21,22 @@ from torch import Tensor
 from imagebart.arguments import as_int
 from imagebart.denoiser import ABSENT
 from imagebart.diffusion import geometric
-from imagebart.guidance import ask, per_scale
+from imagebart.guidance import per_scale
+from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Tokens
+from imagebart.options import (
+    AnnealedOptions,
+    RefinedOptions,
+    SamplingOptions,
+    SingleOptions,
+    with_options,
+)
 from imagebart.sampling import (
-    Decode,
     Draft,
+    Request,
     Step,
-    decoder,
     generator_of,
     gumbel,
-    image_seeds,
-    scale_filters,
     span,
     step_of,
     uniform_tokens,
@@ -40,20 +46,18 @@ FEWEST, MOST = 2, 8
 """Passes at t = T - 1 that look around a hole of which nothing is said: as `looks` has it."""
 
 
+@with_options
 @torch.inference_mode()
 def edit_steps(
-    model,
+    model: ImageBART,
     x_1: Grid,
     hole: Bool[Tensor, "1 h w"],
     num_images: int = 1,
-    *,
-    around: int | None = None,
-    **options,
+    **options: Unpack[SingleOptions],
 ) -> Iterator[Step]:
     """p_θ^{t-1|t,m} for t = T .. 2: the chain run down once with the known tokens held.
 
-    x_1 (1, h, w) are the image's tokens, `hole` (1, h, w) is True where they may change. Options
-    as `ImageBART.sample_steps`.
+    x_1 (1, h, w) are the image's tokens, `hole` (1, h, w) is True where they may change.
 
     At t = T nothing is seen but what stands before a token, so a sky would be drawn without a look
     at the land below it, and no later scale changes its mind. Where anything is known, and T > 2,
@@ -62,18 +66,18 @@ def edit_steps(
     Not given, it is 0 where a prompt, a class or a map says what to draw, which is best heard from
     the beginning, and elsewhere `looks(hole)`.
     """
+    around = options.pop("around", None)
     yield from MaskedProcess(model, x_1, hole, num_images, **options).down(around)
 
 
+@with_options
 @torch.inference_mode()
 def annealed_steps(
-    model,
+    model: ImageBART,
     x_1: Grid,
     hole: Bool[Tensor, "1 h w"],
     num_images: int = 1,
-    *,
-    chains: int | Sequence[int] | None = None,
-    **options,
+    **options: Unpack[AnnealedOptions],
 ) -> Iterator[Step]:
     """The released procedure: at every scale, forget a little and remember again, n_t times.
 
@@ -84,6 +88,7 @@ def annealed_steps(
     as released, see `released_chains`. Temperature and top-k hold at every scale. Arguments and
     steps are those of `edit_steps`.
     """
+    chains = options.pop("chains", None)
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     passes = released_chains(model) if chains is None else chain_lengths(model.T, chains)
     x = process.start()
@@ -96,16 +101,14 @@ def annealed_steps(
         yield step_of(model, t - 1, x)
 
 
+@with_options
 @torch.inference_mode()
 def refined_steps(
-    model,
+    model: ImageBART,
     x_1: Grid,
     hole: Bool[Tensor, "1 h w"],
     num_images: int = 1,
-    *,
-    passes: int = 8,
-    around: int | None = None,
-    **options,
+    **options: Unpack[RefinedOptions],
 ) -> Iterator[Step]:
     """`edit_steps`, then passes on the finest scale: forget the hole to t = 2, remember it again.
 
@@ -113,9 +116,10 @@ def refined_steps(
 
     What was drawn before its surroundings were known gets to see them. Each pass has its own noise.
     An image whose tokens a pass leaves as they are has settled and rests; when all have, or after
-    `passes`, it ends. The steps of the passes have t = 1. Other options as `edit_steps`.
+    `passes`, it ends. The steps of the passes have t = 1.
     """
-    as_int(passes, "passes")
+    passes = as_int(options.pop("passes", 8), "passes")
+    around = options.pop("around", None)
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     down, all_passes = model.T - 1, model.T - 1 + passes
     for step in process.down(around):
@@ -137,22 +141,14 @@ class MaskedProcess:
 
     def __init__(
         self,
-        model,
+        model: ImageBART,
         x_1: Grid,
         hole: Bool[Tensor, "1 h w"],
         num_images: int,
-        *,
-        seed=0,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        method: str | Decode = "parallel",
-        **conditions,
+        **options: Unpack[SamplingOptions],
     ):
-        self.model, self.decode, self.draft = model, decoder(method), Draft(model.diffusion)
-        self.seeds = image_seeds(seed, num_images)
-        self.filters = scale_filters(model.T, temperature, top_k, top_p)
-        self.asked = ask(model, num_images, **conditions)
+        self.model, self.draft = model, Draft(model.diffusion)
+        self.request = Request.of(model, num_images, options)
         self.x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
         self.known = ~repeat(hole, "1 h w -> b (h w)", b=num_images).to(x_1.device)
         self.upto = int(span(self.x_known, self.known)[1].max())  # the end of the last hole
@@ -160,7 +156,7 @@ class MaskedProcess:
     def start(self) -> Tokens:
         """x_T: known tokens, and noise in the hole."""
         n = self.known.shape[1]
-        noise = uniform_tokens(self.seeds, self.model.T, n, self.model.K)
+        noise = uniform_tokens(self.request.seeds, self.model.T, n, self.model.K)
         return torch.where(self.known, self.x_known, noise.to(self.x_known.device))
 
     def down(self, around: int | None) -> Iterator[Step]:
@@ -175,7 +171,7 @@ class MaskedProcess:
     def course(self, around: int | None) -> dict[int, int]:
         """{t: passes} from t = T to 2 of `edit_steps`."""
         if around is None:
-            asked = self.asked.condition
+            asked = self.request.asked.condition
             around = looks(~self.known) if asked is None or (asked == ABSENT).all() else 0
         T, around = self.model.T, as_int(around, "around")
         course = dict.fromkeys(range(T, 1, -1), 1)
@@ -191,14 +187,14 @@ class MaskedProcess:
     def remember(self, x_t: Tokens, t: int, turn: int) -> Tokens:
         """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the noise of pass `turn`."""
         denoiser = self.model.denoisers[t]
-        noise = gumbel(self.seeds, t, self.upto, denoiser.K, turn).to(x_t.device)
-        how = self.filters[t], self.asked.condition, self.known, self.x_known
-        return self.decode(self.asked.at(denoiser), x_t, noise, *how, draft=self.draft)
+        noise = gumbel(self.request.seeds, t, self.upto, denoiser.K, turn).to(x_t.device)
+        how = self.request.filters[t], self.request.asked.condition, self.known, self.x_known
+        return self.request.decode(self.request.asked.at(denoiser), x_t, noise, *how, draft=self.draft)
 
     def forget(self, x: Tokens, t: int, turn: int, part: float = 1.0) -> Tokens:
         """x with every token redrawn with the chance part · β_t."""
         chance = part * float(self.model.diffusion.beta[t])
-        return redraw(x, chance, self.model.K, self.seeds, t, turn)
+        return redraw(x, chance, self.model.K, self.request.seeds, t, turn)
 
 
 PROCESSES = {"single": edit_steps, "annealed": annealed_steps, "refined": refined_steps}
@@ -223,7 +219,7 @@ def redraw(x: Tokens, chance: float, K: int, seeds: Sequence[int], t: int, turn:
     return torch.stack(rows)
 
 
-def released_chains(model) -> dict[int, int]:
+def released_chains(model: ImageBART) -> dict[int, int]:
     """{t: passes} as released: 3 on a geometric schedule, 5 on others, and one at t = T.
 
     The released script repeats T too on a geometric schedule, but nothing is read there: each

@@ -1,0 +1,275 @@
+"""What a caller may say: every option of sampling, editing and panoramas, in one place.
+
+    Conditions         what an image shows
+    ChainOptions       how its tokens are drawn
+    SamplingOptions    both
+    EditingOptions     … and how a hole is filled; each process of `editing.process` takes a part of these
+    PanoramaOptions    a wide picture: conditions from left to right, and how it is put together
+
+An option is a row: name, type, default, meaning, bounds. A function that takes
+`**options: Unpack[SamplingOptions]` and is decorated with `with_options` shows the rows in its
+signature and its documentation, and refuses all other names. The command line, the app and the
+evaluation make their arguments of the same rows (`as_dataclass`), so a new option is a row here and
+the line that uses it.
+"""
+
+import difflib
+import inspect
+import textwrap
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, make_dataclass
+from functools import reduce, wraps
+from operator import or_
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_origin
+
+import numpy as np
+from typing_extensions import Doc
+
+from imagebart.arguments import as_int, as_real
+
+Function = TypeVar("Function", bound=Callable)
+
+Classes = int | str | Sequence[int | str] | None
+Texts = str | Sequence[str | None] | None
+Maps = np.ndarray | Sequence[np.ndarray] | None
+
+PER = {
+    "image": "one for all images, or one each",
+    "scale": "one number, or one a scale from t = 2 to T",
+    "place": "one, or several from left to right, evenly spread",
+}
+"""What a list of values stands for."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A row of a table: the default, the meaning, what a list of values is `per`, and the bounds
+    of a number: at `least` (more than it if `open`) and at `most`."""
+
+    default: Any
+    meaning: str
+    per: Literal["image", "scale", "place"] | None = None
+    least: float = 0
+    most: float | None = None
+    open: bool = False
+
+    @property
+    def about(self) -> str:
+        """The meaning, and what a list means."""
+        return f"{self.meaning}; {PER[self.per]}" if self.per else self.meaning
+
+    def check(self, value, name: str) -> None:
+        """ValueError unless one value is a number within the bounds."""
+        if isinstance(self.default, int):
+            as_int(value, name, self.least, self.most)
+        else:
+            as_real(value, name, self.least, self.most, self.open)
+
+
+# ── the tables ────────────────────────────────────────────────────────────────────────────────
+
+
+class Conditions(TypedDict, total=False):
+    """What an image shows, for models that were trained on it.   [section 4.2]"""
+
+    prompt: Annotated[Texts, Option(None, "text", per="image")]
+    classes: Annotated[Classes, Option(None, "ids or names", per="image")]
+    semantic_map: Annotated[
+        Maps, Option(None, "kinds as an array H×W, -1 where it is left open", per="image")
+    ]
+
+
+class ChainOptions(TypedDict, total=False):
+    """How tokens are drawn.   [section 3.3]"""
+
+    negative_prompt: Annotated[
+        Texts, Option(None, "text that guidance leads away from", per="image")
+    ]
+    guidance: Annotated[
+        float | Sequence[float] | None,
+        Option(
+            None,
+            "1 is plain conditional sampling, more follows the condition harder; the model's own "
+            "unless given",
+            per="scale",
+        ),
+    ]
+    seed: Annotated[
+        int | Sequence[int], Option(0, "image i has the seed `seed` + i; or a list, one an image")
+    ]
+    temperature: Annotated[
+        float | Sequence[float], Option(1.0, "divides the logits; 0 is greedy", per="scale")
+    ]
+    top_k: Annotated[
+        int | Sequence[int], Option(0, "only the k likeliest codes; 0 is off", per="scale")
+    ]
+    top_p: Annotated[
+        float | Sequence[float],
+        Option(
+            1.0,
+            "only the fewest codes that hold this much probability; 1 is off",
+            per="scale",
+            most=1,
+            open=True,
+        ),
+    ]
+    method: Annotated[
+        Literal["parallel", "sequential"] | Callable,
+        Option("parallel", "how a scale is decoded: same tokens, another speed; or a function"),
+    ]
+
+
+class SamplingOptions(Conditions, ChainOptions, total=False):
+    """What a sample takes."""
+
+
+class SingleOptions(SamplingOptions, total=False):
+    """What `process.edit_steps` takes."""
+
+    around: Annotated[
+        int | None,
+        Option(
+            None,
+            "passes at t = T - 1 that look around the hole, 0 is the paper's chain; chosen by the "
+            "hole's size unless given, and 0 where a condition is given",
+        ),
+    ]
+
+
+class RefinedOptions(SingleOptions, total=False):
+    """What `process.refined_steps` takes."""
+
+    passes: Annotated[
+        int, Option(8, "of process refined: passes on the finest scale afterwards, at most")
+    ]
+
+
+class AnnealedOptions(SamplingOptions, total=False):
+    """What `process.annealed_steps` takes."""
+
+    chains: Annotated[
+        int | Sequence[int] | None,
+        Option(None, "of process annealed: passes; as released unless given", per="scale"),
+    ]
+
+
+class EditingOptions(RefinedOptions, AnnealedOptions, total=False):
+    """What an edit takes."""
+
+    process: Annotated[
+        Literal["single", "refined", "annealed"],
+        Option(
+            "single", "how the hole is filled: every scale once, refined afterwards, as released"
+        ),
+    ]
+    context: Annotated[int, Option(0, "tokens by which the hole is widened")]
+    feather: Annotated[int, Option(0, "pixels of the model over which the seam is smoothed")]
+
+
+class PanoramaOptions(ChainOptions, total=False):
+    """What a panorama takes."""
+
+    prompts: Annotated[Texts, Option(None, "texts", per="place")]
+    classes: Annotated[Classes, Option(None, "ids or names", per="place")]
+    mode: Annotated[
+        Literal["fast", "exact"],
+        Option(
+            "fast", "windows that overlap by half, or a window for every token (many times slower)"
+        ),
+    ]
+    wrap: Annotated[bool, Option(False, "the right end goes on at the left one")]
+
+
+class Row(NamedTuple):
+    type: Any
+    option: Option
+
+
+def rows(table: type) -> dict[str, Row]:
+    """{name: (type, option)} of a table."""
+    hints = table.__annotations__.items()
+    return {name: Row(hint.__origin__, hint.__metadata__[0]) for name, hint in hints}
+
+
+def filled(table: type, given: dict) -> dict:
+    """The table's options: those given, and the defaults."""
+    return {name: row.option.default for name, row in rows(table).items()} | given
+
+
+# ── the door ──────────────────────────────────────────────────────────────────────────────────
+
+
+def with_options(function: Function) -> Function:
+    """A function of `**options: Unpack[Table]`, whose signature and documentation list the table.
+
+    TypeError for any other name, with the nearest right one, before anything runs.
+    """
+    signature = inspect.signature(function)
+    *written, options = signature.parameters.values()
+    (table,) = get_args(options.annotation)
+    shown = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=type
+        )
+        for name, (type, option) in rows(table).items()
+    ]
+    known = {parameter.name: None for parameter in (*written, *shown)}
+
+    @wraps(function)
+    def door(*args, **given):
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise TypeError(
+                    f"{function.__name__}() got {name!r}: "
+                    + (f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}")
+                )
+        return function(*args, **given)
+
+    door.__signature__ = signature.replace(parameters=[*written, *shown])
+    door.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\n{documentation(table)}"
+    return door
+
+
+def documentation(table: type) -> str:
+    """A paragraph for every option."""
+    lines = ["Options:"]
+    for name, (_, option) in rows(table).items():
+        text = f"{name} = {option.default!r}: {option.about}"
+        lines.append(textwrap.fill(text, 96, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    return "\n".join(lines)
+
+
+# ── other doors ───────────────────────────────────────────────────────────────────────────────
+
+
+def as_dataclass(table: type, without: Collection[str] = ()) -> type:
+    """The options as fields of a command line: one value where a function takes a list as well,
+    but for places from left to right."""
+    fields = []
+    for name, (hint, option) in rows(table).items():
+        if name not in without:
+            one, default = one_of(hint), option.default
+            if option.per == "place":
+                one, default = tuple[one, ...], ()
+            elif default is None:
+                one = one | None
+            fields.append((name, Annotated[one, Doc(option.meaning)], default))
+    return make_dataclass(table.__name__, fields, frozen=True, kw_only=True)
+
+
+def said(config: Any, table: type) -> dict:
+    """The options of a table that a command line was given: all that are not the defaults."""
+    defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}
+    names = [name for name in rows(table) if name in defaults]
+    return {
+        name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]
+    }
+
+
+def one_of(hint: Any) -> Any:
+    """The type of one value, of a type that allows for lists and for None."""
+    parts = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is Literal or not parts:
+        return hint
+    return reduce(or_, [part for part in parts if get_origin(part) is not Sequence])
