@@ -24,6 +24,13 @@ from imagebart.data.images import read_image
 from imagebart.distributed import finish, part_of, start
 from imagebart.editing.masks import hole_pixels, read_mask
 from imagebart.model import ImageBART
+from imagebart.options import (
+    EditingOptions,
+    PanoramaOptions,
+    SamplingOptions,
+    as_dataclass,
+    options_said,
+)
 from imagebart.released.importing import PUBLISHED, import_released
 
 
@@ -54,28 +61,19 @@ class Import:
         print(f"{self.out}: {PUBLISHED[self.name].about}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which model, and what is asked of it."""
+    """Which model, and where it runs."""
 
     model: str | None = None  # a folder or a Hugging Face Hub id; the shipped model if not given
     device: str | None = None  # "cpu", "cuda" …; the best there is if not given
-    seed: int = 0
-    temperature: float = 1.0
-    top_k: int = 0  # only the k likeliest tokens; 0 is all
-    negative_prompt: str | None = None
-    guidance: float | None = None  # the model's own if not given
 
     def load(self, device: torch.device | None = None) -> ImageBART:
         return ImageBART.from_pretrained(self.model, device=device or self.device)
 
-    def options(self) -> dict:
-        names = ("seed", "temperature", "top_k", "negative_prompt", "guidance")
-        return {name: getattr(self, name) for name in names}
 
-
-@dataclass(frozen=True)
-class Sample(Model):
+@dataclass(frozen=True, kw_only=True)
+class Sample(Model, as_dataclass(SamplingOptions, without=("semantic_map",))):
     """Draw pictures: OUT/seed_0.png, OUT/seed_1.png … each written as soon as its batch is drawn.
 
     Thousands need no more memory than a batch. Under `torchrun … -m imagebart sample` every process
@@ -84,15 +82,13 @@ class Sample(Model):
 
     out: Path = Path("samples")  # the folder to write to
     num_images: int = 1
-    prompt: str | None = None
-    classes: str | None = None  # a name, or a number
 
     def run(self) -> None:
         ranks = start(self.device)
         part = part_of(self.num_images, ranks)
-        words = {"prompt": self.prompt, "classes": class_of(self.classes)}
         model = self.load(ranks.device)
-        stream = model.sample_stream(self.num_images, part=part, **self.options(), **words)
+        options = options_said(self, SamplingOptions)
+        stream = model.sample_stream(self.num_images, part=part, **options)
         seeds = range(self.seed + part.start, self.seed + part.stop)
         drawn = zip(seeds, chain.from_iterable(stream), strict=True)
         for seed, image in tqdm(drawn, total=len(part), unit="img", disable=not ranks.is_main):
@@ -105,9 +101,12 @@ class Sample(Model):
             )
 
 
-@dataclass(frozen=True)
-class Edit(Model):
-    """Repaint a picture: OUT/seed_0.png … Everything that is not repainted stays, bit for bit."""
+@dataclass(frozen=True, kw_only=True)
+class Edit(Model, as_dataclass(EditingOptions, without=("semantic_map",))):
+    """Repaint a picture: OUT/seed_0.png … Everything that is not repainted stays, bit for bit.
+
+    `--passes` alone stands for `--process refined --passes`.
+    """
 
     image: tyro.conf.Positional[Path] = tyro.MISSING
     # a picture as large as the image, white where to repaint, black or transparent where not
@@ -117,11 +116,8 @@ class Edit(Model):
     right: int = 0
     top: int = 0
     bottom: int = 0
-    passes: int = 0  # how often the finest scale is forgotten and remembered again
     out: Path = Path("edits")  # the folder to write to
     num_images: int = 1
-    prompt: str | None = None
-    classes: str | None = None  # a name, or a number
 
     def run(self) -> None:
         margins = {name: getattr(self, name) for name in ("left", "right", "top", "bottom")}
@@ -130,9 +126,9 @@ class Edit(Model):
             raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
         image = read_image(self.image)
         mask = None if self.mask is None else hole_pixels(read_mask(self.mask), image.size)
-        model = self.load()
-        options = self.options() | {"process": "refined", "passes": self.passes}
-        options |= {"prompt": self.prompt, "classes": class_of(self.classes)}
+        model, options = self.load(), options_said(self, EditingOptions)
+        if "passes" in options:
+            options.setdefault("process", "refined")
         if mask is not None:
             images = model.inpaint(image, mask, self.num_images, **options)
         elif self.keep is not None:
@@ -142,35 +138,21 @@ class Edit(Model):
         save_by_seed(images, self.out, self.seed)
 
 
-@dataclass(frozen=True)
-class Panorama(Model):
+@dataclass(frozen=True, kw_only=True)
+class Panorama(Model, as_dataclass(PanoramaOptions)):
     """Draw a wide picture, from one prompt or from several that follow from left to right."""
 
     width: int = 768
     height: int | None = None  # the model's if not given
-    prompts: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()  # names, or numbers
-    mode: Literal["fast", "exact"] = "fast"
-    wrap: tyro.conf.FlagCreatePairsOff[bool] = False  # the right end goes on at the left one
     out: Path = Path("panorama.png")  # the file to write, a PNG
 
     def run(self) -> None:
         if self.out.suffix.lower() != ".png":
             raise ValueError(f"--out must be the name of a .png file, got {self.out}")
-        model = self.load()
-        words = {
-            "prompts": list(self.prompts) or None,
-            "classes": [class_of(name) for name in self.classes] or None,
-        }
-        how = {"mode": self.mode, "wrap": self.wrap, **words, **self.options()}
-        (image,) = model.panorama(self.width, self.height, **how)
+        model, options = self.load(), options_said(self, PanoramaOptions)
+        (image,) = model.panorama(self.width, self.height, **options)
         save(image, self.out)
         print(self.out)
-
-
-def class_of(name: str | None) -> str | int | None:
-    """A class as the library takes it: digits are an id."""
-    return int(name) if name is not None and name.isdecimal() else name
 
 
 def save_by_seed(images: list[Image.Image], out: Path, seed: int) -> None:

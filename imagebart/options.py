@@ -3,7 +3,7 @@
     Conditions         what an image shows
     ChainOptions       how its tokens are drawn
     SamplingOptions    both
-    EditingOptions     … and how a hole is filled; each process of `editing.process` takes a part of these
+    EditingOptions     … and how a hole is filled; a process takes a part of these
     PanoramaOptions    a wide picture: conditions from left to right, and how it is put together
 
 An option is a row: name, type, default, meaning, bounds. A function that takes
@@ -34,6 +34,7 @@ Texts = str | Sequence[str | None] | None
 Maps = np.ndarray | Sequence[np.ndarray] | None
 
 PER = {
+    "seed": "or a list, one an image",
     "image": "one for all images, or one each",
     "scale": "one number, or one a scale from t = 2 to T",
     "place": "one, or several from left to right, evenly spread",
@@ -48,7 +49,7 @@ class Option:
 
     default: Any
     meaning: str
-    per: Literal["image", "scale", "place"] | None = None
+    per: Literal["seed", "image", "scale", "place"] | None = None
     least: float = 0
     most: float | None = None
     open: bool = False
@@ -72,10 +73,10 @@ class Option:
 class Conditions(TypedDict, total=False):
     """What an image shows, for models that were trained on it.   [section 4.2]"""
 
-    prompt: Annotated[Texts, Option(None, "text", per="image")]
-    classes: Annotated[Classes, Option(None, "ids or names", per="image")]
+    prompt: Annotated[Texts, Option(None, "what it shows, in words", per="image")]
+    classes: Annotated[Classes, Option(None, "its class, an id or a name", per="image")]
     semantic_map: Annotated[
-        Maps, Option(None, "kinds as an array H×W, -1 where it is left open", per="image")
+        Maps, Option(None, "what is where: kinds H×W, -1 where it is left open", per="image")
     ]
 
 
@@ -94,9 +95,7 @@ class ChainOptions(TypedDict, total=False):
             per="scale",
         ),
     ]
-    seed: Annotated[
-        int | Sequence[int], Option(0, "image i has the seed `seed` + i; or a list, one an image")
-    ]
+    seed: Annotated[int | Sequence[int], Option(0, "image i has seed + i", per="seed")]
     temperature: Annotated[
         float | Sequence[float], Option(1.0, "divides the logits; 0 is greedy", per="scale")
     ]
@@ -140,7 +139,8 @@ class RefinedOptions(SingleOptions, total=False):
     """What `process.refined_steps` takes."""
 
     passes: Annotated[
-        int, Option(8, "of process refined: passes on the finest scale afterwards, at most")
+        int | None,
+        Option(None, "of process refined: passes on the finest scale, at most; 8 unless given"),
     ]
 
 
@@ -169,8 +169,8 @@ class EditingOptions(RefinedOptions, AnnealedOptions, total=False):
 class PanoramaOptions(ChainOptions, total=False):
     """What a panorama takes."""
 
-    prompts: Annotated[Texts, Option(None, "texts", per="place")]
-    classes: Annotated[Classes, Option(None, "ids or names", per="place")]
+    prompts: Annotated[Texts, Option(None, "what it shows, in words", per="place")]
+    classes: Annotated[Classes, Option(None, "its class, an id or a name", per="place")]
     mode: Annotated[
         Literal["fast", "exact"],
         Option(
@@ -258,7 +258,7 @@ def as_dataclass(table: type, without: Collection[str] = ()) -> type:
     return make_dataclass(table.__name__, fields, frozen=True, kw_only=True)
 
 
-def said(config: Any, table: type) -> dict:
+def options_said(config: Any, table: type) -> dict:
     """The options of a table that a command line was given: all that are not the defaults."""
     defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}
     names = [name for name in rows(table) if name in defaults]

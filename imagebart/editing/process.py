@@ -118,8 +118,8 @@ def refined_steps(
     An image whose tokens a pass leaves as they are has settled and rests; when all have, or after
     `passes`, it ends. The steps of the passes have t = 1.
     """
-    passes = as_int(options.pop("passes", 8), "passes")
-    around = options.pop("around", None)
+    passes, around = options.pop("passes", None), options.pop("around", None)
+    passes = 8 if passes is None else as_int(passes, "passes")
     process = MaskedProcess(model, x_1, hole, num_images, **options)
     down, all_passes = model.T - 1, model.T - 1 + passes
     for step in process.down(around):
