@@ -18,6 +18,7 @@ from demo.parts import (
     results_gallery,
     run_buttons,
     shelf_of,
+    slider_of,
 )
 from demo.pictures import (
     PAINT,
@@ -32,6 +33,7 @@ from demo.pictures import (
 )
 from demo.requests import (
     at_once,
+    bounds,
     caption,
     check_pixels,
     finished,
@@ -39,6 +41,7 @@ from demo.requests import (
     ranked,
     read_candidates,
     read_int,
+    read_number,
     read_request,
     sentences,
     status,
@@ -49,7 +52,6 @@ from imagebart.editing.inpainting import Edit, each_image, grown_size, outpaint_
 from imagebart.editing.process import refined_steps
 from imagebart.ranking import CLIP
 
-MOST_PASSES = 16
 MOST_UNDOS = 20
 MOST_MARGIN = 1024
 EVERY_STEP = 2**21
@@ -80,51 +82,48 @@ def inpaint(
     prompt="",
     num_images=1,
     seed=0,
-    temperature=1.0,
-    top_k=0,
-    classes="",
-    negative_prompt="",
-    guidance=None,
     passes=0,
+    context=0,
+    feather=0,
     candidates=1,
     *,
     ranker: CLIP | None = None,
+    **options,
 ) -> Iterator[tuple]:
     """Repaint what is marked: (the tokens that are, how the first result settled, status, images),
     after every scale and pass; large images anew every few seconds.
 
     editor: {"background": image, "layers": [mask], "composite": null}; a mask is as large as the
     image, white, or at least half as bright, where to repaint, black or transparent where not; 8
-    layers at most, and 16 million pixels in all results together. passes 0 to 16: how often the
-    finest scale is forgotten and remembered again, until nothing changes. The rest as in `sample`.
+    layers at most, and 16 million pixels in all results together. passes: how often the finest
+    scale is forgotten and remembered again, until nothing changes. The rest as in `sample`.
     """
-    words = classes, negative_prompt, guidance
-    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
-    count, options, remark = request
-    passes = read_int(passes, "passes", 0, MOST_PASSES)
+    count, options, remark = read_request(model, prompt, num_images, seed, **options)
+    given = {"passes": passes, "context": context, "feather": feather}
+    how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, marked = read_editor(editor)
     check_pixels(count, *image.size)
-    edit = Edit(model, image, marked)
+    edit = Edit(model, image, marked, context=how["context"], feather=how["feather"])
     if not edit.hole.any():
         raise ValueError("nothing is marked yet: paint over what should be repainted")
 
     began, shown, settling = time.perf_counter(), stored(token_map(edit)), []
     if score is not None:
-        draw = partial(model.inpaint, image, marked, process="refined", passes=passes)
+        draw = partial(model.inpaint, image, marked, process="refined", **how)
         few = at_once(*image.size)
         for best, line in ranked(draw, count, candidates, score, options, few):
             yield shown, [], line, [stored(one.image) for one in best]
         options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
         remark += f" The best of {count * candidates}."
     looks, small = Looks(), count * image.width * image.height <= EVERY_STEP
-    steps = refined_steps(model, edit.x_1(), edit.hole, count, passes=passes, **options)
+    steps = refined_steps(model, edit.x_1(), edit.hole, count, passes=how["passes"], **options)
     for turn, step in enumerate(steps, 1 - model.T):
         if looks.due(step.done) or small:
             images = [stored(to_pil(one)[0]) for one in edit.results(step.tokens)]
             name = f"pass {turn}" if turn > 0 else caption(model, step.t)
             settling = [*settling, (images[0], name)]
-        if step.done == 1 and turn < passes:
+        if step.done == 1 and turn < how["passes"]:
             remark += f" Settled after {turn} passes."
         yield shown, settling, status(step, options["seed"], count, began, remark), images
 
@@ -135,12 +134,9 @@ def outpaint(
     prompt="",
     num_images=1,
     seed=0,
-    temperature=1.0,
-    top_k=0,
-    classes="",
-    negative_prompt="",
-    guidance=None,
     passes=0,
+    context=0,
+    feather=0,
     candidates=1,
     left=0,
     right=0,
@@ -148,6 +144,7 @@ def outpaint(
     bottom=0,
     *,
     ranker: CLIP | None = None,
+    **options,
 ) -> Iterator[tuple]:
     """Go on beyond the borders: (what was there, status, images), after every window.
 
@@ -155,19 +152,18 @@ def outpaint(
     pictures that are drawn together, candidates among them. The rest as in `inpaint`, what is
     marked does not matter.
     """
-    words = classes, negative_prompt, guidance
-    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
-    count, options, remark = request
+    count, options, remark = read_request(model, prompt, num_images, seed, **options)
     given = {"left": left, "right": right, "top": top, "bottom": bottom}
     margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given.items()}
-    passes = read_int(passes, "passes", 0, MOST_PASSES)
+    given = {"passes": passes, "context": context, "feather": feather}
+    how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, _ = read_editor(editor)
     if not any(margins.values()):
         raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
     check_pixels(count * candidates, *grown_size(model, image, margins)[::-1])
 
-    how = {"process": "refined", "passes": passes, **margins}
+    how |= {"process": "refined", **margins}
     began, shown, images = time.perf_counter(), stored(image), []
     if score is not None:
         draw = partial(model.outpaint, image, **how)
@@ -241,11 +237,10 @@ def edit_tab(
             editor = picture_editor(model, examples)
         with gr.Column(scale=2, min_width=300):
             about = "Forget and remember the finest scale again, until nothing changes"
-            inputs = [editor, *controls(model)]
-            inputs += [
-                gr.Slider(0, MOST_PASSES, 0, step=1, label="Refinement passes", info=about),
-                candidates_slider(ranker),
-            ]
+            inputs, (_, most) = {"editor": editor, **controls(model)}, bounds(model, "passes")
+            inputs["passes"] = gr.Slider(0, most, 0, step=1, label="Refinement passes", info=about)
+            inputs |= {name: slider_of(model, name) for name in ("context", "feather")}
+            inputs["candidates"] = candidates_slider(ranker)
             buttons = run_buttons("Repaint")
             line = gr.Markdown(elem_id="edit-status", min_height=28)
             with gr.Accordion("Go on beyond the borders", open=False):
@@ -267,7 +262,7 @@ def edit_tab(
 
     connect(model, inpaint, buttons, inputs, [shown, settling, line, gallery], index, ranker=ranker)
     outputs = [shown, line, gallery]
-    connect(model, outpaint, beyond, [*inputs, *margins], outputs, index, ranker=ranker)
+    connect(model, outpaint, beyond, inputs | margins, outputs, index, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     beyond[0].click(lambda: [], None, settling, queue=False, **private)
     history = gr.State([])
@@ -314,7 +309,7 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
     return editor
 
 
-def margin_sliders(model: ImageBART) -> list[gr.Slider]:
+def margin_sliders(model: ImageBART) -> dict[str, gr.Slider]:
     """Pixels to add to the left, to the right, above, below; and buttons that set them."""
     H, W = model.image_size
     with gr.Row():
@@ -326,4 +321,4 @@ def margin_sliders(model: ImageBART) -> list[gr.Slider]:
     for button, halves in zip(buttons, SIDES.values(), strict=True):
         pixels = [n * side // 2 for n, side in zip(halves, (W, W, H, H), strict=True)]
         button.click(None, None, sliders, js=f"() => {pixels}", api_visibility="private")
-    return sliders
+    return dict(zip(("left", "right", "top", "bottom"), sliders, strict=True))

@@ -38,14 +38,10 @@ def semantic(
     prompt="",
     num_images=1,
     seed=0,
-    temperature=1.0,
-    top_k=0,
-    classes="",
-    negative_prompt="",
-    guidance=None,
     candidates=1,
     *,
     ranker: CLIP | None = None,
+    **options,
 ) -> Iterator[tuple]:
     """Draw what a map shows: (the map as it was read, status, images), after every scale.
 
@@ -53,9 +49,7 @@ def semantic(
     the kinds, 8 layers at most; what is white, or has no kind's colour, is left open. The rest as
     in `sample`.
     """
-    words = classes, negative_prompt, guidance
-    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
-    count, options, remark = request
+    count, options, remark = read_request(model, prompt, num_images, seed, **options)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     colours = kind_colours(model.map_names)
     kinds = read_kinds(read_painting(editor, model.image_size), colours)
@@ -94,7 +88,7 @@ def semantic_tab(model: ImageBART, ranker: CLIP | None) -> None:
         with gr.Column(scale=3, min_width=320):
             editor = map_editor(model)
         with gr.Column(scale=2, min_width=300):
-            inputs = [editor, *controls(model), candidates_slider(ranker)]
+            inputs = {"editor": editor, **controls(model), "candidates": candidates_slider(ranker)}
             buttons = run_buttons("Draw the landscape")
             line = gr.Markdown(elem_id="semantic-status", min_height=28)
             plain = {"format": "png", "interactive": False, "height": 250, "buttons": []}

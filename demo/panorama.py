@@ -20,12 +20,9 @@ def panorama(
     prompts="",
     width=0,
     seed=0,
-    temperature=1.0,
-    top_k=0,
-    negative_prompt="",
-    guidance=None,
     wrap=False,
     exact=False,
+    **options,
 ) -> Iterator[tuple]:
     """Draw a wide picture, window by window: (status, picture so far).
 
@@ -40,8 +37,7 @@ def panorama(
     if not isinstance(prompts, str | None) or len(prompts or "") > LONGEST_PROMPT:
         raise ValueError(f"prompts must be text of at most {LONGEST_PROMPT} characters")
     lines = [line for line in (prompts or "").splitlines() if line.strip()] or [""]
-    words = "", negative_prompt, guidance
-    requests = [read_request(model, line, 1, seed, temperature, top_k, *words) for line in lines]
+    requests = [read_request(model, line, 1, seed, **options) for line in lines]
     options, remark = requests[0][1], "".join(dict.fromkeys(remark for *_, remark in requests))
     if options.pop("prompt", None):
         options["prompts"] = lines
@@ -67,8 +63,7 @@ def panorama_tab(model: ImageBART) -> None:
             width = gr.Slider(W, MOST_WIDTH, 6 * W, step=model.vqgan.f, label="Width in pixels")
             seed = gr.Number(0, label="Seed", precision=0)
         with gr.Column(scale=2, min_width=300), gr.Accordion("Advanced", open=False):
-            words = controls_of_words(model)
-            temperature, top_k = controls_of_chance(model)
+            advanced = controls_of_words(model) | controls_of_chance(model)
             wrap = gr.Checkbox(label="Wrap around", info="The right end goes on at the left one")
             about = "A window for every token, as the paper does: many times slower"
             exact = gr.Checkbox(label="Exact", info=about)
@@ -76,5 +71,6 @@ def panorama_tab(model: ImageBART) -> None:
     line = gr.Markdown(elem_id="panorama-status", min_height=28)
     plain = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
     picture = gr.Image(label="Panorama", height="auto", elem_id="panorama", **plain)
-    inputs = [prompts, width, seed, temperature, top_k, *words, wrap, exact]
+    inputs = {"prompts": prompts, "width": width, "seed": seed, **advanced}
+    inputs |= {"wrap": wrap, "exact": exact}
     connect(model, panorama, buttons, inputs, [line, picture])

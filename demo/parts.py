@@ -6,10 +6,14 @@ from collections.abc import Callable
 import gradio as gr
 from PIL import Image
 
-from demo.requests import LONGEST_PROMPT, MOST_IMAGES, sentences
+from demo.requests import FILTERS, LONGEST_PROMPT, MOST_IMAGES, STEP, bounds, sentences
 from imagebart import ImageBART
 from imagebart.data import scenery
+from imagebart.options import EditingOptions, rows
 from imagebart.ranking import CLIP
+
+Controls = dict[str, gr.components.Component]
+"""Names of an endpoint's parameters → where a visitor sets them."""
 
 NO_TEXT = "This model takes no text"
 IDEAS = {  # what a button says → the prompt it gives, in words that scenery has
@@ -20,9 +24,9 @@ IDEAS = {  # what a button says → the prompt it gives, in words that scenery h
 }
 
 
-def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> list:
-    """What every endpoint asks for, in the order in which they take it; and prompts to begin with,
-    where the model knows their words."""
+def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> Controls:
+    """What every endpoint asks for; and prompts to begin with, where the model knows their
+    words."""
     hint = "snowy mountains at night" if model.takes_text else NO_TEXT
     prompt = gr.Textbox(
         "", label="Prompt", placeholder=hint, max_lines=3, max_length=LONGEST_PROMPT
@@ -39,13 +43,12 @@ def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> list:
     dice = gr.Button("Random", size="sm", render=False)
     seed = gr.Number(0, label="Seed", precision=0, buttons=[dice])
     with gr.Accordion("Advanced", open=False):
-        negative, guidance = controls_of_words(model)
-        temperature, top_k = controls_of_chance(model)
+        advanced = controls_of_words(model) | controls_of_chance(model)
     dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)")
-    return [prompt, count, seed, temperature, top_k, kind, negative, guidance]
+    return {"prompt": prompt, "num_images": count, "seed": seed, "classes": kind, **advanced}
 
 
-def controls_of_words(model: ImageBART) -> list:
+def controls_of_words(model: ImageBART) -> Controls:
     """What else there is to say: negative prompt, guidance."""
     about, led = "What the picture should not show", model.takes_text or bool(model.classes)
     negative = gr.Textbox(
@@ -53,15 +56,20 @@ def controls_of_words(model: ImageBART) -> list:
     )
     about = "1 follows the prompt as it learned to, more follows it harder"
     guidance = gr.Slider(0, 8, model.guidance, step=0.1, label="Guidance", info=about, visible=led)
-    return [negative, guidance]
+    return {"negative_prompt": negative, "guidance": guidance}
 
 
-def controls_of_chance(model: ImageBART) -> list:
-    """How the tokens are drawn: temperature, top-k."""
-    about = "0 takes the likeliest token always"
-    temperature = gr.Slider(0, 5, 1, step=0.05, label="Temperature", info=about)
-    about = "Only the k likeliest tokens; 0 is all"
-    return [temperature, gr.Slider(0, model.K, 0, step=1, label="Top-k", info=about)]
+def controls_of_chance(model: ImageBART) -> Controls:
+    """How the tokens are drawn: a slider for each option that filters logits."""
+    return {name: slider_of(model, name) for name in FILTERS}
+
+
+def slider_of(model: ImageBART, name: str) -> gr.Slider:
+    """An option that is a number, as the library's table has it."""
+    row, label = rows(EditingOptions)[name], name.replace("_", "-").capitalize()
+    step, start = 1 if row.one is int else STEP, row.option.default
+    info = row.option.meaning[0].upper() + row.option.meaning[1:]
+    return gr.Slider(*bounds(model, name), start, step=step, label=label, info=info)
 
 
 def candidates_slider(ranker: CLIP | None) -> gr.Slider:
@@ -117,22 +125,38 @@ def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
-def endpoint(steps: Callable, model: ImageBART, **given) -> Callable:
-    """`steps` with its model and what else is given, its errors in sentences, and the names of its
-    other parameters."""
+def endpoint(steps: Callable, model: ImageBART, inputs: Controls, **given) -> Callable:
+    """`steps` with its model and what else is given, its errors in sentences, and its inputs by
+    their names."""
 
-    def run(*args):
+    def run(*values):
         with sentences():
-            yield from steps(model, *args, **given)
+            yield from steps(model, **dict(zip(inputs, values, strict=True)), **given)
 
-    _, *parameters = inspect.signature(steps).parameters.values()
-    parameters = [one for one in parameters if one.name not in given]
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, named, default=one.value) for name, one in inputs.items()]
     run.__name__, run.__signature__ = steps.__name__, inspect.Signature(parameters)
     return run
 
 
+def described(steps: Callable, inputs: Controls) -> str:
+    """What an endpoint does, and what its numbers mean."""
+    lines = [
+        f"{name}: {slider.minimum:g} to {slider.maximum:g}. {slider.info or ''}".rstrip()
+        for name, slider in inputs.items()
+        if isinstance(slider, gr.Slider)
+    ]
+    return "\n".join([inspect.cleandoc(steps.__doc__), "", *lines])
+
+
 def connect(
-    model: ImageBART, steps: Callable, buttons: tuple, inputs, outputs, index=None, **given
+    model: ImageBART,
+    steps: Callable,
+    buttons: tuple,
+    inputs: Controls,
+    outputs: list,
+    index: gr.State | None = None,
+    **given,
 ) -> None:
     """Run calls the endpoint, one visitor after another; Stop ends it after the scale it is at.
 
@@ -141,12 +165,12 @@ def connect(
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
     event = run.click(
-        endpoint(steps, model, **given),
-        inputs,
+        endpoint(steps, model, inputs, **given),
+        [*inputs.values()],
         outputs,
         preprocess=False,  # the endpoint checks what came, and says what is wrong
         api_name=steps.__name__,
-        api_description=inspect.cleandoc(steps.__doc__),
+        api_description=described(steps, inputs),
         concurrency_limit=1,
         concurrency_id="model",
         show_progress="minimal",

@@ -11,7 +11,9 @@ import gradio as gr
 from imagebart import ImageBART
 from imagebart.arguments import as_int
 from imagebart.guidance import ask
+from imagebart.options import EditingOptions, rows
 from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
+from imagebart.sampling import Filter
 
 MOST_IMAGES = 16
 MOST_CANDIDATES = 64
@@ -20,6 +22,12 @@ MOST_PIXELS = 2**24
 """Of a picture that comes in, and of all that a request asks for: four of 2048×2048, say."""
 MOST_LAYERS = 8
 LONGEST_PROMPT = 1000
+MOST = {"temperature": 5, "guidance": 20, "passes": 16, "context": 4, "feather": 16}
+"""Of numbers that the library leaves without a bound."""
+STEP = 0.05
+"""Of a slider for numbers that need not be whole."""
+FILTERS = tuple(vars(Filter()))
+"""Names of the options that filter a scale's logits."""
 CHUNK = 4
 """Candidates between two signs of life, at most."""
 
@@ -45,20 +53,42 @@ def short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def read_request(model: ImageBART, prompt, num_images, seed, temperature, top_k, *words) -> tuple:
+def bounds(model: ImageBART, name: str) -> tuple[float, float]:
+    """What a visitor may ask of an option that is a number, both ends included."""
+    option = rows(EditingOptions)[name].option
+    lowest = option.least + STEP if option.open else option.least
+    return lowest, {"top_k": model.K, **MOST}.get(name, option.most)
+
+
+def read_number(model: ImageBART, name: str, value: Any) -> float:
+    """An option that is a number; ValueError if it is out of bounds."""
+    row, (_, most) = rows(EditingOptions)[name], bounds(model, name)
+    read = read_int if row.one is int else real
+    value = read(value, name, row.option.least, most)
+    row.check(value, name)
+    return value
+
+
+def read_request(
+    model: ImageBART, prompt: str, num_images: Any, seed: Any, **options
+) -> tuple[int, dict, str]:
     """(number of images, options of the chain, a remark); ValueError if one cannot be met."""
     count = read_int(num_images, "num_images", 1, MOST_IMAGES)
-    options = {
-        "seed": read_int(seed, "seed", 0, 2**63 - count),  # image i has the seed seed + i
-        "temperature": real(temperature, "temperature", 0, 5),
-        "top_k": read_int(top_k, "top_k", 0, model.K),
-    }
-    what, remark = read_words(model, prompt, *words, options["seed"], count)
-    return count, options | what, remark
+    seed = read_int(seed, "seed", 0, 2**63 - count)  # image i has the seed seed + i
+    words = {name: value for name, value in options.items() if name not in FILTERS}
+    chance = {name: read_number(model, name, options[name]) for name in FILTERS if name in options}
+    what, remark = read_words(model, seed, count, prompt, **words)
+    return count, {"seed": seed} | chance | what, remark
 
 
 def read_words(
-    model: ImageBART, prompt, classes, negative_prompt, guidance, seed: int, count: int
+    model: ImageBART,
+    seed: int,
+    count: int,
+    prompt: str = "",
+    classes: Any = "",
+    negative_prompt: str = "",
+    guidance: Any = None,
 ) -> tuple[dict, str]:
     """(what to paint, as options of the chain; a remark on what the model could not read)."""
     texts = {"prompt": prompt, "negative_prompt": negative_prompt}
@@ -73,7 +103,7 @@ def read_words(
     if model.classes or classes not in ("", None):
         options["classes"] = read_classes(model, classes, seed, count)
     if guidance is not None:
-        options["guidance"] = real(guidance, "guidance", 0, 20)
+        options["guidance"] = read_number(model, "guidance", guidance)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         ask(model, count, **options)

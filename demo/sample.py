@@ -26,26 +26,19 @@ def sample(
     prompt="",
     num_images=1,
     seed=0,
-    temperature=1.0,
-    top_k=0,
-    classes="",
-    negative_prompt="",
-    guidance=None,
     candidates=1,
     *,
     ranker: CLIP | None = None,
+    **options,
 ) -> Iterator[tuple]:
     """Draw images: (the first one's chain, status, images), after every scale.
 
-    num_images 1 to 16, image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers
-    are not exact; temperature 0 to 5, 0 is greedy; top_k 0 (off) to the size of the codebook.
-    classes: a name or a number, empty for any; guidance 0 to 20, 1 is plain conditional sampling,
-    null is the model's own. candidates: so many are drawn for each image, 64 at most in all, and
-    those shown that look most like the prompt, the best first.
+    Image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers are not exact.
+    classes: a name or a number, empty for any; guidance up to 20, null is the model's own.
+    candidates: so many are drawn for each image, 64 at most in all, and those shown that look most
+    like the prompt, the best first. Other numbers as the library's options of these names.
     """
-    words = classes, negative_prompt, guidance
-    request = read_request(model, prompt, num_images, seed, temperature, top_k, *words)
-    count, options, remark = request
+    count, options, remark = read_request(model, prompt, num_images, seed, **options)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     began, chain = time.perf_counter(), []
     if score is not None:
@@ -63,7 +56,7 @@ def sample_tab(model: ImageBART, ranker: CLIP | None) -> SimpleNamespace:
     """The page; returns what the other tabs connect to."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            inputs = [*controls(model, IDEAS), candidates_slider(ranker)]
+            inputs = controls(model, IDEAS) | {"candidates": candidates_slider(ranker)}
             buttons = run_buttons("Sample")
             line = gr.Markdown(elem_id="sample-status", min_height=28)
         with gr.Column(scale=3, min_width=320):

@@ -122,7 +122,7 @@ def guidance_of(model: ImageBART, guidance: float | Sequence[float] | None) -> d
     guidance = model.guidance if guidance is None else guidance
     scales = per_scale(guidance, model.T, "guidance")
     for scale in scales:
-        rows(ChainOptions)["guidance"].option.check(scale, "guidance")
+        rows(ChainOptions)["guidance"].check(scale, "guidance")
     config = model.denoisers[model.T].config
     if any(scale != 1 for scale in scales) and not (config.condition_parts and config.droppable):
         raise ValueError(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, make_dataclass
 from functools import reduce, wraps
 from operator import or_
+from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_origin
 
 import numpy as np
@@ -58,13 +59,6 @@ class Option:
     def about(self) -> str:
         """The meaning, and what a list means."""
         return f"{self.meaning}; {PER[self.per]}" if self.per else self.meaning
-
-    def check(self, value, name: str) -> None:
-        """ValueError unless one value is a number within the bounds."""
-        if isinstance(self.default, int):
-            as_int(value, name, self.least, self.most)
-        else:
-            as_real(value, name, self.least, self.most, self.open)
 
 
 # ── the tables ────────────────────────────────────────────────────────────────────────────────
@@ -184,6 +178,21 @@ class Row(NamedTuple):
     type: Any
     option: Option
 
+    @property
+    def one(self) -> Any:
+        """The type of one value, where the type allows for lists and for None."""
+        if get_origin(self.type) is Literal or not get_args(self.type):
+            return self.type
+        parts = [part for part in get_args(self.type) if part not in (NoneType, Callable)]
+        return reduce(or_, [part for part in parts if get_origin(part) is not Sequence])
+
+    def check(self, value: float, name: str) -> None:
+        """ValueError unless one value is a number within the bounds."""
+        if self.one is int:
+            as_int(value, name, self.option.least, self.option.most)
+        else:
+            as_real(value, name, self.option.least, self.option.most, self.option.open)
+
 
 def rows(table: type) -> dict[str, Row]:
     """{name: (type, option)} of a table."""
@@ -220,10 +229,8 @@ def with_options(function: Function) -> Function:
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                raise TypeError(
-                    f"{function.__name__}() got {name!r}: "
-                    + (f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}")
-                )
+                hint = f": did you mean {near[0]!r}?" if near else f", it takes {', '.join(known)}"
+                raise TypeError(f"{function.__name__}() got {name!r}{hint}")
         return function(*args, **given)
 
     door.__signature__ = signature.replace(parameters=[*written, *shown])
@@ -247,14 +254,14 @@ def as_dataclass(table: type, without: Collection[str] = ()) -> type:
     """The options as fields of a command line: one value where a function takes a list as well,
     but for places from left to right."""
     fields = []
-    for name, (hint, option) in rows(table).items():
+    for name, row in rows(table).items():
         if name not in without:
-            one, default = one_of(hint), option.default
-            if option.per == "place":
+            one, default = row.one, row.option.default
+            if row.option.per == "place":
                 one, default = tuple[one, ...], ()
             elif default is None:
                 one = one | None
-            fields.append((name, Annotated[one, Doc(option.meaning)], default))
+            fields.append((name, Annotated[one, Doc(row.option.meaning)], default))
     return make_dataclass(table.__name__, fields, frozen=True, kw_only=True)
 
 
@@ -265,11 +272,3 @@ def options_said(config: Any, table: type) -> dict:
     return {
         name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]
     }
-
-
-def one_of(hint: Any) -> Any:
-    """The type of one value, of a type that allows for lists and for None."""
-    parts = [part for part in get_args(hint) if part is not type(None)]
-    if get_origin(hint) is Literal or not parts:
-        return hint
-    return reduce(or_, [part for part in parts if get_origin(part) is not Sequence])

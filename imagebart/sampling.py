@@ -52,7 +52,7 @@ class Filter:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            rows(ChainOptions)[name].option.check(value, name)
+            rows(ChainOptions)[name].check(value, name)
 
 
 @dataclass(frozen=True)

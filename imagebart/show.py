@@ -30,6 +30,7 @@ from torch import Tensor
 
 from imagebart.checkpoint import atomic_write
 from imagebart.editing.pasting import Box
+from imagebart.model import ImageBART
 from imagebart.notation import Bool, Int
 
 WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, between pictures
@@ -155,7 +156,7 @@ def strip(
     return grid(images, max(1, len(images)), captions, height)
 
 
-def chain(model, steps: Iterable, height: int | None = None) -> Picture:
+def chain(model: ImageBART, steps: Iterable, height: int | None = None) -> Picture:
     """x_T … x_1, decoded, side by side: a row an image, a column a step of `sample_steps`."""
     steps = list(steps)
     decoded = [model.decode(step.tokens) for step in steps]
@@ -237,7 +238,7 @@ def stacked(rows: Sequence[Image.Image]) -> Image.Image:
 # ── tokens and masks ──────────────────────────────────────────────────────────────────────────
 
 
-def code_colours(model) -> UInt8[Tensor, "K 3"]:
+def code_colours(model: ImageBART) -> UInt8[Tensor, "K 3"]:
     """The mean colour each code decodes to, uint8.
 
     All codes are decoded at once, as a mosaic of 3×3 tiles of which the middle token is read: a

@@ -17,7 +17,7 @@ from imagebart.distributed import split
 from imagebart.guidance import ask, each_of
 from imagebart.model import ImageBART
 from imagebart.notation import Grid
-from imagebart.options import SamplingOptions, one_of, rows, with_options
+from imagebart.options import SamplingOptions, rows, with_options
 from imagebart.sampling import image_seeds
 
 MOST = {"cpu": 16, "cuda": 64}
@@ -26,11 +26,7 @@ MOST = {"cpu": 16, "cuda": 64}
 SHARE = 8
 """A batch may take one part in so many of the device's memory."""
 
-WORDS = {
-    name: one_of(row.type)
-    for name, row in rows(SamplingOptions).items()
-    if row.option.per == "image"
-}
+WORDS = {name: row.one for name, row in rows(SamplingOptions).items() if row.option.per == "image"}
 """What can be said of each image, and the type of one such word."""
 
 

@@ -162,9 +162,16 @@ def editor(background, layer=None) -> dict:
 
 def test_endpoints_have_these_names_and_defaults(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    options = {"prompt": "", "num_images": 1, "seed": 0, "temperature": 1, "top_k": 0}
-    options |= {"classes": "", "negative_prompt": "", "guidance": 1}
-    edits = {**options, "passes": 0, "candidates": 1}
+    chain = {
+        "seed": 0,
+        "temperature": 1,
+        "top_k": 0,
+        "top_p": 1,
+        "negative_prompt": "",
+        "guidance": 1,
+    }
+    options = {**chain, "prompt": "", "num_images": 1, "classes": ""}
+    edits = {**options, "passes": 0, "context": 0, "feather": 0, "candidates": 1}
     got = {
         name: {p["parameter_name"]: p["parameter_default"] for p in endpoint["parameters"]}
         for name, endpoint in named.items()
@@ -173,10 +180,7 @@ def test_endpoints_have_these_names_and_defaults(client):
         "/sample": {**options, "candidates": 1},
         "/inpaint": {"editor": None, **edits},
         "/outpaint": {"editor": None, **edits, "left": 0, "right": 0, "top": 0, "bottom": 0},
-        "/panorama": {
-            **{"prompts": "", "width": 192, "seed": 0, "temperature": 1, "top_k": 0},
-            **{"negative_prompt": "", "guidance": 1, "wrap": False, "exact": False},
-        },
+        "/panorama": {**chain, "prompts": "", "width": 192, "wrap": False, "exact": False},
         "/chain": {"image": None, "t": 2, "seed": 0},
     }
 

@@ -64,22 +64,18 @@ def inpaint(
 
 
 def process_of(options: EditingOptions) -> Callable[..., Iterator[Step]]:
-    """The process that the options name, taken out of them; ValueError for one that there is not,
-    or if an option is another's."""
+    """The process that the options name, taken out of them with what is None; ValueError for one
+    that there is not, or if an option is another's."""
     name = options.pop("process", "single")
     if name not in PROCESSES:
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {name!r}")
-    taken = inspect.signature(PROCESSES[name]).parameters
-    for option in options:
-        if option not in taken:
-            others = [
-                other
-                for other, steps in PROCESSES.items()
-                if option in inspect.signature(steps).parameters
-            ]
-            raise ValueError(
-                f"{option} needs process={' or '.join(map(repr, others))}, got {name!r}"
-            )
+    takes = {name: inspect.signature(steps).parameters for name, steps in PROCESSES.items()}
+    for option, value in list(options.items()):
+        if value is None:
+            del options[option]
+        elif option not in takes[name]:
+            others = " or ".join(repr(other) for other in takes if option in takes[other])
+            raise ValueError(f"{option} needs process={others}, got {name!r}")
     return PROCESSES[name]
 
 

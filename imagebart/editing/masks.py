@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagebart.data.images import PathLike, read_image, turn_of
+from imagebart.model import ImageBART
 from imagebart.notation import Bool
 
 MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
@@ -83,7 +84,7 @@ def read_mask(path: PathLike) -> Image.Image:
     return read_image(path, convert=upright)
 
 
-def pixel_hole(model, hole: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:
+def pixel_hole(model: ImageBART, hole: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:
     """The pixels of the tokens in the hole."""
     f = model.vqgan.f
     return repeat(hole, "1 h w -> 1 1 (h fh) (w fw)", fh=f, fw=f)

@@ -186,10 +186,10 @@ class MaskedProcess:
 
     def remember(self, x_t: Tokens, t: int, turn: int) -> Tokens:
         """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the noise of pass `turn`."""
-        denoiser = self.model.denoisers[t]
-        noise = gumbel(self.request.seeds, t, self.upto, denoiser.K, turn).to(x_t.device)
-        how = self.request.filters[t], self.request.asked.condition, self.known, self.x_known
-        return self.request.decode(self.request.asked.at(denoiser), x_t, noise, *how, draft=self.draft)
+        request, denoiser = self.request, self.model.denoisers[t]
+        noise = gumbel(request.seeds, t, self.upto, denoiser.K, turn).to(x_t.device)
+        how = request.filters[t], request.asked.condition, self.known, self.x_known
+        return request.decode(request.asked.at(denoiser), x_t, noise, *how, draft=self.draft)
 
     def forget(self, x: Tokens, t: int, turn: int, part: float = 1.0) -> Tokens:
         """x with every token redrawn with the chance part · β_t."""

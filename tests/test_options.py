@@ -1,0 +1,182 @@
+"""One table of options, and every door shows it: signatures, command line, app, evaluation."""
+
+import ast
+import inspect
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagebart import ImageBART, ranking, sampling, streaming
+from imagebart.__main__ import Edit, Panorama, Sample
+from imagebart.editing import inpainting, panorama, process
+from imagebart.options import (
+    AnnealedOptions,
+    Conditions,
+    EditingOptions,
+    PanoramaOptions,
+    RefinedOptions,
+    SamplingOptions,
+    SingleOptions,
+    filled,
+    rows,
+)
+
+ROOT = Path(__file__).parents[1]
+TAKES = {
+    ImageBART.sample: SamplingOptions,
+    ImageBART.sample_stream: SamplingOptions,
+    ImageBART.sample_steps: SamplingOptions,
+    ImageBART.inpaint: EditingOptions,
+    ImageBART.complete: EditingOptions,
+    ImageBART.outpaint: EditingOptions,
+    ImageBART.panorama: PanoramaOptions,
+    ImageBART.bits_per_token: Conditions,
+    ImageBART.bits_per_token_of: Conditions,
+    sampling.sample_steps: SamplingOptions,
+    streaming.sample_stream: SamplingOptions,
+    process.edit_steps: SingleOptions,
+    process.refined_steps: RefinedOptions,
+    process.annealed_steps: AnnealedOptions,
+    inpainting.inpaint: EditingOptions,
+    inpainting.complete: EditingOptions,
+    inpainting.outpaint: EditingOptions,
+    inpainting.outpaint_steps: EditingOptions,
+    panorama.panorama: PanoramaOptions,
+    panorama.panorama_steps: PanoramaOptions,
+    ranking.best_of: SamplingOptions,
+    ranking.best_edits: EditingOptions,
+    ranking.reject: SamplingOptions,
+}
+IMAGE, MASK = Image.new("RGB", (32, 32)), np.eye(32, dtype=bool)
+
+
+# ── signatures ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("function", TAKES, ids=lambda function: function.__qualname__)
+def test_a_signature_lists_the_options_that_a_function_takes(function):
+    shown = inspect.signature(function).parameters
+    for name, (hint, option) in rows(TAKES[function]).items():
+        assert shown[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert (shown[name].default, shown[name].annotation) == (option.default, hint)
+        assert f"\n    {name} = {option.default!r}: {option.meaning[:20]}" in function.__doc__
+    assert not [p for p in shown.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    assert not [p for p in shown.values() if p.annotation is p.empty and p.name != "self"]
+
+
+def functions_of_the_library() -> list[tuple[str, ast.FunctionDef]]:
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in ROOT.glob("imagebart/**/*.py")}
+    return [
+        (f"{path.relative_to(ROOT)}: {node.name}", node)
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+
+
+def test_every_function_of_a_table_shows_it():
+    for name, node in functions_of_the_library():
+        kwarg = node.args.kwarg
+        if kwarg and "Unpack" in ast.unparse(kwarg.annotation or ast.Constant("")):
+            decorated = "with_options" in map(ast.unparse, node.decorator_list)
+            assert decorated or node.name == "__init__", name
+            assert decorated <= (node.name in {function.__name__ for function in TAKES}), name
+
+
+def test_every_model_is_typed():
+    for name, node in functions_of_the_library():
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        assert not [a for a in arguments if a.arg == "model" and a.annotation is None], name
+
+
+WRONG = {
+    "sample() got 'temprature': did you mean 'temperature'?": lambda m: m.sample(temprature=1),
+    "sample() got 'output_typ': did you mean 'output_type'?": lambda m: m.sample(output_typ="pt"),
+    "sample_steps() got 'promt': did you mean 'prompt'?": lambda m: m.sample_steps(promt="x"),
+    "sample_stream() got 'promt': did you mean 'prompt'?": lambda m: m.sample_stream(promt="x"),
+    "inpaint() got 'promt': did you mean 'prompt'?": lambda m: m.inpaint(IMAGE, MASK, promt="x"),
+    "complete() got 'kep': did you mean 'keep'?": lambda m: m.complete(IMAGE, kep="left"),
+    "outpaint() got 'lft': did you mean 'left'?": lambda m: m.outpaint(IMAGE, lft=8),
+    "panorama() got 'prompt': did you mean 'prompts'?": lambda m: m.panorama(64, prompt="x"),
+    "bits_per_token() got 'clases': did you mean 'classes'?": (
+        lambda m: m.bits_per_token(IMAGE, clases=1)
+    ),
+    "edit_steps() got 'nonsense', it takes model, x_1, hole, ": (
+        lambda m: process.edit_steps(m, None, None, nonsense=1)
+    ),
+    "best_of() got 'chunks': did you mean 'chunk'?": (
+        lambda m: ranking.best_of(m, 1, 1, None, chunks=2)
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_a_wrong_name_is_refused_in_the_first_frame_of_ours(tiny, sentence):
+    with pytest.raises(TypeError) as error:
+        WRONG[sentence](tiny)
+    assert str(error.value).startswith(sentence) and "\n" not in str(error.value)
+    paths = [Path(entry.path) for entry in error.traceback]
+    assert [path for path in paths if ROOT / "imagebart" in path.parents] == paths[-1:]
+
+
+def test_an_option_of_another_process_is_refused(tiny):
+    for wrong, sentence in (
+        ({"passes": 3}, "passes needs process='refined', got 'single'"),
+        ({"chains": 3, "process": "refined"}, "chains needs process='annealed', got 'refined'"),
+        ({"around": 0, "process": "annealed"}, "around needs process='single' or 'refined'"),
+        ({"process": "fast"}, "process must be one of"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            tiny.inpaint(IMAGE, MASK, **wrong)
+
+
+# ── what the table says is true ───────────────────────────────────────────────────────────────
+
+
+def test_what_is_not_said_is_the_default_of_the_table(tiny):
+    how = {"output_type": "pt"}
+    for function, arguments in (
+        (tiny.sample, (2,)),
+        (tiny.inpaint, (IMAGE, MASK)),
+        (tiny.outpaint, (IMAGE,)),
+        (tiny.panorama, (48,)),
+    ):
+        said = filled(TAKES[getattr(ImageBART, function.__name__)], {})
+        assert torch.equal(function(*arguments, **how, **said), function(*arguments, **how))
+    x_1 = tiny.encode(IMAGE)
+    hole = torch.ones_like(x_1, dtype=torch.bool)
+    for steps in process.PROCESSES.values():
+        *_, said = steps(tiny, x_1, hole, **filled(TAKES[steps], {}))
+        *_, plain = steps(tiny, x_1, hole)
+        assert torch.equal(said.tokens, plain.tokens)
+
+
+def test_choices_of_the_tables_are_those_that_there_are():
+    for table, name, choices in (
+        (SamplingOptions, "method", sampling.METHODS),
+        (EditingOptions, "process", process.PROCESSES),
+        (PanoramaOptions, "mode", panorama.MODES),
+    ):
+        assert set(get_args(rows(table)[name].one)) == set(choices)
+    for name, default in vars(sampling.Filter()).items():
+        assert rows(SamplingOptions)[name].option.default == default
+
+
+# ── the other doors ───────────────────────────────────────────────────────────────────────────
+
+AN_ARRAY = "an array: the app paints one"
+DOORS = {  # what a person can say there, and what not: why
+    "sample": (Sample, SamplingOptions, {"semantic_map": AN_ARRAY}),
+    "edit": (Edit, EditingOptions, {"semantic_map": AN_ARRAY}),
+    "panorama": (Panorama, PanoramaOptions, {}),
+}
+
+
+@pytest.mark.parametrize("command", DOORS)
+def test_every_option_reaches_the_command_line(command):
+    door, table, missing = DOORS[command]
+    assert rows(table).keys() - door.__dataclass_fields__.keys() == missing.keys()
