@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from receipts import options_of, receipt
+from records import options_of, run_record
 from reporting import run
 
 from imagebart import ImageBART, show
@@ -47,7 +47,7 @@ def main(config: Config) -> dict:
     if not config.answers:
         return {}
     told = score(config.answers, order(config.n, config.seed))
-    return told | {"options": options_of(config), **receipt(pick_device(config.device))}
+    return told | {"options": options_of(config), **run_record(pick_device(config.device))}
 
 
 def order(n: int, seed: int) -> str:

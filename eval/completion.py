@@ -27,9 +27,9 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from metrics import FEWEST, Jury, feature_distance
+from metrics import MIN_IMAGES, ImageMetrics, feature_distance
 from PIL import Image
-from receipts import options_of, receipt, shown
+from records import options_of, run_record, shown
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
@@ -58,7 +58,7 @@ class Config:
     around: tuple[int, ...] = ()  # passes at t = T - 1 that look around; 0: the paper's chain
     n: int = 200  # held-out images, each completed once
     probe: Path | None = None  # the shipped one unless given
-    fid: bool = False  # judge completions by Inception as well
+    fid: bool = False  # measure FID with Inception as well
     inception: Path | None = None  # the network's weights; default: where torch.hub keeps them
     seed: int = 0  # of completion 0; completion i has seed + i
     out: Path | None = None  # where the JSON goes
@@ -124,7 +124,9 @@ def measure(
     (H, W), sums = model.image_size, {}
     seen: dict[str, list[Tensor]] = {"real": [], "completed": []}
     truths, pictured = [], []
-    jury = Jury({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
+    metrics = (
+        ImageMetrics({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
+    )
     for i in tqdm(range(config.n), desc=f"{family}, {how}", mininterval=5, leave=False):
         scene = scenery.render(scenery.scene_seed("validation", i), H, W)
         render = scene.image
@@ -157,17 +159,17 @@ def measure(
         seen["real"].append(to_bytes(x_0))
         seen["completed"].append(to_bytes(back))
         pictured += [result] if i < PICTURED else []
-        if jury:
-            jury.look(to_bytes(x_0), real=True)
-            jury.look(to_bytes(back))
+        if metrics:
+            metrics.update(to_bytes(x_0), real=True)
+            metrics.update(to_bytes(back))
     looks = [probe.look(torch.cat(images)) for images in seen.values()]
     sums["probe_fid"] = feature_distance(*(look.features for look in looks))
     for name, look in zip(("found_in_renders", "found"), looks, strict=True):
         sums[name] = {key: look.found(truths)[key] for key in ("all", "time")}
     sums["seam"] = sums["border_step"] / sums["border_step_of_renders"]
-    if jury:
-        jury.meet()
-        sums |= {"fid": jury.verdict(config.seed)["fid"]}
+    if metrics:
+        metrics.sync()
+        sums |= {"fid": metrics.compute(config.seed)["fid"]}
     return sums, pictured
 
 
@@ -177,8 +179,8 @@ def to_bytes(image: Tensor) -> Tensor:
 
 
 def main(config: Config) -> dict:
-    if config.n < (FEWEST if config.fid else 1):
-        raise ValueError(f"n must be at least {FEWEST if config.fid else 1}, got {config.n}")
+    if config.n < (MIN_IMAGES if config.fid else 1):
+        raise ValueError(f"n must be at least {MIN_IMAGES if config.fid else 1}, got {config.n}")
     device = pick_device(config.device)
     rows, pictures, captions = [], [], []
     for source in config.model:
@@ -193,7 +195,12 @@ def main(config: Config) -> dict:
                 print(line_of(rows[-1]), flush=True)
     if config.picture:
         show.grid(pictures, min(config.n, PICTURED), captions).save(config.picture)
-    return {"rows": rows, "options": options_of(config), "split": "validation", **receipt(device)}
+    return {
+        "rows": rows,
+        "options": options_of(config),
+        "split": "validation",
+        **run_record(device),
+    }
 
 
 def line_of(row: dict) -> str:

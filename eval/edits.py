@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from receipts import options_of, receipt
+from records import options_of, run_record
 from reporting import run
 from tqdm import tqdm
 
@@ -92,7 +92,7 @@ def main(config: Config) -> dict:
         "options": options_of(config),
         "probe": probe.sha256,
         **cost,
-        **receipt(device),
+        **run_record(device),
     }
 
 

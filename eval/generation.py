@@ -1,12 +1,12 @@
-"""How good are generated pictures? FID, IS, KID and CLIP-score, with a receipt.
+"""FID, IS, KID and CLIP-score of generated images, with a run record.
 
     python eval/generation.py --model runs/ffhq --reference ffhq256 --n 50000   # a model's samples
     python eval/generation.py --images results --reference ffhq256.npz --metrics fid is
     torchrun --standalone --nproc-per-node gpu eval/generation.py --model ...   # on every GPU
 
-Sample i has the seed `seed + i`, so one GPU and many draw the same pictures; each is rounded to 8
-bits. The reference is brought to the samples' size as training data are: resized and cropped.
-A line per metric is printed; hashes, seeds, versions, hardware and time go to --out.
+Sample i has the seed `seed + i`, so the images do not depend on the number of GPUs; they are
+rounded to 8 bits. The reference is resized and cropped to the samples' size like training data.
+One line per metric is printed; hashes, seeds, versions, hardware and time go to --out.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from typing import Annotated, Literal
 import torch
 import tyro
 from einops import rearrange
-from metrics import FEWEST, Jury
+from metrics import MIN_IMAGES, ImageMetrics
 from PIL import Image
-from receipts import receipt
+from records import run_record
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -34,19 +34,19 @@ from imagebart.checkpoint import sha256_of, write_json
 from imagebart.data.images import ImageFolder, SceneryData
 from imagebart.distributed import finish, part_of, split, start
 
-PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
+METRIC_PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
 class Config:
     model: str | None = None  # a folder or a Hub id; the shipped model if there is no --images
-    images: Path | None = None  # judge the pictures of this folder instead of a model's samples
+    images: Path | None = None  # measure the images of this folder instead of a model's samples
     reference: str | None = None  # real pictures: a folder, "scenery", or their statistics (.npz)
     metrics: tuple[Literal["fid", "is", "kid", "clip"], ...] = ("fid", "is", "kid")
     # how many; default: every picture or caption there is, or 10000 samples (also --n, a name that
     # torchrun mistakes for one of its own)
     num_images: Annotated[int | None, tyro.conf.arg(aliases=["--n"])] = None
-    batch: int = 32  # pictures at a time on each device
+    batch: int = 32  # images per step on each device
     seed: int = 0  # of sample 0, and of the random subsets of IS and KID
     temperature: float = 1.0
     top_k: int = 0  # 0 is off
@@ -55,24 +55,24 @@ class Config:
     inception: Path | None = None  # the network's weights; default: where torch.hub keeps them
     save_images: Path | None = None  # keep the samples in this folder, as PNG
     save_stats: Path | None = None  # keep the reference's mu, sigma, n (.npz), for next time
-    out: Path = Path("generation.json")  # the receipt
+    out: Path = Path("generation.json")  # where the run record goes
     device: str = "auto"
 
 
 def check(config: Config) -> None:
-    """ValueError where the options ask for something that cannot be computed."""
-    asked, stats, keep = set(config.metrics), is_stats(config.reference), config.save_images
+    """ValueError for options that do not fit together."""
+    names, stats, keep = set(config.metrics), is_stats(config.reference), config.save_images
     rules = {
         "batch must be at least 1": config.batch >= 1,
-        f"num_images must be at least {FEWEST}": config.num_images is None
-        or config.num_images >= FEWEST,
-        "metrics must name one at least": asked,
-        "fid and kid need --reference": config.reference or not asked & {"fid", "kid"},
-        "kid needs reference pictures, not statistics": not (stats and "kid" in asked),
-        "clip needs --clip, the folder of a CLIP model": config.clip or "clip" not in asked,
-        "clip needs --captions": config.captions or config.images or "clip" not in asked,
+        f"num_images must be at least {MIN_IMAGES}": config.num_images is None
+        or config.num_images >= MIN_IMAGES,
+        "metrics must name at least one": names,
+        "fid and kid need --reference": config.reference or not names & {"fid", "kid"},
+        "kid needs reference pictures, not statistics": not (stats and "kid" in names),
+        "clip needs --clip, the folder of a CLIP model": config.clip or "clip" not in names,
+        "clip needs --captions": config.captions or config.images or "clip" not in names,
         "--save-stats needs fid, and reference pictures": not config.save_stats
-        or ("fid" in asked and not stats),
+        or ("fid" in names and not stats),
         "--save-images needs an empty folder": not (keep and keep.exists() and any(keep.iterdir())),
         "--images excludes --model, --captions and --save-images": not config.images
         or not (config.model or config.captions or keep),
@@ -87,19 +87,19 @@ def is_stats(reference: str | None) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------
-# Where pictures come from: batches of uint8 images (b 3 H W) and their captions
+# Sources: batches of uint8 images (b 3 H W) and their captions
 
-Batches = Iterator[tuple[Tensor, list[str]]]
+ImageBatches = Iterator[tuple[Tensor, list[str]]]
 
 
 def samples(
     model: ImageBART, config: Config, n: int, captions: list[str], indices: range
-) -> Batches:
-    """A model's pictures `indices` of n: i from the seed `seed + i`, of caption i; without captions
+) -> ImageBatches:
+    """Samples `indices` of n: sample i has seed `seed + i` and caption i; without captions the
     classes take turns."""
-    asked = {"prompt": captions[:n]} if captions else {}
+    conditions = {"prompt": captions[:n]} if captions else {}
     if model.classes and not captions:
-        asked["classes"] = [i % model.classes for i in range(n)]
+        conditions["classes"] = [i % model.classes for i in range(n)]
     stream = model.sample_stream(
         n,
         batch=config.batch,
@@ -108,18 +108,18 @@ def samples(
         temperature=config.temperature,
         top_k=config.top_k,
         output_type="pt",
-        **asked,
+        **conditions,
     )
     for part, images in zip(split(indices, config.batch), stream, strict=True):
         texts = [captions[i] for i in part] if captions else []
         images = (images * 255).round().byte()
         if config.save_images:
-            save(images, texts, part, config.save_images)
+            save_images(images, texts, part, config.save_images)
         yield images, texts
 
 
-def save(images: Tensor, captions: list[str], part: range, folder: Path) -> None:
-    """Pictures as PNG, captions as text beside them: a folder that --images reads."""
+def save_images(images: Tensor, captions: list[str], part: range, folder: Path) -> None:
+    """Write images as PNG with captions in .txt files beside them, as --images reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in zip(part, rearrange(images, "b c h w -> b h w c").cpu(), strict=True):
         Image.fromarray(image.numpy()).save(folder / f"{i:06d}.png")
@@ -127,15 +127,15 @@ def save(images: Tensor, captions: list[str], part: range, folder: Path) -> None
         (folder / f"{i:06d}.txt").write_text(caption + "\n", encoding="utf-8")
 
 
-def pictures(data: Dataset, batch: int, indices: range) -> Batches:
-    """The pictures of a data set and their captions."""
+def pictures(data: Dataset, batch: int, indices: range) -> ImageBatches:
+    """The images of a data set and their captions."""
     sizes = set()
     with ThreadPoolExecutor() as readers:
         for part in split(indices, batch):
             items = list(readers.map(data.__getitem__, part))
             sizes |= {tuple(item["image"].shape[1:]) for item in items}
             if len(sizes) > 1:
-                raise ValueError(f"all pictures must have one size, got {sorted(sizes)}")
+                raise ValueError(f"all images must have one size, got {sorted(sizes)}")
             images = torch.stack([item["image"] for item in items])
             yield ((images + 1) * 127.5).round().byte(), [item["caption"] for item in items]
 
@@ -145,24 +145,26 @@ def open_reference(name: str, n: int, size: tuple[int, int]) -> Dataset:
 
 
 def scenery(n: int, size: tuple[int, int]) -> Dataset:
-    """Landscapes of the test split, which no training has seen."""
+    """The test split, unseen in training."""
     return SceneryData("test", size[0], n, width=size[1])
 
 
-def show(jury: Jury, batches: Batches, total: int, real: bool = False) -> None:
-    """Every picture to the jury, with a bar on the main rank."""
-    world, what = jury.ranks.world, "reference" if real else "samples"
-    with tqdm(total=total, desc=what, unit="img", disable=not jury.ranks.is_main) as bar:
+def accumulate(
+    metrics: ImageMetrics, batches: ImageBatches, total: int, real: bool = False
+) -> None:
+    """Update the metrics with every batch; the main rank shows a progress bar."""
+    world, what = metrics.ranks.world, "reference" if real else "samples"
+    with tqdm(total=total, desc=what, unit="img", disable=not metrics.ranks.is_main) as bar:
         for images, captions in batches:
-            jury.look(images, captions, real)
+            metrics.update(images, captions, real)
             bar.update(min(len(images) * world, total - bar.n))
 
 
 def read_captions(name: str | None, n: int, size: tuple[int, int]) -> list[str]:
-    """What sample i is asked to be; empty if nothing is asked."""
+    """The prompt of sample i; empty for unconditional sampling."""
     if name is None:
         return []
-    if name == "scenery":  # size matters: a bird too small to be seen is not spoken of
+    if name == "scenery":  # captions omit objects too small to see
         return [item["caption"] for item in scenery(n, size)]
     if not Path(name).is_file():
         raise ValueError(f'captions must be a text file or "scenery", got {name}')
@@ -171,11 +173,11 @@ def read_captions(name: str | None, n: int, size: tuple[int, int]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------
-# What is written down
+# The run record
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """One hash of all weights, by name, wherever they were loaded from."""
+    """SHA-256 of all weights in order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -188,7 +190,7 @@ def plain(value: object) -> object:
 
 
 def line(result: dict) -> str:
-    """A metric for the terminal, its spread to two digits."""
+    """One line per metric, the standard deviation to two digits."""
     spread = f" ± {result['std']:.2g}" if "std" in result else ""
     return f"{result['name']:<12} {result['value']:.5g}{spread}"
 
@@ -199,18 +201,18 @@ def line(result: dict) -> str:
 def main(config: Config) -> None:
     check(config)
     begun, ranks = time.time(), start(config.device)
-    least = max(FEWEST, ranks.world)
+    least = max(MIN_IMAGES, ranks.world)
 
-    # Who judges
-    jury = Jury(config.metrics, ranks, config.inception, config.clip)
-    weights = jury.weights
+    # The metrics
+    metrics = ImageMetrics(config.metrics, ranks, config.inception, config.clip)
+    weights = metrics.weights
     compares = {"fid", "kid"} & {*config.metrics}
     reference = {"source": config.reference if compares else None}
     if compares and is_stats(config.reference):
-        jury.read_stats(Path(config.reference))
-        reference |= {"n": jury.stats_n, "sha256": sha256_of(config.reference)}
+        metrics.read_stats(Path(config.reference))
+        reference |= {"n": metrics.stats_n, "sha256": sha256_of(config.reference)}
 
-    # What is judged
+    # What is measured
     if config.images:
         data = ImageFolder(config.images, strict=True, count=config.num_images)
         n, batches = len(data), pictures(data, config.batch, part_of(len(data), ranks))
@@ -225,41 +227,43 @@ def main(config: Config) -> None:
     if n < least:
         raise ValueError(f"num_images must be at least {least}, got {n}")
 
-    # What it is compared with: first of all, since a bad file should not show after long sampling
+    # The reference, read before sampling so that a bad file is refused at once
     first = next(batches)
     size = tuple(first[0].shape[-2:])
     if compares and not is_stats(config.reference):
         data = open_reference(config.reference, n, size)
         if len(data) < least:
-            raise ValueError(f"reference must have at least {least} pictures, got {len(data)}")
+            raise ValueError(f"reference must have at least {least} images, got {len(data)}")
         real = pictures(data, config.batch, part_of(len(data), ranks))
-        show(jury, real, len(data), real=True)
+        accumulate(metrics, real, len(data), real=True)
         reference |= {"n": len(data)}
-    show(jury, chain([first], batches), n)
+    accumulate(metrics, chain([first], batches), n)
 
-    # The verdict
-    jury.meet()
+    # The results
+    metrics.sync()
     if ranks.is_main:
-        results = jury.verdict(config.seed)
-        if jury.seen[True]:
-            reference |= {"sha256": jury.sha256(real=True)}
+        results = metrics.compute(config.seed)
+        if metrics.seen[True]:
+            reference |= {"sha256": metrics.sha256(real=True)}
         report = {
             "metrics": results,
-            "samples": {"n": n, "size": size, "sha256": jury.sha256(real=False)},
+            "samples": {"n": n, "size": size, "sha256": metrics.sha256(real=False)},
             "seeds": None if config.images else [config.seed, config.seed + n - 1],
             "reference": reference,
             "weights": weights,
             "config": {name: plain(value) for name, value in asdict(config).items()},
             "ranks": ranks.world,
             "seconds": round(time.time() - begun, 1),
-            **receipt(ranks.device, PACKAGES),
+            **run_record(ranks.device, METRIC_PACKAGES),
         }
         write_json(report, config.out)
         if config.save_stats:
-            jury.save_stats(config.save_stats)
+            metrics.save_stats(config.save_stats)
         print(*map(line, results.values()), f"written to {config.out}", sep="\n")
         if not weights.get("inception", {"published": True})["published"]:
-            print("Inception's weights are not the published ones: compare with nobody's figures")
+            print(
+                "Inception's weights are not the published ones: do not compare with published figures"
+            )
     finish(ranks)
 
 

@@ -1,7 +1,7 @@
-"""What each table of the documents shows, from the receipts in eval/results/.
+"""What each table of the documents shows, from the run records in eval/results/.
 
-A function makes one table, in Markdown, and TABLES names it; `tables.py` puts it in its place. All
-but "highlights" end with what they were measured on, when, and the receipt's name.
+A function returns one table in Markdown and TABLES names it; `tables.py` writes it into the
+documents. All but "highlights" end with the hardware, the date and the record's file name.
 """
 
 import re
@@ -17,16 +17,16 @@ RESULTS = Path(__file__).parent / "results"
 # ── the parts of a table ──────────────────────────────────────────────────────────────────────
 
 
-def receipt(name: str) -> dict:
+def record(name: str) -> dict:
     return read_json(RESULTS / f"{name}.json")
 
 
 def rows_of(name: str) -> list[dict]:
-    return receipt(name)["rows"]
+    return record(name)["rows"]
 
 
 def row_of(name: str, **fields) -> dict:
-    """The row of a receipt with these fields; ValueError unless there is one."""
+    """The row of a record with these fields; ValueError unless there is one."""
     fitting = [row for row in rows_of(name) if all(row.get(key) == fields[key] for key in fields)]
     if len(fitting) != 1:
         raise ValueError(f"{name}.json must have one row with {fields}, got {len(fitting)}")
@@ -42,11 +42,11 @@ def table(header: str, rows: Iterable[Iterable], *names: str) -> str:
 
 
 def source(*names: str) -> str:
-    """Hardware, day and file of each receipt, receipts of one day and machine together."""
+    """Hardware, day and file of each record, grouped by day and machine."""
     made: dict[str, list[str]] = {}
     for name in names:
-        one = receipt(name)
-        hardware = re.sub(r"\b1 threads", "1 thread", one["hardware"])  # as receipts once said
+        one = record(name)
+        hardware = re.sub(r"\b1 threads", "1 thread", one["hardware"])  # older records
         made.setdefault(f"{hardware}, {day(one['date'])}", []).append(f"`{name}.json`")
     return "; ".join(f"{where}: {', '.join(files)}" for where, files in made.items()) + "."
 
@@ -72,7 +72,7 @@ def plus_minus(value: float, error: float) -> str:
 
 
 def held_out() -> str:
-    bound, back = receipt("scenery_likelihood"), receipt("scenery_reconstruction")
+    bound, back = record("scenery_likelihood"), record("scenery_reconstruction")
     rows = []
     for t, scale in bound["scales"].items():
         name = f"L_{t}, nats per token ({bound['n']} images), told nothing"
@@ -131,7 +131,7 @@ def maps() -> str:
 def rejection() -> str:
     rows = [
         (row["rate"], percent(row["class_accuracy"]), f"{row['inception_score']:.2f}", row["kept"])
-        for row in receipt("scenery_selection")["rejection"]
+        for row in record("scenery_selection")["rejection"]
     ]
     header = "rejection at rate | class accuracy | inception score, of at most 12 | kept"
     return table(header, rows, "scenery_selection")
@@ -140,14 +140,14 @@ def rejection() -> str:
 def re_ranking() -> str:
     rows = [
         (row["best_of"], f"{row['similarity']:.3f}", percent(row["said_and_found"]))
-        for row in receipt("scenery_selection")["re-ranking"]
+        for row in record("scenery_selection")["re-ranking"]
     ]
     header = "best of | similarity to the caption | said and found"
     return table(header, rows, "scenery_selection")
 
 
 def edits() -> str:
-    one = receipt("scenery_edits")
+    one = record("scenery_edits")
     rows = [(row["wish"], row["edits"], percent(row["found"], 0)) for row in one["rows"]]
     rows.append(("all", sum(row["edits"] for row in one["rows"]), percent(one["found"])))
     return table("the sky is to be | edits | found", rows, "scenery_edits")
@@ -202,7 +202,7 @@ def seams() -> str:
     names = "scenery_seams", "scenery_seams_exact"
     rows = []
     for name in names:
-        one = receipt(name)
+        one = record(name)
         for row in one["rows"]:
             n = int(one["options"]["n"])
             low, high = min(row["rhythm"]), max(row["rhythm"])
@@ -221,7 +221,7 @@ def seams() -> str:
 def speed(name: str) -> str:
     """Seconds and passes of the whole chain, a row a batch."""
     rows = []
-    for images, chain in receipt(name)["chain"].items():
+    for images, chain in record(name)["chain"].items():
         ours, plain = chain["parallel"], chain["sequential"]
         edit = chain["edit of a tenth, parallel"]["median_s"]
         rows.append(
@@ -242,7 +242,7 @@ def speed(name: str) -> str:
 
 def speed_scales() -> str:
     rows = []
-    for t, scale in receipt("scenery_speed")["scales"].items():
+    for t, scale in record("scenery_speed")["scales"].items():
         ours, roof = scale["parallel"], scale["roofline"]
         times = (scale[key]["median_s"] for key in ("naive", "bart", "sequential"))
         parallel = f"{seconds(ours['median_s'])}, {ours['passes']} passes"
@@ -256,7 +256,7 @@ def speed_scales() -> str:
 def speed_ways() -> str:
     rows = [
         (way, f"{one['seconds']:.3f}", f"{one['over_parallel']:.2f}")
-        for way, one in receipt("scenery_speed")["one_image"].items()
+        for way, one in record("scenery_speed")["one_image"].items()
     ]
     header = "one image, pixels included | s | times ours, parallel"
     return table(header, rows, "scenery_speed")
@@ -264,7 +264,7 @@ def speed_ways() -> str:
 
 def speed_ffhq() -> str:
     names = "ffhq-4_speed", "ffhq-4_speed_bf16"
-    full, half = (receipt(name)["one_image"] for name in names)
+    full, half = (record(name)["one_image"] for name in names)
     rows = [
         (way, *(f"{one[way][key]:.2f}" for one in (full, half) for key in one[way])) for way in full
     ]
@@ -322,17 +322,17 @@ def passes_of(rows: list[dict], label: str) -> list[tuple]:
 
 
 def highlights() -> str:
-    fast, large = receipt("scenery_speed"), receipt("ffhq-4_speed")
+    fast, large = record("scenery_speed"), record("ffhq-4_speed")
     one = fast["chain"]["1"]
     text = row_of("scenery_obedience_text", told="text")
     classes = row_of("scenery_obedience_class", told="class")
-    painted, sky = row_of("semantic_obedience", told="map"), receipt("scenery_edits")
+    painted, sky = row_of("semantic_obedience", told="map"), record("scenery_edits")
     single = {"mask": "upper", "process": "single"}
     ours = row_of("scenery_completion_looks", **single)
     paper = row_of("scenery_completion_refined", **single)
     two = row_of("scenery_completion_t2", **single, T=2)
-    seam, look = row_of("scenery_seams", mode="fast"), receipt("scenery_blind")
-    back = receipt("scenery_blind_reconstructions")
+    seam, look = row_of("scenery_seams", mode="fast"), record("scenery_blind")
+    back = record("scenery_blind_reconstructions")
     tokens = one["sequential"]["passes"]
     edit = one["edit of a tenth, parallel"]["median_s"]
     rows = [

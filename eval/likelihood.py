@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from receipts import receipt
+from records import run_record
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
@@ -59,7 +59,7 @@ def main(config: Config) -> dict:
         report["baseline"]["sum"] = sum(row["nats"] for row in rows.values())
     files = sorted(Path(config.model).glob("*.safetensors"))
     report["sha256"] = {path.name: sha256_of(path) for path in files}
-    return report | receipt(device)
+    return report | run_record(device)
 
 
 def tokens_of(model: ImageBART, data: str, split: str, count: int) -> tuple[Tensor, dict]:

@@ -1,13 +1,13 @@
-"""Who judges pictures: Inception and CLIP look at each once, and torchmetrics keeps the score.
+"""FID, IS, KID and CLIP-score: features are computed once per image, torchmetrics accumulates.
 
-    jury = Jury({"fid", "is"}, ranks)
-    jury.look(photographs, real=True)     # uint8 images b 3 H W, batch after batch, on every rank
-    jury.look(samples)
-    jury.meet()                           # all ranks bring together what they saw
-    jury.verdict(seed=0)                  # {"fid": {"name": "FID@512", "value": 17.3}, ...}
+    metrics = ImageMetrics({"fid", "is"}, ranks)
+    metrics.update(photographs, real=True)   # uint8 images b 3 H W, batch by batch, on every rank
+    metrics.update(samples)
+    metrics.sync()                           # gathers the states of all ranks
+    metrics.compute(seed=0)                  # {"fid": {"name": "FID@512", "value": 17.3}, ...}
 
-Pictures reach Inception as they are: the network resizes them by its own rule (TF1's bilinear), as
-in torch-fidelity and the papers of ImageBART's time. torchmetrics' default (antialias) is another.
+Images reach Inception unresized: the network resizes them by TF1's bilinear rule, as in
+torch-fidelity and the papers of ImageBART's time. torchmetrics' default (antialias) differs.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from imagebart.ranking import CLIP
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-FEWEST = 10  # pictures in a set: IS is a mean over ten parts of it
+MIN_IMAGES = 10  # IS is a mean over ten parts of a set
 
 
 # ------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ class Inception(nn.Module):
         if not path.is_file():
             raise ValueError(f"Inception's weights must be at {path}, get them at {INCEPTION_URL}")
         try:
-            # The network's own loader trusts what it reads, so it gets what was read safely.
+            # The network's own loader unpickles without checks, so it is given safely loaded weights.
             weights = io.BytesIO()
             torch.save(torch.load(path, map_location="cpu", weights_only=True), weights)
             weights.seek(0)
@@ -64,13 +64,13 @@ class Inception(nn.Module):
         self.sha256 = sha256_of(path)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # TF32 would move the features: in full precision all machines agree.
+        # TF32 would change the features: in full precision all machines agree.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return self.net(images)
 
 
-class Given(nn.Module):
-    """Stands where torchmetrics wants a network: features are computed once, for all metrics."""
+class Precomputed(nn.Module):
+    """The feature network given to torchmetrics: the identity, as features are computed before."""
 
     num_features = 2048
 
@@ -79,14 +79,14 @@ class Given(nn.Module):
 
 
 # ------------------------------------------------------------------------------------------------
-# The jury
+# The metrics
 
 
-class Jury:
-    """Looks at pictures on every rank, then judges all of them on the main one.
+class ImageMetrics:
+    """A collection of image metrics with torchmetrics' `update`, `sync` and `compute`.
 
-    `names`: of "fid", "is", "kid" and "clip". Ranks must look at consecutive stretches of the
-    pictures, each at one or more; then the verdict does not depend on how many ranks there are.
+    `names`: of "fid", "is", "kid" and "clip". Every rank must update with a consecutive part of the
+    images, at least one; then the results do not depend on the number of ranks.
     """
 
     def __init__(
@@ -104,21 +104,21 @@ class Jury:
         }
         self.ranks, self.device = ranks, ranks.device
         # Apple's GPUs have no fp64, which the sums of FID need.
-        home = torch.device("cpu") if self.device.type == "mps" else self.device
+        metric_device = torch.device("cpu") if self.device.type == "mps" else self.device
         self.metrics: dict[str, Metric] = {
-            name: kind(Given(), sync_on_compute=False).to(home)
+            name: kind(Precomputed(), sync_on_compute=False).to(metric_device)
             for name, kind in kinds.items()
             if name in names
         }
         self.inception = Inception(inception).to(self.device) if self.metrics else None
         self.clip = CLIP(clip).to(self.device) if "clip" in names else None
-        self.seen: dict[bool, list[bytes]] = {True: [], False: []}
+        self.digests: dict[bool, list[bytes]] = {True: [], False: []}
         self.cosines: list[float] = []
         self.stats, self.stats_n = None, None
 
     @property
     def weights(self) -> dict:
-        """What the networks are, for a receipt."""
+        """Hashes of the networks' weights, for the run record."""
         found = {}
         if self.inception:
             digest = self.inception.sha256
@@ -126,16 +126,16 @@ class Jury:
         return found | ({"clip": self.clip.sha256} if self.clip else {})
 
     @torch.no_grad()
-    def look(self, images: Tensor, captions: Sequence[str] = (), real: bool = False) -> None:
-        """See uint8 images b 3 H W, of the reference if `real`; each passes each network once."""
+    def update(self, images: Tensor, captions: Sequence[str] = (), real: bool = False) -> None:
+        """Accumulate uint8 images b 3 H W, of the reference if `real`; one pass of each network."""
         rows = rearrange(images, "b c h w -> b h w c").cpu().numpy()
-        self.seen[real] += [hashlib.sha256(row.tobytes()).digest() for row in rows]
+        self.digests[real] += [hashlib.sha256(row.tobytes()).digest() for row in rows]
         images = images.to(self.device)
         if self.inception:
             self._measure(*self.inception(images), real)
         if self.clip and not real:
             if len(captions) != len(images) or not all(captions):
-                raise ValueError("clip needs a caption for every picture")
+                raise ValueError("clip needs a caption for every image")
             self.cosines += self.clip(images.cpu(), captions).tolist()
 
     def _measure(self, features: Tensor, logits: Tensor, real: bool) -> None:
@@ -145,48 +145,48 @@ class Jury:
             elif not real:
                 metric.update(logits.to(metric.device))
 
-    def meet(self) -> None:
-        """Bring together what all ranks saw, in the order of the pictures.
+    def sync(self) -> None:
+        """Gather the states of all ranks in the order of the images.
 
-        torchmetrics gathers a list of batches batch by batch, which mixes the order and never ends
-        if ranks have unequal numbers of batches; so each rank's list becomes one batch first.
+        torchmetrics gathers lists batch by batch, which mixes the order and hangs if ranks have
+        unequal numbers of batches; so each rank's list is concatenated to one batch first.
         """
         for metric in self.metrics.values():
             for name, state in metric.metric_state.items():
                 if isinstance(state, list) and state:
                     setattr(metric, name, [torch.cat(state)])
             metric.sync()
-        self.seen = {real: gather(digests, self.ranks) for real, digests in self.seen.items()}
+        self.digests = {real: gather(digests, self.ranks) for real, digests in self.digests.items()}
         self.cosines = gather(self.cosines, self.ranks)
 
     def sha256(self, real: bool) -> str:
-        """One hash of a set: that of its pictures' hashes (of RGB bytes, row by row), in order."""
-        return hashlib.sha256(b"".join(self.seen[real])).hexdigest()
+        """SHA-256 of a set: of the hashes of its images (RGB bytes, row by row) in order."""
+        return hashlib.sha256(b"".join(self.digests[real])).hexdigest()
 
-    def verdict(self, seed: int) -> dict[str, dict]:
-        """Each metric's name, value and spread (over subsets; for CLIP-score, over pictures).
+    def compute(self, seed: int) -> dict[str, dict]:
+        """Name, value and standard deviation of each metric (over subsets; CLIP-score: over images).
 
-        FID is biased upwards by small sets, so below 10000 pictures it is called by its number.
+        FID is biased upwards for small sets, so below 10000 images its name states the number.
         """
-        n = min(filter(None, (len(self.seen[False]), len(self.seen[True]) or self.stats_n)))
+        n = min(filter(None, (len(self.digests[False]), len(self.digests[True]) or self.stats_n)))
         results = {}
         if "fid" in self.metrics:
             name = "FID" if n >= 10_000 else f"FID@{n}"
             value = frechet_distance(*self.moments(real=False), *self.moments(real=True))
             results["fid"] = {"name": name, "value": value}
         if "is" in self.metrics:
-            results["is"] = {"name": "IS", **self._drawn("is", seed)}
+            results["is"] = {"name": "IS", **self._over_subsets("is", seed)}
         if "kid" in self.metrics:
-            # Half of the set at most: subsets as large as the set would all be the set.
+            # At most half of the set: larger subsets would all be nearly the same.
             self.metrics["kid"].subset_size = size = min(1000, n // 2)
-            results["kid"] = {"name": "KID", **self._drawn("kid", seed), "subset_size": size}
+            results["kid"] = {"name": "KID", **self._over_subsets("kid", seed), "subset_size": size}
         if self.clip:
             mean, spread = float(np.mean(self.cosines)), float(np.std(self.cosines))
             results["clip"] = {"name": "CLIP-score", "value": mean, "std": spread}
         return results
 
-    def _drawn(self, name: str, seed: int) -> dict[str, float]:
-        """A metric over random subsets, which torchmetrics draws from the global generator."""
+    def _over_subsets(self, name: str, seed: int) -> dict[str, float]:
+        """A metric over random subsets, which torchmetrics draws with the global generator."""
         torch.manual_seed(seed)
         mean, spread = self.metrics[name].compute()
         return {"value": mean.item(), "std": spread.item()}
@@ -202,18 +202,18 @@ class Jury:
         return mu, (products - n * mu.outer(mu)) / (n - 1)
 
     def save_stats(self, path: Path) -> None:
-        """The reference's μ, Σ and n as pytorch-fid and clean-fid read them, and whose they are."""
+        """Write μ, Σ and n of the reference as pytorch-fid and clean-fid do, and their hashes."""
         mu, sigma = (part.numpy() for part in self.moments(real=True))
-        whose = {"images": self.sha256(real=True), "inception": self.inception.sha256}
+        hashes = {"images": self.sha256(real=True), "inception": self.inception.sha256}
         with atomic_write(path) as draft, draft.open("wb") as file:
-            np.savez(file, mu=mu, sigma=sigma, n=len(self.seen[True]), **whose)
+            np.savez(file, mu=mu, sigma=sigma, n=len(self.digests[True]), **hashes)
 
     def read_stats(self, path: Path) -> None:
-        """Such a file in place of `look(…, real=True)`; ValueError if it does not fit."""
+        """Read such a file in place of `update(…, real=True)`; ValueError if it does not fit."""
         if not path.is_file():
             raise ValueError(f"{path} must be a file of statistics, got none there")
         with np.load(path) as file:
-            d = Given.num_features
+            d = Precomputed.num_features
             if not {"mu", "sigma"} <= {*file} or file["sigma"].shape != (d, d):
                 raise ValueError(f"{path} must hold mu and sigma of {d} features")
             if "inception" in file and str(file["inception"]) != self.inception.sha256:
@@ -223,12 +223,12 @@ class Jury:
 
 
 def frechet_distance(mu_1: Tensor, sigma_1: Tensor, mu_2: Tensor, sigma_2: Tensor) -> float:
-    """How far two Gaussians are apart, the FID if they are fitted to features.
+    """Fréchet distance of two Gaussians, the FID if they are fitted to features.
 
         ‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½)
 
-    With Σ₁ = A Aᵀ, (Σ₁ Σ₂)^½ has the trace of (Aᵀ Σ₂ A)^½, a root of a symmetric matrix: many times
-    faster than torchmetrics' way, and without its noise where pictures are fewer than features.
+    With Σ₁ = A Aᵀ, (Σ₁ Σ₂)^½ has the trace of (Aᵀ Σ₂ A)^½, the root of a symmetric matrix: much
+    faster than torchmetrics' way, and without its noise for fewer images than features.
     """
     scales, axes = torch.linalg.eigh(sigma_1)
     A = axes * scales.clamp(min=0).sqrt()
@@ -243,7 +243,7 @@ def feature_distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 def gather(items: list, ranks: Ranks) -> list:
-    """Every rank's list, one after the other."""
+    """The lists of all ranks, concatenated in their order."""
     parts = [items] * ranks.world
     if ranks.world > 1:
         dist.all_gather_object(parts, items)

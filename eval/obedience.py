@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 from metrics import feature_distance
-from receipts import options_of, receipt
+from records import options_of, run_record
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
@@ -112,7 +112,12 @@ def main(config: Config) -> dict:
                 row["renders"] = wishes.obeyed(told, renders, model)
             rows.append(row)
             print(line_of(row), flush=True)
-    return {"rows": rows, "options": options_of(config), "probe": probe.sha256, **receipt(device)}
+    return {
+        "rows": rows,
+        "options": options_of(config),
+        "probe": probe.sha256,
+        **run_record(device),
+    }
 
 
 def draw(model: ImageBART, wishes: Wishes, told: Told, guidance: float, config: Config) -> Tensor:

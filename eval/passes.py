@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from receipts import options_of, receipt, shown
+from records import options_of, run_record, shown
 from reporting import run
 from tqdm import tqdm
 
@@ -58,7 +58,7 @@ def main(config: Config) -> dict:
                 print(line_of(row), flush=True)
     if config.picture:
         plot(rows, config.windows).save(config.picture)
-    return {"rows": rows, "options": options_of(config), **receipt(device)}
+    return {"rows": rows, "options": options_of(config), **run_record(device)}
 
 
 def from_x_t(*args, draft: Draft, **options) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from receipts import receipt
+from records import run_record
 from reporting import run
 from tqdm import tqdm
 
@@ -66,7 +66,7 @@ def main(config: Config) -> dict:
         scores[f"{name}_kept"] = ((render * kept).sum() / render.square().sum()).item()
     scores["codes_in_use"] = len(codes) / vqgan.K
     weights = {"vqgan": sha256_of(Path(config.model) / "vqgan.safetensors")}
-    return {"n": config.n, "split": "validation", **scores, "sha256": weights, **receipt(device)}
+    return {"n": config.n, "split": "validation", **scores, "sha256": weights, **run_record(device)}
 
 
 def lines_of(report: dict) -> str:

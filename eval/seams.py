@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from receipts import options_of, receipt
+from records import options_of, run_record
 from reporting import run
 from timing import largest_resident_bytes
 from torch import Tensor
@@ -73,7 +73,7 @@ def main(config: Config) -> dict:
             f"+{row['memory_bytes'] / 2**20:.0f} MiB",
             flush=True,
         )
-    return {"rows": rows, "options": options_of(config), **receipt(device)}
+    return {"rows": rows, "options": options_of(config), **run_record(device)}
 
 
 def standard_error(values: list) -> np.ndarray:

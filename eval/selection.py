@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from receipts import options_of, receipt
+from records import options_of, run_record
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
@@ -60,7 +60,7 @@ def main(config: Config) -> dict:
         "options": options_of(config),
         "probe": probe.sha256,
         **cost,
-        **receipt(device),
+        **run_record(device),
     }
 
 

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from receipts import PACKAGES, receipt, shown
+from records import PACKAGES, run_record, shown
 from replay import decode_replayed, plans_of, profile
 from reporting import run
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
@@ -91,7 +91,7 @@ def main(config: Config) -> dict:
         report["ddpm"] = ddpm_seconds(model.image_size, config.repeats, device, dtype)
     report["one_image"] = one_image(report)
     packages = (*PACKAGES, *(("transformers", "diffusers") if config.rivals else ()))
-    return report | {"repeats": config.repeats, "seed": config.seed} | receipt(device, packages)
+    return report | {"repeats": config.repeats, "seed": config.seed} | run_record(device, packages)
 
 
 def opened(config: Config, device: torch.device, window: int) -> tuple[ImageBART, Decode, dict]:

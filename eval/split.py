@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from receipts import options_of, receipt
+from records import options_of, run_record
 from replay import BETWEEN, decode_replayed, plan, profile
 from reporting import run
 from timing import DTYPES, timed, with_passes
@@ -74,7 +74,7 @@ def main(config: Config) -> dict:
         "made": "random weights; parallel passes are computed in full, as many and where the "
         "trained chain's scales t < T take them on average",
         "options": options_of(config),
-        **receipt(device),
+        **run_record(device),
     }
     if config.picture:
         plot(report).save(config.picture)

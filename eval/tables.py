@@ -1,7 +1,7 @@
-"""Fill the documents' tables from the receipts in eval/results/: no figure of theirs is typed.
+"""Fill the documents' tables from the run records in eval/results/: no figure is typed.
 
     python eval/tables.py            # README.md, eval/README.md and the models' cards
-    python eval/tables.py --check    # change nothing; fail where a table is not its receipts'
+    python eval/tables.py --check    # change nothing; fail if a table is stale
 
 A table stands in a document between the lines `<!-- table NAME -->` and `<!-- end -->`. NAME is a
 row of `layouts.TABLES`.
@@ -38,7 +38,9 @@ def main(config: Config) -> None:
         text = path.read_text(encoding="utf-8")
         stale = [name for name, now, due in tables_in(text) if now != due]
         if config.check and stale:
-            raise ValueError(f"{path}: tables must be their receipts', got others: {stale}")
+            raise ValueError(
+                f"{path}: tables must agree with their run records, got stale ones: {stale}"
+            )
         if stale:
             with atomic_write(path) as draft:
                 draft.write_text(filled(text), encoding="utf-8")
@@ -46,7 +48,7 @@ def main(config: Config) -> None:
 
 
 def tables_in(text: str) -> list[tuple[str, str, str]]:
-    """(name, the table as it stands, the table as its receipts have it) of every place."""
+    """(name, current table, table computed from its records) of every place."""
     places = [(place, due(place[2])) for place in PLACE.finditer(text)]
     return [(place[2], place[0].removeprefix(place[1]), table) for place, table in places]
 

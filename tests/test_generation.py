@@ -92,9 +92,9 @@ def paint(folder: Path, n: int, seed: int, size: int = 48) -> Path:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> tuple[str, str]:
-    """Pictures to judge, and a reference of as many."""
+    """Pictures to measure, and a reference of as many."""
     root = tmp_path_factory.mktemp("pictures")
-    return str(paint(root / "judged", N, seed=1)), str(paint(root / "real", N, seed=2))
+    return str(paint(root / "measured", N, seed=1)), str(paint(root / "real", N, seed=2))
 
 
 @pytest.fixture(scope="session")
@@ -115,8 +115,8 @@ def run(config: Config) -> dict:
     return json.loads(config.out.read_text())
 
 
-def numbers(receipt: dict, metric: str) -> dict[str, float]:
-    return {key: value for key, value in receipt["metrics"][metric].items() if key != "name"}
+def numbers(record: dict, metric: str) -> dict[str, float]:
+    return {key: value for key, value in record["metrics"][metric].items() if key != "name"}
 
 
 def pixels(folder: str) -> torch.Tensor:
@@ -147,7 +147,7 @@ class Narrow(nn.Module):
 @pytest.fixture
 def narrow(monkeypatch):
     monkeypatch.setattr(metrics, "Inception", Narrow)
-    monkeypatch.setattr(metrics.Given, "num_features", 12)
+    monkeypatch.setattr(metrics.Precomputed, "num_features", 12)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # thousands of tiny products: threads would only wait for each other
     yield
@@ -160,13 +160,13 @@ def blocks(n: int, seed: int) -> torch.Tensor:
     return torch.randint(shift, shift + 100, (n, 3, 2, 2), generator=generator, dtype=torch.uint8)
 
 
-def judged(*names: str, n: int = 400, n_real: int | None = None) -> metrics.Jury:
-    jury = metrics.Jury(names, ALONE)
-    jury.look(blocks(n_real or n, seed=2), real=True)
+def scored(*names: str, n: int = 400, n_real: int | None = None) -> metrics.ImageMetrics:
+    scorer = metrics.ImageMetrics(names, ALONE)
+    scorer.update(blocks(n_real or n, seed=2), real=True)
     for part in blocks(n, seed=1).split(37):
-        jury.look(part)
-    jury.meet()
-    return jury
+        scorer.update(part)
+    scorer.sync()
+    return scorer
 
 
 # ------------------------------------------------------------------------------------------------
@@ -176,20 +176,20 @@ def judged(*names: str, n: int = 400, n_real: int | None = None) -> metrics.Jury
 def test_fid_is_the_distance_of_two_gaussians(narrow):
     real, fake = (blocks(400, seed).flatten(1).numpy() / 255 for seed in (2, 1))
     expected = frechet(fake.mean(0), np.cov(fake.T), real.mean(0), np.cov(real.T))
-    jury = judged("fid")
-    result = jury.verdict(seed=0)["fid"]
+    scorer = scored("fid")
+    result = scorer.compute(seed=0)["fid"]
     assert result["name"] == "FID@400"
     assert result["value"] == pytest.approx(expected, rel=1e-6)
-    assert result["value"] == pytest.approx(float(jury.metrics["fid"].compute()), rel=1e-5)
+    assert result["value"] == pytest.approx(float(scorer.metrics["fid"].compute()), rel=1e-5)
 
 
 def test_fid_of_few_pictures_is_as_exact_as_of_many(narrow):
     real, fake = (blocks(7, seed).flatten(1).double() / 255 for seed in (2, 1))
-    jury = judged("fid", n=7)  # covariances of rank 6 in 12 dimensions
+    scorer = scored("fid", n=7)  # covariances of rank 6 in 12 dimensions
     a, b = ((f - f.mean(0)) / 6**0.5 for f in (fake, real))
     overlap = torch.linalg.svdvals(a @ b.T).sum()  # tr (Σ₁ Σ₂)^½ without the root of a matrix
     expected = (fake.mean(0) - real.mean(0)).square().sum() + a.square().sum() + b.square().sum()
-    value = jury.verdict(seed=0)["fid"]["value"]
+    value = scorer.compute(seed=0)["fid"]["value"]
     assert value == pytest.approx(float(expected - 2 * overlap), rel=1e-6)
 
 
@@ -197,49 +197,49 @@ def test_inception_score_is_the_information_about_the_class(narrow):
     logits = 9 * blocks(400, seed=1).flatten(1)[:, :10].double() / 255
     p = logits[torch.randperm(400, generator=torch.Generator().manual_seed(5))].softmax(1)
     parts = [(q * (q.log() - q.mean(0).log())).sum(1).mean().exp() for q in p.chunk(10)]
-    result = judged("is").verdict(seed=5)["is"]
+    result = scored("is").compute(seed=5)["is"]
     assert result["value"] == pytest.approx(float(torch.stack(parts).mean()), rel=1e-4)
     assert result["std"] == pytest.approx(float(torch.stack(parts).std()), rel=1e-3)
 
 
 def test_kid_is_near_the_discrepancy_of_the_whole_sets(narrow):
     real, fake = (blocks(400, seed).flatten(1).float() / 255 for seed in (2, 1))
-    result = judged("kid").verdict(seed=0)["kid"]
+    result = scored("kid").compute(seed=0)["kid"]
     assert result["subset_size"] == 200
     # The mean over 100 subsets is unbiased; 4 standard errors of independent subsets.
     assert abs(result["value"] - float(poly_mmd(real, fake))) < 0.4 * result["std"]
 
 
-def test_verdict_depends_on_the_seed_and_on_no_other_draw(narrow):
-    jury = judged("is", "kid")
-    first = jury.verdict(seed=1)
+def test_the_scores_depend_on_the_seed_and_on_no_other_draw(narrow):
+    scorer = scored("is", "kid")
+    first = scorer.compute(seed=1)
     torch.rand(99)
-    jury = judged("kid", "is")
-    assert jury.verdict(seed=1) == first
-    assert judged("is", "kid").verdict(seed=2)["kid"] != first["kid"]
+    scorer = scored("kid", "is")
+    assert scorer.compute(seed=1) == first
+    assert scored("is", "kid").compute(seed=2)["kid"] != first["kid"]
 
 
 def test_only_ten_thousand_pictures_make_a_fid_without_its_number(narrow):
-    assert judged("fid", n=9_999).verdict(seed=0)["fid"]["name"] == "FID@9999"
-    assert judged("fid", n=10_000, n_real=99).verdict(seed=0)["fid"]["name"] == "FID@99"
-    assert judged("fid", n=10_000).verdict(seed=0)["fid"]["name"] == "FID"
+    assert scored("fid", n=9_999).compute(seed=0)["fid"]["name"] == "FID@9999"
+    assert scored("fid", n=10_000, n_real=99).compute(seed=0)["fid"]["name"] == "FID@99"
+    assert scored("fid", n=10_000).compute(seed=0)["fid"]["name"] == "FID"
 
 
 def test_statistics_stand_for_their_pictures(narrow, tmp_path):
-    whole = judged("fid")
+    whole = scored("fid")
     whole.save_stats(tmp_path / "real.npz")
     with np.load(tmp_path / "real.npz") as file:  # other projects' files know no more than this
         np.savez(tmp_path / "theirs.npz", mu=file["mu"], sigma=file["sigma"])
         np.savez(tmp_path / "others.npz", **{**file, "inception": "another file"})
 
     def against(name: str) -> dict:
-        jury = metrics.Jury(["fid"], ALONE)
-        jury.read_stats(tmp_path / name)
-        jury.look(blocks(400, seed=1))
-        jury.meet()
-        return jury.verdict(seed=0)["fid"]
+        scorer = metrics.ImageMetrics(["fid"], ALONE)
+        scorer.read_stats(tmp_path / name)
+        scorer.update(blocks(400, seed=1))
+        scorer.sync()
+        return scorer.compute(seed=0)["fid"]
 
-    expected = whole.verdict(seed=0)["fid"]
+    expected = whole.compute(seed=0)["fid"]
     for name in ("real.npz", "theirs.npz"):
         assert against(name)["value"] == pytest.approx(expected["value"], rel=1e-6)
         assert against(name)["name"] == "FID@400"
@@ -248,19 +248,19 @@ def test_statistics_stand_for_their_pictures(narrow, tmp_path):
 
 
 def meet_and_judge(rank: int, folder: Path) -> None:
-    """One of two ranks: 49 pictures are one batch, 50 are two. The first writes the verdict."""
+    """One of two ranks: 49 pictures are one batch, 50 are two. The first writes the scores."""
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     ranks = Ranks(rank, 2, torch.device("cpu"))
-    jury = metrics.Jury(["fid", "is", "kid"], ranks)
+    scorer = metrics.ImageMetrics(["fid", "is", "kid"], ranks)
     for seed, real in ((2, True), (1, False)):
         part = part_of(99, ranks)
         for batch in split(part, 49):
-            jury.look(blocks(99, seed)[batch.start : batch.stop], real=real)
-    jury.meet()
+            scorer.update(blocks(99, seed)[batch.start : batch.stop], real=real)
+    scorer.sync()
     if ranks.is_main:
-        verdict = {"verdict": jury.verdict(seed=0), "hash": jury.sha256(real=False)}
-        (folder / "verdict.json").write_text(json.dumps(verdict))
+        scores = {"scores": scorer.compute(seed=0), "hash": scorer.sha256(real=False)}
+        (folder / "scores.json").write_text(json.dumps(scores))
     dist.destroy_process_group()
 
 
@@ -277,13 +277,13 @@ def test_ranks_that_looked_at_unequal_parts_agree_with_one(narrow, tmp_path):
     for process in ranks:
         process.kill()  # the other one, if one hangs
     assert codes == [0, 0]
-    two = json.loads((tmp_path / "verdict.json").read_text())
+    two = json.loads((tmp_path / "scores.json").read_text())
 
-    one = judged("fid", "is", "kid", n=99)
+    one = scored("fid", "is", "kid", n=99)
     assert two["hash"] == one.sha256(real=False)
-    for name, result in one.verdict(seed=0).items():
+    for name, result in one.compute(seed=0).items():
         for key in result.keys() - {"name"}:
-            assert two["verdict"][name][key] == pytest.approx(result[key], rel=1e-5), (name, key)
+            assert two["scores"][name][key] == pytest.approx(result[key], rel=1e-5), (name, key)
 
 
 def test_clip_score_is_the_mean_cosine(clip, folders):
@@ -307,17 +307,17 @@ def test_clip_score_is_the_mean_cosine(clip, folders):
     words += ["<|startoftext|>", "<|endoftext|>"]
     openai = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges)
     images, captions = pixels(folders[0]), [f"blocks {i}" for i in range(N)]
-    jury = metrics.Jury(["clip"], ALONE, clip=clip)
+    scorer = metrics.ImageMetrics(["clip"], ALONE, clip=clip)
     for part in (slice(0, 6), slice(6, N)):
-        jury.look(images[part], captions[part])
-    jury.meet()
-    reader = CLIPProcessor(image_processor=jury.clip.processor, tokenizer=openai)
-    theirs = CLIPScore(lambda: (Unwrapped(jury.clip.model), reader))
+        scorer.update(images[part], captions[part])
+    scorer.sync()
+    reader = CLIPProcessor(image_processor=scorer.clip.processor, tokenizer=openai)
+    theirs = CLIPScore(lambda: (Unwrapped(scorer.clip.model), reader))
     theirs.update(images, captions)
-    mine = jury.verdict(seed=0)["clip"]
+    mine = scorer.compute(seed=0)["clip"]
     cosine = theirs.score / theirs.n_samples / 100  # before they clamp it at 0
     assert mine["value"] == pytest.approx(float(cosine), rel=1e-5)
-    assert mine["std"] == pytest.approx(float(np.std(jury.cosines)))
+    assert mine["std"] == pytest.approx(float(np.std(scorer.cosines)))
 
 
 def test_long_captions_are_read_as_far_as_they_fit(clip, folders):
@@ -332,9 +332,9 @@ def test_long_captions_are_read_as_far_as_they_fit(clip, folders):
 # The script
 
 
-def test_receipt_tells_everything_that_a_second_run_needs(config, clip, folders, capsys):
+def test_the_record_holds_everything_that_a_second_run_needs(config, clip, folders, capsys):
     names = ("fid", "is", "kid", "clip")
-    receipt = run(replace(config, metrics=names, clip=clip))
+    record = run(replace(config, metrics=names, clip=clip))
 
     # FID of the same features, by torchmetrics' own network and the singular values of F₁ F₂ᵀ.
     weights = Path(torch.hub.get_dir()) / "checkpoints" / metrics.INCEPTION
@@ -343,22 +343,20 @@ def test_receipt_tells_everything_that_a_second_run_needs(config, clip, folders,
     a, b = ((f - f.mean(0)) / np.sqrt(N - 1) for f in (fake, real))
     overlap = scipy.linalg.svdvals(a @ b.T).sum()
     expected = np.sum((fake.mean(0) - real.mean(0)) ** 2) + np.sum(a**2) + np.sum(b**2)
-    fid = receipt["metrics"]["fid"]
+    fid = record["metrics"]["fid"]
     assert fid["name"] == f"FID@{N}"
     assert fid["value"] == pytest.approx(expected - 2 * overlap, rel=1e-3)
 
-    assert [*receipt["metrics"]] == [*names]
-    assert all("std" in receipt["metrics"][name] for name in names[1:])
-    assert receipt["samples"]["n"] == receipt["reference"]["n"] == N
-    assert receipt["samples"]["size"] == [48, 48]
-    assert len({receipt[part]["sha256"] for part in ("samples", "reference")}) == 2
-    assert receipt["weights"]["inception"]["published"] is False
-    assert "model.safetensors" in receipt["weights"]["clip"]
-    assert receipt["config"]["batch"] == 5
-    assert {"torch", "torchmetrics", "python"} <= {*receipt["versions"]}
-    assert (
-        receipt["hardware"] and receipt["date"] and receipt["ranks"] == 1 and receipt["seconds"] > 0
-    )
+    assert [*record["metrics"]] == [*names]
+    assert all("std" in record["metrics"][name] for name in names[1:])
+    assert record["samples"]["n"] == record["reference"]["n"] == N
+    assert record["samples"]["size"] == [48, 48]
+    assert len({record[part]["sha256"] for part in ("samples", "reference")}) == 2
+    assert record["weights"]["inception"]["published"] is False
+    assert "model.safetensors" in record["weights"]["clip"]
+    assert record["config"]["batch"] == 5
+    assert {"torch", "torchmetrics", "python"} <= {*record["versions"]}
+    assert record["hardware"] and record["date"] and record["ranks"] == 1 and record["seconds"] > 0
     printed = capsys.readouterr().out
     assert "not the published ones" in printed
     assert all(name in printed for name in (f"FID@{N}", "IS", "KID", "CLIP-score"))
@@ -377,20 +375,20 @@ def test_samples_are_the_models_and_so_are_the_kept_ones(model, narrow):
         save_images=Path("kept"),
         device="cpu",
     )
-    receipt = run(asked)
-    assert receipt["seeds"] == [7, 7 + N - 1]
-    assert len(receipt["weights"]["model"]["sha256"]) == 64
+    record = run(asked)
+    assert record["seeds"] == [7, 7 + N - 1]
+    assert len(record["weights"]["model"]["sha256"]) == 64
 
     drawn = ImageBART.from_pretrained(model, device="cpu").sample(
         N, seed=7, classes=[i % 3 for i in range(N)], temperature=0.5, top_k=3
     )
     each = [hashlib.sha256(np.asarray(image).tobytes()).digest() for image in drawn]
     assert len(set(each)) > 1
-    assert receipt["samples"]["sha256"] == hashlib.sha256(b"".join(each)).hexdigest()
+    assert record["samples"]["sha256"] == hashlib.sha256(b"".join(each)).hexdigest()
 
     again = run(Config(images=Path("kept"), metrics=("is",), seed=7, device="cpu"))
-    assert again["samples"] == receipt["samples"]
-    assert numbers(again, "is") == pytest.approx(numbers(receipt, "is"), rel=1e-4)
+    assert again["samples"] == record["samples"]
+    assert numbers(again, "is") == pytest.approx(numbers(record, "is"), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -506,7 +504,7 @@ def test_pictures_of_two_sizes_are_refused(tmp_path):
 def test_pictures_without_captions_have_no_clip_score(config, clip, tmp_path):
     bare = paint(tmp_path / "bare", 12, seed=0)
     (bare / "3.txt").unlink()
-    with pytest.raises(ValueError, match="a caption for every picture"):
+    with pytest.raises(ValueError, match="a caption for every image"):
         run(replace(config, images=bare, metrics=("clip",), clip=clip))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import passes
 import pytest
-import receipts
+import records
 import replay
 import rivals
 import speed
@@ -222,9 +222,9 @@ def test_a_benchmark_of_speed_loads_no_judge_of_pictures():
 
 
 def test_a_report_does_not_say_where_the_repository_lies(tmp_path):
-    assert receipts.shown(SHIPPED) == "imagebart/pretrained/scenery"
-    assert receipts.shown((str(SHIPPED), 1)) == "('imagebart/pretrained/scenery', 1)"
-    assert receipts.shown(tmp_path) == str(tmp_path) and receipts.shown((1, 2)) == "(1, 2)"
+    assert records.shown(SHIPPED) == "imagebart/pretrained/scenery"
+    assert records.shown((str(SHIPPED), 1)) == "('imagebart/pretrained/scenery', 1)"
+    assert records.shown(tmp_path) == str(tmp_path) and records.shown((1, 2)) == "(1, 2)"
 
 
 # ── the passes of a trained chain ─────────────────────────────────────────────────────────────

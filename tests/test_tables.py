@@ -1,4 +1,4 @@
-"""eval/tables.py: the documents say what the receipts say."""
+"""eval/tables.py: the documents agree with the run records."""
 
 import layouts
 import pytest
@@ -6,7 +6,7 @@ import tables
 
 
 @pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: path.parent.name)
-def test_documents_say_what_receipts_say(path):
+def test_documents_agree_with_the_records(path):
     found = tables.tables_in(path.read_text(encoding="utf-8"))
     assert found, f"{path} has no table"
     for name, now, due in found:
@@ -20,16 +20,16 @@ def test_every_table_stands_in_a_document():
 
 
 def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
-    (tmp_path / "receipts").mkdir()
+    (tmp_path / "results").mkdir()
     original = (layouts.RESULTS / "scenery_edits.json").read_text(encoding="utf-8")
-    monkeypatch.setattr(layouts, "RESULTS", tmp_path / "receipts")
+    monkeypatch.setattr(layouts, "RESULTS", tmp_path / "results")
     (layouts.RESULTS / "scenery_edits.json").write_text(original.replace("0.8,", "0.25,"))
     document = tmp_path / "README.md"
     document.write_text("above\n\n<!-- table edits -->\n| typed |\n<!-- end -->\n\nbelow\n")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
     monkeypatch.setattr(tables, "DOCUMENTS", (document,))
     with pytest.raises(
-        ValueError, match=r"tables must be their receipts', got others: \['edits'\]"
+        ValueError, match=r"tables must agree with their run records, got stale ones: \['edits'\]"
     ):
         tables.main(tables.Config(check=True))
     assert "typed" in document.read_text()

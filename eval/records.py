@@ -1,4 +1,4 @@
-"""What a figure needs to be believed: versions, hardware, date. Every script of eval/ adds it."""
+"""The run record: versions, hardware and date, which every script of eval/ adds to its results."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 PACKAGES = ("torch", "torchvision", "numpy")
 
 
-def receipt(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict:
+def run_record(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict:
     """Versions, hardware and date (UTC), as plain values for a JSON file."""
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
     date = datetime.now(UTC).isoformat(timespec="seconds")
