@@ -1,13 +1,13 @@
-"""A blind look: samples and renders, mixed; can a viewer tell them apart?
+"""Blind test: can a viewer distinguish samples from renders?
 
-    python eval/blind.py --picture sheet.png                 # look, and write a letter for each
+    python eval/blind.py --picture sheet.png                 # shows the thumbnails
     python eval/blind.py --answers "RsS…" --out eval/results/scenery_blind.json
-    python eval/blind.py --of reconstructions …                  # what the VQGAN alone gives away
+    python eval/blind.py --of reconstructions …              # of the VQGAN alone
 
 Half of the thumbnails are held-out renders, half are samples (for the captions of other renders, if
-the model takes text) or, of other renders, what the VQGAN makes of them, in an order that the seed
-decides and nobody is told. A viewer writes r (a render) or s (the model's), row after row, in
-capitals where sure. The JSON says how many are told apart, and how often the viewer is sure.
+the model takes text) or reconstructions of other renders, in an order given by the seed. A viewer
+writes r (render) or s (model) for each, row by row, in capitals where certain. The JSON counts the
+right and the certain answers.
 """
 
 import random
@@ -30,11 +30,11 @@ COLUMNS = 8
 @dataclass(frozen=True)
 class Config:
     model: str = str(SHIPPED)
-    of: Literal["samples", "reconstructions"] = "samples"  # what stands among the renders
+    of: Literal["samples", "reconstructions"] = "samples"  # what is mixed with the renders
     n: int = 32  # thumbnails, half of them the model's
-    seed: int = 0  # of their order; samples and renders are others for every seed
+    seed: int = 0  # of the order, the samples and the renders
     picture: Path | None = None  # where the sheet goes
-    answers: str = ""  # a letter for each thumbnail, row after row; spaces do not count
+    answers: str = ""  # a letter for each thumbnail, row by row; spaces are ignored
     out: Path | None = None  # where the JSON goes
     device: str = "auto"
 
@@ -46,27 +46,27 @@ def main(config: Config) -> dict:
         sheet(config).save(config.picture)
     if not config.answers:
         return {}
-    told = score(config.answers, order(config.n, config.seed))
-    return told | {"options": options_of(config), **run_record(pick_device(config.device))}
+    scores = score(config.answers, order(config.n, config.seed))
+    return scores | {"options": options_of(config), **run_record(pick_device(config.device))}
 
 
 def order(n: int, seed: int) -> str:
-    """What each thumbnail is: "r", a render, or "s", the model's."""
+    """The kind of each thumbnail: "r", a render, or "s", the model's."""
     letters = list("rs" * (n // 2))
     random.Random(seed).shuffle(letters)
     return "".join(letters)
 
 
 def sheet(config: Config) -> show.Picture:
-    """The thumbnails, twice as large as they are."""
+    """The thumbnails at twice their size."""
     model = ImageBART.from_pretrained(config.model, device=config.device)
     half, first = config.n // 2, config.seed * config.n
     scenes = [scenery.scene_seed("test", first + i) for i in range(config.n)]
     scenes = [scenery.render(seed, *model.image_size) for seed in scenes]
     renders = [Image.fromarray(scene.image) for scene in scenes]
-    told = {"prompt": [scene.caption for scene in scenes[half:]]} if model.takes_text else {}
+    prompts = {"prompt": [scene.caption for scene in scenes[half:]]} if model.takes_text else {}
     if config.of == "samples":
-        made = model.sample(half, seed=first, **told)
+        made = model.sample(half, seed=first, **prompts)
     else:
         made = model.decode(model.encode(renders[half:]))
     of = {"r": iter(renders[:half]), "s": iter(made)}
@@ -75,7 +75,7 @@ def sheet(config: Config) -> show.Picture:
 
 
 def score(answers: str, truth: str) -> dict[str, int]:
-    """How many are told apart; how many the viewer is sure of; how many of those rightly."""
+    """Numbers of right answers, of certain ones and of those that are both."""
     answers = "".join(answers.split())
     if len(answers) != len(truth) or set(answers.lower()) - set("rs"):
         raise ValueError(f"answers must be {len(truth)} letters of r, s, R, S, got {answers!r}")
@@ -85,10 +85,10 @@ def score(answers: str, truth: str) -> dict[str, int]:
     return {"n": len(truth), "right": sum(right), "sure": sum(sure), "sure_and_right": both}
 
 
-def line_of(report: dict) -> str:
+def summary(report: dict) -> str:
     counts = {name: value for name, value in report.items() if isinstance(value, int)}
-    return str(counts or "look at it")
+    return str(counts or "see the picture")
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, line_of)
+    run(main, Config, __doc__, summary)

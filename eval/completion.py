@@ -1,4 +1,4 @@
-"""How well holes are filled: held-out scenery, masked and completed.   [table 3 right, section 4.3]
+"""Inpainting quality on held-out scenery.   [table 3 right, section 4.3]
 
     python eval/completion.py --out completion.json
     python eval/completion.py --model runs/scenery runs/baseline --process single annealed --fid
@@ -9,8 +9,8 @@ For every model, process and family of masks, over the same images, holes and se
              pixels would have had through the VQGAN, had they not been kept
     seam     mean gradient across the hole's border over the renders' at the same place; 1 is
              invisible, more is an edge
-    found    what is true of the scene (kind, time, weather, season, object) and the probe sees in
-             the completion; the time of day alone as well, which only the known part can tell
+    found    share of the scene's attributes (kind, time, weather, season, object) that the probe
+             predicts for the completion; also of the time of day alone
     probe    Fréchet distance of the probe's features, completions against the untouched images
     fid      the same by Inception (needs its weights on disk)
     cost     decoder passes and seconds an image; the tokens in the hole beside them
@@ -107,7 +107,7 @@ def border_step(image: Tensor, hole: Tensor) -> float:
 # ── the table ─────────────────────────────────────────────────────────────────────────────────
 
 
-def ways(config: Config) -> list[dict]:
+def inpaint_options(config: Config) -> list[dict]:
     """Options of `inpaint`, of each way to fill a hole; what is released does not look around."""
     looks = [{"around": around} for around in config.around] or [{}]
     return [
@@ -117,7 +117,7 @@ def ways(config: Config) -> list[dict]:
     ]
 
 
-def measure(
+def measure_completion(
     model: ImageBART, probe: Probe, how: dict, family: str, config: Config
 ) -> tuple[dict, list[Image.Image]]:
     """One row, a way to fill a family of holes; and the first of its completions."""
@@ -162,10 +162,10 @@ def measure(
         if metrics:
             metrics.update(to_bytes(x_0), real=True)
             metrics.update(to_bytes(back))
-    looks = [probe.look(torch.cat(images)) for images in seen.values()]
-    sums["probe_fid"] = feature_distance(*(look.features for look in looks))
-    for name, look in zip(("found_in_renders", "found"), looks, strict=True):
-        sums[name] = {key: look.found(truths)[key] for key in ("all", "time")}
+    predictions = [probe.predict(torch.cat(images)) for images in seen.values()]
+    sums["probe_fid"] = feature_distance(*(one.features for one in predictions))
+    for name, one in zip(("found_in_renders", "found"), predictions, strict=True):
+        sums[name] = {key: one.accuracy(truths)[key] for key in ("all", "time")}
     sums["seam"] = sums["border_step"] / sums["border_step_of_renders"]
     if metrics:
         metrics.sync()
@@ -186,13 +186,13 @@ def main(config: Config) -> dict:
     for source in config.model:
         model, probe = ImageBART.from_pretrained(source, device=device), Probe(config.probe)
         for family in config.masks:
-            for how in ways(config):
-                row, completed = measure(model, probe, how, family, config)
+            for how in inpaint_options(config):
+                row, completed = measure_completion(model, probe, how, family, config)
                 rows.append({"model": shown(source), "T": model.T, "mask": family} | how | row)
                 pictures += completed
                 caption = f"T = {model.T}, {family}, {how['process']}"
                 captions += [caption, *[""] * (len(completed) - 1)]
-                print(line_of(rows[-1]), flush=True)
+                print(summary_line(rows[-1]), flush=True)
     if config.picture:
         show.grid(pictures, min(config.n, PICTURED), captions).save(config.picture)
     return {
@@ -203,7 +203,7 @@ def main(config: Config) -> dict:
     }
 
 
-def line_of(row: dict) -> str:
+def summary_line(row: dict) -> str:
     fid = f"  {row['fid']['name']} {row['fid']['value']:.1f}" if "fid" in row else ""
     return (
         f"T={row['T']} {row['mask']:8} {row['process']:9} around {row.get('around', '-')}  "

@@ -1,12 +1,11 @@
-"""Do edits show what their prompt says? Skies repainted, looked at by the probe.  [figure 7]
+"""Do edits match their prompt? Skies repainted, evaluated by the probe.  [figure 7]
 
     python eval/edits.py --n 200 --out edits.json
 
-Held-out scenes in turn for each wish of `WISHES`: their sky (the places of the map that show sky
-or what is in it, down to the horizon) becomes the hole, the prompt says another sky. Counted is how
-often the probe finds what was asked for in the result (`found`; scenes that show it already are
-passed over), and that nothing else changed (`exact`). `--candidates` draws several and keeps the
-one that the probe likes best.
+For each weather of `TARGETS`, the sky of held-out scenes (by their semantic map) is masked and
+repainted by a prompt that names the weather. `found` is the share of edits for which the probe
+predicts it (scenes that show it already are skipped), `exact` the share whose known pixels are
+unchanged. `--candidates` draws several edits and keeps the one most similar to the prompt.
 """
 
 import itertools
@@ -32,32 +31,32 @@ from imagebart.folders import SHIPPED
 from imagebart.probe import Probe
 
 SCENES = 3000
-"""Held-out scenes that are looked through for each wish."""
+"""Held-out scenes searched for each target."""
 
 IN_THE_SKY = (SKY, CLOUD, LIGHT, STAR, AURORA, RAINBOW)
 
 
-class Wish(NamedTuple):
-    """A sky, the words for it, and the times of day at which it makes sense."""
+class Target(NamedTuple):
+    """A weather, its words in the prompt, and the times of day at which it can be."""
 
     weather: str
     words: str
     times: tuple[str, ...]
 
 
-WISHES = (
-    Wish("aurora", "under northern lights", ("night",)),
-    Wish("rainbow", "under a rainbow", ("dawn", "noon", "sunset")),
-    Wish("clear", "under a clear sky", ("dawn", "noon", "sunset", "dusk")),
-    Wish("cloudy", "under scattered clouds", ("dawn", "noon", "sunset", "dusk")),
-    Wish("overcast", "under an overcast sky", ("dawn", "noon", "sunset", "dusk")),
+TARGETS = (
+    Target("aurora", "under northern lights", ("night",)),
+    Target("rainbow", "under a rainbow", ("dawn", "noon", "sunset")),
+    Target("clear", "under a clear sky", ("dawn", "noon", "sunset", "dusk")),
+    Target("cloudy", "under scattered clouds", ("dawn", "noon", "sunset", "dusk")),
+    Target("overcast", "under an overcast sky", ("dawn", "noon", "sunset", "dusk")),
 )
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = str(SHIPPED)  # a folder or a Hub id
-    n: int = 200  # edits, shared by the wishes
+    n: int = 200  # edits, shared by the targets
     candidates: int = 1  # drawn for each edit
     guidance: float | None = None  # the model's own unless given
     passes: int = 0  # of refinement
@@ -68,23 +67,28 @@ class Config:
 
 
 def main(config: Config) -> dict:
-    if config.n < len(WISHES):
-        raise ValueError(f"n must be at least {len(WISHES)}, one a wish, got {config.n}")
+    if config.n < len(TARGETS):
+        raise ValueError(f"n must be at least {len(TARGETS)}, one per target, got {config.n}")
     device = pick_device(config.device)
     model = ImageBART.from_pretrained(config.model, device=device)
     probe, began, rows = Probe(config.probe).to(device), time.perf_counter(), []
-    for wish in WISHES:
-        found, exact, count = 0, 0, config.n // len(WISHES)
-        scenes = itertools.islice(suitable(wish, probe, model.image_size), count)
-        for scene in tqdm(scenes, desc=wish.weather, total=count, mininterval=5):
+    for target in TARGETS:
+        found, exact, count = 0, 0, config.n // len(TARGETS)
+        scenes = itertools.islice(suitable(target, probe, model.image_size), count)
+        for scene in tqdm(scenes, desc=target.weather, total=count, mininterval=5):
             before, hole = Image.fromarray(scene.image), sky_of(scene)
-            after = edited(model, probe, before, hole, prompt_of(scene, wish), config)
-            found += probe.look([after]).values("weather") == [wish.weather]
+            after = edited(model, probe, before, hole, prompt_of(scene, target), config)
+            found += probe.predict([after]).values("weather") == [target.weather]
             kept = ~Edit(model, before, hole).inside.numpy()
             exact += np.array_equal(np.asarray(after)[kept], scene.image[kept])
-        row = {"wish": wish.words, "edits": count, "found": found / count, "exact": exact / count}
+        row = {
+            "target": target.words,
+            "edits": count,
+            "found": found / count,
+            "exact": exact / count,
+        }
         rows.append(row)
-        print(f"{wish.words:24} found in {row['found']:.0%} of {count}", flush=True)
+        print(f"{target.words:24} found in {row['found']:.0%} of {count}", flush=True)
     report = {"found": float(np.mean([row["found"] for row in rows])), "rows": rows}
     print(f"{'all':24} found in {report['found']:.0%}")
     cost = {"seconds": time.perf_counter() - began}
@@ -96,29 +100,32 @@ def main(config: Config) -> dict:
     }
 
 
-def suitable(wish: Wish, probe: Probe, size: tuple[int, int]) -> Iterator[scenery.Scene]:
-    """Held-out scenes at the wish's time of day in which the probe does not see it yet."""
+def suitable(target: Wish, probe: Probe, size: tuple[int, int]) -> Iterator[scenery.Scene]:
+    """Held-out scenes at a fitting time of day for which the probe predicts another weather."""
     for i in range(SCENES):
         scene = scenery.render(scenery.scene_seed("test", i), *size)
-        told = scene.attributes
-        if told["time"] in wish.times and told["weather"] not in (wish.weather, "fog"):
-            (seen,) = probe.look([Image.fromarray(scene.image)]).values("weather")
-            if seen != wish.weather:
+        attributes = scene.attributes
+        if attributes["time"] in target.times and attributes["weather"] not in (
+            target.weather,
+            "fog",
+        ):
+            (predicted,) = probe.predict([Image.fromarray(scene.image)]).values("weather")
+            if predicted != target.weather:
                 yield scene
     raise ValueError(
-        f"scenes that do not show {wish.weather} yet must be found among {SCENES}, got too few"
+        f"scenes that do not show {target.weather} yet must be found among {SCENES}, got too few"
     )
 
 
 def sky_of(scene: scenery.Scene) -> np.ndarray:
-    """The hole (H, W): all that shows sky."""
+    """The mask (H, W) of the sky and what is in it."""
     return np.isin(scene.semantic_map, IN_THE_SKY)
 
 
-def prompt_of(scene: scenery.Scene, wish: Wish) -> str:
-    """The place as it is, under another sky."""
+def prompt_of(scene: scenery.Scene, target: Target) -> str:
+    """The scene's place and time under the target's weather."""
     noun, _ = PHRASES[scene.kind]
-    return f"{noun} at {scene.attributes['time']} {wish.words}"
+    return f"{noun} at {scene.attributes['time']} {target.words}"
 
 
 def edited(
@@ -129,7 +136,7 @@ def edited(
     prompt: str,
     config: Config,
 ) -> Image.Image:
-    """The edit; of several the one most like the prompt."""
+    """The edit; of several candidates the one most similar to the prompt."""
     how = {"process": "refined", "passes": config.passes} if config.passes else {}
     images = model.inpaint(
         image,

@@ -261,9 +261,7 @@ def main(config: Config) -> None:
             metrics.save_stats(config.save_stats)
         print(*map(line, results.values()), f"written to {config.out}", sep="\n")
         if not weights.get("inception", {"published": True})["published"]:
-            print(
-                "Inception's weights are not the published ones: do not compare with published figures"
-            )
+            print("not comparable with published figures: Inception's weights are others")
     finish(ranks)
 
 

@@ -21,27 +21,29 @@ def record(name: str) -> dict:
     return read_json(RESULTS / f"{name}.json")
 
 
-def rows_of(name: str) -> list[dict]:
+def record_rows(name: str) -> list[dict]:
     return record(name)["rows"]
 
 
-def row_of(name: str, **fields) -> dict:
+def record_row(name: str, **fields) -> dict:
     """The row of a record with these fields; ValueError unless there is one."""
-    fitting = [row for row in rows_of(name) if all(row.get(key) == fields[key] for key in fields)]
+    fitting = [
+        row for row in record_rows(name) if all(row.get(key) == fields[key] for key in fields)
+    ]
     if len(fitting) != 1:
         raise ValueError(f"{name}.json must have one row with {fields}, got {len(fitting)}")
     return fitting[0]
 
 
-def table(header: str, rows: Iterable[Iterable], *names: str) -> str:
+def markdown(header: str, rows: Iterable[Iterable], *names: str) -> str:
     """Rows below a header ("a | b | c"), and where the figures come from."""
     columns = header.count("|") + 1
     lines = [header, " | ".join(["---"] * columns), *(" | ".join(map(str, row)) for row in rows)]
     body = "\n".join(f"| {line} |" for line in lines)
-    return f"{body}\n\n{source(*names)}" if names else body
+    return f"{body}\n\n{provenance(*names)}" if names else body
 
 
-def source(*names: str) -> str:
+def provenance(*names: str) -> str:
     """Hardware, day and file of each record, grouped by day and machine."""
     made: dict[str, list[str]] = {}
     for name in names:
@@ -71,41 +73,43 @@ def plus_minus(value: float, error: float) -> str:
 # ── likelihood and reconstruction ─────────────────────────────────────────────────────────────
 
 
-def held_out() -> str:
+def held_out_table() -> str:
     bound, back = record("scenery_likelihood"), record("scenery_reconstruction")
     rows = []
     for t, scale in bound["scales"].items():
-        name = f"L_{t}, nats per token ({bound['n']} images), told nothing"
+        name = f"L_{t}, nats per token ({bound['n']} images), unconditional"
         predictor = f"closed-form predictor {scale['closed_form']:.3f}"
         rows.append((name, f"{scale['nats']:.3f}", predictor))
-        rows.append((f"L_{t}, told class and caption", f"{scale['nats_told']:.3f}", ""))
+        rows.append(
+            (f"L_{t}, conditional on class and caption", f"{scale['nats_conditional']:.3f}", "")
+        )
     rows += [
         (
-            "sum, told nothing",
+            "sum, unconditional",
             f"{bound['sum']:.3f} ({bound['bits_per_token']:.3f} bits)",
             f"closed-form predictor {sum(s['closed_form'] for s in bound['scales'].values()):.3f}",
         ),
         (f"reconstruction PSNR ({back['n']} images)", f"{back['psnr']:.2f} dB", ""),
-        ("sharpness of reconstructions", f"{back['sharpness']:.3f}", "renders are 1"),
-        ("stars kept", f"{back['stars_kept']:.3f}", "all would be 1"),
+        ("sharpness of reconstructions", f"{back['sharpness']:.3f}", "1 is the renders'"),
+        ("stars kept", f"{back['stars_kept']:.3f}", "1 is all"),
         (
             "fine structure of buildings at night kept",
             f"{back['night_buildings_kept']:.3f}",
-            "all would be 1",
+            "1 is all",
         ),
         ("codes in use", f"{back['codes_in_use']:.3f}", f"of {bound['K']}"),
     ]
     names = "scenery_likelihood", "scenery_reconstruction"
-    return table("held-out scenery | shipped model | beside it", rows, *names)
+    return markdown("held-out scenery | shipped model | beside it", rows, *names)
 
 
-# ── is it obeyed? ─────────────────────────────────────────────────────────────────────────────
+# ── conditions ─────────────────────────────────────────────────────────────────────────────
 
 
-def obedience() -> str:
-    text = row_of("scenery_obedience_text", told="text")
-    classes = row_of("scenery_obedience_class", told="class")
-    said = {"all": "held-out captions, all that they say", "kind": "… kind of place"}
+def obedience_table() -> str:
+    text = record_row("scenery_obedience_text", condition="text")
+    classes = record_row("scenery_obedience_class", condition="class")
+    said = {"all": "held-out captions, all attributes", "kind": "… kind of place"}
     said |= {"time": "… time of day"}
     rows = [
         (said.get(key, f"… {key}"), *(percent(text[of][key]) for of in OF))
@@ -115,47 +119,47 @@ def obedience() -> str:
         ("classes", percent(classes["samples"]["all"]), "", percent(classes["chance"]["all"]))
     )
     names = "scenery_obedience_text", "scenery_obedience_class"
-    return table("what was said and is found | samples | the renders | chance", rows, *names)
+    return markdown("attribute found by the probe | samples | renders | chance", rows, *names)
 
 
 OF = ("samples", "renders", "chance")
 
 
-def maps() -> str:
-    row = row_of("semantic_obedience", told="map")
-    labels = "samples", "the renders themselves", "chance (the maps of others)"
+def maps_table() -> str:
+    row = record_row("semantic_obedience", condition="map")
+    labels = "samples", "renders", "chance (another map)"
     rows = [(label, percent(row[of]["places"])) for label, of in zip(labels, OF, strict=True)]
-    return table("places that show what the map says | ", rows, "semantic_obedience")
+    return markdown("places of the map found | ", rows, "semantic_obedience")
 
 
-def rejection() -> str:
+def rejection_table() -> str:
     rows = [
         (row["rate"], percent(row["class_accuracy"]), f"{row['inception_score']:.2f}", row["kept"])
         for row in record("scenery_selection")["rejection"]
     ]
-    header = "rejection at rate | class accuracy | inception score, of at most 12 | kept"
-    return table(header, rows, "scenery_selection")
+    header = "rejection at rate | class accuracy | inception score, at most 12 | kept"
+    return markdown(header, rows, "scenery_selection")
 
 
-def re_ranking() -> str:
+def re_ranking_table() -> str:
     rows = [
-        (row["best_of"], f"{row['similarity']:.3f}", percent(row["said_and_found"]))
+        (row["best_of"], f"{row['similarity']:.3f}", percent(row["accuracy"]))
         for row in record("scenery_selection")["re-ranking"]
     ]
-    header = "best of | similarity to the caption | said and found"
-    return table(header, rows, "scenery_selection")
+    header = "best of | similarity to the caption | attributes found"
+    return markdown(header, rows, "scenery_selection")
 
 
-def edits() -> str:
+def edits_table() -> str:
     one = record("scenery_edits")
-    rows = [(row["wish"], row["edits"], percent(row["found"], 0)) for row in one["rows"]]
+    rows = [(row["target"], row["edits"], percent(row["found"], 0)) for row in one["rows"]]
     rows.append(("all", sum(row["edits"] for row in one["rows"]), percent(one["found"])))
-    return table("the sky is to be | edits | found", rows, "scenery_edits")
+    return markdown("prompt | edits | found", rows, "scenery_edits")
 
 
 # ── holes and windows ─────────────────────────────────────────────────────────────────────────
 
-COMPLETION = "seam | probe-FID | true and found | … time of day | passes"
+COMPLETION = "seam | probe-FID | attributes found | … time of day | passes"
 
 
 def completed(row: dict) -> tuple:
@@ -163,42 +167,42 @@ def completed(row: dict) -> tuple:
     return f"{row['seam']:.2f}", f"{row['probe_fid']:.1f}", *found, f"{row['passes']:.0f}"
 
 
-def completion() -> str:
+def completion_table() -> str:
     looks, paper = "scenery_completion_looks", "scenery_completion_refined"
     released, more = "scenery_completion_annealed", "… and 8 passes on t = 2"
     ways = [
-        ("t = T − 1 looks around in place of t = T (the default)", looks, "single"),
+        ("resampling at t = T − 1 in place of t = T (the default)", looks, "single"),
         (more, looks, "refined"),
-        ("every scale once, as the paper has it (`--around 0`)", paper, "single"),
+        ("every scale once, as in the paper (`--around 0`)", paper, "single"),
         (more, paper, "refined"),
         ("annealed, as released", released, "annealed"),
     ]
     rows = [
-        (way, *completed(row_of(name, mask="upper", process=process)))
+        (way, *completed(record_row(name, mask="upper", process=process)))
         for way, name, process in ways
     ]
     names = looks, paper, released
-    return table(f"how the upper half is drawn | {COMPLETION}", rows, *names)
+    return markdown(f"method, upper half | {COMPLETION}", rows, *names)
 
 
-def completion_around() -> str:
+def completion_around_table() -> str:
     name = "scenery_completion_around"
     masks = {"upper": "upper half", "blob10": "a tenth"}
-    rows = [(masks[row["mask"]], row["around"], *completed(row)) for row in rows_of(name)]
-    return table(f"hole | looks around | {COMPLETION}", rows, name)
+    rows = [(masks[row["mask"]], row["around"], *completed(row)) for row in record_rows(name)]
+    return markdown(f"mask | resampling passes | {COMPLETION}", rows, name)
 
 
-def completion_t2() -> str:
+def completion_t2_table() -> str:
     names = "scenery_completion_looks", "scenery_completion_t2"
     rows = [
-        (f"T = {T}, {process}", *completed(row_of(name, T=T, mask="upper", process=process)))
+        (f"T = {T}, {process}", *completed(record_row(name, T=T, mask="upper", process=process)))
         for name, T in zip(names, (4, 2), strict=True)
         for process in ("single", "refined")
     ]
-    return table(f"chain, process | {COMPLETION}", rows, *names)
+    return markdown(f"chain, process | {COMPLETION}", rows, *names)
 
 
-def seams() -> str:
+def seams_table() -> str:
     names = "scenery_seams", "scenery_seams_exact"
     rows = []
     for name in names:
@@ -208,17 +212,17 @@ def seams() -> str:
             low, high = min(row["rhythm"]), max(row["rhythm"])
             rhythm = f"{low:.3f} to {high:.3f}, each ± {max(row['rhythm_error']):.3f} at most"
             change = plus_minus(row["seam"], row["seam_error"])
-            memory = f"+{row['memory_bytes'] / 2**20:.0f} MiB over all"
+            memory = f"+{row['memory_bytes'] / 2**20:.0f} MiB"
             costs = seconds(row["seconds"]), memory
             rows.append((row["mode"], row["width"], n, change, rhythm if n > 8 else "", *costs))
-    header = "mode | width | panoramas | change at borders | rhythm | seconds | memory"
-    return table(header, rows, *names)
+    header = "mode | width | panoramas | gradient at window borders | rhythm | seconds | memory"
+    return markdown(header, rows, *names)
 
 
 # ── speed ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def speed(name: str) -> str:
+def speed_table(name: str) -> str:
     """Seconds and passes of the whole chain, a row a batch."""
     rows = []
     for images, chain in record(name)["chain"].items():
@@ -236,11 +240,11 @@ def speed(name: str) -> str:
             )
         )
     header = "images | parallel | sequential | sequential / parallel"
-    header += " | an edit of a tenth | sequential / edit | the VQGAN's part"
-    return table(header, rows, name)
+    header += " | an edit of a tenth | sequential / edit | VQGAN decoder"
+    return markdown(header, rows, name)
 
 
-def speed_scales() -> str:
+def speed_scales_table() -> str:
     rows = []
     for t, scale in record("scenery_speed")["scales"].items():
         ours, roof = scale["parallel"], scale["roofline"]
@@ -249,33 +253,33 @@ def speed_scales() -> str:
         parts = f"{percent(roof['bandwidth'], 0)}, {percent(roof['peak'])}"
         rows.append((t, *map(seconds, times), parallel, parts))
     header = "scale t | naive | BART | ours, sequential | ours, parallel"
-    header += " | a sequential pass: part of bandwidth, of peak"
-    return table(header, rows, "scenery_speed")
+    header += " | sequential pass: share of bandwidth, of peak"
+    return markdown(header, rows, "scenery_speed")
 
 
-def speed_ways() -> str:
+def speed_ways_table() -> str:
     rows = [
         (way, f"{one['seconds']:.3f}", f"{one['over_parallel']:.2f}")
         for way, one in record("scenery_speed")["one_image"].items()
     ]
-    header = "one image, pixels included | s | times ours, parallel"
-    return table(header, rows, "scenery_speed")
+    header = "one image with VQGAN | s | relative to parallel"
+    return markdown(header, rows, "scenery_speed")
 
 
-def speed_ffhq() -> str:
+def speed_ffhq_table() -> str:
     names = "ffhq-4_speed", "ffhq-4_speed_bf16"
     full, half = (record(name)["one_image"] for name in names)
     rows = [
         (way, *(f"{one[way][key]:.2f}" for one in (full, half) for key in one[way])) for way in full
     ]
-    header = "one image, pixels included | float32, s | over parallel | bfloat16, s | over parallel"
-    return table(header, rows, *names)
+    header = "one image with VQGAN | float32, s | relative | bfloat16, s | relative"
+    return markdown(header, rows, *names)
 
 
-def split() -> str:
-    wide = {row["decoder_depth"]: row for row in rows_of("split_752")}
+def split_table() -> str:
+    wide = {row["decoder_depth"]: row for row in record_rows("split_752")}
     rows = []
-    for row in rows_of("split"):
+    for row in record_rows("split"):
         depth = row["decoder_depth"]
         times = (
             f"{seconds(one[way]['median_s'])}, {one[way]['passes']}"
@@ -284,22 +288,22 @@ def split() -> str:
         )
         rows.append((f"{row['encoder_depth']} + {depth}", *times))
     header = "layers, encoder + decoder | width 256, sequential | parallel"
-    return table(f"{header} | width 752, sequential | parallel", rows, "split", "split_752")
+    return markdown(f"{header} | width 752, sequential | parallel", rows, "split", "split_752")
 
 
 # ── passes ────────────────────────────────────────────────────────────────────────────────────
 
 
-def passes(name: str, column: str, key: str, labels: dict[str, str]) -> str:
+def passes_table(name: str, column: str, key: str, labels: dict[str, str]) -> str:
     """Passes at every window; rows of one `key` make a chain, called as `labels` says."""
-    windows = sorted({row["window"] for row in rows_of(name)})
+    windows = sorted({row["window"] for row in record_rows(name)})
     rows = []
     for value, label in labels.items():
-        rows += passes_of([row for row in rows_of(name) if row[key] == value], label)
-    return table(f"{column} | scale | β | window {' | '.join(map(str, windows))}", rows, name)
+        rows += passes_rows([row for row in record_rows(name) if row[key] == value], label)
+    return markdown(f"{column} | scale | β | window {' | '.join(map(str, windows))}", rows, name)
 
 
-def passes_of(rows: list[dict], label: str) -> list[tuple]:
+def passes_rows(rows: list[dict], label: str) -> list[tuple]:
     """A row a scale, then all scales together: passes, tokens a pass, seconds."""
     scales: dict[int, list[dict]] = {}  # {t: rows, a window each}
     for row in sorted(rows, key=lambda row: (-row["t"], row["window"])):
@@ -313,7 +317,7 @@ def passes_of(rows: list[dict], label: str) -> list[tuple]:
     together = [sum(row["passes"] for row in column) for column in columns]
     times = [sum(row["seconds"] for row in column) for column in columns]
     lines.append(("", f"all {tokens} tokens", "", *(f"{n:.0f}" for n in together)))
-    lines.append(("", "times fewer", "", *(f"{tokens / n:.1f}" for n in together)))
+    lines.append(("", "tokens per pass", "", *(f"{tokens / n:.1f}" for n in together)))
     lines.append(("", "seconds", "", *(f"{one:.2f}" for one in times)))
     return lines
 
@@ -321,38 +325,42 @@ def passes_of(rows: list[dict], label: str) -> list[tuple]:
 # ── all in one table ──────────────────────────────────────────────────────────────────────────
 
 
-def highlights() -> str:
+def highlights_table() -> str:
     fast, large = record("scenery_speed"), record("ffhq-4_speed")
     one = fast["chain"]["1"]
-    text = row_of("scenery_obedience_text", told="text")
-    classes = row_of("scenery_obedience_class", told="class")
-    painted, sky = row_of("semantic_obedience", told="map"), record("scenery_edits")
+    text = record_row("scenery_obedience_text", condition="text")
+    classes = record_row("scenery_obedience_class", condition="class")
+    maps, sky = record_row("semantic_obedience", condition="map"), record("scenery_edits")
     single = {"mask": "upper", "process": "single"}
-    ours = row_of("scenery_completion_looks", **single)
-    paper = row_of("scenery_completion_refined", **single)
-    two = row_of("scenery_completion_t2", **single, T=2)
-    seam, look = row_of("scenery_seams", mode="fast"), record("scenery_blind")
+    ours = record_row("scenery_completion_looks", **single)
+    paper = record_row("scenery_completion_refined", **single)
+    two = record_row("scenery_completion_t2", **single, T=2)
+    seam, blind = record_row("scenery_seams", mode="fast"), record("scenery_blind")
     back = record("scenery_blind_reconstructions")
     tokens = one["sequential"]["passes"]
     edit = one["edit of a tenth, parallel"]["median_s"]
     rows = [
         (
-            "one picture",
+            "one image",
             f"{seconds(one['parallel']['median_s'])}, {one['parallel']['passes']} passes",
-            ways(fast) + f"; {tokens} tokens in all",
+            other_ways(fast) + f"; {tokens} tokens in all",
         ),
         ("an edit of a tenth of it", seconds(edit), ""),
         (
-            "one picture of FFHQ's size: T = 5, 256×256, random weights",
+            "one image of FFHQ's size: T = 5, 256×256, random weights",
             seconds(large["one_image"]["ours, parallel"]["seconds"]),
-            ways(large),
+            other_ways(large),
         ),
-        ("captions: found of what they say", *shares(text, "all")),
+        ("captions: attributes found", *shares(text, "all")),
         ("classes: found", *shares(classes, "all")),
-        ("maps: places that show what they should", *shares(painted, "places")),
-        ("skies repainted by prompt: found", percent(sky["found"]), f"{sky['options']['n']} edits"),
+        ("maps: places found", *shares(maps, "places")),
         (
-            "upper halves drawn without a word: right time of day",
+            "skies repainted by prompt: weather found",
+            percent(sky["found"]),
+            f"{sky['options']['n']} edits",
+        ),
+        (
+            "upper halves, unconditional: right time of day",
             percent(ours["found"]["time"]),
             f"the paper's chain (`around=0`) {percent(paper['found']['time'])}; "
             f"T = 2 {percent(two['found']['time'])}; chance 20 %",
@@ -363,25 +371,25 @@ def highlights() -> str:
             f"the paper's chain {paper['probe_fid']:.1f}; T = 2 {two['probe_fid']:.1f}",
         ),
         (
-            "change where windows of panoramas meet",
+            "gradient at window borders of panoramas",
             plus_minus(seam["seam"], seam["seam_error"]),
             "elsewhere 1",
         ),
         (
-            "a blind look: renders and samples that a viewer told apart",
-            f"{look['right']} of {look['n']}",
-            f"by guessing {look['n'] // 2}, the fewer the better; renders and what the VQGAN makes "
-            f"of others {back['right']} of {back['n']}",
+            "blind test: samples and renders told apart by a viewer",
+            f"{blind['right']} of {blind['n']}",
+            f"by chance {blind['n'] // 2}, fewer is better; reconstructions and renders"
+            f" {back['right']} of {back['n']}",
         ),
     ]
-    return table("what | shipped model | beside it", rows)
+    return markdown("what | shipped model | beside it", rows)
 
 
-def ways(speed: dict) -> str:
+def other_ways(speed: dict) -> str:
     """The same image by other ways."""
     names = {
-        "ours, sequential": "a pass a token",
-        "naive decoder": "no cache (the released code's way)",
+        "ours, sequential": "one pass per token",
+        "naive decoder": "no cache (as the released code)",
         "BART with its cache": "BART with its cache",
     }
     return "; ".join(
@@ -396,34 +404,34 @@ def shares(row: dict, key: str) -> tuple[str, str]:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "highlights": highlights,
-    "held-out": held_out,
-    "obedience": obedience,
-    "maps": maps,
-    "rejection": rejection,
-    "re-ranking": re_ranking,
-    "edits": edits,
-    "completion": completion,
-    "completion-around": completion_around,
-    "completion-t2": completion_t2,
-    "seams": seams,
-    "speed": partial(speed, "scenery_speed"),
-    "speed-window": partial(speed, "scenery_speed_window32"),
-    "speed-scales": speed_scales,
-    "speed-ways": speed_ways,
-    "speed-ffhq": speed_ffhq,
-    "split": split,
+    "highlights": highlights_table,
+    "held-out": held_out_table,
+    "obedience": obedience_table,
+    "maps": maps_table,
+    "rejection": rejection_table,
+    "re-ranking": re_ranking_table,
+    "edits": edits_table,
+    "completion": completion_table,
+    "completion-around": completion_around_table,
+    "completion-t2": completion_t2_table,
+    "seams": seams_table,
+    "speed": partial(speed_table, "scenery_speed"),
+    "speed-window": partial(speed_table, "scenery_speed_window32"),
+    "speed-scales": speed_scales_table,
+    "speed-ways": speed_ways_table,
+    "speed-ffhq": speed_ffhq_table,
+    "split": split_table,
     "passes": partial(
-        passes, "passes", "first guess", "guess", {"draft": "the chain's draft", "x_t": "x_t"}
+        passes_table, "passes", "first guess", "guess", {"draft": "draft of x_1", "x_t": "x_t"}
     ),
     "passes-equal-training": partial(
-        passes,
+        passes_table,
         "passes_equal_training",
         "chain",
         "model",
         {
             "runs/scenery-plain/model": "T = 3",
-            "runs/scenery-2/model": "T = 2, as many parameters and steps",
+            "runs/scenery-2/model": "T = 2, equal parameters and steps",
         },
     ),
 }

@@ -52,7 +52,7 @@ class Inception(nn.Module):
         if not path.is_file():
             raise ValueError(f"Inception's weights must be at {path}, get them at {INCEPTION_URL}")
         try:
-            # The network's own loader unpickles without checks, so it is given safely loaded weights.
+            # The network's own loader unpickles without checks, so it is given weights read safely.
             weights = io.BytesIO()
             torch.save(torch.load(path, map_location="cpu", weights_only=True), weights)
             weights.seek(0)
@@ -164,7 +164,7 @@ class ImageMetrics:
         return hashlib.sha256(b"".join(self.digests[real])).hexdigest()
 
     def compute(self, seed: int) -> dict[str, dict]:
-        """Name, value and standard deviation of each metric (over subsets; CLIP-score: over images).
+        """Name, value, standard deviation of each metric (over subsets; CLIP-score: over images).
 
         FID is biased upwards for small sets, so below 10000 images its name states the number.
         """

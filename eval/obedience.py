@@ -1,15 +1,15 @@
-"""Does the chain paint what it is told? Samples, looked at by the probe.
+"""Do samples match their condition? Accuracy by the probe's predictions.
 
-    python eval/obedience.py --told text class map --out obedience.json
+    python eval/obedience.py --conditions text class map --out obedience.json
 
-text     held-out captions; the share of what they say (kind, time, weather, season, object) that
-         the probe finds in the sample
-class    one class after another; how often the probe names it
-map      held-out semantic maps; the share of the 16×16 places that the probe gives the same kind
+text     held-out captions; share of their attributes (kind, time, weather, season, object) that
+         the probe predicts for the sample
+class    classes in turn; share of samples whose kind the probe predicts as the class
+map      held-out semantic maps; share of the 16×16 places with the map's kind
 
-Beside each: the same of the renders that captions and maps belong to (what the probe itself gets
-right), and of samples with the wishes of others (chance). Also the probe-FID of the samples: the
-Fréchet distance of the probe's features to those of as many renders of another split.
+The same is measured on the renders of the captions and maps (an upper limit: the probe's own
+accuracy) and on samples against the condition of another sample (chance). Also the probe-FID:
+Fréchet distance of the samples' probe features to those of as many renders of another split.
 """
 
 import time
@@ -31,15 +31,15 @@ from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
-from imagebart.probe import GRID, Probe, Seen
+from imagebart.probe import GRID, Predictions, Probe
 
-Told = Literal["text", "class", "map"]
+Condition = Literal["text", "class", "map"]
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = str(SHIPPED)  # a folder or a Hub id
-    told: tuple[Told, ...] = ("text", "class")
+    conditions: tuple[Condition, ...] = ("text", "class")
     n: int = 1000  # samples of each
     guidance: tuple[float, ...] = ()  # several to compare; the model's own unless given
     probe: Path | None = None  # the shipped one unless given
@@ -49,18 +49,18 @@ class Config:
     device: str = "auto"
 
 
-class Wishes:
-    """`n` held-out scenes: what they show is what samples are asked for."""
+class Targets:
+    """`n` held-out scenes whose captions, classes and maps are the conditions of the samples."""
 
     def __init__(self, n: int, size: tuple[int, int]):
         seeds = [scenery.scene_seed("test", i) for i in range(n)]
         self.scenes = [scenery.render(seed, *size) for seed in seeds]
 
-    def of(self, told: Told, rows: range, model: ImageBART) -> dict:
+    def options(self, condition: Condition, rows: range, model: ImageBART) -> dict:
         """Options of `model.sample` for these rows."""
-        if told == "text":
+        if condition == "text":
             return {"prompt": [self.scenes[i].caption for i in rows]}
-        if told == "class":
+        if condition == "class":
             return {"classes": [i % model.classes for i in rows]}
         return {"semantic_map": [self.scenes[i].semantic_map for i in rows]}
 
@@ -69,18 +69,20 @@ class Wishes:
         """The renders (n, 3, H, W), uint8."""
         return torch.from_numpy(np.stack([s.image for s in self.scenes])).permute(0, 3, 1, 2)
 
-    def obeyed(self, told: Told, seen: Seen, model: ImageBART, shift: int = 0) -> dict[str, float]:
-        """What was asked for and found; `shift` 1 compares with the wish of the next scene."""
+    def accuracy(
+        self, condition: Condition, predictions: Predictions, model: ImageBART, shift: int = 0
+    ) -> dict[str, float]:
+        """Share of the condition that is predicted; `shift` 1 compares with the next scene's."""
         n = len(self.scenes)
-        if told == "map":
+        if condition == "map":
             kinds = np.stack([commonest_kinds(s.semantic_map, GRID) for s in self.scenes])
             kinds = torch.from_numpy(np.roll(kinds, -shift, axis=0))
-            return {"places": (seen.kinds == kinds).float().mean().item()}
-        if told == "class":
-            asked = [{"kind": model.class_names[(i + shift) % model.classes]} for i in range(n)]
+            return {"places": (predictions.kinds == kinds).float().mean().item()}
+        if condition == "class":
+            targets = [{"kind": model.class_names[(i + shift) % model.classes]} for i in range(n)]
         else:
-            asked = [scenery.said(self.scenes[(i + shift) % n]) for i in range(n)]
-        return seen.found(asked)
+            targets = [scenery.said(self.scenes[(i + shift) % n]) for i in range(n)]
+        return predictions.accuracy(targets)
 
 
 def main(config: Config) -> dict:
@@ -88,30 +90,30 @@ def main(config: Config) -> dict:
         raise ValueError(f"n must be at least 2, got {config.n}")
     device = pick_device(config.device)
     model = ImageBART.from_pretrained(config.model, device=device)
-    probe, wishes = Probe(config.probe).to(device), Wishes(config.n, model.image_size)
-    renders = probe.look(wishes.pixels)
-    reference = probe.look(validation(config.n, model.image_size)).features
+    probe, targets = Probe(config.probe).to(device), Targets(config.n, model.image_size)
+    renders = probe.predict(targets.pixels)
+    reference = probe.predict(validation(config.n, model.image_size)).features
     rows = [
-        {"told": "render", "probe_fid": feature_distance(renders.features, reference)},
+        {"condition": "render", "probe_fid": feature_distance(renders.features, reference)},
     ]
     print(f"renders: probe-FID {rows[0]['probe_fid']:.2f}", flush=True)
-    for told in config.told:
+    for condition in config.conditions:
         for guidance in config.guidance or (model.guidance,):
             began = time.perf_counter()
-            samples = draw(model, wishes, told, guidance, config)
-            seen = probe.look(samples)
+            samples = draw_samples(model, targets, condition, guidance, config)
+            predictions = probe.predict(samples)
             row = {
-                "told": told,
+                "condition": condition,
                 "guidance": guidance,
-                "samples": wishes.obeyed(told, seen, model),
-                "chance": wishes.obeyed(told, seen, model, shift=1),
-                "probe_fid": feature_distance(seen.features, reference),
+                "samples": targets.accuracy(condition, predictions, model),
+                "chance": targets.accuracy(condition, predictions, model, shift=1),
+                "probe_fid": feature_distance(predictions.features, reference),
                 "seconds": time.perf_counter() - began,
             }
-            if told != "class":
-                row["renders"] = wishes.obeyed(told, renders, model)
+            if condition != "class":
+                row["renders"] = targets.accuracy(condition, renders, model)
             rows.append(row)
-            print(line_of(row), flush=True)
+            print(summary_line(row), flush=True)
     return {
         "rows": rows,
         "options": options_of(config),
@@ -120,26 +122,28 @@ def main(config: Config) -> dict:
     }
 
 
-def draw(model: ImageBART, wishes: Wishes, told: Told, guidance: float, config: Config) -> Tensor:
-    """A sample for every wish, b×3×H×W uint8."""
+def draw_samples(
+    model: ImageBART, targets: Targets, condition: Condition, guidance: float, config: Config
+) -> Tensor:
+    """One sample per scene, b×3×H×W uint8."""
     parts = []
-    for start in tqdm(range(0, config.n, config.batch), desc=told, mininterval=5):
+    for start in tqdm(range(0, config.n, config.batch), desc=condition, mininterval=5):
         rows = range(start, min(start + config.batch, config.n))
         how = {"seed": config.seed + start, "guidance": guidance, "output_type": "pt"}
-        images = model.sample(len(rows), **how, **wishes.of(told, rows, model))
+        images = model.sample(len(rows), **how, **targets.options(condition, rows, model))
         parts.append((images * 255).round().byte().cpu())
     return torch.cat(parts)
 
 
 def validation(n: int, size: tuple[int, int]) -> Tensor:
-    """Renders that no wish came from."""
+    """Renders of another split."""
     seeds = [scenery.scene_seed("validation", i) for i in range(n)]
     images = [scenery.render(seed, *size).image for seed in seeds]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def line_of(row: dict) -> str:
-    parts = [f"{row['told']}, guidance {row['guidance']:g}:"]
+def summary_line(row: dict) -> str:
+    parts = [f"{row['condition']}, guidance {row['guidance']:g}:"]
     for name in ("samples", "renders", "chance"):
         if name in row:
             each = ", ".join(f"{key} {value:.1%}" for key, value in row[name].items())

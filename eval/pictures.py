@@ -1,13 +1,13 @@
-"""The pictures of the README and of a model card, from fixed seeds.
+"""The figures of the README and of a model card, from fixed seeds.
 
 python eval/pictures.py --model imagebart/pretrained/scenery --out docs
 
 samples.png           16 samples above 16 held-out renders
 chain.png             x_T … x_1 of two samples
-edits.png             a render, what is marked, and three ways to repaint it
-reconstructions.png   held-out renders above what the VQGAN makes of them
+edits.png             a render, its mask, and three inpaintings
+reconstructions.png   held-out renders above their reconstructions
 prompts.png           twelve prompts, two seeds each, if the model takes text
-maps.png              maps above what the painter makes of each, with two more prompts below
+maps.png              semantic maps above a sample for each, without and with two prompts
 panorama.png          eight times as wide as the model's pictures, from two prompts if it takes text
 """
 
@@ -51,7 +51,7 @@ class Config:
 
 def main(config: Config) -> None:
     model = ImageBART.from_pretrained(config.model, device=config.device)
-    renders = [held_out(model, i) for i in range(16)]
+    renders = [held_out_image(model, i) for i in range(16)]
     config.out.mkdir(parents=True, exist_ok=True)
 
     samples = model.sample(16, seed=config.seed)
@@ -72,7 +72,7 @@ def main(config: Config) -> None:
     show.grid([*renders[:8], *back], columns=8).save(config.out / "reconstructions.png")
 
     painter = ImageBART.from_pretrained(config.painter, device=config.device)
-    painted(painter, config.seed).save(config.out / "maps.png")
+    map_samples(painter, config.seed).save(config.out / "maps.png")
 
     wide = {"prompts": ["a desert at sunset", "a city at night"]} if model.takes_text else {}
     panorama = model.panorama(8 * model.image_size[1], seed=config.seed, **wide)
@@ -86,8 +86,8 @@ def main(config: Config) -> None:
         show.grid(images, columns=6, captions=captions).save(config.out / "prompts.png")
 
 
-def painted(painter: ImageBART, seed: int) -> show.Picture:
-    """Eight held-out maps, a picture of each, and the same maps at two times of day."""
+def map_samples(painter: ImageBART, seed: int) -> show.Picture:
+    """Eight held-out maps, a sample for each, and for the same maps with two prompts."""
     size, colours = painter.image_size, kind_colours(painter.map_names)
     scenes = [scenery.render(scenery.scene_seed("validation", i), *size) for i in range(8)]
     maps = [scene.semantic_map for scene in scenes]
@@ -100,8 +100,8 @@ def painted(painter: ImageBART, seed: int) -> show.Picture:
     return show.grid(rows, columns=8, captions=captions)
 
 
-def held_out(model: ImageBART, index: int) -> Image.Image:
-    """Picture `index` of scenery's validation split."""
+def held_out_image(model: ImageBART, index: int) -> Image.Image:
+    """Image `index` of scenery's validation split."""
     seed = scenery.scene_seed("validation", index)
     return Image.fromarray(scenery.render(seed, *model.image_size).image)
 

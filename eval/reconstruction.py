@@ -1,10 +1,10 @@
-"""How well a VQGAN compresses: held-out scenery, encoded and decoded.   [eq. 3, table 4]
+"""Reconstruction quality of a VQGAN on held-out scenery.   [eq. 3, table 4]
 
     python eval/reconstruction.py --model imagebart/pretrained/scenery --out reconstruction.json
 
-PSNR, sharpness (mean absolute gradient against the renders'), share of the codebook in use, and
-the part of small bright detail that survives: stars, and windows and edges of buildings at night
-(slope of the reconstruction's fine structure on the render's, 1 = all of it, 0 = blurred away).
+PSNR, sharpness (mean absolute gradient over that of the renders), share of the codebook in use, and
+the share of fine detail kept: stars, and windows and edges of buildings at night (regression slope
+of the reconstruction's high frequencies on the render's; 1 = all, 0 = none).
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def main(config: Config) -> dict:
     scores["sharpness"] = scores["sharpness_of_reconstructions"] / scores["sharpness_of_renders"]
     for name, pairs in details.items():
         if not pairs:
-            continue  # none of the pictures has any
+            continue  # no image has any
         render, kept = (torch.cat(part, dim=1) for part in zip(*pairs, strict=True))
         scores[f"{name}_kept"] = ((render * kept).sum() / render.square().sum()).item()
     scores["codes_in_use"] = len(codes) / vqgan.K
@@ -69,7 +69,7 @@ def main(config: Config) -> dict:
     return {"n": config.n, "split": "validation", **scores, "sha256": weights, **run_record(device)}
 
 
-def lines_of(report: dict) -> str:
+def summary(report: dict) -> str:
     return "\n".join(
         f"{name:30} {value:.4f}" if isinstance(value, float) else f"{name:30} {value}"
         for name, value in report.items()
@@ -77,4 +77,4 @@ def lines_of(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, lines_of)
+    run(main, Config, __doc__, summary)

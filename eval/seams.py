@@ -1,14 +1,13 @@
-"""Do the windows of a panorama show?  [section 4.2, figure 4]
+"""Are the window borders of a panorama visible?  [section 4.2, figure 4]
 
     python eval/seams.py --out seams.json
 
-Panoramas told nothing, `fast` and `exact`. Where one window's tokens end and the next one's begin,
-at the finest scale, the picture must change no more than at any other border of tokens: mean
-|difference| of the two columns of pixels there, over the same elsewhere (1 is invisible), with its
-standard error over panoramas. The exact mode has no such borders; the same columns are measured.
-`rhythm` is the same for borders of tokens that are half a window apart, from each place where one
-can begin to count: windows at equal distances would show there. Beside it seconds, and the largest
-growth of the process's memory while a panorama was drawn.
+Unconditional panoramas, `fast` and `exact`. `seam` is the mean |difference| of the two pixel
+columns at the borders of windows at t = 2, over that at all other token borders (1 is invisible),
+with its standard error over panoramas. The exact mode has no such borders; the same columns are
+measured. `rhythm` is the same ratio at token borders half a window apart, for every offset: windows
+at equal distances would be visible there. Also seconds, and the growth of the process's peak
+memory.
 """
 
 import time
@@ -81,7 +80,7 @@ def standard_error(values: list) -> np.ndarray:
 
 
 def borders(model: ImageBART, width: int, seed: int) -> list[int]:
-    """The first column of pixels after every border between windows' tokens at t = 2."""
+    """The first pixel column after every border of windows at t = 2."""
     f, (h, window) = model.vqgan.f, model.grid
     strides = WideNoise(seed, model, (h, width // f)).strides(2, window, "along")
     starts = origins(width // f, window, False, strides)
@@ -89,7 +88,7 @@ def borders(model: ImageBART, width: int, seed: int) -> list[int]:
 
 
 def seam(image: Tensor, at: list[int], f: int) -> float:
-    """Mean |difference| across the columns `at`, over that across all other borders of tokens."""
+    """Mean |difference| across the columns `at` over that across all other token borders."""
     step = image.diff(dim=3).abs().mean(dim=(0, 1, 2))  # step[x - 1] leads to column x
     tokens = torch.arange(f, image.shape[3], f)
     here = torch.isin(tokens, torch.tensor(at))
@@ -97,7 +96,7 @@ def seam(image: Tensor, at: list[int], f: int) -> float:
 
 
 def rhythm(image: Tensor, model: ImageBART) -> list[float]:
-    """`seam` of borders of tokens half a window apart, from each that can be the first."""
+    """`seam` at token borders half a window apart, for every offset."""
     f, half = model.vqgan.f, model.grid[1] // 2
     return [
         seam(image, list(range(f * first, image.shape[3], f * half)), f)

@@ -1,15 +1,15 @@
-"""What choosing is worth: rejection (table 2) and re-ranking (section 4.2), on the shipped models.
+"""Rejection sampling (table 2) and re-ranking (section 4.2) on the shipped models.
 
     python eval/selection.py --out selection.json
 
-Rejection: `per_class` samples of every class, without guidance. At rate r they are taken 1/r at a
-time and of each handful the one is kept that the probe is surest shows its class; class accuracy
-and the inception score, both by the probe, of what is kept. The score is the mean over subsets of
-one size, for it grows with the number of pictures.
+Rejection: `per_class` samples of every class, without guidance. At acceptance rate r the sample
+with the highest class probability by the probe is kept of every 1/r; class accuracy and inception
+score of the kept samples, both by the probe. The score is a mean over subsets of equal size, as it
+grows with the number of images.
 
 Re-ranking: `candidates` samples for each of `captions` held-out captions; of the first 1, 2, 4, …
-the one is kept that the probe finds most like the caption; cosine similarity, and the share of
-what the caption says that is found. The probe judges what the probe chose, as in the paper.
+the one most similar to the caption is kept; cosine similarity, and accuracy of the caption's
+attributes. The probe both selects and evaluates, as in the paper.
 """
 
 import time
@@ -53,7 +53,7 @@ def main(config: Config) -> dict:
     device = pick_device(config.device)
     model = ImageBART.from_pretrained(config.model, device=device)
     probe, began = Probe(config.probe).to(device), time.perf_counter()
-    report = {"rejection": rejection(model, probe, config)}
+    report = {"rejection": rejection_rates(model, probe, config)}
     report["re-ranking"] = reranking(model, probe, config)
     cost = {"seconds": time.perf_counter() - began}
     return report | {
@@ -67,22 +67,22 @@ def main(config: Config) -> dict:
 # ── table 2 ───────────────────────────────────────────────────────────────────────────────────
 
 
-def rejection(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
+def rejection_rates(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
     kinds = [ATTRIBUTES["kind"].index(name) for name in model.class_names]
-    chances = []
+    probabilities = []
     for name in tqdm(model.class_names, desc="classes", mininterval=5):
-        images = drawn(model, config.per_class, config, classes=name, guidance=1.0)
-        told = [probe.look(part).attributes["kind"] for part in images]
-        chances.append(torch.cat(told))
-    chances = torch.stack(chances)  # classes, samples, kinds
-    own = torch.stack([chances[c, :, kind] for c, kind in enumerate(kinds)])
+        images = sampled(model, config.per_class, config, classes=name, guidance=1.0)
+        parts = [probe.predict(part).attributes["kind"] for part in images]
+        probabilities.append(torch.cat(parts))
+    probabilities = torch.stack(probabilities)  # classes, samples, kinds
+    own = torch.stack([probabilities[c, :, kind] for c, kind in enumerate(kinds)])
     fewest = round(min(RATES) * config.per_class)
     rows = []
     for rate in RATES:
-        handful = round(1 / rate)
-        best = own.unflatten(1, (-1, handful)).argmax(2)  # classes, handfuls
-        place = best + handful * torch.arange(best.shape[1])
-        kept = chances.gather(1, place[..., None].expand(-1, -1, chances.shape[2]))
+        group = round(1 / rate)
+        best = own.unflatten(1, (-1, group)).argmax(2)  # classes, groups
+        place = best + group * torch.arange(best.shape[1])
+        kept = probabilities.gather(1, place[..., None].expand(-1, -1, probabilities.shape[2]))
         right = kept.argmax(2) == torch.tensor(kinds)[:, None]
         scores = [inception_score(part.flatten(0, 1)) for part in kept.split(fewest, dim=1)]
         row = {
@@ -115,36 +115,38 @@ def reranking(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
         scenery.render(scenery.scene_seed("test", i), *model.image_size)
         for i in range(config.captions)
     ]
-    likeness, obeyed = [], []
+    similarity, accuracy = [], []
     for scene in tqdm(scenes, desc="captions", mininterval=5):
-        images = [*chain(*drawn(model, config.candidates, config, prompt=scene.caption))]
-        likeness.append(probe(images, [scene.caption] * len(images)).cpu())
-        seen, wish = probe.look(images), scenery.said(scene)
-        found = {name: seen.values(name) for name in wish}
-        obeyed.append(
-            [np.mean([found[name][i] == wish[name] for name in wish]) for i in range(len(images))]
+        images = [*chain(*sampled(model, config.candidates, config, prompt=scene.caption))]
+        similarity.append(probe(images, [scene.caption] * len(images)).cpu())
+        predictions, target = probe.predict(images), scenery.said(scene)
+        values = {name: predictions.values(name) for name in target}
+        accuracy.append(
+            [
+                np.mean([values[name][i] == target[name] for name in target])
+                for i in range(len(images))
+            ]
         )
-    likeness, obeyed = torch.stack(likeness), torch.tensor(np.array(obeyed))
+    similarity, accuracy = torch.stack(similarity), torch.tensor(np.array(accuracy))
     rows, n = [], 1
     while n <= config.candidates:
-        best = likeness[:, :n].argmax(1, keepdim=True)
+        best = similarity[:, :n].argmax(1, keepdim=True)
         row = {
             "best_of": n,
-            "similarity": likeness.gather(1, best).mean().item(),
-            "said_and_found": obeyed.gather(1, best).mean().item(),
+            "similarity": similarity.gather(1, best).mean().item(),
+            "accuracy": accuracy.gather(1, best).mean().item(),
         }
         rows.append(row)
         print(
-            f"best of {n:2}  similarity {row['similarity']:.3f}  "
-            f"said and found {row['said_and_found']:.1%}",
+            f"best of {n:2}  similarity {row['similarity']:.3f}  accuracy {row['accuracy']:.1%}",
             flush=True,
         )
         n *= 2
     return rows
 
 
-def drawn(model: ImageBART, n: int, config: Config, **options) -> Iterator[list]:
-    """n samples, seeds seed, seed + 1, …, `batch` at a time."""
+def sampled(model: ImageBART, n: int, config: Config, **options) -> Iterator[list]:
+    """n samples with seeds seed, seed + 1, …, in batches."""
     for start in range(0, n, config.batch):
         count = min(config.batch, n - start)
         yield model.sample(count, seed=config.seed + start, **options)

@@ -16,7 +16,7 @@ from imagebart.denoiser import OUTPUTS, Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.editing.panorama import Blended
 from imagebart.guidance import Guided
-from imagebart.probe import Heads, Probe
+from imagebart.probe import Probe, ProbeHeads
 from imagebart.sampling import Draft, Filter, draw, span
 from imagebart.vqgan import VQGAN
 
@@ -146,11 +146,11 @@ def test_what_the_probe_sees_comes_to_the_cpu(gpu, monkeypatch):
     eyes = Probe.__new__(Probe)
     nn.Module.__init__(eyes)
     with torch.device("cuda"):
-        eyes.heads = Heads(8)
+        eyes.heads = ProbeHeads(8)
     eyes.model = SimpleNamespace(device=torch.device("cuda"))
     pixels = {"pixel_values": noise(2, 3, 32, 32)}
     eyes.processor = lambda **_: SimpleNamespace(to=lambda device: pixels)
     monkeypatch.setattr(probe, "read", lambda *_: (noise(2, 8), noise(2, 64, 8)))
-    seen = eyes.look(torch.zeros(2, 3, 32, 32))
+    seen = eyes.predict(torch.zeros(2, 3, 32, 32))
     parts = [seen.features, seen.kinds, *seen.attributes.values()]
     assert {part.device.type for part in parts} == {"cpu"}

@@ -1,4 +1,4 @@
-"""What eval/likelihood.py, reconstruction, pictures, completion and blind report is so."""
+"""eval/likelihood.py, reconstruction, pictures, completion and blind report true figures."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_nats_are_those_of_a_plain_loop(bound, tiny):
     assert bound["scales"][3]["nats"] == pytest.approx(
         (q * (q / p).log()).sum(-1).mean().item(), rel=1e-4
     )
-    assert "t    nats/token" in likelihood.table(bound)
+    assert "t    nats/token" in likelihood.summary(bound)
 
 
 def test_reconstructions_of_one_picture_are_measured_and_of_none_refused(folder):
@@ -127,8 +127,10 @@ def test_completions_are_measured_beside_their_cost(folder, tiny, tmp_path):
 def test_looks_around_are_compared_where_there_are_any():
     config = completion.Config(process=("single", "annealed"), around=(0, 3))
     single = [{"process": "single", "around": around} for around in (0, 3)]
-    assert completion.ways(config) == [*single, {"process": "annealed"}]
-    assert completion.ways(completion.Config(process=("single",))) == [{"process": "single"}]
+    assert completion.inpaint_options(config) == [*single, {"process": "annealed"}]
+    assert completion.inpaint_options(completion.Config(process=("single",))) == [
+        {"process": "single"}
+    ]
 
 
 # ── a blind look ──────────────────────────────────────────────────────────────────────────────
@@ -178,7 +180,7 @@ def test_a_blind_look_is_scored(folder):
 def test_a_script_says_and_writes_its_report(monkeypatch, capsys, tmp_path):
     out = tmp_path / "blind.json"
     monkeypatch.setattr("sys.argv", ["blind.py", "--n", "2", "--answers", "RS", "--out", str(out)])
-    reporting.run(blind.main, blind.Config, "A blind look.", blind.line_of)
+    reporting.run(blind.main, blind.Config, "A blind look.", blind.summary)
     assert capsys.readouterr().out.startswith("{'n': 2, ")
     assert read_json(out)["n"] == 2
     monkeypatch.setattr("sys.argv", ["blind.py", "--n", "2", "--answers", "RS"])

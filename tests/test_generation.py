@@ -358,7 +358,7 @@ def test_the_record_holds_everything_that_a_second_run_needs(config, clip, folde
     assert {"torch", "torchmetrics", "python"} <= {*record["versions"]}
     assert record["hardware"] and record["date"] and record["ranks"] == 1 and record["seconds"] > 0
     printed = capsys.readouterr().out
-    assert "not the published ones" in printed
+    assert "not comparable with published figures" in printed
     assert all(name in printed for name in (f"FID@{N}", "IS", "KID", "CLIP-score"))
 
 

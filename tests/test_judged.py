@@ -1,5 +1,5 @@
-"""eval/obedience.py, eval/selection.py, eval/edits.py, eval/completion.py: what the probe says of
-samples is counted as their pages promise. The probe has random weights here."""
+"""eval/obedience.py, eval/selection.py, eval/edits.py, eval/completion.py: the figures follow from
+the probe's predictions as documented. The probe has random weights here."""
 
 import shutil
 from pathlib import Path
@@ -33,7 +33,7 @@ def folder(make_model, tmp_path_factory) -> Path:
     captions = [scenery.render(i, 32, 32).caption for i in range(40)]
     for denoiser in model.denoisers.values():
         denoiser.know_text(pieces_in(captions, 32))
-    folder = tmp_path_factory.mktemp("told")
+    folder = tmp_path_factory.mktemp("conditional")
     model.save_pretrained(folder)
     return folder
 
@@ -42,31 +42,38 @@ def scenes(n: int) -> list[scenery.Scene]:
     return [scenery.render(scenery.scene_seed("test", i), 32, 32) for i in range(n)]
 
 
-def test_obedience_is_a_plain_count(folder, probe):
-    told = ("text", "class", "map")
-    given = {"model": str(folder), "probe": probe, "told": told, "n": 6, "batch": 4, "seed": 3}
+def test_obedience_counts_correct_predictions(folder, probe):
+    conditions = ("text", "class", "map")
+    given = {
+        "model": str(folder),
+        "probe": probe,
+        "conditions": conditions,
+        "n": 6,
+        "batch": 4,
+        "seed": 3,
+    }
     report = obedience.main(obedience.Config(**given, guidance=(1.5,)))
-    rows = {row["told"]: row for row in report["rows"]}
-    model, eyes, wished = ImageBART.from_pretrained(folder), Probe(probe), scenes(6)
+    rows = {row["condition"]: row for row in report["rows"]}
+    model, eyes, targets = ImageBART.from_pretrained(folder), Probe(probe), scenes(6)
 
-    images = model.sample(6, seed=3, guidance=1.5, prompt=[s.caption for s in wished])
-    seen, hits = eyes.look(images), []
-    for i, scene in enumerate(wished):
+    images = model.sample(6, seed=3, guidance=1.5, prompt=[s.caption for s in targets])
+    seen, hits = eyes.predict(images), []
+    for i, scene in enumerate(targets):
         hits += [seen.values(name)[i] == value for name, value in scenery.said(scene).items()]
     assert rows["text"]["samples"]["all"] == pytest.approx(np.mean(hits))
 
     images = model.sample(6, seed=3, guidance=1.5, classes=list(range(6)))
-    hits = [kind == KINDS[i] for i, kind in enumerate(eyes.look(images).values("kind"))]
+    hits = [kind == KINDS[i] for i, kind in enumerate(eyes.predict(images).values("kind"))]
     assert rows["class"]["samples"] == {"all": np.mean(hits), "kind": np.mean(hits)}
 
-    maps = [s.semantic_map for s in wished]
+    maps = [s.semantic_map for s in targets]
     images = model.sample(6, seed=3, guidance=1.5, semantic_map=maps)
     asked = np.stack([commonest_kinds(one, (16, 16)) for one in maps])
-    share = (eyes.look(images).kinds.numpy() == asked).mean()
+    share = (eyes.predict(images).kinds.numpy() == asked).mean()
     assert rows["map"]["samples"]["places"] == pytest.approx(share)
-    shifted = (eyes.look(images).kinds.numpy() == np.roll(asked, -1, axis=0)).mean()
+    shifted = (eyes.predict(images).kinds.numpy() == np.roll(asked, -1, axis=0)).mean()
     assert rows["map"]["chance"]["places"] == pytest.approx(shifted)
-    renders = eyes.look([Image.fromarray(scene.image) for scene in wished])
+    renders = eyes.predict([Image.fromarray(scene.image) for scene in targets])
     share = (renders.kinds.numpy() == asked).mean()
     assert rows["map"]["renders"]["places"] == pytest.approx(share)
 
@@ -80,7 +87,7 @@ def test_the_inception_score_of_known_predictions():
     assert selection.inception_score(p) == pytest.approx(expected.item())
 
 
-def test_rejection_keeps_the_surest_of_each_handful(folder, probe):
+def test_rejection_keeps_the_most_probable_of_each_group(folder, probe):
     config = selection.Config(
         model=str(folder), probe=probe, per_class=20, captions=2, candidates=4, batch=8
     )
@@ -90,14 +97,14 @@ def test_rejection_keeps_the_surest_of_each_handful(folder, probe):
     surest = []
     for name in KINDS:
         images = model.sample(20, seed=0, classes=name, guidance=1.0)
-        told = eyes.look(images).attributes["kind"]
+        probabilities = eyes.predict(images).attributes["kind"]
         own = ATTRIBUTES["kind"].index(name)
         for rate in selection.RATES:
             size = round(1 / rate)
             for start in range(0, 20, size):
-                best = start + told[start : start + size, own].argmax()
-                right[rate].append(told[best].argmax() == own)
-        surest.append(told[told[:, own].argmax()])
+                best = start + probabilities[start : start + size, own].argmax()
+                right[rate].append(probabilities[best].argmax() == own)
+        surest.append(probabilities[probabilities[:, own].argmax()])
     scores = {row["rate"]: row["inception_score"] for row in report["rejection"]}
     assert scores[0.05] == pytest.approx(selection.inception_score(torch.stack(surest)), abs=1e-9)
     for row in report["rejection"]:
@@ -118,7 +125,7 @@ def test_rejection_keeps_the_surest_of_each_handful(folder, probe):
 
 @pytest.fixture(scope="module")
 def foggy(probe, tmp_path_factory) -> Path:
-    """A probe that sees fog everywhere, so that no scene shows what is wished for."""
+    """A probe that sees fog everywhere, so that no scene shows a target."""
     folder = tmp_path_factory.mktemp("probes") / "foggy"
     shutil.copytree(probe, folder)
     weights = load_tensors(folder / "heads.safetensors")
@@ -127,19 +134,21 @@ def foggy(probe, tmp_path_factory) -> Path:
     return folder
 
 
-def test_edits_start_without_what_they_wish_for(foggy, monkeypatch):
+def test_edits_start_without_their_target(foggy, monkeypatch):
     monkeypatch.setattr(edits, "SCENES", 100)
     eyes = Probe(foggy)
-    for wish in edits.WISHES:
-        for _, scene in zip(range(2), edits.suitable(wish, eyes, (32, 32)), strict=False):
-            assert scene.attributes["weather"] != wish.weather
-            assert scene.attributes["time"] in wish.times
-            assert eyes.look([Image.fromarray(scene.image)]).values("weather") != [wish.weather]
+    for target in edits.TARGETS:
+        for _, scene in zip(range(2), edits.suitable(target, eyes, (32, 32)), strict=False):
+            assert scene.attributes["weather"] != target.weather
+            assert scene.attributes["time"] in target.times
+            assert eyes.predict([Image.fromarray(scene.image)]).values("weather") != [
+                target.weather
+            ]
             shown = set(np.unique(scene.semantic_map[edits.sky_of(scene)]))
             assert shown <= set(edits.IN_THE_SKY)
-            prompt = edits.prompt_of(scene, wish)
-            assert prompt.endswith(wish.words) and f"at {scene.attributes['time']}" in prompt
-    fog = edits.Wish("fog", "in the fog", scenery.TIMES)
+            prompt = edits.prompt_of(scene, target)
+            assert prompt.endswith(target.words) and f"at {scene.attributes['time']}" in prompt
+    fog = edits.Target("fog", "in the fog", scenery.TIMES)
     with pytest.raises(ValueError, match="scenes that do not show fog yet must be found"):
         next(edits.suitable(fog, eyes, (32, 32)))
 
@@ -165,9 +174,11 @@ def test_completions_are_set_beside_the_untouched(folder, probe):
         completed += model.complete(renders[-1], keep="lower", seed=i)
         times.append(scene.attributes["time"])
     for name, images in (("found", completed), ("found_in_renders", renders)):
-        hits = [a == b for a, b in zip(eyes.look(images).values("time"), times, strict=True)]
+        hits = [a == b for a, b in zip(eyes.predict(images).values("time"), times, strict=True)]
         assert row[name]["time"] == pytest.approx(np.mean(hits))
-    distance = metrics.feature_distance(eyes.look(renders).features, eyes.look(completed).features)
+    distance = metrics.feature_distance(
+        eyes.predict(renders).features, eyes.predict(completed).features
+    )
     assert row["probe_fid"] == pytest.approx(distance, rel=1e-3)
 
 

@@ -12,7 +12,7 @@ from test_train import train
 from imagebart.checkpoint import sha256_of
 from imagebart.data import scenery
 from imagebart.data.scenery.world import WATER
-from imagebart.probe import ATTRIBUTES, Heads, Probe, read
+from imagebart.probe import ATTRIBUTES, Probe, ProbeHeads, read
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_it_learns_and_says_how_well(trained):
 
 def test_what_it_sees_is_its_heads_reading(trained):
     probe, images = Probe(trained), renders(3)
-    seen = probe.look(images, batch=2)
+    seen = probe.predict(images, batch=2)
     pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images])
     pixels = pixels.permute(0, 3, 1, 2) / 127.5 - 1
     summary, patches = read(probe.model, pixels)
@@ -88,7 +88,7 @@ def test_what_it_sees_is_its_heads_reading(trained):
 
 def test_places_lie_where_their_patches_do():
     """A patch that only says "water" at its right lower place is read there."""
-    heads = Heads(8)
+    heads = ProbeHeads(8)
     torch.nn.init.zeros_(heads.places.weight)
     torch.nn.init.zeros_(heads.places.bias)
     heads.places.weight.data[3 * len(scenery.LABELS) + WATER, 0] = 1.0

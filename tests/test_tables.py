@@ -41,10 +41,10 @@ def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
 
 
 def test_a_row_is_found_by_what_it_is_and_must_be_alone():
-    row = layouts.row_of("scenery_completion_t2", T=2, process="single")
+    row = layouts.record_row("scenery_completion_t2", T=2, process="single")
     assert (row["T"], row["process"]) == (2, "single")
     with pytest.raises(ValueError, match=r"scenery_completion_t2.json must have one row .* got 2"):
-        layouts.row_of("scenery_completion_t2", process="single")
+        layouts.record_row("scenery_completion_t2", process="single")
 
 
 def test_an_unknown_table_is_named():

@@ -31,7 +31,7 @@ from imagebart.data.images import Batches
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.text import END, START, TEXT_IDS, encode_text
 from imagebart.folders import SHIPPED, find_vqgan, load_vqgan
-from imagebart.probe import ATTRIBUTES, GRID, Heads, read, save_probe
+from imagebart.probe import ATTRIBUTES, GRID, ProbeHeads, read, save_probe
 
 SIZE = 128
 WORDS = 40
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
     clip = network(config).to(device)
-    heads = Heads(config.width).to(device)
+    heads = ProbeHeads(config.width).to(device)
     parameters = [*clip.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(
         parameters, config.learning_rate, (0.9, 0.95), weight_decay=0.05, fused=True
@@ -138,7 +138,7 @@ def network(config: Config):
 
 
 def loss_of(
-    clip, heads: Heads, pixels: Tensor, ids: Tensor, told: dict[str, Tensor], kinds: Tensor
+    clip, heads: ProbeHeads, pixels: Tensor, ids: Tensor, told: dict[str, Tensor], kinds: Tensor
 ) -> dict[str, Tensor]:
     """The three things to learn: captions, attributes, places.
 
@@ -258,7 +258,7 @@ def rebuilt(vqgan, images: np.ndarray, precision: str) -> np.ndarray:
 
 
 @torch.no_grad()
-def measure(clip, heads: Heads, held_out: Pictures, device) -> dict[str, float]:
+def measure(clip, heads: ProbeHeads, held_out: Pictures, device) -> dict[str, float]:
     """Shares that are right, of held-out pictures as rendered and through the VQGAN: attributes,
     places, and the caption of each picture found among a hundred."""
     found = {}
