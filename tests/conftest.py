@@ -32,7 +32,7 @@ from imagebart.data.text import END, START, TEXT_IDS  # noqa: E402
 from imagebart.denoiser import Denoiser, DenoiserConfig  # noqa: E402
 from imagebart.diffusion import MultinomialDiffusion, geometric  # noqa: E402
 from imagebart.model import ImageBART  # noqa: E402
-from imagebart.probe import Heads, save_probe  # noqa: E402
+from imagebart.probe import ProbeHeads, save_probe  # noqa: E402
 from imagebart.vqgan import VQGAN, VQGANConfig  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -133,5 +133,5 @@ def clip(tmp_path_factory):
 def probe(tmp_path_factory):
     """The folder of a probe with random weights."""
     folder = tmp_path_factory.mktemp("probe")
-    save_probe(new_clip(40, {"image_size": 128, "patch_size": 16}), Heads(32), folder)
+    save_probe(new_clip(40, {"image_size": 128, "patch_size": 16}), ProbeHeads(32), folder)
     return folder
