@@ -25,12 +25,12 @@ from starlette.middleware import Middleware
 
 from demo.chain import chain_tab
 from demo.edit import edit_tab
-from demo.look import CSS, THEME, TITLE
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
 from demo.pictures import chosen_for_editor, example_pictures
 from demo.sample import sample_tab
 from demo.serving import Guard, is_this_machine, read_auth
+from demo.style import CSS, THEME, TITLE
 from imagebart import ImageBART
 from imagebart.folders import SHIPPED_SEMANTIC
 from imagebart.probe import Probe

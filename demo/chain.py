@@ -13,7 +13,7 @@ from imagebart import ImageBART
 from imagebart.data.images import fit
 
 
-def chain(model: ImageBART, image, t=2, seed=0) -> tuple:
+def chain_levels(model: ImageBART, image, t=2, seed=0) -> tuple:
     """Forget a picture: (x_t decoded, status, every level of the chain).
 
     image: a picture; t 1 (nothing is forgotten) to T (everything is); seed 0 to 2^63 - 1, of the
@@ -68,7 +68,7 @@ def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
 
     def forget(image=None, t=2, seed=0):
         with sentences():
-            return chain(model, image, t, seed)
+            return chain_levels(model, image, t, seed)
 
     gr.on(
         [image.change, t.change, seed.submit],
@@ -77,7 +77,7 @@ def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
         [shown, line, levels],
         preprocess=False,
         api_name="chain",
-        api_description=inspect.cleandoc(chain.__doc__),
+        api_description=inspect.cleandoc(chain_levels.__doc__),
         concurrency_limit=1,
         concurrency_id="model",
         show_progress="minimal",

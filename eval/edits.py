@@ -100,7 +100,7 @@ def main(config: Config) -> dict:
     }
 
 
-def suitable(target: Wish, probe: Probe, size: tuple[int, int]) -> Iterator[scenery.Scene]:
+def suitable(target: Target, probe: Probe, size: tuple[int, int]) -> Iterator[scenery.Scene]:
     """Held-out scenes at a fitting time of day for which the probe predicts another weather."""
     for i in range(SCENES):
         scene = scenery.render(scenery.scene_seed("test", i), *size)

@@ -33,13 +33,13 @@ from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
 from imagebart.probe import GRID, Predictions, Probe
 
-Condition = Literal["text", "class", "map"]
+ConditionName = Literal["text", "class", "map"]
 
 
 @dataclass(frozen=True)
 class Config:
     model: str = str(SHIPPED)  # a folder or a Hub id
-    conditions: tuple[Condition, ...] = ("text", "class")
+    conditions: tuple[ConditionName, ...] = ("text", "class")
     n: int = 1000  # samples of each
     guidance: tuple[float, ...] = ()  # several to compare; the model's own unless given
     probe: Path | None = None  # the shipped one unless given
@@ -56,7 +56,7 @@ class Targets:
         seeds = [scenery.scene_seed("test", i) for i in range(n)]
         self.scenes = [scenery.render(seed, *size) for seed in seeds]
 
-    def options(self, condition: Condition, rows: range, model: ImageBART) -> dict:
+    def options(self, condition: ConditionName, rows: range, model: ImageBART) -> dict:
         """Options of `model.sample` for these rows."""
         if condition == "text":
             return {"prompt": [self.scenes[i].caption for i in rows]}
@@ -70,7 +70,7 @@ class Targets:
         return torch.from_numpy(np.stack([s.image for s in self.scenes])).permute(0, 3, 1, 2)
 
     def accuracy(
-        self, condition: Condition, predictions: Predictions, model: ImageBART, shift: int = 0
+        self, condition: ConditionName, predictions: Predictions, model: ImageBART, shift: int = 0
     ) -> dict[str, float]:
         """Share of the condition that is predicted; `shift` 1 compares with the next scene's."""
         n = len(self.scenes)
@@ -123,7 +123,7 @@ def main(config: Config) -> dict:
 
 
 def draw_samples(
-    model: ImageBART, targets: Targets, condition: Condition, guidance: float, config: Config
+    model: ImageBART, targets: Targets, condition: ConditionName, guidance: float, config: Config
 ) -> Tensor:
     """One sample per scene, b×3×H×W uint8."""
     parts = []

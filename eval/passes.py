@@ -5,7 +5,7 @@
 
 A scale that needs no autoregression would settle all of a window's tokens in one pass; one that
 needs all of it, a token a pass. For every model, scale and window: the mean number of passes of one
-image's n tokens, told nothing, over `n` seeds; beside them β_t, the chance that the step forgets a
+image's n tokens, unconditional, over `n` seeds; beside them β_t, the chance that the step forgets a
 token, and the mean seconds an image (without the VQGAN).
 
 `--guess draft x_t` sets beside each other two first guesses: drafted from the coarser scales'
@@ -111,7 +111,7 @@ def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
     figure = Figure(figsize=(7.5, 2.8), dpi=100)
     ax = figure.subplots()
     for (*scale, guess), passes in lines.items():
-        colour = show.COLOURS[scales.index(tuple(scale)) % len(show.COLOURS)]
+        colour = show.CYCLE[scales.index(tuple(scale)) % len(show.CYCLE)]
         dashed = guess == "x_t"
         name = "_" if dashed and twice else called(*scale, alone=len({s[0] for s in scales}) == 1)
         ax.plot(windows, passes, "o--" if dashed else "o-", color=colour, label=name)

@@ -96,7 +96,7 @@ def bart_like(denoiser: Denoiser) -> nn.Module:
 def ddpm_seconds(
     size: tuple[int, int], repeats: int, device: torch.device, dtype: torch.dtype
 ) -> dict:
-    """Seconds an image of a diffusion model of pixels: a few steps timed, the rest reckoned."""
+    """Seconds an image of a diffusion model of pixels: a few steps timed, the total computed."""
     unet = ddpm_unet().eval()
     nn.Module.to(unet, device, dtype)
     x = torch.randn(1, 3, *size, device=device, dtype=dtype)
@@ -107,7 +107,7 @@ def ddpm_seconds(
         "image_size": list(size),
         "step": step,
         "steps_timed": repeats,
-        "reckoned": "the median step times the number of steps; nothing between steps is counted",
+        "computed": "the median step times the number of steps; nothing between steps is counted",
         "seconds": {name: steps * step["median_s"] for name, steps in SAMPLERS.items()},
     }
 

@@ -243,7 +243,7 @@ def table(report: dict) -> str:
         size, steps = report["ddpm"]["image_size"], report["ddpm"]["steps_timed"]
         lines += [
             "",
-            f"DDPM and DDIM at {size[0]}×{size[1]}: {steps} steps timed, the rest reckoned.",
+            f"DDPM and DDIM at {size[0]}×{size[1]}: {steps} steps timed, the total computed.",
         ]
     return "\n".join(lines)
 

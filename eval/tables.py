@@ -43,7 +43,7 @@ def main(config: Config) -> None:
             )
         if stale:
             with atomic_write(path) as draft:
-                draft.write_text(filled(text), encoding="utf-8")
+                draft.write_text(fill(text), encoding="utf-8")
             print(f"{path.relative_to(ROOT)}: {', '.join(stale)}")
 
 
@@ -53,7 +53,7 @@ def tables_in(text: str) -> list[tuple[str, str, str]]:
     return [(place[2], place[0].removeprefix(place[1]), table) for place, table in places]
 
 
-def filled(text: str) -> str:
+def fill(text: str) -> str:
     return PLACE.sub(lambda place: place[1] + due(place[2]), text)
 
 

@@ -78,7 +78,7 @@ ENTRIES = {
     "map_names": tuple[str, ...],
     "guidance": float,
 }
-WORDS = {
+TYPE_WORDS = {
     int: "a whole number",
     float: "a finite number",
     bool: "true or false",
@@ -94,7 +94,7 @@ WORDS = {
 def require_kind(value, kind: type, name: str) -> None:
     """ValueError unless a value of JSON is what such a field holds."""
     if not is_of(value, kind):
-        raise ValueError(f"{name} must be {WORDS[kind]}, got {value!r:.80}")
+        raise ValueError(f"{name} must be {TYPE_WORDS[kind]}, got {value!r:.80}")
 
 
 def is_of(value, kind: type) -> bool:

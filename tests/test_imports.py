@@ -50,10 +50,10 @@ def name_of(path: Path) -> str:
 
 FILES = {name_of(path): path for path in sorted(LIBRARY.rglob("*.py"))}
 MODULES = list(FILES)
-ROOMS = [name for name, path in FILES.items() if path.stem == "__init__" and name != "__init__"]
+PACKAGES = [name for name, path in FILES.items() if path.stem == "__init__" and name != "__init__"]
 TABS = {"sample", "edit", "paint", "panorama", "chain"}
 DEMO = [
-    {"look", "serving"},
+    {"style", "serving"},
     {"requests"},
     {"pictures"},
     {"parts"},
@@ -126,17 +126,17 @@ def test_imports_point_down(module):
     assert not inside or module == "model", "only the methods of ImageBART delegate upwards"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_says_what_is_in_it_and_holds_nothing_else(room):
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_docstring_of_a_package_lists_its_modules(package):
     """Its __init__.py: a line for each of its modules, and what others may import from it."""
-    docstring, *statements = tree_of(FILES[room]).body
-    modules = {name.removeprefix(f"{room}.") for name in FILES if name.startswith(f"{room}.")}
+    docstring, *statements = tree_of(FILES[package]).body
+    modules = {name.removeprefix(f"{package}.") for name in FILES if name.startswith(f"{package}.")}
     said = re.findall(r"^(\w+)/?   ", docstring.value.value, re.M)
     assert sorted(said) == sorted(name for name in modules if "." not in name)
     assert all(isinstance(each, ast.ImportFrom | ast.Assign) for each in statements)
 
 
-def test_the_library_s_own_docstring_names_every_file_and_room():
+def test_the_library_s_own_docstring_names_every_module_and_package():
     said = re.findall(r"^    (\w+)/?   ", ast.get_docstring(tree_of(FILES["__init__"])), re.M)
     assert sorted(said) == sorted({name.split(".")[0] for name in FILES} - {"__init__"})
 
@@ -153,10 +153,10 @@ def test_what_the_library_imports_is_declared():
     }
 
 
-def test_every_room_is_installed():
+def test_every_package_is_installed():
     setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = setup["tool"]["setuptools"]["packages"]
-    assert set(packages) == {"imagebart", *(f"imagebart.{room}" for room in ROOMS)}
+    assert set(packages) == {"imagebart", *(f"imagebart.{name}" for name in PACKAGES)}
     stored = [path for path in LIBRARY.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     for package, patterns in setup["tool"]["setuptools"]["package-data"].items():
         folder = ROOT / package.replace(".", "/")
@@ -176,13 +176,13 @@ def test_no_module_waits_for_itself():
         below = {name: needs for name, needs in below.items() if name not in free}
 
 
-def test_rooms_of_the_demo_import_downwards_and_the_library_knows_nothing_of_them():
+def test_the_demo_imports_downwards_and_the_library_imports_none_of_it():
     floor = {name: level for level, names in enumerate(DEMO) for name in names}
-    rooms = {path.stem: path for path in ROOT.glob("demo/*.py") if path.stem != "__init__"}
-    assert rooms.keys() == floor.keys(), "give every room of the demo a level"
-    for room, path in rooms.items():
+    modules = {path.stem: path for path in ROOT.glob("demo/*.py") if path.stem != "__init__"}
+    assert modules.keys() == floor.keys(), "give every module of the demo a level"
+    for module, path in modules.items():
         names = [name.split(".") for node in ast.walk(tree_of(path)) for name in imported(node)]
-        assert all(floor[name[1]] < floor[room] for name in names if name[0] == "demo")
+        assert all(floor[name[1]] < floor[module] for name in names if name[0] == "demo")
         assert not [name for name in names if name[0] == "app"]
     for path in FILES.values():
         assert not packages_of(tree_of(path)) & {"demo", "app", "gradio", "starlette"}

@@ -49,4 +49,4 @@ def test_a_row_is_found_by_what_it_is_and_must_be_alone():
 
 def test_an_unknown_table_is_named():
     with pytest.raises(ValueError, match=r"table must be one of highlights.*, got 'edit'"):
-        tables.filled("<!-- table edit -->\n\n<!-- end -->")
+        tables.fill("<!-- table edit -->\n\n<!-- end -->")

@@ -34,9 +34,9 @@ from imagebart.folders import SHIPPED, find_vqgan, load_vqgan
 from imagebart.probe import ATTRIBUTES, GRID, ProbeHeads, read, save_probe
 
 SIZE = 128
-WORDS = 40
+CAPTION_LENGTH = 40
 """Pieces of text that the probe reads; scenery's longest caption has 32."""
-ABSENT = -100
+IGNORE_INDEX = -100
 """An attribute that cannot be seen: cross-entropy passes it over."""
 
 
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
     batches = Batches(config.count, config.batch, config.seed, step, config.steps)
 
     def save(step: int) -> None:
-        log.write(step, **measure(clip, heads, held_out, device))
+        log.write(step, **evaluate(clip, heads, held_out, device))
         checkpoints.save(step, {name: part.state_dict() for name, part in parts.items()})
         save_probe(clip, heads, config.out)
 
@@ -131,7 +131,7 @@ def network(config: Config):
         }
 
     ids = {"vocab_size": TEXT_IDS, "bos_token_id": START, "eos_token_id": END, "pad_token_id": 0}
-    text = {**tower(64, 3, 2), **ids, "max_position_embeddings": WORDS}
+    text = {**tower(64, 3, 2), **ids, "max_position_embeddings": CAPTION_LENGTH}
     vision = {**tower(config.width, config.depth, config.width // 32)}
     vision |= {"image_size": SIZE, "patch_size": SIZE * 2 // GRID[0]}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
@@ -179,7 +179,8 @@ class Scenes(Dataset):
         absent = {"object": "none"}
         values = {name: scene.attributes.get(name, absent.get(name)) for name in ATTRIBUTES}
         numbers = [
-            ATTRIBUTES[name].index(value) if value else ABSENT for name, value in values.items()
+            ATTRIBUTES[name].index(value) if value else IGNORE_INDEX
+            for name, value in values.items()
         ]
         kinds = commonest_kinds(scene.semantic_map, GRID).astype(np.uint8)
         return scene.image, kinds, [scene.caption, numbers]
@@ -233,7 +234,7 @@ class Pictures:
         kinds = torch.from_numpy(self.kinds[indices]).long()
         images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
         kinds = torch.where(mirrored[:, None, None], kinds.flip(2), kinds)
-        ids, _ = encode_text([self.captions[i] for i in indices], WORDS)
+        ids, _ = encode_text([self.captions[i] for i in indices], CAPTION_LENGTH)
         told = {name: numbers[indices].to(device) for name, numbers in self.told.items()}
         return in_range(images).to(device), ids.to(device), told, kinds.to(device)
 
@@ -258,7 +259,7 @@ def rebuilt(vqgan, images: np.ndarray, precision: str) -> np.ndarray:
 
 
 @torch.no_grad()
-def measure(clip, heads: ProbeHeads, held_out: Pictures, device) -> dict[str, float]:
+def evaluate(clip, heads: ProbeHeads, held_out: Pictures, device) -> dict[str, float]:
     """Shares that are right, of held-out pictures as rendered and through the VQGAN: attributes,
     places, and the caption of each picture found among a hundred."""
     found = {}
@@ -273,7 +274,7 @@ def measure(clip, heads: ProbeHeads, held_out: Pictures, device) -> dict[str, fl
             embedded.append(F.normalize(clip.visual_projection(summary), dim=1).cpu())
         for key, truth in held_out.told.items():
             drawn = torch.cat([part[key] for part in logits]).argmax(1)
-            visible = truth != ABSENT
+            visible = truth != IGNORE_INDEX
             found[f"{name}_{key}"] = (drawn == truth)[visible].float().mean()
         kinds = torch.from_numpy(held_out.kinds).flatten(1)
         found[f"{name}_places"] = (torch.cat(places) == kinds).float().mean()
@@ -286,7 +287,7 @@ def retrieval(clip, embedded: list[Tensor], captions: list[str], device) -> floa
     right = total = 0
     for i, image in enumerate(embedded):
         own = captions[100 * i : 100 * i + len(image)]
-        ids, _ = encode_text(own, WORDS)
+        ids, _ = encode_text(own, CAPTION_LENGTH)
         text = clip.get_text_features(input_ids=ids.to(device)).pooler_output
         closest = (image @ F.normalize(text, dim=1).cpu().T).argmax(1).tolist()
         right += sum(own[j] == own[k] for k, j in enumerate(closest))

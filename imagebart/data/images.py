@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from imagebart.checkpoint import PathLike
 from imagebart.data import scenery
 
-PathLike = str | os.PathLike
 Size = int | tuple[int, int]
 
 # ── Pictures ──────────────────────────────────────────────────────────────────────────────────
@@ -33,7 +33,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decod
 MAX_PIXELS = 64_000_000  # a small file may unpack to gigabytes
 
 MAP = ".map.png"  # a semantic map lies beside its image
-OPEN = 255  # where a map's file says nothing
+UNLABELLED = 255  # in a map's file
 
 ORIENTATION = 0x0112  # the EXIF tag; value → what turns the stored pixels upright
 TURNS = {
@@ -275,11 +275,11 @@ class ImageFolder(Dataset):
             box = fit_box(image.size, (height, width))
             image = image.resize((width, height), Image.Resampling.NEAREST, box=box)
         kinds = np.array(image).astype(np.int64)
-        kinds[kinds == OPEN] = -1
+        kinds[kinds == UNLABELLED] = -1
         if kinds.max() >= len(self.map_names):
             raise ValueError(
-                f"{_printable(path)}: kinds must lie in [0, {len(self.map_names)}), or be {OPEN} "
-                f"where it is open, got {kinds.max()}"
+                f"{_printable(path)}: kinds must lie in [0, {len(self.map_names)}), or be "
+                f"{UNLABELLED} where unlabelled, got {kinds.max()}"
             )
         return kinds
 

@@ -47,8 +47,8 @@ from imagebart.vqgan import VQGAN, VQGANConfig
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done, bytes in all (0: not known)."""
 
-CHUNK = 2**22
-LARGEST = 2**34
+BLOCK_BYTES = 2**22
+MAX_UNPACKED_BYTES = 2**34
 """Bytes that one checkpoint may unpack to; a released scale has five thousand million."""
 
 
@@ -137,7 +137,7 @@ def _convert(
 
 def _import_vqgan(name: str, source: Path, draft: Path, ema: bool, progress: Progress) -> dict:
     row = PUBLISHED[name]
-    with opened(source, draft) as members:
+    with open_checkpoints(source, draft) as members:
         member = _vqgan_member(source, members, row.files)
         label = f"converting {_base(member)}"
         with members[member](progress) as path, named(name, path, _base(member)):
@@ -164,7 +164,7 @@ def _import_chain(name: str, source: Path, draft: Path, ema: bool, progress: Pro
     preset = find_preset(name)
     diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
     sources, codebook = {}, None
-    with opened(source, draft) as members:
+    with open_checkpoints(source, draft) as members:
         scales = _scale_members(source, members, preset.T - 1)
         if is_zip(source):
             sources[source.name] = sha256_of(source)
@@ -243,7 +243,7 @@ Members = dict[str, Callable]
 
 
 @contextmanager
-def opened(source: Path, scratch: Path) -> Iterator[Members]:
+def open_checkpoints(source: Path, scratch: Path) -> Iterator[Members]:
     """The checkpoints in a folder, in a zip archive, or the one that `source` is itself."""
     if source.is_dir():
         paths = sorted(source.rglob("*.ckpt"))
@@ -277,16 +277,16 @@ def _in_place(path: Path) -> Callable:
 def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, scratch: Path) -> Callable:
     @contextmanager
     def unpack(progress: Progress) -> Iterator[Path]:
-        small = entry.file_size <= min(LARGEST, 100 * entry.compress_size + 2**20)
+        small = entry.file_size <= min(MAX_UNPACKED_BYTES, 100 * entry.compress_size + 2**20)
         if not small:
             raise ValueError(
-                f"{entry.filename}: must unpack to at most {LARGEST} bytes and a hundred times "
-                f"its size, got {entry.file_size} bytes from {entry.compress_size}"
+                f"{entry.filename}: must unpack to at most {MAX_UNPACKED_BYTES} bytes and a "
+                f"hundred times its size, got {entry.file_size} bytes from {entry.compress_size}"
             )
         path = scratch / f".{uuid4().hex[:8]}.ckpt"  # never where the archive says
         try:
             with archive.open(entry) as packed, open(path, "wb") as file:
-                while block := packed.read(CHUNK):
+                while block := packed.read(BLOCK_BYTES):
                     file.write(block)
                     progress(f"unpacking {_base(entry.filename)}", file.tell(), entry.file_size)
             yield path
@@ -417,7 +417,7 @@ def _fetch(url: str, part: Path, note: Path, progress: Progress) -> None:
         version = reply.headers.get("Last-Modified") if etag.startswith("W/") or not etag else etag
         note.write_text(json.dumps({"url": url, "version": version}), encoding="utf-8")
         with open(part, "ab" if resumed else "wb") as file:
-            while block := reply.read(CHUNK):
+            while block := reply.read(BLOCK_BYTES):
                 file.write(block)
                 have += len(block)
                 progress("downloading", have, total)

@@ -47,7 +47,7 @@ def require_schedule(tensors: Tensors, alpha_bar: Sequence[float]) -> None:
 # ── tensors ───────────────────────────────────────────────────────────────────────────────────
 
 
-class Source:
+class ReleasedTensors:
     """Released tensors, taken by name; `key` turns a parameter's name into that in the file.
 
     While `checking`, nothing is read: `take` checks and returns tensors without storage.
@@ -86,7 +86,9 @@ class Source:
             )
 
 
-def _fill(module: nn.Module, source: Source, weights: Callable[[], Weights], dead: str) -> None:
+def _fill(
+    module: nn.Module, source: ReleasedTensors, weights: Callable[[], Weights], dead: str
+) -> None:
     """Give a module without storage its weights: everything is checked first, then read."""
     wanted = {name: tuple(x.shape) for name, x in module.state_dict().items()}
     found = {name: tuple(x.shape) for name, x in weights().items()}
@@ -121,7 +123,7 @@ def convert_vqgan(tensors: Tensors, config: VQGANConfig) -> VQGAN:
     """
     with torch.device("meta"):
         vqgan = VQGAN(config)
-    source = Source(tensors)
+    source = ReleasedTensors(tensors)
 
     def weights() -> Weights:
         levels = len(config.multipliers)
@@ -205,7 +207,7 @@ def convert_denoiser(
     with torch.device("meta"):
         denoiser = Denoiser(config, diffusion, t)
     prefix = "transformer_ema." if ema else "transformer."
-    source = Source(under(prefix, tensors), _without_dots if ema else str)
+    source = ReleasedTensors(under(prefix, tensors), _without_dots if ema else str)
     if not source.tensors:
         raise ValueError(f"a released scale must hold {prefix}*, got no such tensors")
     tables = _encoder_decoder_tables if denoiser.sees_x_t else _gpt_tables
@@ -249,7 +251,7 @@ def _encoder_decoder_names(name: str) -> tuple[str, ...]:
     return tuple(f"{side}.attn_layers.layers.{at}.{their}.{kind}" for their in theirs)
 
 
-def _encoder_decoder_tables(source: Source, denoiser: Denoiser) -> Weights:
+def _encoder_decoder_tables(source: ReleasedTensors, denoiser: Denoiser) -> Weights:
     """The tables and what is cut from them: the first places are the prefix's own."""
     config, K, t = denoiser.config, denoiser.K, denoiser.t
     n, width, prefix = config.n, config.width, 1 + (config.classes > 0)
@@ -282,7 +284,7 @@ def _gpt_names(name: str) -> tuple[str, ...]:
     return tuple(f"blocks.{number}.{their}.{kind}" for their in GPT_LAYERS[part])
 
 
-def _gpt_tables(source: Source, denoiser: Denoiser) -> Weights:
+def _gpt_tables(source: ReleasedTensors, denoiser: Denoiser) -> Weights:
     """As above. The slot before a token predicts it, so the last of the prefix has place 0."""
     config, K, t = denoiser.config, denoiser.K, denoiser.t
     n, width, prefix = config.n, config.width, 1 + (config.classes > 0)
@@ -299,14 +301,14 @@ def _gpt_tables(source: Source, denoiser: Denoiser) -> Weights:
     return weights
 
 
-def _places(source: Source, count: int, width: int) -> Tensor:
+def _places(source: ReleasedTensors, count: int, width: int) -> Tensor:
     """pos_emb is 1×places×width; one place more than needed may be there."""
     stored = source.tensors.get(source.key("pos_emb"))
     spare = stored is not None and stored.shape == (1, count + 1, width)
     return source.take("pos_emb", 1, count + spare, width)[0, :count]
 
 
-def _require_own_gain(source: Source, t: int) -> None:
+def _require_own_gain(source: ReleasedTensors, t: int) -> None:
     """Only a scale's own gain is ever trained: another one's gives away a file misnamed."""
     gains = source.tensors[source.key("log_scalors")].read()
     trained = gains.nonzero().flatten() + 1
