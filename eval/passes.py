@@ -111,7 +111,7 @@ def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
     figure = Figure(figsize=(7.5, 2.8), dpi=100)
     ax = figure.subplots()
     for (*scale, guess), passes in lines.items():
-        colour = show.CYCLE[scales.index(tuple(scale)) % len(show.CYCLE)]
+        colour = show.COLOUR_CYCLE[scales.index(tuple(scale)) % len(show.COLOUR_CYCLE)]
         dashed = guess == "x_t"
         name = "_" if dashed and twice else called(*scale, alone=len({s[0] for s in scales}) == 1)
         ax.plot(windows, passes, "o--" if dashed else "o-", color=colour, label=name)

@@ -35,7 +35,7 @@ from imagebart.notation import Bool, Int
 
 WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, between pictures
 INK, QUIET, PAPER = "#2b2d33", "#b9bdc6", "#ffffff"
-CYCLE = ("#3a6ea5", "#d9822b", "#4f9d69", "#8e6bb0", "#c2504d", "#6f7785")
+COLOUR_CYCLE = ("#3a6ea5", "#d9822b", "#4f9d69", "#8e6bb0", "#c2504d", "#6f7785")
 HOLE = (232, 80, 91)
 STYLE = {
     "font.size": 9.5,
@@ -290,7 +290,7 @@ def framed(image: Image.Image, boxes: Iterable[Box]) -> Image.Image:
     pen, thick = ImageDraw.Draw(image), max(2, image.height // 64)
     for k, box in enumerate(boxes):
         corners = box.left, box.top, box.left + box.width - 1, box.top + box.height - 1
-        pen.rectangle(corners, outline=CYCLE[k % len(CYCLE)], width=thick)
+        pen.rectangle(corners, outline=COLOUR_CYCLE[k % len(COLOUR_CYCLE)], width=thick)
     return image
 
 
@@ -305,7 +305,9 @@ def heat(values: Tensor, low: float | None = None, high: float | None = None) ->
     low = values.min().item() if low is None else low
     high = values.max().item() if high is None else high
     place = ((values - low) / max(high - low, 1e-12)).clamp(0, 1).numpy()
-    ramp = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (PAPER, CYCLE[0], INK)])
+    ramp = np.array(
+        [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in (PAPER, COLOUR_CYCLE[0], INK)]
+    )
     colour = np.stack([np.interp(place, [0, 0.5, 1], channel) for channel in ramp.T], axis=-1)
     image = Image.fromarray(colour.round().astype(np.uint8))
     cell = max(1, HEIGHT // image.height)
@@ -333,8 +335,10 @@ def bars(
     figure = Figure(figsize=(min(12.0, width), 2.4), dpi=100)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
-        own = names is not None and len(values) <= len(CYCLE)
-        ax.bar(range(len(values)), values, width=0.7, color=CYCLE[: len(values) if own else 1])
+        own = names is not None and len(values) <= len(COLOUR_CYCLE)
+        ax.bar(
+            range(len(values)), values, width=0.7, color=COLOUR_CYCLE[: len(values) if own else 1]
+        )
         ax.set_xticks(range(len(values)), names or [str(k) for k in range(len(values))])
         ax.set_title(title)
     axes[0].set_ylabel(ylabel)
@@ -358,7 +362,7 @@ def curves(
         values = numbers(values)
         at = range(len(values)) if x is None else x[: len(values)]
         marker = "o" if len(values) <= 24 else None
-        ax.plot(at, values, marker=marker, color=CYCLE[k % len(CYCLE)], label=name)
+        ax.plot(at, values, marker=marker, color=COLOUR_CYCLE[k % len(COLOUR_CYCLE)], label=name)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)

@@ -192,7 +192,7 @@ def test_a_hole_of_another_size_is_refused():
 def test_a_box_is_framed_where_it_is():
     boxes = Box(0, 0, 64, 64), Box(64, 128, 64, 64)
     pixels = np.asarray(show.framed(plain(GREY, (128, 192)), boxes))
-    for box, colour in zip(boxes, show.CYCLE, strict=False):
+    for box, colour in zip(boxes, show.COLOUR_CYCLE, strict=False):
         rows, columns = (pixels == rgb(colour)).all(2).nonzero()
         assert (rows.min(), rows.max()) == (box.top, box.top + 63)
         assert (columns.min(), columns.max()) == (box.left, box.left + 63)
@@ -203,7 +203,7 @@ def test_a_heat_map_goes_from_white_over_blue_to_dark():
     image = show.heat(torch.tensor([[0.0, 1, 2], [-5, 9, 1]]), low=0, high=2)
     cell = image.height // 2
     middles = [(cell * x + cell // 2, cell * y + cell // 2) for y in range(2) for x in range(3)]
-    paper, blue, ink = rgb(show.PAPER), rgb(show.CYCLE[0]), rgb(show.INK)
+    paper, blue, ink = rgb(show.PAPER), rgb(show.COLOUR_CYCLE[0]), rgb(show.INK)
     assert [image.getpixel(at) for at in middles] == [paper, blue, ink, paper, ink, blue]
 
 
@@ -225,14 +225,14 @@ def test_what_is_no_grid_of_numbers_has_no_heat_map(values):
 
 def test_bars_are_as_high_as_their_values():
     image = np.asarray(show.bars({"a": [1.0], "b": [0.25]}).image)
-    blue = (image == rgb(show.CYCLE[0])).all(axis=2)
+    blue = (image == rgb(show.COLOUR_CYCLE[0])).all(axis=2)
     heights = blue[:, [image.shape[1] // 4, 3 * image.shape[1] // 4]].sum(axis=0)
     assert heights[1] / heights[0] == pytest.approx(0.25, abs=0.02)
 
 
 @pytest.mark.parametrize("names, colours", [(None, 1), ("pqr", 3), ("pqrstuvwx", 1)])
 def test_a_few_named_bars_have_colours_of_their_own(names, colours):
-    house = {rgb(colour) for colour in show.CYCLE}
+    house = {rgb(colour) for colour in show.COLOUR_CYCLE}
     chart = show.bars({"": [1] * len(names or "pqr")}, names and list(names))
     assert len(house & colours_in(chart)) == colours
 
@@ -245,7 +245,7 @@ def test_long_names_have_room_under_their_bars():
 def test_a_short_line_ends_early():
     image = np.asarray(show.curves({"a": [1, 1], "b": [0, 0, 0, 0]}, x=[1, 2, 3, 4]).image)
     plot = image[:, : int(0.75 * image.shape[1])]  # the names stand on the right
-    short, long = ((plot == rgb(c)).all(axis=2).nonzero()[1].max() for c in show.CYCLE[:2])
+    short, long = ((plot == rgb(c)).all(axis=2).nonzero()[1].max() for c in show.COLOUR_CYCLE[:2])
     assert 0.2 * long < short < 0.6 * long
 
 
