@@ -1,12 +1,12 @@
-"""The browser demo: draw pictures, and repaint parts of a picture.
+"""The browser demo: sampling, editing, semantic maps and panoramas.
 
     python app.py                                          the shipped model, http://127.0.0.1:7860
     python app.py --model runs/mine                        a folder, or a Hugging Face Hub id
     python app.py --host 0.0.0.0 --auth anna:secret        for others; never without a password
 
-A tab is a module of `demo`. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/semantic`,
-`/panorama` and `/chain` are open to programs as well (the link "API" at the foot of the page shows
-how), so they check everything again that the page checks.
+Each tab is a module of `demo`. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/semantic`,
+`/panorama` and `/chain` can be called by programs (see the link "API" at the foot of the page), so
+they check all arguments.
 """
 
 import os
@@ -39,20 +39,20 @@ from imagebart.ranking import CLIP
 
 @dataclass
 class Config:
-    """Where the model is and who may see the page."""
+    """The model and who may access the page."""
 
     model: str | None = None  # a folder or a Hugging Face Hub id; the shipped models if not given
-    clip: Path | None = None  # the folder of a CLIP model that ranks; for scenery one is shipped
-    host: str = "127.0.0.1"  # the address to listen on; others than this machine need --auth
-    port: int | None = None  # the first free one from 7860 if not given
-    device: str | None = None  # "cpu", "cuda" …; the best there is if not given
-    auth: str | None = None  # USER:PASSWORD that visitors must give
+    clip: Path | None = None  # folder of a CLIP model for ranking; for scenery one is shipped
+    host: str = "127.0.0.1"  # address to listen on; addresses beyond this machine need --auth
+    port: int | None = None  # default: the first free one from 7860
+    device: str | None = None  # "cpu", "cuda" …; default: the best available
+    auth: str | None = None  # USER:PASSWORD of visitors
 
 
 def build(
     model: ImageBART, painter: ImageBART | None = None, ranker: CLIP | None = None
 ) -> gr.Blocks:
-    """The page; `painter` draws maps, `ranker` tells the best of several pictures."""
+    """The page; `painter` is the model of semantic maps, `ranker` ranks candidates."""
     examples = example_pictures(model)
     with gr.Blocks(title="ImageBART", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(TITLE, elem_id="title")
@@ -80,7 +80,7 @@ def build(
 
 
 def launch(page: gr.Blocks, config: Config, **options) -> Any:
-    """Serve the page, safely; `options` as `gr.Blocks.launch`."""
+    """Serve the page behind `Guard`; `options` as `gr.Blocks.launch`."""
     hosts = ("127.0.0.1", "localhost", "::1", config.host) if is_this_machine(config.host) else ()
     return page.launch(
         server_name=config.host,
@@ -104,9 +104,9 @@ def launch(page: gr.Blocks, config: Config, **options) -> Any:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Pictures of visitors lie in a folder that only this user can read, and go when we go."""
+    """Visitors' images are kept in a folder readable by this user only, deleted at the end."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which leaves the block below
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves the block below
     with tempfile.TemporaryDirectory(prefix="imagebart-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         yield

@@ -1,4 +1,4 @@
-"""The tab Chain: slide t, see a picture forgotten and what each scale costs."""
+"""The tab Chain: x_t of an image for every t, and bits per token of each scale."""
 
 import inspect
 
@@ -14,10 +14,9 @@ from imagebart.data.images import fit
 
 
 def chain_levels(model: ImageBART, image, t=2, seed=0) -> tuple:
-    """Forget a picture: (x_t decoded, status, every level of the chain).
+    """The forward process of an image: (x_t decoded, status, all levels decoded).
 
-    image: a picture; t 1 (nothing is forgotten) to T (everything is); seed 0 to 2^63 - 1, of the
-    noise, which is drawn once, so that a larger t forgets more of the same picture.
+    t: 1 (the image) to T (noise); seed: 0 to 2^63 - 1, of the noise, which is the same for all t.
     """
     t, seed = read_int(t, "t", 1, model.T), read_int(seed, "seed", 0, 2**63 - 1)
     if not image:
@@ -27,7 +26,7 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> tuple:
     shown = [stored(picture) for picture in model.decode(torch.cat(levels))]
     kept = [(x_t == x_1).float().mean().item() for x_t in levels]
     names = [f"t = {level}: {part:.0%} kept" for level, part in enumerate(kept, 1)]
-    line = f"At t = {t}, {kept[t - 1]:.0%} of the {x_1[0].numel()} tokens are the picture's."
+    line = f"At t = {t}, {kept[t - 1]:.0%} of the {x_1[0].numel()} tokens are the image's."
     return (
         shown[t - 1],
         f"{line} {bits_line(model, x_1, seed)}",
@@ -36,26 +35,26 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> tuple:
 
 
 def noisy(model: ImageBART, x_1: torch.Tensor, t: int, seed: int) -> torch.Tensor:
-    """x_t ~ q(x_t | x_1); one seed is one noise for every t.   [eq. 6]"""
+    """x_t ~ q(x_t | x_1) with the same noise for every t.   [eq. 6]"""
     generator = torch.Generator().manual_seed(seed)
     return model.diffusion.q_sample_marginal(x_1.cpu(), t, generator).to(x_1.device)
 
 
 def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
-    """What each scale has to say again, in bits per token: the terms of the bound.   [eq. 2]"""
+    """Bits per token of each scale, the terms of the bound, as a sentence.   [eq. 2]"""
     config = model.denoisers[model.T].config
     if config.condition_parts and not config.droppable:
         return ""
     bits = model.bits_per_token_of(x_1, seed=seed)
     terms = ", ".join(f"{value.item():.2f} at t = {t}" for t, value in bits.items())
-    return f"To remember it takes {sum(bits.values()).item():.2f} bits a token: {terms}."
+    return f"The bound is {sum(bits.values()).item():.2f} bits per token: {terms}."
 
 
 def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             image = picture_input(examples)
-            about = f"1 is the picture, {model.T} is noise"
+            about = f"1 is the image, {model.T} is noise"
             t = gr.Slider(1, model.T, 2, step=1, label="t", info=about, elem_id="level")
             seed = gr.Number(0, label="Seed of the noise", precision=0)
         with gr.Column(scale=3, min_width=320):
@@ -87,7 +86,7 @@ def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
 
 
 def picture_input(examples: list[Image.Image]) -> gr.Image:
-    """A picture that a visitor brings, or takes from a shelf."""
+    """An image input with examples."""
     plain = {"format": "png", "type": "filepath", "sources": ["upload", "clipboard"]}
     image = gr.Image(label="Picture", height=300, elem_id="forget", **plain)
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}

@@ -1,4 +1,4 @@
-"""The tab Edit: repaint what is marked, or go on beyond the borders."""
+"""The tab Edit: inpaint a mask, or outpaint beyond the borders."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from demo.parts import (
 )
 from demo.pictures import (
     PAINT,
-    Looks,
+    Throttle,
     chosen_for_editor,
     for_editor,
     growing,
@@ -55,7 +55,7 @@ from imagebart.ranking import CLIP
 MOST_UNDOS = 20
 MOST_MARGIN = 1024
 EVERY_STEP = 2**21
-"""Pixels of all results together that are stored after every step; more only now and then."""
+"""Results of at most so many pixels are stored after every step, others every few seconds."""
 HOLES = {  # in quarters of the image, # = repaint
     "Upper half": "#### #### .... ....",
     "Lower half": ".... .... #### ####",
@@ -64,7 +64,7 @@ HOLES = {  # in quarters of the image, # = repaint
     "Centre": ".... .##. .##. ....",
     "Outer frame": "#### #..# #..# ####",
 }
-SIDES = {  # what a button adds: left, right, above, below, in halves of the model's picture
+SIDES = {  # what a button adds: left, right, above, below, in halves of the model's image size
     "Left": (1, 0, 0, 0),
     "Right": (0, 1, 0, 0),
     "Above": (0, 0, 1, 0),
@@ -90,13 +90,13 @@ def inpaint(
     ranker: CLIP | None = None,
     **options,
 ) -> Iterator[tuple]:
-    """Repaint what is marked: (the tokens that are, how the first result settled, status, images),
-    after every scale and pass; large images anew every few seconds.
+    """Inpaint a mask: (its tokens, the first result after each step, status, images), after every
+    scale and pass; large images every few seconds.
 
-    editor: {"background": image, "layers": [mask], "composite": null}; a mask is as large as the
-    image, white, or at least half as bright, where to repaint, black or transparent where not; 8
-    layers at most, and 16 million pixels in all results together. passes: how often the finest
-    scale is forgotten and remembered again, until nothing changes. The rest as in `sample`.
+    editor: {"background": image, "layers": [mask], "composite": null}; a mask has the image's size,
+    is white (at least half as bright) where to repaint, black or transparent elsewhere; at most 8
+    layers, and 16 million pixels in all results together. passes: how often the finest scale is
+    noised and sampled again, until nothing changes. Other arguments as in `sample`.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     given = {"passes": passes, "context": context, "feather": feather}
@@ -116,10 +116,10 @@ def inpaint(
             yield shown, [], line, [stored(one.image) for one in best]
         options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
         remark += f" The best of {count * candidates}."
-    looks, small = Looks(), count * image.width * image.height <= EVERY_STEP
+    throttle, small = Throttle(), count * image.width * image.height <= EVERY_STEP
     steps = refined_steps(model, edit.x_1(), edit.hole, count, passes=how["passes"], **options)
     for turn, step in enumerate(steps, 1 - model.T):
-        if looks.due(step.done) or small:
+        if throttle.due(step.done) or small:
             images = [stored(to_pil(one)[0]) for one in edit.results(step.tokens)]
             name = f"pass {turn}" if turn > 0 else caption(model, step.t)
             settling = [*settling, (images[0], name)]
@@ -146,11 +146,11 @@ def outpaint(
     ranker: CLIP | None = None,
     **options,
 ) -> Iterator[tuple]:
-    """Go on beyond the borders: (what was there, status, images), after every window.
+    """Outpaint beyond the borders: (input, status, images), after every window.
 
     left, right, top, bottom: pixels to add, 0 to 1024 each; at most 16 million pixels in all
-    pictures that are drawn together, candidates among them. The rest as in `inpaint`, what is
-    marked does not matter.
+    images drawn together, candidates included. Other arguments as in `inpaint`, whose mask is
+    ignored.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     given = {"left": left, "right": right, "top": top, "bottom": bottom}
@@ -183,7 +183,7 @@ def outpaint(
     yield shown, finished(first, count, began, remark), images
 
 
-# ── from picture to picture ───────────────────────────────────────────────────────────────────
+# ── editor and results ───────────────────────────────────────────────────────────────────
 
 
 def hole_of(name: str, size: tuple[int, int]) -> Image.Image:
@@ -197,13 +197,13 @@ def hole_of(name: str, size: tuple[int, int]) -> Image.Image:
 
 @sentences()
 def with_hole(name: str, value: dict | None) -> dict:
-    """The picture in the editor with one of `HOLES` marked."""
+    """The image in the editor with one of `HOLES` as its mask."""
     image, _ = read_editor(value)
     return for_editor(image, hole_of(name, image.size))
 
 
 def remembered(editor: dict | None, history: list[str]) -> list[str]:
-    """The pictures that were edited, the one that is now among them; the last few."""
+    """The last edited images, with the current one."""
     background = (editor or {}).get("background")
     return [*history, background["path"]][-MOST_UNDOS:] if background else history
 
@@ -212,14 +212,14 @@ def remembered(editor: dict | None, history: list[str]) -> list[str]:
 def taken(
     results: list | None, index: int, editor: dict | None, history: list[str]
 ) -> tuple[dict, list[str]]:
-    """The selected result for the editor, and the picture whose place it takes among those before:
-    both, or neither if there is no result."""
+    """(selected result as the editor's value, history with the current image); nothing changes if
+    there is no result."""
     return chosen_for_editor(results, index), remembered(editor, history)
 
 
 @sentences()
 def undone(history: list[str]) -> tuple[dict, list[str]]:
-    """The picture before, for the editor, and those before it."""
+    """(previous image as the editor's value, the history before it)."""
     if not history or not Path(history[-1]).is_file():
         raise ValueError("there is nothing to undo")
     return for_editor(read_picture({"path": history[-1]})), history[:-1]
@@ -236,14 +236,14 @@ def edit_tab(
         with gr.Column(scale=3, min_width=320):
             editor = picture_editor(model, examples)
         with gr.Column(scale=2, min_width=300):
-            about = "Forget and remember the finest scale again, until nothing changes"
+            about = "Noise and sample the finest scale again, until nothing changes"
             inputs, (_, most) = {"editor": editor, **controls(model)}, bounds(model, "passes")
             inputs["passes"] = gr.Slider(0, most, 0, step=1, label="Refinement passes", info=about)
             inputs |= {name: slider_of(model, name) for name in ("context", "feather")}
             inputs["candidates"] = candidates_slider(ranker)
             buttons = run_buttons("Repaint")
             line = gr.Markdown(elem_id="edit-status", min_height=28)
-            with gr.Accordion("Go on beyond the borders", open=False):
+            with gr.Accordion("Extend beyond the borders", open=False):
                 margins = margin_sliders(model)
                 beyond = run_buttons("Outpaint")
     gr.Markdown("#### Results")
@@ -251,7 +251,7 @@ def edit_tab(
     with gr.Row():
         again = gr.Button("Use the selected result as input", scale=3)
         undo = gr.Button("Undo", scale=1, elem_id="undo")
-    gr.Markdown("#### How the first result settled")
+    gr.Markdown("#### The first result after each step")
     with gr.Row():
         plain = {"format": "png", "interactive": False, "height": 220, "buttons": []}
         with gr.Column(scale=1, min_width=220):
@@ -273,7 +273,7 @@ def edit_tab(
 
 
 def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEditor:
-    """The editor, and what puts pictures and holes into it."""
+    """The editor, with uploads, examples and preset masks."""
     H, W = model.image_size
     editor = image_editor(W, H, "Paint over what should change", [PAINT], "editor")
     names, holes = list(HOLES), []
@@ -297,7 +297,7 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
         file = (value or {}).get("background")
         image = file and read_picture(file)
         if not image or image.size == (W, H):
-            return gr.skip()  # a value that we set comes here, too
+            return gr.skip()  # also called for values set by this page
         return for_editor(fit(image, (H, W)))
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
@@ -310,7 +310,7 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
 
 
 def margin_sliders(model: ImageBART) -> dict[str, gr.Slider]:
-    """Pixels to add to the left, to the right, above, below; and buttons that set them."""
+    """Sliders of the pixels to add on each side, and buttons that set them."""
     H, W = model.image_size
     with gr.Row():
         buttons = [gr.Button(name, size="sm", min_width=60) for name in SIDES]

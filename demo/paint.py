@@ -1,4 +1,4 @@
-"""The tab Paint a map: paint what is where and get the landscape."""
+"""The tab Paint a map: sample images for a painted semantic map."""
 
 import html
 import time
@@ -43,11 +43,11 @@ def semantic(
     ranker: CLIP | None = None,
     **options,
 ) -> Iterator[tuple]:
-    """Draw what a map shows: (the map as it was read, status, images), after every scale.
+    """Sample images for a semantic map: (the map as read, status, images), after every scale.
 
     editor: {"background": image, "layers": [image], "composite": null}, painted in the colours of
-    the kinds, 8 layers at most; what is white, or has no kind's colour, is left open. The rest as
-    in `sample`.
+    the kinds, at most 8 layers; pixels that are white or of another colour are unlabelled. Other
+    arguments as in `sample`.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
@@ -68,7 +68,7 @@ def semantic(
 
 
 def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
-    """What was painted, layers over background, at the model's size (H, W)."""
+    """Layers over background, at the model's size (H, W)."""
     if not editor or not editor.get("background"):
         raise ValueError("there is no map yet: paint one, or take an example")
     H, W = size
@@ -99,7 +99,7 @@ def semantic_tab(model: ImageBART, ranker: CLIP | None) -> None:
 
 
 def map_editor(model: ImageBART) -> gr.ImageEditor:
-    """The editor, and what puts maps into it."""
+    """The editor, with its legend and example maps."""
     H, W = model.image_size
     maps = example_maps(model) if tuple(model.map_names) == scenery.LABELS else []
     codes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in kind_colours(model.map_names).tolist()]
@@ -121,14 +121,14 @@ def map_editor(model: ImageBART) -> gr.ImageEditor:
 
 
 def example_maps(model: ImageBART) -> list[Image.Image]:
-    """Maps of scenery that the model has not seen."""
+    """Maps of scenery's test split."""
     size = model.image_size
     scenes = [scenery.render(scenery.scene_seed("test", i), *size) for i in range(EXAMPLES)]
     return [paint_kinds(scene.semantic_map, scenery.PALETTE) for scene in scenes]
 
 
 def legend(names: Sequence[str], codes: list[str]) -> str:
-    """Which colour is which kind."""
+    """The colour of each kind."""
     swatch = '<span><i style="background: {}"></i>{}</span>'
     each = (swatch.format(code, html.escape(name)) for name, code in zip(names, codes, strict=True))
     return f'<div class="legend">{"".join(each)}</div>'

@@ -1,4 +1,4 @@
-"""The tab Panorama: draw a wide picture from one prompt or several."""
+"""The tab Panorama: sample a wide image from one prompt or several."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import gradio as gr
 
 from demo.parts import NO_TEXT, connect, controls_of_chance, controls_of_words, run_buttons
-from demo.pictures import Looks, stored
+from demo.pictures import Throttle, stored
 from demo.requests import LONGEST_PROMPT, read_int, read_request, short, status
 from imagebart import ImageBART
 from imagebart.data.images import to_pil
@@ -24,11 +24,11 @@ def panorama(
     exact=False,
     **options,
 ) -> Iterator[tuple]:
-    """Draw a wide picture, window by window: (status, picture so far).
+    """Sample a wide image window by window: (status, image so far).
 
-    prompts: one a line, from left to right; width in pixels, at least the model's, 0 is six times
-    that; wrap: the right end goes on at the left one, for widths of whole tokens; exact: a window
-    for every token, slow.
+    prompts: one per line, from left to right; width in pixels, at least the model's, 0 is six times
+    that; wrap: the right end continues at the left end, for widths of whole tokens; exact: one
+    window per token, slow.
     """
     width = read_int(width, "width", 0, MOST_WIDTH) or 6 * model.image_size[1]
     for name, value in (("wrap", wrap), ("exact", exact)):
@@ -42,10 +42,10 @@ def panorama(
     if options.pop("prompt", None):
         options["prompts"] = lines
 
-    began, looks, shown = time.perf_counter(), Looks(), None
+    began, throttle, shown = time.perf_counter(), Throttle(), None
     how = {"mode": "exact" if exact else "fast", "wrap": wrap, **options}
     for step in panorama_steps(model, width, **how):
-        if looks.due(step.done):
+        if throttle.due(step.done):
             picture = decode_wide(model, step.tokens, wrap)[:, :, :, :width]
             shown = stored(to_pil(picture)[0])
         yield status(step, options["seed"], 1, began, remark), shown
@@ -56,7 +56,7 @@ def panorama_tab(model: ImageBART) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             hint = "a desert at noon\na city at night" if model.takes_text else NO_TEXT
-            about = "One a line, from left to right"
+            about = "One per line, from left to right"
             plain = {"label": "Prompts", "placeholder": hint, "info": about, "lines": 3}
             prompts = gr.Textbox("", max_length=LONGEST_PROMPT, **plain)
         with gr.Column(scale=2, min_width=300):
@@ -64,8 +64,8 @@ def panorama_tab(model: ImageBART) -> None:
             seed = gr.Number(0, label="Seed", precision=0)
         with gr.Column(scale=2, min_width=300), gr.Accordion("Advanced", open=False):
             advanced = controls_of_words(model) | controls_of_chance(model)
-            wrap = gr.Checkbox(label="Wrap around", info="The right end goes on at the left one")
-            about = "A window for every token, as the paper does: many times slower"
+            wrap = gr.Checkbox(label="Wrap around", info="The right end continues at the left end")
+            about = "One window per token, as in the paper: many times slower"
             exact = gr.Checkbox(label="Exact", info=about)
     buttons = run_buttons("Draw")
     line = gr.Markdown(elem_id="panorama-status", min_height=28)

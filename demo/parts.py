@@ -1,4 +1,4 @@
-"""What tabs are made of: controls, galleries, an editor, and the buttons that run an endpoint."""
+"""Parts of the tabs: controls, galleries, an editor, and buttons that run an endpoint."""
 
 import inspect
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from imagebart.options import EditingOptions, rows
 from imagebart.ranking import CLIP
 
 Controls = dict[str, gr.components.Component]
-"""Names of an endpoint's parameters → where a visitor sets them."""
+"""Names of an endpoint's parameters → their inputs on the page."""
 
 NO_TEXT = "This model takes no text"
-IDEAS = {  # what a button says → the prompt it gives, in words that scenery has
+IDEAS = {  # label of a button: its prompt, in scenery's vocabulary
     "Sunset": "snowy mountains at sunset under scattered clouds",
     "City": "a city by the water at night",
     "Aurora": "a wintry village under northern lights",
@@ -25,8 +25,7 @@ IDEAS = {  # what a button says → the prompt it gives, in words that scenery h
 
 
 def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> Controls:
-    """What every endpoint asks for; and prompts to begin with, where the model knows their
-    words."""
+    """The inputs of every endpoint; example prompts if the model knows their words."""
     hint = "snowy mountains at night" if model.takes_text else NO_TEXT
     prompt = gr.Textbox(
         "", label="Prompt", placeholder=hint, max_lines=3, max_length=LONGEST_PROMPT
@@ -49,23 +48,24 @@ def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> Controls:
 
 
 def controls_of_words(model: ImageBART) -> Controls:
-    """What else there is to say: negative prompt, guidance."""
-    about, led = "What the picture should not show", model.takes_text or bool(model.classes)
+    """Negative prompt and guidance."""
+    about = "What the image should not show"
+    conditional = model.takes_text or bool(model.classes)
     negative = gr.Textbox(
         "", label="Negative prompt", info=about, max_length=LONGEST_PROMPT, visible=model.takes_text
     )
-    about = "1 follows the prompt as it learned to, more follows it harder"
-    guidance = gr.Slider(0, 8, model.guidance, step=0.1, label="Guidance", info=about, visible=led)
+    about = "1 is conditional sampling, more follows the prompt more closely"
+    guidance = gr.Slider(0, 8, model.guidance, step=0.1, label="Guidance", info=about, visible=conditional)
     return {"negative_prompt": negative, "guidance": guidance}
 
 
 def controls_of_chance(model: ImageBART) -> Controls:
-    """How the tokens are drawn: a slider for each option that filters logits."""
+    """A slider for each option that filters logits."""
     return {name: slider_of(model, name) for name in FILTERS}
 
 
 def slider_of(model: ImageBART, name: str) -> gr.Slider:
-    """An option that is a number, as the library's table has it."""
+    """A slider for a numeric option of the library's table."""
     row, label = rows(EditingOptions)[name], name.replace("_", "-").capitalize()
     step, start = 1 if row.one is int else STEP, row.option.default
     info = row.option.meaning[0].upper() + row.option.meaning[1:]
@@ -73,13 +73,13 @@ def slider_of(model: ImageBART, name: str) -> gr.Slider:
 
 
 def candidates_slider(ranker: CLIP | None) -> gr.Slider:
-    """How many are drawn for each image that is shown; hidden where nothing ranks."""
-    about = "So many are drawn for each image; those most like the prompt are shown"
+    """Number of candidates per image; hidden without a ranker."""
+    about = "Candidates per image; those most similar to the prompt are shown"
     return gr.Slider(1, 16, 1, step=1, label="Best of", info=about, visible=ranker is not None)
 
 
 def results_gallery(**options) -> tuple[gr.Gallery, gr.State]:
-    """A gallery of results, and which of them is selected."""
+    """A gallery of results and the index of the selected one."""
     gallery = shelf_of(buttons=["download", "download_all", "fullscreen"], **options)
     index = gr.State(0)
 
@@ -91,7 +91,7 @@ def results_gallery(**options) -> tuple[gr.Gallery, gr.State]:
 
 
 def shelf_of(value: list | None = None, **options) -> gr.Gallery:
-    """Pictures to look at, without loss."""
+    """A gallery with lossless images."""
     plain = {"format": "png", "interactive": False, "object_fit": "contain", "show_label": False}
     return gr.Gallery(value, **plain, **options)
 
@@ -99,7 +99,7 @@ def shelf_of(value: list | None = None, **options) -> gr.Gallery:
 def image_editor(
     W: int, H: int, label: str, colours: list[str], elem_id: str, start: Image.Image | None = None
 ) -> gr.ImageEditor:
-    """An editor in which one paints in given colours, sized for W×H pictures."""
+    """An editor for painting in given colours, sized for W×H images."""
     radius = max(2, W // 16)
     return gr.ImageEditor(
         start,
@@ -126,8 +126,7 @@ def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
 
 
 def endpoint(steps: Callable, model: ImageBART, inputs: Controls, **given) -> Callable:
-    """`steps` with its model and what else is given, its errors in sentences, and its inputs by
-    their names."""
+    """`steps` with its model and other given arguments bound, errors as sentences, inputs by name."""
 
     def run(*values):
         with sentences():
@@ -140,7 +139,7 @@ def endpoint(steps: Callable, model: ImageBART, inputs: Controls, **given) -> Ca
 
 
 def described(steps: Callable, inputs: Controls) -> str:
-    """What an endpoint does, and what its numbers mean."""
+    """The description of an endpoint and of its numeric options."""
     lines = [
         f"{name}: {slider.minimum:g} to {slider.maximum:g}. {slider.info or ''}".rstrip()
         for name, slider in inputs.items()
@@ -158,9 +157,9 @@ def connect(
     index: gr.State | None = None,
     **given,
 ) -> None:
-    """Run calls the endpoint, one visitor after another; Stop ends it after the scale it is at.
+    """Run calls the endpoint, one visitor at a time; Stop ends it after the current scale.
 
-    The status is the output that is text; `index` is what is selected in the gallery.
+    The status is the text output; `index` is the selected item of the gallery.
     """
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
@@ -168,7 +167,7 @@ def connect(
         endpoint(steps, model, inputs, **given),
         [*inputs.values()],
         outputs,
-        preprocess=False,  # the endpoint checks what came, and says what is wrong
+        preprocess=False,  # the endpoint checks its arguments
         api_name=steps.__name__,
         api_description=described(steps, inputs),
         concurrency_limit=1,

@@ -1,4 +1,4 @@
-"""Pictures that come in and go out: uploads, what an editor sends, files that gradio serves."""
+"""Input and output images: uploads, the editor's value, files that gradio serves."""
 
 import math
 import os
@@ -18,14 +18,14 @@ from imagebart.editing.inpainting import Edit
 from imagebart.editing.masks import hole_pixels, pixel_hole, upright
 
 EXAMPLES = 8
-PAINT = "#ff9a3c"  # bright: a layer is a mask, and read as any other
-SECONDS_BETWEEN_LOOKS = 2
+PAINT = "#ff9a3c"  # bright, since a layer is read as a mask
+SECONDS_BETWEEN_PREVIEWS = 2
 
 
 def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
-    """A picture that was uploaded, converted; ValueError if it is none.
+    """An uploaded image, converted; ValueError if it is not an image.
 
-    Gradio's own reader would clip 16-bit grey and pass over EXIF turns.
+    Gradio's own reader clips 16-bit grey and ignores the EXIF orientation.
     """
     try:
         with Image.open(file["path"], formats=FORMATS) as image:
@@ -35,13 +35,13 @@ def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         most = MOST_PIXELS // 10**6
         raise ValueError(f"an image must have at most {most} million pixels, got more") from None
-    except Exception:  # decoders raise whatever a broken file drives them into
+    except Exception:  # decoders raise any exception on a broken file
         names = ", ".join(FORMATS)
         raise ValueError(f"an image must be a whole file, one of {names}, got another") from None
 
 
 def read_editor(editor: dict | None) -> tuple[Image.Image, np.ndarray]:
-    """(the image, where it is marked) of what the editor sent."""
+    """(image, mask) of the editor's value."""
     if not editor or not editor.get("background"):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
     layers, image = read_layers(editor), read_picture(editor["background"])
@@ -52,7 +52,7 @@ def read_editor(editor: dict | None) -> tuple[Image.Image, np.ndarray]:
 
 
 def token_map(edit: Edit) -> Image.Image:
-    """What the model sees, with its grid of tokens: those to be repainted tinted, others dimmed."""
+    """The model's input with its token grid: masked tokens tinted, others dimmed."""
     model, image = edit.model, to_pil(edit.x_0)[0]
     mask = Image.fromarray(pixel_hole(model, edit.hole)[0, 0].cpu().numpy())
     scale = max(1, 512 // image.width)
@@ -66,7 +66,7 @@ def token_map(edit: Edit) -> Image.Image:
 
 
 def for_editor(image: Image.Image, *layers: Image.Image) -> dict:
-    """A value that shows in the editor; None would not clear what is there."""
+    """The editor's value; None would not clear its content."""
     return {
         "background": stored(image),
         "layers": [stored(layer) for layer in layers],
@@ -75,9 +75,9 @@ def for_editor(image: Image.Image, *layers: Image.Image) -> dict:
 
 
 def stored(image: Image.Image) -> str:
-    """A PNG file of its own for gradio, which deletes it when it is old.
+    """Write a PNG file for gradio, which deletes old files.
 
-    Given the image itself, gradio writes it anew at every yield, even while a browser reads it.
+    Given the image itself, gradio would rewrite it at every yield, even while a browser reads it.
     """
     path = Path(os.environ["GRADIO_TEMP_DIR"], uuid4().hex, "image.png")
     path.parent.mkdir()
@@ -85,31 +85,31 @@ def stored(image: Image.Image) -> str:
     return str(path)
 
 
-class Looks:
-    """When a picture that grows is looked at: at first, at the end, and every few seconds."""
+class Throttle:
+    """When a growing image is previewed: first, last, and every few seconds between."""
 
     def __init__(self):
         self.last = -math.inf
 
     def due(self, done: float) -> bool:
-        if done < 1 and time.perf_counter() - self.last <= SECONDS_BETWEEN_LOOKS:
+        if done < 1 and time.perf_counter() - self.last <= SECONDS_BETWEEN_PREVIEWS:
             return False
         self.last = time.perf_counter()
         return True
 
 
 def growing(steps: Iterator[tuple[Image.Image, float]]) -> Iterator[tuple[str, float]]:
-    """(a file, the part done) of a picture that grows: a new file for every look."""
-    looks = Looks()
+    """(file, share done) of a growing image: a new file for every preview."""
+    throttle = Throttle()
     for picture, part in steps:
-        if looks.due(part):
+        if throttle.due(part):
             file = stored(picture)
         yield file, part
 
 
 @sentences()
 def chosen_for_editor(results: list | None, index: int) -> dict:
-    """The result that is selected in a gallery, the first if none is, for the editor."""
+    """The selected result of a gallery, by default the first, as the editor's value."""
     if not results:
         raise ValueError("there is no picture yet")
     path = results[min(index, len(results) - 1)]["image"]["path"]
@@ -119,7 +119,7 @@ def chosen_for_editor(results: list | None, index: int) -> dict:
 
 
 def example_pictures(model: ImageBART) -> list[Image.Image]:
-    """Scenery that the model has not seen."""
+    """Scenery of the test split."""
     H, W = model.image_size
     scenes = [scenery.render(scenery.scene_seed("test", i), H, W) for i in range(EXAMPLES)]
     return [Image.fromarray(scene.image) for scene in scenes]

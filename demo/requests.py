@@ -1,4 +1,4 @@
-"""What a visitor asked for: numbers, words and classes, checked; and what is said in return."""
+"""Requests of visitors: arguments are checked; status messages."""
 
 import time
 import warnings
@@ -19,17 +19,17 @@ MOST_IMAGES = 16
 MOST_CANDIDATES = 64
 """For all images of a request together."""
 MOST_PIXELS = 2**24
-"""Of a picture that comes in, and of all that a request asks for: four of 2048×2048, say."""
+"""Of an input image, and of all images of a request: for example four of 2048×2048."""
 MOST_LAYERS = 8
 LONGEST_PROMPT = 1000
 MOST = {"temperature": 5, "guidance": 20, "passes": 16, "context": 4, "feather": 16}
-"""Of numbers that the library leaves without a bound."""
+"""Of numbers without a bound in the library."""
 STEP = 0.05
-"""Of a slider for numbers that need not be whole."""
+"""Step of a slider for real numbers."""
 FILTERS = tuple(vars(Filter()))
 """Names of the options that filter a scale's logits."""
 CHUNK = 4
-"""Candidates between two signs of life, at most."""
+"""Maximum number of candidates between two status messages."""
 
 
 def read_int(value: Any, name: str, low: int, high: int) -> int:
@@ -54,14 +54,14 @@ def short(value: Any) -> str:
 
 
 def bounds(model: ImageBART, name: str) -> tuple[float, float]:
-    """What a visitor may ask of an option that is a number, both ends included."""
+    """The bounds of a numeric option for visitors, inclusive."""
     option = rows(EditingOptions)[name].option
     lowest = option.least + STEP if option.open else option.least
     return lowest, {"top_k": model.K, **MOST}.get(name, option.most)
 
 
 def read_number(model: ImageBART, name: str, value: Any) -> float:
-    """An option that is a number; ValueError if it is out of bounds."""
+    """A numeric option; ValueError if it is out of bounds."""
     row, (_, most) = rows(EditingOptions)[name], bounds(model, name)
     read = read_int if row.one is int else real
     value = read(value, name, row.option.least, most)
@@ -72,7 +72,7 @@ def read_number(model: ImageBART, name: str, value: Any) -> float:
 def read_request(
     model: ImageBART, prompt: str, num_images: Any, seed: Any, **options
 ) -> tuple[int, dict, str]:
-    """(number of images, options of the chain, a remark); ValueError if one cannot be met."""
+    """(number of images, options of sampling, a remark); ValueError for invalid arguments."""
     count = read_int(num_images, "num_images", 1, MOST_IMAGES)
     seed = read_int(seed, "seed", 0, 2**63 - count)  # image i has the seed seed + i
     words = {name: value for name, value in options.items() if name not in FILTERS}
@@ -90,7 +90,7 @@ def read_words(
     negative_prompt: str = "",
     guidance: Any = None,
 ) -> tuple[dict, str]:
-    """(what to paint, as options of the chain; a remark on what the model could not read)."""
+    """(conditions as options of sampling, a remark on what the model does not take)."""
     texts = {"prompt": prompt, "negative_prompt": negative_prompt}
     for name, text in texts.items():
         if not isinstance(text, str | None) or len(text or "") > LONGEST_PROMPT:
@@ -112,8 +112,7 @@ def read_words(
 
 
 def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | None:
-    """One class for all images; none said is no matter, or another for each by its seed where a
-    model must have one."""
+    """One class for all images; without a name none, or one by each seed if the model needs one."""
     if name in ("", None):
         droppable = model.denoisers[model.T].config.droppable
         return None if droppable else [(seed + i) % model.classes for i in range(count)]
@@ -121,11 +120,11 @@ def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | N
     return [read_int(name, "classes", 0, model.classes - 1) if number else name] * count
 
 
-# ── what a request may take ───────────────────────────────────────────────────────────────────
+# ── limits ───────────────────────────────────────────────────────────────────
 
 
 def check_pixels(count: int, width: int, height: int) -> None:
-    """ValueError if so many pictures of this size are more than one visitor may ask for."""
+    """ValueError if so many images of this size exceed the limit of a request."""
     if count * width * height > MOST_PIXELS:
         raise ValueError(
             f"all pictures together must have at most {MOST_PIXELS // 10**6} million pixels, "
@@ -134,12 +133,12 @@ def check_pixels(count: int, width: int, height: int) -> None:
 
 
 def at_once(width: int, height: int) -> int:
-    """Candidates of this size that are drawn together: fewer, if they are large."""
+    """Number of candidates of this size drawn together: fewer if they are large."""
     return max(1, min(CHUNK, MOST_PIXELS // (width * height)))
 
 
 def read_layers(editor: dict) -> list[dict]:
-    """The files of what is painted over a picture."""
+    """The files of the layers over an image."""
     layers = editor.get("layers") or []
     if len(layers) > MOST_LAYERS:
         raise ValueError(f"there must be at most {MOST_LAYERS} layers, got {len(layers)}")
@@ -152,8 +151,8 @@ def read_layers(editor: dict) -> list[dict]:
 def read_candidates(
     candidates, count: int, ranker: CLIP | None, prompt: str
 ) -> tuple[int, Score | None]:
-    """(how many are drawn for each of `count` images, what ranks them); ValueError if nothing can,
-    or if they are too many."""
+    """(candidates for each of `count` images, their score); ValueError without a ranker or for too
+    many."""
     candidates = read_int(candidates, "candidates", 1, MOST_CANDIDATES)
     if candidates == 1:
         return 1, None
@@ -170,7 +169,7 @@ def read_candidates(
 
 
 def of_one_class(options: dict, count: int) -> dict:
-    """The same options for so many images; where each had a class of its own, the first one's."""
+    """The options for `count` images; if each had its own class, with the first one's."""
     classes = options.get("classes")
     return options | {"classes": classes[:1] * count} if classes else options
 
@@ -178,7 +177,7 @@ def of_one_class(options: dict, count: int) -> dict:
 def ranked(
     draw: Draw, count: int, candidates: int, score: Score, options: dict, chunk: int = CHUNK
 ) -> Iterator[tuple[list[Ranked], str]]:
-    """(the best so far, how many are drawn), chunk by chunk, of `candidates` for each image."""
+    """(the best so far, a status), chunk by chunk, of `candidates` for each image."""
     total = count * candidates
     read_int(options["seed"], "seed", 0, 2**63 - total)
 
@@ -190,7 +189,7 @@ def ranked(
         yield best, f"{min(i * chunk, total)} of {total} candidates drawn …"
 
 
-# ── what is said in return ────────────────────────────────────────────────────────────────────
+# ── messages ────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -203,7 +202,7 @@ def sentences() -> Iterator[None]:
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from None
     except Exception as error:  # gradio writes the traceback to the log
-        raise gr.Error("something went wrong here; the server's log says what") from error
+        raise gr.Error("internal error, see the server's log") from error
 
 
 def caption(model: ImageBART, t: int) -> str:

@@ -1,4 +1,4 @@
-"""The tab Sample: draw pictures and watch the chain."""
+"""The tab Sample: sample images and show the chain."""
 
 import time
 from collections.abc import Iterator

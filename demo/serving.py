@@ -1,7 +1,7 @@
-"""Serving: what keeps a page safe, whatever the page is.
+"""Serving: protection of any page.
 
-Guard            refuses other sites' requests and guessed passwords
-read_auth        nobody but this machine comes in without a password
+Guard            refuses cross-origin requests and limits logins
+read_auth        other machines need a password
 """
 
 import ipaddress
@@ -20,9 +20,9 @@ LOGINS_A_MINUTE = 10
 
 
 class Guard:
-    """Refuses what a web server lets through: other sites' requests, and guessed passwords.
+    """Middleware that refuses cross-origin requests and limits logins.
 
-    `hosts` are the names that this server goes by, none if it cannot know them.
+    `hosts` are the host names of this server, empty if unknown.
     """
 
     def __init__(self, app: Callable, hosts: tuple[str, ...] = ()):
@@ -48,7 +48,7 @@ class Guard:
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         try:
             name, site = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
-        except ValueError:  # brackets that hold no IPv6 address, say
+        except ValueError:  # for example brackets without an IPv6 address
             return PlainTextResponse("host and origin must be addresses", 400)
         if self.hosts and name not in self.hosts:
             return PlainTextResponse("this server goes by another name", 400)
@@ -76,7 +76,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def read_auth(host: str, auth: str | None) -> tuple[str, str] | None:
-    """(user, password) of "USER:PASSWORD"; ValueError if others could come in without."""
+    """(user, password) of "USER:PASSWORD"; ValueError if other machines had access without."""
     user, colon, password = (auth or "").partition(":")
     if auth is not None and not (user and password):
         raise ValueError("--auth must be USER:PASSWORD, got no user or no password")

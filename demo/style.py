@@ -1,4 +1,4 @@
-"""How the page looks: theme, style sheet, words of welcome."""
+"""The page's theme, style sheet and title."""
 
 import gradio as gr
 
@@ -16,7 +16,7 @@ CSS = """
 #title h1 { margin-bottom: 0.2rem; }
 #title p { color: var(--body-text-color-subdued); font-size: var(--text-lg); }
 
-/* galleries: as tall as what they hold; a shelf has small pictures, tiles are results */
+/* galleries: as tall as their content; a shelf has small images, tiles are results */
 .shelf .grid-wrap, .tiles .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
 .shelf .grid-container, .tiles .grid-container { grid-template-rows: none !important;
   grid-auto-rows: auto !important; }
@@ -33,7 +33,7 @@ CSS = """
 #examples .thumbnail-item, #maps .thumbnail-item, #starts .thumbnail-item { aspect-ratio: 1;
   height: auto; }
 
-/* pictures that fill their frame; a panorama is never a thin line, it scrolls */
+/* images that fill their frame; a panorama scrolls */
 #forget img, #noisy img, #read img, #tokens img { width: 100%; height: 100%; object-fit: contain; }
 #read img { image-rendering: pixelated; }
 #panorama .image-frame { overflow-x: auto; width: 100%; justify-content: flex-start; }
@@ -52,6 +52,6 @@ CSS = """
 """
 TITLE = """
 # ImageBART
-Draws what you ask for from noise, one scale of a diffusion after the other; repaints the part of a
-picture that you mark; paints what a map says; goes on beyond a picture's borders.
+Image synthesis and editing by multinomial diffusion with autoregressive transformers: sampling from
+prompts, inpainting, semantic maps, outpainting and panoramas.
 """

@@ -765,7 +765,7 @@ def request_of(image: Image.Image, layer: Image.Image | None, folder: Path) -> d
 
 def test_large_results_are_stored_at_first_and_at_last(model, tmp_path, monkeypatch):
     monkeypatch.setattr(edit, "EVERY_STEP", 2 * 32 * 32 - 1)
-    monkeypatch.setattr(pictures, "SECONDS_BETWEEN_LOOKS", 1e9)
+    monkeypatch.setattr(pictures, "SECONDS_BETWEEN_PREVIEWS", 1e9)
     image, (_, layer) = picture(32, 32), stroke(32, 32)
     request = request_of(image, layer, tmp_path)
     steps = list(inpaint(model, request, seed=2, num_images=2, passes=2))
