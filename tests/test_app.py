@@ -1049,7 +1049,7 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(told_page, told, clip
     np.testing.assert_array_equal(edited, np.asarray(best.image))
     assert page.locator("#settling .grid-container img").count() > told.T
 
-    tab.get_by_role("button", name="Go on beyond the borders").click()
+    tab.get_by_role("button", name="Extend beyond the borders").click()
     tab.get_by_role("button", name="Left", exact=True).click()
     assert tab.get_by_role("spinbutton", name="Pixels to the left").input_value() == "16"
 
@@ -1079,7 +1079,7 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
     page.get_by_role("tab", name="Edit").click()
     page.locator("#examples .thumbnail-item").first.click()
     page.locator("#editor canvas").first.wait_for()
-    page.get_by_role("button", name="Go on beyond the borders").click()
+    page.get_by_role("button", name="Extend beyond the borders").click()
     page.get_by_role("spinbutton", name="Pixels below").fill("16")
     for _ in range(10):  # until the picture has come to the editor
         page.get_by_role("button", name="Outpaint", exact=True).click()
