@@ -3,13 +3,13 @@
     python eval/passes.py --out eval/results/passes.json --picture docs/passes.png
     python eval/passes.py --model imagebart/pretrained/scenery runs/scenery-2/model ...
 
-A scale that needs no autoregression would settle all of a window's tokens in one pass; one that
-needs all of it, a token a pass. For every model, scale and window: the mean number of passes of one
-image's n tokens, unconditional, over `n` seeds; beside them β_t, the chance that the step forgets a
-token, and the mean seconds an image (without the VQGAN).
+A scale without autoregression would take one pass per window; a fully autoregressive one, one pass
+per token. For every model, scale and window: the mean number of passes for the tokens of one
+unconditional image over `n` seeds, β_t (the probability that the step resamples a token), and the
+mean seconds per image without the VQGAN.
 
-`--guess draft x_t` sets beside each other two first guesses: drafted from the coarser scales'
-prediction of x_1, and x_t itself.
+`--guess draft x_t` compares two first guesses: a draft from the coarser scales' prediction of x_1,
+and x_t itself.
 """
 
 import time
@@ -53,11 +53,11 @@ def main(config: Config) -> dict:
     for source in config.model:
         model = ImageBART.from_pretrained(source, device=device)
         for guess, width in product(config.guess, config.windows):
-            rows += passes_of(model, source, width, guess, config)
+            rows += count_passes(model, source, width, guess, config)
             for row in rows[1 - model.T :]:
-                print(line_of(row), flush=True)
+                print(summary_line(row), flush=True)
     if config.picture:
-        plot(rows, config.windows).save(config.picture)
+        plot_passes(rows, config.windows).save(config.picture)
     return {"rows": rows, "options": options_of(config), **run_record(device)}
 
 
@@ -69,7 +69,9 @@ def from_x_t(*args, draft: Draft, **options) -> torch.Tensor:
 GUESSES = {"draft": decode_parallel, "x_t": from_x_t}
 
 
-def passes_of(model: ImageBART, source: str, width: int, guess: str, config: Config) -> list[dict]:
+def count_passes(
+    model: ImageBART, source: str, width: int, guess: str, config: Config
+) -> list[dict]:
     """A row for each scale, t = T first."""
     passes = np.zeros((config.n, model.T + 1))
     seconds = np.zeros((config.n, model.T + 1))
@@ -100,7 +102,7 @@ def passes_of(model: ImageBART, source: str, width: int, guess: str, config: Con
 
 
 @matplotlib.rc_context(show.STYLE)
-def plot(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
+def plot_passes(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
     """Passes against the window: a colour for each scale of each model, dashed from x_t."""
     lines: dict[tuple, list[float]] = {}
     for row in rows:
@@ -129,7 +131,7 @@ def called(model: str, T: int, t: int, beta: float, alone: bool) -> str:
     return f"{'' if alone else f'{folder}, T = {T}: '}t = {t}, β = {beta:.2f}"
 
 
-def line_of(row: dict) -> str:
+def summary_line(row: dict) -> str:
     return (
         f"{row['model']}  T = {row['T']}  t = {row['t']}  β = {row['beta']:.2f}  window "
         f"{row['window']:2} from {row['guess']}  {row['passes']:.1f} ± {row['passes_std']:.1f} "

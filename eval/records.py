@@ -20,17 +20,17 @@ def run_record(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> di
 
 
 def options_of(config) -> dict[str, str]:
-    """Every field of a script's `Config` as a report says it."""
+    """Every field of a script's `Config` as text."""
     return {name: shown(value) for name, value in asdict(config).items()}
 
 
 def shown(value: object) -> str:
-    """An option as a report says it: what lies in this repository by its path in it."""
+    """An option as text; paths in this repository are relative to it."""
     return str(value).replace(f"{Path(__file__).parents[1]}{os.sep}", "")
 
 
 def hardware(device: torch.device) -> str:
-    """The chip that computes on `device`, and how many of its cores."""
+    """Name of the processor of `device`, and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

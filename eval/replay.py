@@ -1,12 +1,12 @@
-"""The passes of a trained chain, taken by another model: how random weights are timed in parallel.
+"""Replay: a model with random weights is timed with the passes of a trained chain.
 
-How many passes exact parallel decoding takes is a matter of what the weights have learned. A shape
-without trained weights is therefore timed with a trained chain's passes: each is computed in full,
-and then told how many of its positions to settle.
+The number of passes of exact parallel decoding depends on the trained weights. A shape without
+trained weights is therefore timed with a trained chain's passes: each is computed in full, and the
+number of positions that it accepts is given.
 
-    profile            how many passes a trained chain spends in each tenth of a sequence
-    plan               where each pass over n positions then begins
-    decode_replayed    computes every pass, and settles what the plan says
+    profile            number of passes of a trained chain in each tenth of a sequence
+    plan               the first position of each pass over n positions
+    decode_replayed    computes every pass, and accepts the positions of the plan
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ TENTHS = 10
 BETWEEN, LAST = "t < T", "t = T"
 
 
-def kind_of(t: int, T: int) -> str:
+def scale_group(t: int, T: int) -> str:
     return LAST if t == T else BETWEEN
 
 
@@ -41,7 +41,7 @@ def profile(model: ImageBART, images: int, seed: int) -> dict[str, list[float]]:
         for t in range(model.T, 1, -1):
             n = model.denoisers[t].n
             tenths = np.bincount(np.array(starts[t]) * TENTHS // n, minlength=TENTHS) / n
-            rows.setdefault(kind_of(t, model.T), []).append(tenths)
+            rows.setdefault(scale_group(t, model.T), []).append(tenths)
     return {kind: np.mean(tenths, axis=0).tolist() for kind, tenths in rows.items()}
 
 
@@ -51,10 +51,10 @@ def note_start(starts: dict[int, list[int]], t: int, at: torch.Tensor) -> None:
 
 
 def plan(tenths: Sequence[float], n: int, window: int) -> list[int]:
-    """The first position of every pass over n positions, as densely as `tenths` say; from 0 on.
+    """The first position of every pass over n positions, with the density of `tenths`; from 0 on.
 
-    A pass settles one position at least and a window at most: where `tenths` say less, passes are
-    added.
+    A pass accepts at least one position and at most a window, so passes are added where `tenths`
+    has too few.
     """
     begun = n * np.concatenate([[0.0], np.cumsum(tenths)])
     count = max(1, round(begun[-1]))
@@ -66,10 +66,10 @@ def plan(tenths: Sequence[float], n: int, window: int) -> list[int]:
 
 
 class Agreeing(Decodable):
-    """A scale whose passes are computed in full, and then settle what the plan says.
+    """A scale whose passes are computed in full and accept the positions of the plan.
 
-    Its logits are so sure of the guess that it is drawn again, but for the last position before
-    the next pass is to begin.
+    Its logits reproduce the guess with certainty, except at the last position before the start of
+    the next pass.
     """
 
     def __init__(self, scale: Decodable, starts: Sequence[int]):
@@ -89,11 +89,11 @@ class Agreeing(Decodable):
 
 def plans_of(model: ImageBART, tenths: dict[str, list[float]], window: int) -> dict[int, list[int]]:
     """{t: the plan of that scale} for the passes of a profile."""
-    kinds = {kind_of(t, model.T) for t in model.denoisers}
+    kinds = {scale_group(t, model.T) for t in model.denoisers}
     if not kinds <= tenths.keys():
         raise ValueError(f"passes must be known for {sorted(kinds)}, got {sorted(tenths)}")
     return {
-        t: plan(tenths[kind_of(t, model.T)], denoiser.n, window)
+        t: plan(tenths[scale_group(t, model.T)], denoiser.n, window)
         for t, denoiser in model.denoisers.items()
     }
 
@@ -101,5 +101,5 @@ def plans_of(model: ImageBART, tenths: dict[str, list[float]], window: int) -> d
 def decode_replayed(
     plans: dict[int, list[int]], scale: Decodable, *args, **options
 ) -> torch.Tensor:
-    """`decode_parallel`, taking the passes of these plans whatever the weights."""
+    """`decode_parallel`, with the passes of these plans."""
     return decode_parallel(Agreeing(scale, plans[scale.t]), *args, **options)

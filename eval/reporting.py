@@ -1,4 +1,4 @@
-"""How a script of this folder runs: options in, one sentence for a bad one, a JSON file out."""
+"""How a script of this folder runs: command-line options, errors as a sentence, a JSON file."""
 
 import sys
 from collections.abc import Callable
@@ -12,18 +12,17 @@ def run(
     main: Callable[..., dict],
     options: type,
     description: str,
-    say: Callable[[dict], str] | None = None,
+    summary: Callable[[dict], str] | None = None,
 ) -> None:
-    """`main` with the command line's `options`; its report said and written to their `out`.
+    """Run `main` with the command line's `options`; print its report and write it to their `out`.
 
-    What is wrong with the options or with a figure (ValueError) ends the process as a sentence. An
-    empty report is not written.
+    A ValueError ends the process with its message. An empty report is not written.
     """
     config = tyro.cli(options, description=description)
     try:
         report = main(config)
-        if say:
-            print(say(report))
+        if summary:
+            print(summary(report))
         if config.out and report:
             write_json(report, config.out)
     except ValueError as error:

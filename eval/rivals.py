@@ -1,4 +1,4 @@
-"""What else one could use: the naive decoder, Hugging Face's BART, a diffusion model of pixels."""
+"""Other methods: the naive decoder, Hugging Face's BART, a pixel diffusion model."""
 
 import copy
 from functools import partial
@@ -29,7 +29,7 @@ SAMPLERS = {"DDPM, 1000 steps": 1000, "DDIM, 100 steps": 100, "DDIM, 50 steps": 
 
 
 def naive_seconds(denoiser: Denoiser, x_t: torch.Tensor, condition, repeats: int) -> float:
-    """Encoder and whole prefix again for every token: n times the mean over a few lengths.
+    """Encoder and whole prefix recomputed for every token: n times the mean over a few lengths.
 
     With PyTorch's own linear layers, as in the released code.
     """

@@ -1,4 +1,4 @@
-"""How fast pictures come, beside what else one could use, and how near to what the chip can do.
+"""Decoding speed compared with other methods and with the hardware's limits (rooflines).
 
     python eval/speed.py --out eval/results/scenery_speed.json                  # the shipped model
     python eval/speed.py --shape ffhq-4 --passes-of imagebart/pretrained/scenery --batches 1
@@ -15,7 +15,7 @@ a sequential pass over the bandwidth and the peak that were measured in the same
 A shape has random weights, which do not have the passes of trained ones: it takes those of the
 chain `--passes-of` (eval/replay.py).
 
-Time nothing else meanwhile. The first call of everything is not counted.
+Run nothing else at the same time. The first call of each timing is not counted.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Config:
 def main(config: Config) -> dict:
     device, dtype = distributed.pick_device(config.device), DTYPES[config.dtype]
     window = config.window or default_window(device)
-    model, parallel, passes = opened(config, device, window)
+    model, parallel, passes = open_chain(config, device, window)
     ways = {"parallel": partial(parallel, window=window), "sequential": decode_sequential}
     model = model.to(device, dtype)
     report = {
@@ -94,7 +94,7 @@ def main(config: Config) -> dict:
     return report | {"repeats": config.repeats, "seed": config.seed} | run_record(device, packages)
 
 
-def opened(config: Config, device: torch.device, window: int) -> tuple[ImageBART, Decode, dict]:
+def open_chain(config: Config, device: torch.device, window: int) -> tuple[ImageBART, Decode, dict]:
     """The chain to be timed, how it decodes in parallel, and what the report says of its passes."""
     if config.shape is None:
         model = ImageBART.from_pretrained(config.model, device=device)
@@ -133,7 +133,7 @@ def whole_chain(model: ImageBART, ways: dict[str, Decode], batch: int, config: C
     """Seconds a batch from noise to pixels, each way, and of its parts."""
     clock = partial(timed, repeats=config.repeats, device=model.device, batch=batch)
     rows = {
-        name: with_passes(clock, partial(draw, model, batch, decode, config.seed))
+        name: with_passes(clock, partial(draw_images, model, batch, decode, config.seed))
         for name, decode in ways.items()
     }
     tokens = uniform_tokens([config.seed] * batch, model.T, model.denoisers[2].n, model.K)
@@ -145,7 +145,7 @@ def whole_chain(model: ImageBART, ways: dict[str, Decode], batch: int, config: C
     return rows
 
 
-def draw(model: ImageBART, batch: int, decode: Decode, seed: int, on_pass: OnPass) -> None:
+def draw_images(model: ImageBART, batch: int, decode: Decode, seed: int, on_pass: OnPass) -> None:
     """From noise to pixels, all images in one batch."""
     method = partial(decode, on_pass=on_pass)
     next(model.sample_stream(batch, batch=batch, seed=seed, method=method, output_type="pt"))
@@ -215,7 +215,7 @@ def one_image(report: dict) -> dict:
     return {name: {"seconds": s, "over_parallel": s / fastest} for name, s in seconds.items()}
 
 
-def table(report: dict) -> str:
+def summary(report: dict) -> str:
     head = f"{report['model']}, {report['weights']} weights, T = {report['T']}, {report['dtype']}"
     lines = [f"{head}, {report['hardware']}"]
     if "passes" in report:
@@ -249,4 +249,4 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, table)
+    run(main, Config, __doc__, summary)

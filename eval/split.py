@@ -3,12 +3,12 @@
     python eval/split.py --out eval/results/split.json --picture docs/split.png
     python eval/split.py --width 752 --dtype bf16 --out split_752.json          # the released width
 
-An encoder reads x_t once, a decoder runs for every token: of two denoisers with as many parameters
-the one with the shorter decoder draws faster. The paper varies the split at fixed parameters and
-finds the best of quality and speed at 4 to 6 decoder layers. Here: for each decoder depth the
-encoder depth that comes nearest to the preset's own parameters, and the seconds that it takes to
-draw one image's tokens at t = 2, sequentially and in parallel with the passes of a trained chain
-(eval/replay.py). Weights are random, so this says nothing about quality.
+The encoder runs once per image, the decoder once per token: of two denoisers with equal parameters
+the one with the shallower decoder is faster. The paper varies the split at fixed parameters and
+finds the best compromise of quality and speed at 4 to 6 decoder layers. For each decoder depth, the
+encoder depth closest to the preset's number of parameters is used, and one image's tokens at t = 2
+are timed, sequentially and in parallel with the passes of a trained chain (eval/replay.py). Weights
+are random, so quality is not measured.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +41,7 @@ from imagebart.sampling import (
 
 @dataclass(frozen=True)
 class Config:
-    shape: str = "ffhq-4"  # the row of presets.py whose denoiser of t < T is split anew
+    shape: str = "ffhq-4"  # the preset whose denoiser of t < T is split
     width: int = 256  # in place of the preset's, heads in proportion
     decoder_depths: tuple[int, ...] = tuple(range(1, 13))
     passes_of: Path = SHIPPED  # the trained chain whose passes are taken in parallel
@@ -64,7 +64,7 @@ def main(config: Config) -> dict:
     shape = narrowed(preset.between, config.width)
     shapes = [refilled(shape, depth, diffusion) for depth in config.decoder_depths]
     rows = [
-        measure(one, diffusion, tenths[BETWEEN], device, config)
+        measure_split(one, diffusion, tenths[BETWEEN], device, config)
         for one in tqdm(shapes, desc="splits", mininterval=5)
     ]
     report = {
@@ -77,7 +77,7 @@ def main(config: Config) -> dict:
         **run_record(device),
     }
     if config.picture:
-        plot(report).save(config.picture)
+        plot_split(report).save(config.picture)
     return report
 
 
@@ -113,7 +113,7 @@ def parameters(shape: DenoiserConfig, diffusion: MultinomialDiffusion) -> int:
 
 
 @torch.inference_mode()
-def measure(
+def measure_split(
     shape: DenoiserConfig, diffusion, tenths: list[float], device: torch.device, config: Config
 ) -> dict:
     """One image's tokens at t = 2: seconds and passes, each way; the encoder is in both."""
@@ -134,7 +134,7 @@ def measure(
     return row
 
 
-def plot(report: dict) -> show.Picture:
+def plot_split(report: dict) -> show.Picture:
     """Tokens a second against the depth of the decoder."""
     rows, n = report["rows"], report["tokens"]
     lines = {method: [n / row[method]["median_s"] for row in rows] for method in METHODS}
@@ -142,7 +142,7 @@ def plot(report: dict) -> show.Picture:
     return show.curves(lines, depths, "decoder layers", "tokens a second")
 
 
-def line_of(row: dict) -> str:
+def summary_line(row: dict) -> str:
     ways = [f"{row[m]['median_s']:.3f} s, {row[m]['passes']} passes {m}" for m in METHODS]
     return (
         f"{row['encoder_depth']:2} + {row['decoder_depth']:2} layers  "
@@ -150,9 +150,9 @@ def line_of(row: dict) -> str:
     )
 
 
-def lines_of(report: dict) -> str:
-    return "\n".join(map(line_of, report["rows"]))
+def summary(report: dict) -> str:
+    return "\n".join(map(summary_line, report["rows"]))
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__, lines_of)
+    run(main, Config, __doc__, summary)

@@ -1,4 +1,4 @@
-"""A clock: seconds of a call, the memory it took, and what the chip could do at best."""
+"""Timing: seconds and memory of a call, and the hardware's limits."""
 
 import resource
 import sys
@@ -16,7 +16,7 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in one of ru_maxrss
 
 
 def timed(run: Callable, repeats: int, device: torch.device, batch: int) -> dict:
-    """Seconds of `run`: median and 95th percentile; of the first call only the memory counts."""
+    """Seconds of `run`: median and 95th percentile; the first call measures memory only."""
     row = memory_growth(run, device)
     seconds = []
     for _ in range(repeats):
@@ -29,18 +29,18 @@ def timed(run: Callable, repeats: int, device: torch.device, batch: int) -> dict
 
 
 def with_passes(clock: Callable[[Callable], dict], run: Callable) -> dict:
-    """What the clock says of `run(on_pass=…)`, and how often decoders run in one call of it."""
+    """The timing of `run(on_pass=…)`, and the number of decoder passes in one call."""
     calls, passes = count(), count()
     row = clock(lambda: (next(calls), run(on_pass=lambda t, at: next(passes))))
     return row | {"passes": next(passes) // next(calls)}
 
 
 def memory_growth(run: Callable, device: torch.device) -> dict:
-    """What one call adds to the peak of memory, named by how it is known.
+    """Growth of peak memory during one call.
 
-    On a GPU: the most that was allocated meanwhile, less what was before. On a CPU: the growth of
-    the largest resident size that the process ever had. That peak never falls, so a call that
-    needs less than an earlier one shows 0.
+    On a GPU: peak of allocated memory minus the memory allocated before. On a CPU: growth of the
+    process's largest resident size, which never falls, so a call that needs less than an earlier
+    one shows 0.
     """
     if device.type == "cuda":
         settle(device)
@@ -59,7 +59,7 @@ def largest_resident_bytes() -> int:
 
 
 def settle(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait until a GPU has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -69,7 +69,7 @@ def test_sequential_takes_a_pass_a_token_and_parallel_fewer(report):
 
 
 def test_every_rival_is_in_the_table(report):
-    text = speed.table(report)
+    text = speed.summary(report)
     names = ("sequential", "parallel", "naive", "BART", "edit of a tenth", "VQGAN decoder")
     for name in (*names, "DDPM, 1000 steps", "DDIM, 100 steps", "DDIM, 50 steps", "2 steps timed"):
         assert name in text
@@ -157,14 +157,14 @@ def test_passes_are_those_of_the_window_asked_for(folder, tiny):
 def test_without_rivals_only_ours_are_measured(folder):
     report = measured(model=folder, batches=(1,), rivals=False)
     assert [*report["one_image"]] == ["ours, parallel", "ours, sequential"]
-    assert "BART |" in speed.table(report)
+    assert "BART |" in speed.summary(report)
 
 
 def test_batches_are_measured_whole(tiny, report):
     """A batch of 2 is one pass of both; batch 1 is always there."""
     assert [*report["chain"]] == [1, 2]
     rows = []
-    speed.draw(tiny, 40, sampling.decode_sequential, 0, lambda t, at: rows.append(len(at)))
+    speed.draw_images(tiny, 40, sampling.decode_sequential, 0, lambda t, at: rows.append(len(at)))
     assert rows == [40] * 3 * 16
 
 
@@ -243,7 +243,7 @@ def test_a_shape_takes_the_passes_of_the_trained_chain(trained, shape_report):
     for batch, rows in shape_report["chain"].items():
         assert batch in (1, 3) and rows["parallel"]["passes"] == sum(said["planned"].values())
     assert shape_report["weights"] == "random" and shape_report["dtype"] == "bf16"
-    assert f"passes in parallel are those of {said['of']}" in speed.table(shape_report)
+    assert f"passes in parallel are those of {said['of']}" in speed.summary(shape_report)
     assert json.loads(json.dumps(shape_report))
 
 
@@ -325,8 +325,8 @@ def test_every_split_takes_the_same_passes(trained, tmp_path):
     for row in report["rows"]:
         assert row["sequential"]["passes"] == 64
         assert row["parallel"]["passes"] in (round(mean), round(mean) + 1)
-        assert f"{row['parallel']['passes']} passes parallel" in split.line_of(row)
-    assert split.plot(report).image.width > 300
+        assert f"{row['parallel']['passes']} passes parallel" in split.summary_line(row)
+    assert split.plot_split(report).image.width > 300
     assert json.loads(json.dumps(report))["tokens"] == 64
 
 
