@@ -1,10 +1,10 @@
-"""What is written survives: atomic files, checkpoints that resume, averaged weights.
+"""Atomic files, checkpoints of training runs, averaged weights.
 
-atomic_write                  a file is the old one or the new one, never half of either
+atomic_write                  a file has its old or its new content, never a part
 save_tensors, load_tensors    weights: safetensors, finite
-Checkpoints                   the state of a training run, verified by its digest when it is read
-EMA                           the averaged weights that are sampled from
-run_lock, StopSignal          one run a folder; a run that is told to stop saves first
+Checkpoints                   the state of a training run, verified by a digest when read
+EMA                           averaged weights, used for sampling
+run_lock, StopSignal          one run per folder; on a signal a run saves before it stops
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from torch import Tensor, nn
 
 PathLike = str | os.PathLike
 
-# ── Files ─────────────────────────────────────────────────────────────────────────────────────
+# ── Files ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def atomic_write(path: PathLike) -> Iterator[Path]:
-    """Write to the path this yields; it becomes `path` at the end of the block, or never was.
+    """Yield a draft path, which is renamed to `path` at the end of the block.
 
-    The draft lies in the same folder, so the rename that commits it is one step of the file system;
-    both are flushed to the disk before the block ends. Any exception removes the draft.
+    The draft is in the same folder, so the rename is atomic; both are flushed to the disk before
+    the block ends. Any exception removes the draft.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def _flush_file(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """A rename is on the disk when its folder is (Windows has no such call, nor the need)."""
+    """Flush a rename to the disk (not needed on Windows)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -76,14 +76,14 @@ def sha256_of(path: PathLike) -> str:
 
 
 def write_json(value: Any, path: PathLike) -> None:
-    """`value` as JSON that people can read; ValueError for NaN, which JSON does not have."""
+    """Write `value` as indented JSON; ValueError for NaN, which JSON does not have."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: PathLike) -> Any:
-    """What `write_json` wrote; ValueError naming the file if it is missing or not JSON."""
+    """The content of a JSON file; ValueError naming the file if it is missing or not JSON."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def read_json(path: PathLike) -> Any:
         raise ValueError(f"{path}: must be JSON, got {error}") from None
 
 
-# ── Weights ───────────────────────────────────────────────────────────────────────────────────
+# ── Weights ─────────────────────────────────────────────────────────────────────────────────────
 
 HEADER_LIMIT = 4 * 2**20  # bytes, some 30 000 names; a million take half a minute to parse
 
@@ -107,7 +107,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike) -> None:
     }
     _require_finite(tensors, path)
     with atomic_write(path) as draft:
-        draft.touch()  # with the permissions of any new file, which save_file would not give
+        draft.touch()  # with default permissions, which save_file does not set
         mode = draft.stat().st_mode
         save_file(tensors, draft)
         draft.chmod(mode)
@@ -116,8 +116,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: PathLike) -> None:
 def load_tensors(path: PathLike) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU; ValueError naming a file that is not one.
 
-    Reading runs no code, whoever wrote the file. A weight that is not finite is refused too: it
-    would only show much later, as black images.
+    Reading executes no code. Weights that are not finite are refused, as they would only show much
+    later, as black images.
     """
     path = Path(path)
     try:
@@ -144,22 +144,22 @@ def _require_finite(tensors: Mapping[str, Tensor], path: PathLike) -> None:
             raise ValueError(f"{path}: weights must be finite, got NaN or infinity in {name}")
 
 
-# ── The state of a run ────────────────────────────────────────────────────────────────────────
+# ── The state of a run ──────────────────────────────────────────────────────────────────────────
 
-SEAL = b"\nimagebart sha256 "  # then 64 hexadecimal digits: the digest of all that comes before
+SEAL = b"\nimagebart sha256 "  # then 64 hexadecimal digits: the digest of the preceding bytes
 SEAL_LENGTH = len(SEAL) + 64
 
 
 KEPT = 2
-"""Checkpoints of a run that are kept: a damaged one needs one before it."""
+"""Number of checkpoints kept, in case the newest is damaged."""
 
 
 class Checkpoints:
     """The checkpoints of one run in one folder, the newest KEPT of them.
 
-    A file is what `torch.save` writes (`torch.load` reads it) sealed by a digest at its end, so a
-    single rename commits both, and a flipped bit, which torch.load does not notice, is found.
-    One process saves; any number may read.
+    A file is what `torch.save` writes (`torch.load` reads it) with a digest appended, so one rename
+    commits both, and corruption, which torch.load does not notice, is detected. One process saves;
+    any number may read.
     """
 
     def __init__(self, folder: PathLike):
@@ -167,10 +167,10 @@ class Checkpoints:
         self._damaged: set[Path] = set()
 
     def save(self, step: int, state: dict) -> Path:
-        """Write the state after `step` steps; when this returns it is on the disk.
+        """Write the state after `step` steps to the disk, flushed.
 
-        ValueError for a step before the newest one (another run lives here) or for a state that
-        could not be read again; OSError, and nothing changed, if the disk is full.
+        ValueError for a step before the newest one (the folder has another run) or for a state that
+        cannot be loaded again; OSError, with nothing changed, if the disk is full.
         """
         newest = max((self._step(path) for path in self._intact()), default=step)
         if step < newest:
@@ -184,10 +184,10 @@ class Checkpoints:
         return path
 
     def latest(self) -> tuple[int, dict] | None:
-        """The newest (step, state) that is whole, on the CPU; None if nothing was ever saved.
+        """The newest intact (step, state), on the CPU; None if there is no checkpoint.
 
-        A damaged file is passed over with a warning that names it. If all are damaged: ValueError,
-        for a run that silently began again would overwrite what might still be saved.
+        A damaged file is skipped with a warning that names it. If all are damaged: ValueError, as a
+        new run would overwrite data that might be recoverable.
         """
         paths = self._paths()
         for path in paths:
@@ -212,12 +212,12 @@ class Checkpoints:
         return [path for path in self._paths() if path not in self._damaged]
 
     def _purge(self) -> None:
-        """Remove what a good save made superfluous: the old, the damaged, drafts of the killed."""
+        """Remove old and damaged checkpoints, and drafts of killed processes."""
         drafts = self.folder.glob(".step_*.tmp")
         for path in [*self._intact()[KEPT:], *self._damaged, *drafts]:
             try:
                 path.unlink(missing_ok=True)
-            except OSError as error:  # too much on the disk is no reason to end a run
+            except OSError as error:  # a leftover file does not end a run
                 warnings.warn(f"{path}: cannot be removed, {error.strerror}", stacklevel=3)
         self._damaged.clear()
 
@@ -230,7 +230,7 @@ class Checkpoints:
 
 
 class _Digesting(io.RawIOBase):
-    """A file opened for writing that digests what passes, and remembers why a write failed."""
+    """A file opened for writing that digests its bytes and keeps the error of a failed write."""
 
     def __init__(self, file: io.RawIOBase | io.BufferedIOBase):
         self.file, self.digest, self.failure = file, hashlib.sha256(), None
@@ -239,7 +239,7 @@ class _Digesting(io.RawIOBase):
         try:
             written = self.file.write(data)
         except OSError as error:
-            self.failure = error  # torch reports it as a RuntimeError about something else
+            self.failure = error  # torch raises an unrelated RuntimeError
             raise
         self.digest.update(data)
         return written
@@ -254,7 +254,7 @@ def _write_sealed(state: dict, path: Path) -> None:
             raise digesting.failure or error from None
         file.write(SEAL + digesting.digest.hexdigest().encode())
 
-    # A state that cannot be read back must fail now, not at the restart that needs it.
+    # A state that cannot be loaded must fail now, not at the next restart.
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -264,7 +264,7 @@ def _write_sealed(state: dict, path: Path) -> None:
 
 
 def _read_sealed(path: Path) -> dict:
-    """The state in a sealed file; ValueError naming the file if the seal is broken."""
+    """The state in a sealed file; ValueError naming the file if its digest is wrong."""
     try:
         if not _seal_holds(path):
             raise ValueError(f"{path}: checkpoint is damaged, its content is not what was saved")
@@ -285,17 +285,16 @@ def _seal_holds(path: Path) -> bool:
         return file.read() == SEAL + digest.hexdigest().encode()
 
 
-# ── Averaged weights ──────────────────────────────────────────────────────────────────────────
+# ── Averaged weights ────────────────────────────────────────────────────────────────────────────
 
 
 class EMA:
-    """θ̄: the moving average of a module's weights θ, which is what is sampled from.
+    """θ̄: the exponential moving average of a module's weights θ, used for sampling.
 
         θ̄ ← d·θ̄ + (1 - d)·θ,   d = min(decay, (1 + n) / (10 + n)),   n = 1, 2, … counts updates
 
-    Parameters are averaged, in fp32 at least (in bf16 a step of 1e-4 is lost to rounding); buffers
-    are copied. Make it from the bare module, not its DDP or compiled wrapper, once it is on its
-    device.
+    Parameters are averaged, at least in fp32 (bf16 rounds a step of 1e-4 away); buffers are copied.
+    Construct it from the bare module on its device, not from its DDP or compiled wrapper.
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.9999):
@@ -310,7 +309,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the module's weights of now."""
+        """Update the average with the current weights of the module."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
 
@@ -323,16 +322,16 @@ class EMA:
             torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def copy_to(self, module: nn.Module) -> None:
-        """Put the average into a module built like the one averaged, in its own precision."""
+        """Load the average into a module of the same architecture, in its precision."""
         module.load_state_dict(self.average)
 
     def state_dict(self) -> dict:
-        """What `load_state_dict` needs to go on as if never stopped."""
+        """The state for `load_state_dict`, exact."""
         return {"updates": self.updates, "average": self.average}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state`; ValueError if it is the average of another module."""
+        """Restore `state`; ValueError if it belongs to another architecture."""
         average = state["average"]
         if _shapes(average) != _shapes(self.average):
             different = sorted(_shapes(average).items() ^ _shapes(self.average).items())
@@ -352,17 +351,17 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-# ── One run, told to stop ─────────────────────────────────────────────────────────────────────
+# ── Locks and signals ───────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def run_lock(folder: PathLike, wait: bool = False) -> Iterator[None]:
-    """Hold `folder` for one run; if another process holds it, ValueError at once, or wait for it.
+    """Lock `folder` for one run; if another process has the lock, ValueError, or wait for it.
 
-    A POSIX record lock: the system frees it when its process ends, however it ends, and children
-    (the workers that load data) do not inherit it.
+    A POSIX record lock: the system releases it when its process ends, and child processes
+    (data-loading workers) do not inherit it.
     """
-    import fcntl  # here, not above: Windows has none, and reading a model needs no lock
+    import fcntl  # not at the top: Windows has none, and reading a model needs no lock
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -382,13 +381,13 @@ def run_lock(folder: PathLike, wait: bool = False) -> Iterator[None]:
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into `requested`, which the loop reads where it can stop cleanly.
+    """Turns SIGTERM and Ctrl-C into the flag `requested`, which the training loop checks.
 
         with StopSignal() as stop:
             while step < steps and not stop.requested: ...
 
-    A second Ctrl-C stops at once. Enter it before data-loading workers start: they then inherit it,
-    and a Ctrl-C, which reaches them too, does not kill them under the loop's hands.
+    A second Ctrl-C stops at once. Enter it before data-loading workers start: they inherit it, so
+    that a Ctrl-C, which is sent to them too, does not kill them.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)

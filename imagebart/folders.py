@@ -1,6 +1,6 @@
 """A model's folder: `config.json`, `vqgan.safetensors`, `scale_2.safetensors` … and a card.
 
-Only JSON and safetensors are read, and a stranger's are checked: what does not fit is one sentence.
+Only JSON and safetensors are read, and untrusted files are checked: errors are one sentence.
 """
 
 import sys
@@ -20,13 +20,13 @@ from imagebart.vqgan import VQGAN, VQGANConfig
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
 SHIPPED_SEMANTIC = SHIPPED.with_name("scenery-semantic")
 OPTIONAL_ENTRIES = ("class_names", "map_names", "guidance")
-"""Entries of config.json that a model can do without."""
+"""Optional entries of config.json."""
 
 
 def find_folder(
     source: str | Path | None, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
-    """Where a model lies on disk; ids of the form owner/name are fetched from the Hub."""
+    """The folder of a model; ids of the form owner/name are downloaded from the Hub."""
     if source is None:
         return SHIPPED
     folder = Path(source)
@@ -88,17 +88,17 @@ TYPE_WORDS = {
     tuple[float, ...]: "finite numbers",
     tuple[str, ...]: "names",
 }
-"""What the fields of config.json hold, in words."""
+"""Types of the fields of config.json, for errors."""
 
 
 def require_kind(value, kind: type, name: str) -> None:
-    """ValueError unless a value of JSON is what such a field holds."""
+    """ValueError unless a JSON value has this type."""
     if not is_of(value, kind):
         raise ValueError(f"{name} must be {TYPE_WORDS[kind]}, got {value!r:.80}")
 
 
 def is_of(value, kind: type) -> bool:
-    """Whether a value of JSON is of this type: a list is a tuple, and 1 a float."""
+    """Whether a JSON value has this type: a list is a tuple, and 1 a float."""
     if get_origin(kind) is tuple:
         each, last = get_args(kind)
         listed = isinstance(value, list | tuple) and (last is ... or len(value) == 2)
@@ -121,8 +121,8 @@ def load_vqgan(folder: Path) -> VQGAN:
 
 
 def find_vqgan(folder: Path) -> tuple[Path, dict]:
-    """Where a model's VQGAN lies and its shape: in its own folder, or in the one beside it that
-    config.json names."""
+    """(folder, shape) of a model's VQGAN: in its own folder, or in a sibling that config.json
+    names."""
     config = read_json(folder / "config.json")
     shape = config.get("vqgan") if isinstance(config, dict) else None
     if isinstance(shape, str):
@@ -140,7 +140,7 @@ def find_vqgan(folder: Path) -> tuple[Path, dict]:
 
 
 def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a VQGAN's own folder, or its part of a model's."""
+    """Write a VQGAN into its own or a model's folder."""
     save_tensors(_as(vqgan.state_dict(), dtype), Path(folder) / "vqgan.safetensors")
     update_config(Path(folder), {"vqgan": asdict(vqgan.config)})
 
@@ -181,7 +181,7 @@ def update_config(folder: Path, entries: dict) -> None:
 
 
 def remove_other_scales(folder: Path, scales: Iterable[int]) -> None:
-    """Leave these scales only: their rows of config.json, then their files."""
+    """Remove all other scales, first from config.json, then their files."""
     names, path = {str(t) for t in scales}, folder / "config.json"
     config = read_json(path)
     rows = config["denoisers"].items()

@@ -1,12 +1,12 @@
-"""show: pictures of tokens, chains, edits and small distributions, for notebooks and the app.
+"""show: figures of tokens, chains, edits and small distributions, for notebooks and the app.
 
-    what is shown          source
+    source code            source
     images                 grid, strip, chain
     one image              tokens, mask_overlay, framed, heat    (PIL images, for a strip)
     numbers                bars, curves
     decoding               Passes: the positions that each pass read
 
-Nothing here draws on a global canvas or changes a setting of matplotlib, PIL or torch.
+No global state of matplotlib, PIL or torch is used or changed.
 """
 
 import inspect
@@ -59,15 +59,15 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that a notebook shows and stores once; a bare PIL image it stores in two formats.
+    """An image that a notebook stores once (a PIL image is stored in two formats).
 
-    PNG keeps charts sharp; photographs are JPEG, where that takes less than half the bytes.
+    PNG for charts; JPEG for photographs, where it takes less than half the bytes.
     """
 
     image: Image.Image
 
     def save(self, path: str | Path) -> None:
-        """Write a PNG, whole or not at all."""
+        """Write a PNG, atomically."""
         with atomic_write(path) as draft:
             self.image.save(draft, format="PNG", optimize=True)
 
@@ -87,7 +87,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-# ── code ──────────────────────────────────────────────────────────────────────────────────────
+# ── code ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class Code:
 
 
 def source(*functions: Callable) -> Code:
-    """The code of functions, methods or classes as it runs, under the file it stands in."""
+    """The source code of functions, methods or classes, under the names of their files."""
     return Code("\n\n".join(code_of(function) for function in functions))
 
 
 def code_of(function: Callable) -> str:
-    """A comment that names the file, then the code. ValueError for what has no Python source."""
+    """A comment with the file name, then the code. ValueError without Python source."""
     function = function.fget if isinstance(function, property) else function
     try:
         code = dedent(inspect.getsource(function)).rstrip()
@@ -118,7 +118,7 @@ def code_of(function: Callable) -> str:
     return f"# {function.__module__.replace('.', '/')}.py\n{code}"
 
 
-# ── images side by side ───────────────────────────────────────────────────────────────────────
+# ── images side by side ─────────────────────────────────────────────────────────────────────────
 
 
 def grid(
@@ -129,7 +129,7 @@ def grid(
 ) -> Picture:
     """Images in rows of `columns`, each with its caption above; "" is no caption.
 
-    `height` is that of one image in pixels; by default as tall as fits, 256 at most. Raises
+    `height` is that of one image in pixels; by default as tall as fits, at most 256. Raises
     ValueError if there is no image, or not one caption an image.
     """
     images = [image.convert("RGB") for image in images]
@@ -205,7 +205,7 @@ def row_of(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Imag
 
 
 def broken(caption: str, width: int) -> str:
-    """The caption, in two lines of about the same length if one is wider than `width`."""
+    """The caption, in two lines of similar length if one is wider than `width`."""
     spaces = [i for i, letter in enumerate(caption) if letter == " "]
     if not spaces or caption_font().getlength(caption) <= width:
         return caption
@@ -214,7 +214,7 @@ def broken(caption: str, width: int) -> str:
 
 
 def font_that_fits(caption: str, width: int) -> ImageFont.FreeTypeFont:
-    """The captions' font, so small that no line is wider than `width`."""
+    """The captions' font at a size at which no line is wider than `width`."""
     longest = max(map(caption_font().getlength, caption.split("\n")))
     return caption_font(max(6, min(13, int(13 * width / max(1, longest)))))
 
@@ -235,14 +235,14 @@ def stacked(rows: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-# ── tokens and masks ──────────────────────────────────────────────────────────────────────────
+# ── tokens and masks ────────────────────────────────────────────────────────────────────────────
 
 
 def code_colours(model: ImageBART) -> UInt8[Tensor, "K 3"]:
     """The mean colour each code decodes to, uint8.
 
-    All codes are decoded at once, as a mosaic of 3×3 tiles of which the middle token is read: a
-    decoder that normalises over the image never sees an image of one code only.
+    All codes are decoded at once, as a mosaic of 3×3 tiles of which the middle one is read, as the
+    decoder normalises over the image and was not trained on images of one code.
     """
     columns = math.ceil(math.sqrt(model.K))
     codes = torch.arange(columns**2) % model.K
@@ -255,9 +255,9 @@ def code_colours(model: ImageBART) -> UInt8[Tensor, "K 3"]:
 
 
 def tokens(token_grid: Int[Tensor, "... h w"], colours: UInt8[Tensor, "K 3"]) -> Image.Image:
-    """A token grid (h, w) or (1, h, w) as a map: every token in the colour of its code.
+    """A token grid (h, w) or (1, h, w) as an image: every token in the colour of its code.
 
-    `colours` are `code_colours(model)`, so the map looks like the image and noise stands out.
+    `colours` are `code_colours(model)`, so that the map resembles the decoded image.
     """
     token_grid = torch.as_tensor(token_grid).cpu()
     if token_grid.ndim == 3 and len(token_grid) == 1:
@@ -273,7 +273,7 @@ def tokens(token_grid: Int[Tensor, "... h w"], colours: UInt8[Tensor, "K 3"]) ->
 
 
 def mask_overlay(image: Image.Image, hole: Bool[np.ndarray, "H W"]) -> Image.Image:
-    """The image with the pixels to be repainted tinted; `hole` is True there."""
+    """The image with the masked pixels tinted; `hole` is True there."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     hole = np.asarray(hole, dtype=bool)
     if hole.shape != pixels.shape[:2]:
@@ -295,9 +295,9 @@ def framed(image: Image.Image, boxes: Iterable[Box]) -> Image.Image:
 
 
 def heat(values: Tensor, low: float | None = None, high: float | None = None) -> Image.Image:
-    """A grid (h, w) of numbers as a map: white at `low`, over blue, almost black at `high`.
+    """A grid (h, w) of numbers as a heat map: white at `low`, blue, almost black at `high`.
 
-    By default the least and the greatest of them; those beyond are shown as the nearest.
+    By default the minimum and the maximum; other values are clamped.
     """
     values = torch.as_tensor(values).detach().cpu().double()
     if values.ndim != 2 or not values.isfinite().all():
@@ -314,7 +314,7 @@ def heat(values: Tensor, low: float | None = None, high: float | None = None) ->
     return image.resize((image.width * cell, image.height * cell), Image.Resampling.NEAREST)
 
 
-# ── numbers ───────────────────────────────────────────────────────────────────────────────────
+# ── numbers ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @matplotlib.rc_context(STYLE)
@@ -323,9 +323,9 @@ def bars(
     names: Sequence[str] | None = None,
     ylabel: str = "probability",
 ) -> Picture:
-    """Small bar charts side by side, titled, on one scale; bars are called 0, 1, … or `names`.
+    """Small bar charts side by side on one scale; bars are labelled 0, 1, … or `names`.
 
-    Up to six named bars have colours of their own, so that they can be followed across charts.
+    Up to six named bars have one colour each in all charts.
     """
     panels = {title: numbers(values) for title, values in panels.items()}
     if not panels:
@@ -352,9 +352,9 @@ def curves(
     xlabel: str = "",
     ylabel: str = "",
 ) -> Picture:
-    """Lines over x (0, 1, … by default), named beside the figure; short ones have markers.
+    """Lines over x (0, 1, … by default) with a legend; short ones have markers.
 
-    A line shorter than x ends early.
+    A line may be shorter than x.
     """
     figure = Figure(figsize=(7.5, 2.4), dpi=100)
     ax = figure.subplots()
@@ -382,7 +382,7 @@ def numbers(values: Iterable | Tensor) -> np.ndarray:
     return np.asarray(values, dtype=float).reshape(-1)
 
 
-# ── decoding ──────────────────────────────────────────────────────────────────────────────────
+# ── decoding ────────────────────────────────────────────────────────────────────────────────────
 
 
 class Passes:

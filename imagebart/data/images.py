@@ -1,8 +1,8 @@
-"""What is learned from: image folders, captions and scenery.
+"""Image data sets: folders with captions and maps, and scenery.
 
-to_rgb, fit, to_tensor     any picture → RGB → size → b 3 H W in [-1, 1], one policy everywhere
+to_rgb, fit, to_tensor     any image → RGB → size → b 3 H W in [-1, 1]
 ImageFolder, SceneryData   data sets of dict(image, label, caption, and map if there are maps)
-Batches                    which images step s sees: a pure function of (seed, s)
+Batches                    indices of the images of step s: a pure function of (seed, s)
 """
 
 import csv
@@ -26,16 +26,16 @@ from imagebart.data import scenery
 
 Size = int | tuple[int, int]
 
-# ── Pictures ──────────────────────────────────────────────────────────────────────────────────
+# ── Pictures ────────────────────────────────────────────────────────────────────────────────────
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders that are tried
-MAX_PIXELS = 64_000_000  # a small file may unpack to gigabytes
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders used
+MAX_PIXELS = 64_000_000  # a small file may decompress to gigabytes
 
-MAP = ".map.png"  # a semantic map lies beside its image
+MAP = ".map.png"  # suffix of the semantic map beside an image
 UNLABELLED = 255  # in a map's file
 
-ORIENTATION = 0x0112  # the EXIF tag; value → what turns the stored pixels upright
+ORIENTATION = 0x0112  # EXIF tag; value → transpose that makes the pixels upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,25 +52,25 @@ def read_image(
     file: BinaryIO | None = None,
     convert: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Image.Image:
-    """The picture in a file, as RGB; ValueError naming the file if it is not a whole picture.
+    """The image in a file, as RGB; ValueError naming the file if it cannot be decoded.
 
-    `file` holds the bytes, if they lie elsewhere; `convert` is done in place of `to_rgb`.
+    `file` has the bytes if they are stored elsewhere; `convert` replaces `to_rgb`.
     """
     try:
         with Image.open(file or path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} fit")
             return (convert or to_rgb)(image)
-    except Exception as error:  # decoders raise whatever a broken file drives them into
+    except Exception as error:  # decoders raise any exception on a broken file
         raise ValueError(f"{_printable(path)}: must be a readable image, got {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB, upright: bare pixels, so that nothing turns it a second time.
+    """Any image as 8-bit RGB, upright, without EXIF (so it is not rotated twice).
 
-    The first frame of an animation; turned as its EXIF says; grey of 16 bits scaled, not clipped;
-    transparent parts laid on white; grey, palette and CMYK converted. ValueError for float pixels
-    and for integers beyond 16 bits, whose range nobody states, and for what has no pixels.
+    The first frame of an animation; EXIF orientation applied; 16-bit grey scaled, not clipped;
+    transparency composited on white; grey, palette and CMYK converted. ValueError for float pixels
+    and integers beyond 16 bits, whose range is unknown, and for images without pixels.
     """
     if not isinstance(image, Image.Image) or 0 in image.size:
         got = f"{image.width}×{image.height}" if isinstance(image, Image.Image) else type(image)
@@ -89,15 +89,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """What turns the stored pixels upright, as EXIF says; None is nothing."""
+    """The transpose of the EXIF orientation; None for upright images."""
     try:
         return TURNS.get(image.getexif().get(ORIENTATION))
-    except Exception:  # EXIF that cannot be parsed says nothing; the pixels are still good
+    except Exception:  # invalid EXIF is ignored, the pixels are valid
         return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """0 .. 65535 → 0 .. 255, to the nearest; other modes as they are."""
+    """16-bit grey 0 .. 65535 → 0 .. 255, rounded; other modes unchanged."""
     if image.mode == "F":
         raise ValueError("pixels must be integers, got floats (mode F)")
     if not image.mode.startswith("I"):
@@ -107,13 +107,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"grey must lie in 0..65535, got {values.min()}..{values.max()}")
     grey = (values + 128) // 257
-    if "transparency" in image.info:  # one grey value that stands for transparent
+    if "transparency" in image.info:  # the grey value that means transparent
         grey[values == image.info["transparency"]] = 255
     return Image.fromarray(grey.astype(np.uint8))
 
 
 def fit(image: Image.Image, size: Size) -> Image.Image:
-    """The largest centred part of the shape `size` (a side, or (height, width)), at that size."""
+    """Centre crop to the aspect ratio of `size` (a side, or (height, width)), resized to it."""
     height, width = (size, size) if isinstance(size, int) else size
     box = fit_box(image.size, (height, width))
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
@@ -122,19 +122,19 @@ def fit(image: Image.Image, size: Size) -> Image.Image:
 def fit_box(
     image_size: tuple[int, int], size: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """What `fit` keeps of an image of `image_size` (width, height) for `size` (height, width).
+    """The crop of `fit` for an image of `image_size` (width, height) and `size` (height, width).
 
-    (left, top, right, bottom), in pixels of the image.
+    (left, top, right, bottom) in pixels of the image.
     """
     (W, H), (height, width) = image_size, size
     scale = min(W / width, H / height)
-    left = max(0.0, (W - scale * width) / 2)  # rounding may leave -1e-14
+    left = max(0.0, (W - scale * width) / 2)  # rounding may give -1e-14
     top = max(0.0, (H - scale * height) / 2)
     return left, top, W - left, H - top
 
 
 def to_tensor(image: Image.Image | Sequence[Image.Image]) -> Tensor:
-    """x_0 of one RGB picture (3 H W), or of several of one size (b 3 H W), float32 in [-1, 1]."""
+    """x_0 of one RGB image (3 H W), or of several of one size (b 3 H W), float32 in [-1, 1]."""
     if not isinstance(image, Image.Image):
         return torch.stack([to_tensor(each) for each in image])
     return _to_tensor(np.asarray(image))
@@ -145,34 +145,35 @@ def _to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Pictures of x_0 (b 3 H W, or one 3 H W): to the nearest of 256 levels, clamped to [-1, 1]."""
+    """PIL images of x_0 (b 3 H W, or 3 H W): clamped to [-1, 1], rounded to 256 levels."""
     batch = images if images.dim() == 4 else images[None]
     levels = ((batch.detach().float() + 1) * 127.5).round().clamp(0, 255)
     pixels = rearrange(levels.to("cpu", torch.uint8), "b c H W -> b H W c").numpy()
     return [Image.fromarray(each) for each in pixels]
 
 
-# ── Data sets ─────────────────────────────────────────────────────────────────────────────────
+# ── Data sets ───────────────────────────────────────────────────────────────────────────────────
 
-IN_A_ROW = 50  # so many unreadable images one after another mean that the disk is gone, or the path
+IN_A_ROW = 50  # consecutive unreadable images mean that the disk or the path is lost
 
 
 class ImageFolder(Dataset):
     """Every image under `root`, in natural order (2 before 10): dict(image, label, caption).
 
-    Classes: the top-level folders, if every image lies in one; else label is -1 and `classes` ().
-    Captions: `metadata.jsonl` or `metadata.csv` in `root` (file_name, text); else beside `a.png`
-    its `a.txt`, one caption a line. An item has the first; `captions(index)` has all.
-    Maps: where `map_names.txt` in `root`, or in the folder above, names kinds, one a line, every
-    `a.png` must have a semantic map `a.map.png` beside it: one channel, whose values are the kinds,
-    255 where it is left open. An item's `map` is H×W int64, cut and scaled as its image, -1 = open.
+    Classes: the top-level folders, if every image is in one; else label is -1 and `classes` ().
+    Captions: `metadata.jsonl` or `metadata.csv` in `root` (file_name, text); else `a.txt` beside
+    `a.png`, one caption per line. An item has the first; `captions(index)` returns all.
+    Maps: if `map_names.txt` in `root`, or in its parent, names kinds, one per line, every `a.png`
+    must have a semantic map `a.map.png` beside it: one channel, whose values are the kinds, 255
+    where unlabelled. An item's `map` is H×W int64, cropped and resized as its image, -1 where
+    unlabelled.
 
-    `size`: as in `fit`; None keeps each image's own. `count` takes so many images, spread evenly
+    `size`: as in `fit`; None keeps each image's size. `count` takes that many images, spread evenly
     over the folder.
 
-    A file that cannot be read is replaced by the next that can (the same at every visit) and
-    reported once; above 0.1 % of the images (10 are always allowed), or 50 in a row: ValueError.
-    `strict` raises at the first: a measurement over another set is another measurement.
+    An unreadable file is replaced by the next readable one (always the same) and reported once;
+    above 0.1 % of the images (10 are always allowed), or 50 in a row: ValueError. `strict` raises
+    at the first, for measurements on exactly this set.
     """
 
     def __init__(
@@ -187,11 +188,11 @@ class ImageFolder(Dataset):
         self._find()
         if count is not None:
             self.take(count)
-        # Shared memory: the workers that load data see each other's findings.
+        # In shared memory, for all data-loading workers.
         self._bad = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
 
     def take(self, count: int) -> None:
-        """Keep so many of the images, spread evenly over the folder."""
+        """Keep `count` of the images, spread evenly over the folder."""
         n = len(self.files)
         if not 1 <= count <= n:
             raise ValueError(f"{self.root}: count must lie in 1..{n}, got {count}")
@@ -201,7 +202,7 @@ class ImageFolder(Dataset):
         )
 
     def _find(self) -> None:
-        """`files`, and what is said of them: `labels`, `classes`, `map_names`, captions."""
+        """Set `files`, `labels`, `classes`, `map_names` and captions."""
         self.files = _images(self.root)
 
         folders = [name.split(os.sep)[0] if os.sep in name else None for name in self.files]
@@ -262,7 +263,7 @@ class ImageFolder(Dataset):
         return read_image(self.root / self.files[i])
 
     def _map(self, path: Path) -> np.ndarray:
-        """The kinds (H, W) of a map's file, -1 where it is open."""
+        """The kinds (H, W) of a map's file, -1 where unlabelled."""
         try:
             with Image.open(path, formats=("PNG",)) as image:
                 image.load()
@@ -337,7 +338,7 @@ def _images(root: Path) -> list[str]:
 
 
 def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
-    """Every file under `folder` but the hidden; links are followed, circles are not."""
+    """Every visible file under `folder`; links are followed, cycles are not."""
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -366,7 +367,7 @@ def _map_names(root: Path) -> tuple[str, ...]:
 
 
 def in_natural_order(name: str) -> tuple:
-    """Sorts a2 before a10, folder by folder; the name itself decides between a1 and a01."""
+    """Sort key: a2 before a10, folder by folder; ties (a1, a01) by the name itself."""
     parts = name.split(os.sep)
     split = [re.split(r"(\d+)", part) for part in parts]
     return [[int(s) if s.isdecimal() else s for s in part] for part in split], name
@@ -407,21 +408,21 @@ def _csv_rows(path: Path) -> Iterator[dict]:
 
 
 def _printable(path: PathLike) -> str:
-    """A path as text that can be printed, whatever bytes its name is made of."""
+    """A path as printable text, whatever its bytes."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-# ── Batches ───────────────────────────────────────────────────────────────────────────────────
+# ── Batches ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class Batches(Sampler):
-    """Which images each step sees: step s is a pure function of (seed, s).
+    """Indices of the images of each step: step s is a pure function of (seed, s).
 
-    Epoch e is a permutation of the `count` images drawn from (seed, e); batches of `batch` run
-    through epoch after epoch without a seam, so every image is seen once an epoch. `steps` is the
-    length of the whole run and `start_step` where this process takes it up, so a resumed run sees
-    exactly what it would have seen. `part` is this rank's slice of a global batch (`share`): any
-    number of ranks together see what one would.
+    Epoch e is a permutation of the `count` images drawn from (seed, e); batches continue across
+    epochs, so every image is used once per epoch. `steps` is the length of the whole run and
+    `start_step` the first step of this process, so a resumed run uses the same batches. `part` is
+    this rank's slice of a global batch (`share`): the global batch does not depend on the number of
+    ranks.
 
         DataLoader(data, batch_sampler=Batches(...))    or    tokens.batch(batches.at(step))
     """
@@ -458,7 +459,7 @@ class Batches(Sampler):
         return np.concatenate(parts)
 
     def _order_of(self, epoch: int) -> np.ndarray:
-        """The permutation of an epoch; the last one asked for is kept."""
+        """The permutation of an epoch; the last one is cached."""
         if epoch != self._epoch:
             generator = np.random.default_rng([self.seed, epoch])
             self._epoch, self._order = epoch, generator.permutation(self.count)

@@ -1,6 +1,6 @@
-"""Semantic maps: as pictures, each kind in its colour, and as tokens of a grid.   [section 4.2]
+"""Semantic maps: as images, each kind in its colour, and as tokens of a grid.   [section 4.2]
 
-A map is H×W whole numbers, places of `ImageBART.map_names`; -1 where it is left open.
+A map is H×W integers, indices of `ImageBART.map_names`; -1 where unlabelled.
 """
 
 import colorsys
@@ -14,10 +14,10 @@ from PIL import Image
 from imagebart.data.scenery import LABELS, PALETTE
 
 NEAR = 16
-"""How far a colour may be from a kind's, in 8-bit RGB, and still mean it."""
+"""Maximum distance of a colour from that of its kind, in 8-bit RGB."""
 
 OPEN = (255, 255, 255)
-"""The colour of a place that is left open."""
+"""The colour of unlabelled places."""
 
 
 def kind_colours(names: Sequence[str]) -> UInt8[Array, "kinds 3"]:
@@ -29,12 +29,12 @@ def kind_colours(names: Sequence[str]) -> UInt8[Array, "kinds 3"]:
 
 
 def paint_kinds(kinds: Array, colours: UInt8[Array, "kinds 3"]) -> Image.Image:
-    """A map (H, W) as a picture; white where it is open."""
+    """A map (H, W) as an image; white where unlabelled."""
     return Image.fromarray(np.concatenate([colours, np.uint8([OPEN])])[kinds])
 
 
 def read_kinds(picture: Image.Image, colours: UInt8[Array, "kinds 3"]) -> Array:
-    """The map (H, W), int64, that was painted in these colours; -1 where a pixel has another."""
+    """The map (H, W), int64, painted in these colours; -1 for pixels of other colours."""
     pixels = np.asarray(picture.convert("RGB")).astype(np.int32)
     kinds = np.full(pixels.shape[:2], -1, np.int64)
     nearest = np.full(pixels.shape[:2], NEAR**2 + 1)

@@ -1,7 +1,7 @@
-"""Where pictures come from: scenery, a folder of images, or shards (tar files) of them.
+"""Data sets by name: scenery, a folder of images, or a folder of shards (tar files).
 
-open_data      the data set that a script was given the name of
-ShardFolder    webdataset's layout, read by place: no stream, so a run resumes where it was
+open_data      opens the data set of a name
+ShardFolder    webdataset's layout with random access, so that runs resume exactly
 """
 
 import io
@@ -23,7 +23,7 @@ from imagebart.data.images import (
     read_image,
 )
 
-SCENERY_COUNTS = {"train": 60_000}  # images of a split when nobody says how many; others 5000
+SCENERY_COUNTS = {"train": 60_000}  # default number of images of a split; others 5000
 
 
 def open_data(
@@ -37,8 +37,8 @@ def open_data(
     """The data set called `name`: "scenery", a folder of images, or a folder of tar files of them.
 
     A folder with a sub-folder `train` has splits, and `split` must be one of its sub-folders; any
-    other folder is one split, and is given whole whatever `split` says. `at_most` so many images
-    are taken, one at least, spread evenly over a folder; None takes all.
+    other folder is one split, and `split` is ignored. At most `at_most` images are taken (at least
+    one), spread evenly over a folder; None takes all.
     """
     if name == "scenery":
         if not isinstance(size, int):
@@ -67,9 +67,9 @@ class Part(NamedTuple):
 class ShardFolder(ImageFolder):
     """The images in every `*.tar` of a folder: dict(image, label, caption), as `ImageFolder`.
 
-    In webdataset's layout: files of one name, up to its first dot, belong together. `a.jpg` is the
-    picture, `a.txt` its captions (one a line), `a.cls` its class, a whole number. The shards are
-    listed once and read by place; they must not be compressed and must stay as they are.
+    webdataset's layout: files with the same name up to the first dot belong together. `a.jpg` is
+    the image, `a.txt` has its captions (one per line), `a.cls` its class, a whole number. Shards
+    are indexed once and read by offset; they must be uncompressed and must not change.
     """
 
     def _find(self) -> None:
@@ -112,7 +112,7 @@ class ShardFolder(ImageFolder):
 
 
 def parts_of(root: Path, shard: str) -> list[tuple[str, Part]]:
-    """Every file of a shard, called shard/name, and where it lies."""
+    """(shard/name, location) of every file of a shard."""
     try:
         with tarfile.open(root / shard, "r:") as tar:
             return [
@@ -125,6 +125,6 @@ def parts_of(root: Path, shard: str) -> list[tuple[str, Part]]:
 
 
 def key_of(name: str) -> str:
-    """A file's name up to the first dot after its last slash: what its parts share."""
+    """A file's name up to the first dot after its last slash: the key of its sample."""
     folder, base = os.path.split(name)
     return os.path.join(folder, base.split(".")[0])

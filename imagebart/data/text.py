@@ -83,7 +83,7 @@ def decode_ids(ids: Int[Tensor, " m"]) -> str:
 
 
 def _kind(value: object) -> str:
-    """What a wrong argument is, in a few words."""
+    """Type and shape of a wrong argument, for errors."""
     shape = f" of shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else ""
     return type(value).__name__ + shape
 
@@ -102,7 +102,7 @@ class Vocabulary(NamedTuple):
 @cache
 def _vocabulary() -> Vocabulary:
     """The vocabulary, read from the merges file once, at the first text."""
-    # The file shows bytes that print as themselves, the others as the characters from U+0100 on.
+    # The file has printable bytes as themselves and the others as characters from U+0100 on.
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printing]
     letters = [chr(byte) for byte in printing] + [chr(256 + i) for i in range(len(hidden))]
@@ -138,24 +138,24 @@ def _clean(text: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """`&amp;` → `&`. No character has a number beyond `ENDLESS`: U+FFFD, as html.unescape says."""
+    """`&amp;` → `&`; numbers as long as `ENDLESS` become U+FFFD, as in html.unescape."""
     return html.unescape(ENDLESS.sub("\ufffd", text))
 
 
 def _merge(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]:
-    """Neighbours joined until no pair is in the table: the lowest id first, then the leftmost.
+    """Merge neighbours until no pair is in the table: the lowest id first, then the leftmost.
 
-    A queue and links to the living neighbours keep a word of n bytes at O(n log n): a prompt is a
-    stranger's, and may be one word of a megabyte.
+    A priority queue and a linked list make it O(n log n) in the bytes of a word, since an untrusted
+    prompt may be one word of a megabyte.
     """
-    ids = [*ids, None]  # beyond either end, as in a ring: nothing, which joins nothing
+    ids = [*ids, None]  # a sentinel beyond both ends (the list is circular)
     left, right = list(range(-1, len(ids) - 1)), [*range(1, len(ids)), 0]
     queue = [(merged[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merged]
     heapify(queue)
     while queue:
         joined, i = heappop(queue)
         if ids[i] is None or merged.get((ids[i], ids[right[i]])) != joined:
-            continue  # one of the two has been joined to another since
+            continue  # one of the two was merged before
         ids[i], ids[right[i]] = joined, None
         right[i] = right[right[i]]
         left[right[i]] = i

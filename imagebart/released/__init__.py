@@ -1,6 +1,6 @@
-"""The models that the paper's authors published, as folders of this library.
+"""Conversion of the models published by the paper's authors.
 
-untrusted    reads a PyTorch checkpoint without executing anything in it
-official     the released layers' names, shapes and settings → ours
+untrusted    reads a PyTorch checkpoint without executing code
+official     names, shapes and settings of the released layers → ours
 importing    downloads, checks and converts a published model
 """

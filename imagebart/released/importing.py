@@ -1,10 +1,10 @@
-"""A published archive → a model's folder: fetch, unpack, convert, write, all or nothing.
+"""A published archive → a model's folder: download, unpack, convert, write.
 
     import_released("ffhq-4", "models/ffhq-4")                          downloads
     import_released("ffhq-4", "models/ffhq-4", source="scales/")        what is already on disk
 
-One scale is in memory at a time. The folder appears under its name when everything in it is
-written and checked, or not at all; a download that stops is kept aside and resumed.
+One scale is in memory at a time. The folder is renamed into place when it is complete and checked;
+an interrupted download is kept and resumed.
 """
 
 import contextlib
@@ -45,21 +45,21 @@ from imagebart.released.untrusted import is_zip, read_checkpoint
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, bytes done, bytes in all (0: not known)."""
+"""Called with the current action, bytes done, bytes in total (0: unknown)."""
 
 BLOCK_BYTES = 2**22
 MAX_UNPACKED_BYTES = 2**34
-"""Bytes that one checkpoint may unpack to; a released scale has five thousand million."""
+"""Maximum unpacked size of a checkpoint in bytes; a released scale has 5·10⁹."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model was published, as its authors' pages state; `--url` names another place."""
+    """Where a model was published according to its authors; `--url` gives another address."""
 
     url: str
     about: str
-    vqgan: VQGANConfig | None = None  # of a VQGAN on its own; else the name is a preset
-    files: tuple[str, ...] = ()  # names that a VQGAN's checkpoint goes by
+    vqgan: VQGANConfig | None = None  # for a VQGAN alone; else the name is a preset
+    files: tuple[str, ...] = ()  # file names of a VQGAN's checkpoint
 
 
 _OMMER = "https://ommer-lab.com/files/"
@@ -102,7 +102,7 @@ def import_released(
 
     `source` is a zip archive, a folder of scale1.ckpt, scale2.ckpt …, or a VQGAN's one .ckpt; None
     downloads from `url`, or from where the model was published. `ema` takes the averaged weights.
-    Raises ValueError, in a sentence and with nothing written, if anything is not as it should be.
+    Raises ValueError, with nothing written, if a file is invalid.
     """
     if name not in PUBLISHED:
         raise ValueError(f"the model must be one of {', '.join(PUBLISHED)}, got {name!r}")
@@ -124,7 +124,7 @@ def import_released(
     return out
 
 
-# ── conversion ────────────────────────────────────────────────────────────────────────────────
+# ── conversion ──────────────────────────────────────────────────────────────────────────────────
 
 
 def _convert(
@@ -148,7 +148,7 @@ def _import_vqgan(name: str, source: Path, draft: Path, ema: bool, progress: Pro
 
 
 def _vqgan_member(source: Path, members: "Members", files: tuple[str, ...]) -> str:
-    """The one checkpoint there is, or the one of several that has a known name."""
+    """The only checkpoint, or the only one with a known name."""
     found = list(members)
     if len(found) > 1:
         found = [member for member in members if _base(member) in files]
@@ -180,13 +180,13 @@ def _import_chain(name: str, source: Path, draft: Path, ema: bool, progress: Pro
                 denoiser = convert_denoiser(tensors, preset.denoiser(t), diffusion, t, ema)
                 save_scale(denoiser.state_dict(), denoiser.config, diffusion, t, draft)
                 sources[_base(member)] = sha256_of(path)
-                del denoiser, tensors  # before the next one is read
+                del denoiser, tensors  # freed before the next one is read
                 progress(label, 1, 1)
     return sources
 
 
 def _scale_members(source: Path, members: dict, count: int) -> dict[int, str]:
-    """{t: the member that holds scale t}, t being the paper's."""
+    """{t: the member of scale t}, with the paper's t."""
     if list(members) == [str(source)] and not is_checkpoint(source):
         raise ValueError(
             f"{source}: must be a zip archive or a folder of scales, got something else or a part "
@@ -211,7 +211,7 @@ def _scale_members(source: Path, members: dict, count: int) -> dict[int, str]:
 
 
 def _codebook(tensors: Tensors) -> torch.Tensor:
-    """The codes of the tokens in use: what all scales of a model must agree on."""
+    """The used codes, which must be equal in all scales of a model."""
     stored = under(FIRST_STAGE + "quantize.", tensors)
     for part in ("used", "embedding.weight"):
         if part not in stored:
@@ -236,7 +236,7 @@ def _same_codebook(before: torch.Tensor | None, now: torch.Tensor) -> torch.Tens
     return now
 
 
-# ── files and archives ────────────────────────────────────────────────────────────────────────
+# ── files and archives ──────────────────────────────────────────────────────────────────────────
 
 Members = dict[str, Callable]
 """{name: a function of `progress` that gives a context with the path of that file}"""
@@ -244,7 +244,7 @@ Members = dict[str, Callable]
 
 @contextmanager
 def open_checkpoints(source: Path, scratch: Path) -> Iterator[Members]:
-    """The checkpoints in a folder, in a zip archive, or the one that `source` is itself."""
+    """The checkpoints in a folder or a zip archive, or `source` itself."""
     if source.is_dir():
         paths = sorted(source.rglob("*.ckpt"))
         yield {str(path): _in_place(path) for path in paths if path.is_file()}
@@ -262,7 +262,7 @@ def open_checkpoints(source: Path, scratch: Path) -> Iterator[Members]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is what torch.save writes, which is a zip archive too."""
+    """Whether a file was written by torch.save, whose format is a zip archive too."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("data.pkl") for name in archive.namelist())
@@ -283,7 +283,7 @@ def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, scratch: Path) -
                 f"{entry.filename}: must unpack to at most {MAX_UNPACKED_BYTES} bytes and a "
                 f"hundred times its size, got {entry.file_size} bytes from {entry.compress_size}"
             )
-        path = scratch / f".{uuid4().hex[:8]}.ckpt"  # never where the archive says
+        path = scratch / f".{uuid4().hex[:8]}.ckpt"  # never the archive's own path
         try:
             with archive.open(entry) as packed, open(path, "wb") as file:
                 while block := packed.read(BLOCK_BYTES):
@@ -302,7 +302,7 @@ def _base(member: str) -> str:
 
 @contextmanager
 def named(model: str, path: Path, shown: str | None = None) -> Iterator[None]:
-    """Complaints about a file say which one, and of which model it should have been."""
+    """Errors name the file and the model."""
     try:
         yield
     except ValueError as error:
@@ -312,7 +312,7 @@ def named(model: str, path: Path, shown: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def drafted(out: Path) -> Iterator[Path]:
-    """A folder to fill: `out` at the end of the block; gone if the end is not reached."""
+    """A draft folder, renamed to `out` at the end of the block; removed on an exception."""
     draft = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
     try:
         draft.mkdir(parents=True)
@@ -335,7 +335,7 @@ def _why(error: Exception) -> str:
     return f"got a full disk ({error})" if full else f"got {error}"
 
 
-# ── downloads ─────────────────────────────────────────────────────────────────────────────────
+# ── downloads ───────────────────────────────────────────────────────────────────────────────────
 
 
 LOST = (
@@ -351,7 +351,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """A download's folder, for one process: two would write into one file."""
+    """Lock the folder of a download for this process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -362,8 +362,7 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def removed_if_unfit(archive: Path) -> Iterator[None]:
-    """What was downloaded goes if it is no archive: it would be refused for ever. One that is may
-    only want other options, and stays."""
+    """Remove a download that is not an archive; keep one that is, as other options may fit it."""
     try:
         yield
     except ValueError as error:
@@ -376,9 +375,9 @@ def removed_if_unfit(archive: Path) -> Iterator[None]:
 
 
 def download(url: str, folder: Path, progress: Progress = lambda *_: None) -> Path:
-    """Fetch `url` into `folder`; what an earlier attempt left there is taken up where it stopped.
+    """Download `url` into `folder`, resuming an earlier attempt.
 
-    Raises ValueError with the address and what else can be done.
+    Raises ValueError with the address and the alternatives.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"an address must begin with http:// or https://, got {url!r}")
@@ -405,7 +404,7 @@ def _fetch(url: str, part: Path, note: Path, progress: Progress) -> None:
     have = part.stat().st_size if part.exists() and before.get("url") == url else 0
     headers = {"User-Agent": "imagebart", "Accept-Encoding": "identity"}
     if have and before.get("version"):
-        # The rest is only sent if the file is still the one that was begun.
+        # The server sends the rest only if the file is unchanged.
         headers |= {"Range": f"bytes={have}-", "If-Range": before["version"]}
     request = urllib.request.Request(url, headers=headers)
     with _opened_url(request, part) as reply:
@@ -431,7 +430,7 @@ def _opened_url(request: urllib.request.Request, part: Path) -> http.client.HTTP
     except urllib.error.HTTPError as error:
         if error.code != 416 or not part.exists():
             raise
-        part.unlink()  # nothing lies behind what is there: begin again
+        part.unlink()  # the part is as long as the file or longer: start again
         request.remove_header("Range")
         return urllib.request.urlopen(request, timeout=60)
 
@@ -444,11 +443,11 @@ def _noted(note: Path) -> dict:
     return noted if isinstance(noted, dict) else {}
 
 
-# ── the model card ────────────────────────────────────────────────────────────────────────────
+# ── the model card ──────────────────────────────────────────────────────────────────────────────
 
 
 def card(name: str, origin: str, sources: dict[str, str], ema: bool) -> str:
-    """README.md: what this is, where it came from, and what is known of its licence."""
+    """README.md: description, source and licence."""
     row = PUBLISHED[name]
     weights = "the averaged (EMA) weights" if ema else "the weights last trained, not averaged"
     if row.vqgan:
@@ -461,7 +460,7 @@ def card(name: str, origin: str, sources: dict[str, str], ema: bool) -> str:
     return f"""# {name}: {row.about}
 
 A released model of {kind}, converted by `python -m imagebart import {name}`: {weights}, in
-float32, under this kit's names. Nothing was trained or altered.
+float32, with this kit's names. Nothing was trained or altered.
 
 Source: {origin}
 

@@ -1,15 +1,15 @@
-"""The released models: their tensors → ours.   [section 3]
+"""Conversion of the released tensors to ours.   [section 3]
 
 The CompVis release (ImageBART, and the taming-transformers VQGANs) stores a scale as a state dict.
-Its shapes and schedule are a row of presets.py; its conventions become ours here, and nowhere else:
+Its shapes and schedule are a row of presets.py; its conventions are converted here only:
 
     their t = 1 .. T-1 counts tokens as x_0      ours is the paper's: t + 1
     scale, class and codes share one table       a start vector, a class table, a token table
-    the first places belong to the prefix        the prefix's places are added to its vectors
-    q, k, v apart                                one matrix each, stacked
-    averaged weights named without dots          ema=True reads them
+    the first positions belong to the prefix     the prefix's positions are added to its vectors
+    q, k, v separate                             one stacked matrix
+    averaged weights named without dots          read by ema=True
 
-Dead weights (the encoder's output layer, stored masks, places past the end) are left behind. Every
+Unused weights (the encoder's output layer, stored masks, positions past the end) are dropped. Every
 name, shape and type is checked against the configuration before a weight is read.
 """
 
@@ -25,12 +25,12 @@ from imagebart.released.untrusted import StoredTensor
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 FIRST_STAGE = "first_stage_model."
-"""Under this prefix a scale's file holds the VQGAN."""
+"""Prefix of the VQGAN's tensors in a scale's file."""
 
 Tensors = dict[str, StoredTensor]
 Weights = dict[str, Tensor]
 
-# ── the schedule ──────────────────────────────────────────────────────────────────────────────
+# ── the schedule ────────────────────────────────────────────────────────────────────────────────
 
 
 def require_schedule(tensors: Tensors, alpha_bar: Sequence[float]) -> None:
@@ -44,13 +44,13 @@ def require_schedule(tensors: Tensors, alpha_bar: Sequence[float]) -> None:
         raise ValueError(f"alphacum must be {list(alpha_bar)}, got {stored.read().tolist()}")
 
 
-# ── tensors ───────────────────────────────────────────────────────────────────────────────────
+# ── tensors ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class ReleasedTensors:
-    """Released tensors, taken by name; `key` turns a parameter's name into that in the file.
+    """Released tensors by name; `key` maps a parameter's name to its name in the file.
 
-    While `checking`, nothing is read: `take` checks and returns tensors without storage.
+    While `checking`, nothing is read: `take` checks and returns meta tensors.
     """
 
     def __init__(self, tensors: Tensors, key: Callable[[str], str] = str):
@@ -58,7 +58,7 @@ class ReleasedTensors:
         self.taken: set[str] = set()
 
     def take(self, name: str, *shape: int, spare: int = 0) -> Tensor:
-        """The tensor called `name`, of this shape; up to `spare` more rows are cut off."""
+        """The tensor `name` of this shape; up to `spare` additional rows are dropped."""
         key = self.key(name)
         if key not in self.tensors:
             raise ValueError(f"{key} must be there, of shape {shape}, got nothing")
@@ -77,7 +77,7 @@ class ReleasedTensors:
         return x[: shape[0]].clone() if stored.shape != shape else x
 
     def require_nothing_else(self, dead: str) -> None:
-        """ValueError if tensors are left that neither were taken nor match `dead`."""
+        """ValueError if any tensor was neither taken nor matches `dead`."""
         left = [k for k in self.tensors if k not in self.taken and not re.fullmatch(dead, k)]
         if left:
             raise ValueError(
@@ -89,7 +89,7 @@ class ReleasedTensors:
 def _fill(
     module: nn.Module, source: ReleasedTensors, weights: Callable[[], Weights], dead: str
 ) -> None:
-    """Give a module without storage its weights: everything is checked first, then read."""
+    """Load the weights of a meta module: everything is checked first, then read."""
     wanted = {name: tuple(x.shape) for name, x in module.state_dict().items()}
     found = {name: tuple(x.shape) for name, x in weights().items()}
     assert wanted == found, set(wanted.items()) ^ set(found.items())
@@ -103,7 +103,7 @@ def under(prefix: str, tensors: Tensors) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-# ── the VQGAN ─────────────────────────────────────────────────────────────────────────────────
+# ── the VQGAN ───────────────────────────────────────────────────────────────────────────────────
 
 MIDDLE = ("block_1", "attn_1", "block_2")
 VQGAN_WORDS = (
@@ -119,7 +119,7 @@ VQGAN_DEAD = r"loss\..*|quantize\.used"
 def convert_vqgan(tensors: Tensors, config: VQGANConfig) -> VQGAN:
     """A VQGAN of the given shape from released tensors.
 
-    The used entries of a shrunk codebook come along. Raises ValueError if the tensors do not fit.
+    A shrunk codebook keeps its used entries. Raises ValueError if the tensors do not fit.
     """
     with torch.device("meta"):
         vqgan = VQGAN(config)
@@ -135,7 +135,7 @@ def convert_vqgan(tensors: Tensors, config: VQGANConfig) -> VQGAN:
     used = _used(tensors, config)
     _fill(vqgan, source, weights, VQGAN_DEAD)
     if used is not None:
-        # A code that has no token is mapped to a random one: the same whenever it is converted.
+        # An unused code is mapped to a random used one, with a fixed seed.
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(0))
     return vqgan
 
@@ -165,10 +165,10 @@ def _vqgan_name(name: str, levels: int) -> str:
     return name
 
 
-# ── a scale ───────────────────────────────────────────────────────────────────────────────────
+# ── a scale ─────────────────────────────────────────────────────────────────────────────────────
 
 SCALE_DEAD = (
-    r"encoder\.?to_logits\.?(weight|bias)"  # an output layer that nothing reads
+    r"encoder\.?to_logits\.?(weight|bias)"  # an unused output layer
     r"|blocks\.?\d+\.?attn\.?mask"  # the causal mask, stored once a block
     r"|decay|num_updates"  # of the average
 )
@@ -201,7 +201,7 @@ def convert_denoiser(
 ) -> Denoiser:
     """The denoiser of scale t (the paper's), of the given shape, from a released scale's tensors.
 
-    `ema` takes the averaged weights, else those last trained. Raises ValueError if the tensors do
+    `ema` takes the averaged weights, else the last ones. Raises ValueError if the tensors do
     not fit.
     """
     with torch.device("meta"):
@@ -252,7 +252,7 @@ def _encoder_decoder_names(name: str) -> tuple[str, ...]:
 
 
 def _encoder_decoder_tables(source: ReleasedTensors, denoiser: Denoiser) -> Weights:
-    """The tables and what is cut from them: the first places are the prefix's own."""
+    """The embedding tables; the first positions are the prefix's."""
     config, K, t = denoiser.config, denoiser.K, denoiser.t
     n, width, prefix = config.n, config.width, 1 + (config.classes > 0)
     table = source.take("encoder.token_emb.weight", max(K, config.classes), width)
@@ -285,7 +285,7 @@ def _gpt_names(name: str) -> tuple[str, ...]:
 
 
 def _gpt_tables(source: ReleasedTensors, denoiser: Denoiser) -> Weights:
-    """As above. The slot before a token predicts it, so the last of the prefix has place 0."""
+    """As above. The slot before a token predicts it, so the last prefix slot has position 0."""
     config, K, t = denoiser.config, denoiser.K, denoiser.t
     n, width, prefix = config.n, config.width, 1 + (config.classes > 0)
     table = source.take("tok_emb.weight", max(K, config.classes), width)
@@ -302,14 +302,14 @@ def _gpt_tables(source: ReleasedTensors, denoiser: Denoiser) -> Weights:
 
 
 def _places(source: ReleasedTensors, count: int, width: int) -> Tensor:
-    """pos_emb is 1×places×width; one place more than needed may be there."""
+    """pos_emb is 1×positions×width, with at most one unused position."""
     stored = source.tensors.get(source.key("pos_emb"))
     spare = stored is not None and stored.shape == (1, count + 1, width)
     return source.take("pos_emb", 1, count + spare, width)[0, :count]
 
 
 def _require_own_gain(source: ReleasedTensors, t: int) -> None:
-    """Only a scale's own gain is ever trained: another one's gives away a file misnamed."""
+    """ValueError if another scale's gain was trained: the file has the wrong name."""
     gains = source.tensors[source.key("log_scalors")].read()
     trained = gains.nonzero().flatten() + 1
     if len(trained) and t - 1 not in trained:

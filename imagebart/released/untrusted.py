@@ -1,9 +1,9 @@
-"""Read a PyTorch checkpoint from a stranger: its tensors, without running what is in it.
+"""Read the tensors of an untrusted PyTorch checkpoint without executing code.
 
-A `.ckpt` is a zip: one pickle that describes, and one entry of raw numbers a tensor. A pickle is a
-program that may call anything it can name. Here it can name nothing: every name is looked up in
-two short lists, of what stands for a tensor and of what is inert, and any other refuses the file.
-Nothing is imported on the file's behalf. Tensors stay in the file until `StoredTensor.read`.
+A `.ckpt` is a zip archive of one pickle and one entry of raw numbers per storage. A pickle is a
+program that can call any importable function. Here every name is looked up in two short lists,
+tensor constructors and inert classes, and any other name refuses the file. Nothing is imported for
+the file. Tensors stay in the file until `StoredTensor.read`.
 """
 
 import io
@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-PICKLE_LIMIT = 16 * 2**20  # bytes; that of a released scale has about one
+PICKLE_LIMIT = 16 * 2**20  # bytes; a released scale has about 1 MiB
 OPERATION_LIMIT = 2_000_000
 TENSOR_LIMIT = 20_000
-TUPLE_LIMIT = 50_000  # a released scale has 14_000; 150_000 in one another, hashed, end the process
+TUPLE_LIMIT = 50_000  # a released scale has 14_000; hashing 150_000 nested ones crashes the process
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -62,16 +62,16 @@ INERT = {
     "pytorch_lightning.callbacks.lr_monitor LearningRateMonitor",
     "pytorch_lightning.utilities.parsing AttributeDict",
 }
-"""What Lightning keeps beside the weights: replaced by `Inert`, whatever it is given."""
+"""Lightning's objects beside the weights: replaced by `Inert`."""
 
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
-"""What nests without end and can be a dictionary's key."""
+"""Containers that nest without limit and are hashable."""
 
 REFUSED_OPERATIONS = {"EXT1", "EXT2", "EXT4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
 
 
 class UntrustedFileError(ValueError):
-    """A file that is not a checkpoint of plain tensors; the message says why in a sentence."""
+    """A file that is not a checkpoint of plain tensors."""
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, "StoredTensor"]:
@@ -101,11 +101,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, "StoredTensor"]:
     return found
 
 
-# ── tensors that are still in the file ────────────────────────────────────────────────────────
+# ── tensors in the file ─────────────────────────────────────────────────────────────────────────
 
 
 class Sealed:
-    """An object that a pickle may hold but not alter: one could else move a tensor's bounds."""
+    """An object that a pickle may not modify (it could change a tensor's bounds)."""
 
     __slots__ = ()
 
@@ -115,7 +115,7 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Storage(Sealed):
-    """A run of numbers in the archive."""
+    """A storage in the archive."""
 
     archive: "_Archive"
     entry: str
@@ -125,7 +125,7 @@ class Storage(Sealed):
 
 @dataclass(frozen=True)
 class StoredTensor(Sealed):
-    """A tensor's place in a checkpoint: shape and type at once, numbers when `read`."""
+    """A tensor in a checkpoint: shape and type are known, numbers are loaded by `read`."""
 
     storage: Storage
     offset: int
@@ -137,7 +137,7 @@ class StoredTensor(Sealed):
         return self.storage.dtype
 
     def read(self) -> Tensor:
-        """The tensor itself, freshly read; UntrustedFileError if its bytes are damaged."""
+        """Read the tensor; UntrustedFileError if its bytes are damaged."""
         data = self.storage.archive.read(self.storage.entry)
         if math.prod(self.shape) == 0:
             return torch.empty(self.shape, dtype=self.dtype)
@@ -146,13 +146,13 @@ class StoredTensor(Sealed):
 
 
 def _stored_tensor(storage, offset, shape, stride, *_) -> StoredTensor:
-    """What `torch._utils._rebuild_tensor_v2` would build, described and within bounds."""
+    """In place of `torch._utils._rebuild_tensor_v2`, with bounds checked."""
     numbers = [offset, *shape, *stride]
     whole = all(type(i) is int and 0 <= i < 2**48 for i in numbers)
     if not isinstance(storage, Storage) or not whole or len(shape) != len(stride):
         raise UntrustedFileError("tensors must have a storage, an offset, a shape and strides")
     last = offset + sum((s - 1) * step for s, step in zip(shape, stride, strict=True))
-    # A stride of 0 would make a terabyte of one number.
+    # A stride of 0 would expand one number to terabytes.
     if math.prod(shape) and (last >= storage.count or math.prod(shape) > storage.count):
         raise UntrustedFileError(
             f"tensors must lie within their storage of {storage.count} numbers, "
@@ -162,7 +162,7 @@ def _stored_tensor(storage, offset, shape, stride, *_) -> StoredTensor:
 
 
 def _stored_parameter(tensor, *_) -> StoredTensor:
-    """What `torch._utils._rebuild_parameter` would wrap."""
+    """In place of `torch._utils._rebuild_parameter`."""
     if not isinstance(tensor, StoredTensor):
         raise UntrustedFileError("parameters must wrap tensors")
     return tensor
@@ -186,7 +186,7 @@ BUILDERS = {
 
 
 class Inert:
-    """Stands for whatever is no tensor: takes anything, does nothing."""
+    """Placeholder for objects other than tensors: accepts and ignores everything."""
 
     def __init__(self, *_, **__):
         pass
@@ -204,11 +204,11 @@ class Inert:
         pass
 
 
-# ── the archive ───────────────────────────────────────────────────────────────────────────────
+# ── the archive ─────────────────────────────────────────────────────────────────────────────────
 
 
 class _Archive:
-    """The zip that torch.save writes: entries stored as they are, inside one folder."""
+    """The zip archive of torch.save: uncompressed entries in one folder."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -234,15 +234,15 @@ class _Archive:
             raise UntrustedFileError("numbers must be little-endian")
 
     def read(self, entry: str) -> bytearray:
-        """An entry's bytes, verified by the checksum that the archive keeps."""
+        """An entry's bytes, verified by the archive's checksum."""
         try:
             with self.zip.open(entry) as file:
                 data = bytearray(self.sizes[entry])
                 view, filled = memoryview(data), 0
                 while filled < len(data) and (got := file.readinto(view[filled:])):
                     filled += got
-                file.read(1)  # the checksum is compared at the end of the entry
-        except Exception as error:  # a damaged archive may fail in any way
+                file.read(1)  # the checksum is verified at the end of the entry
+        except Exception as error:  # a damaged archive may raise anything
             raise UntrustedFileError(f"{self.path}: {entry} is damaged, {error}") from None
         if filled < len(data):
             raise UntrustedFileError(f"{self.path}: {entry} is cut short")
@@ -258,7 +258,7 @@ class _Archive:
                 raise UntrustedFileError(
                     f"entries must be stored as they are, {entry.filename} is not"
                 )
-        # Entries that lie over one another would be read as more than the file holds.
+        # Overlapping entries would expand to more than the file.
         total, size = sum(entry.file_size for entry in entries), self.path.stat().st_size
         if total > size or len({entry.filename for entry in entries}) != len(entries):
             raise UntrustedFileError(
@@ -268,7 +268,7 @@ class _Archive:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file ends as a zip archive does; False for a damaged end."""
+    """Whether a file ends like a zip archive; False for a damaged end."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -288,11 +288,11 @@ def _why_no_zip(path: Path) -> str:
     return "must be a whole PyTorch checkpoint (a zip archive), got something else or a part of one"
 
 
-# ── the pickle ────────────────────────────────────────────────────────────────────────────────
+# ── the pickle ──────────────────────────────────────────────────────────────────────────────────
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds containers, `StoredTensor`s and `Inert`s; every other name refuses the file."""
+    """Builds containers, `StoredTensor`s and `Inert`s; any other name refuses the file."""
 
     def __init__(self, data: bytes, archive: _Archive):
         super().__init__(io.BytesIO(data))
@@ -311,7 +311,7 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid) -> Storage:
-        """("storage", type, key, device, count): a storage of the archive, of the size it says."""
+        """("storage", type, key, device, count): a storage of the archive, its size checked."""
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
             raise UntrustedFileError("storages must be described as torch.save does")
         _, kind, key, _, count = pid
@@ -330,7 +330,7 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclass(frozen=True)
 class _StorageType(Sealed):
-    """Stands for torch.FloatStorage and its like; not callable."""
+    """Placeholder for torch.FloatStorage and similar; not callable."""
 
     dtype: torch.dtype
 
@@ -342,20 +342,20 @@ def _unpickle(archive: _Archive) -> object:
         return _Unpickler(data, archive).load()
     except (UntrustedFileError, OSError, KeyboardInterrupt):
         raise
-    except Exception as error:  # a damaged pickle may fail in any way
+    except Exception as error:  # a damaged pickle may raise anything
         raise UntrustedFileError(
             f"its pickle is damaged: {error or type(error).__name__}"
         ) from None
 
 
 def _require_harmless(data: bytes) -> None:
-    """Refuse operations that a checkpoint does not need and that could take time, memory or the
+    """Refuse operations that a checkpoint does not need and that could exhaust time, memory or
     stack."""
     tuples = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
         if operation.name in REFUSED_OPERATIONS:
             raise UntrustedFileError(f"its pickle must not use {operation.name}")
-        # The memo is an array: one large index would fill the memory.
+        # The memo is an array: one large index would exhaust memory.
         if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
             raise UntrustedFileError("its pickle must number its memo from 0")
         tuples += operation.name in TUPLES
