@@ -73,7 +73,7 @@ SIDES = {  # what a button adds: left, right, above, below, in halves of the mod
 }
 
 
-# ── the endpoints ───────────────────────────────────────────────────────────────────────────────
+# ── the endpoints ─────────────────────────────────────────────────────────────────────────────
 
 
 def inpaint(
@@ -183,7 +183,7 @@ def outpaint(
     yield shown, finished(first, count, began, remark), images
 
 
-# ── editor and results ──────────────────────────────────────────────────────────────────────────
+# ── editor and results ────────────────────────────────────────────────────────────────────────
 
 
 def hole_of(name: str, size: tuple[int, int]) -> Image.Image:
@@ -225,7 +225,7 @@ def undone(history: list[str]) -> tuple[dict, list[str]]:
     return for_editor(read_picture({"path": history[-1]})), history[:-1]
 
 
-# ── the page ────────────────────────────────────────────────────────────────────────────────────
+# ── the page ──────────────────────────────────────────────────────────────────────────────────
 
 
 def edit_tab(

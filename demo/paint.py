@@ -80,7 +80,7 @@ def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
     return painting
 
 
-# ── the page ────────────────────────────────────────────────────────────────────────────────────
+# ── the page ──────────────────────────────────────────────────────────────────────────────────
 
 
 def semantic_tab(model: ImageBART, ranker: CLIP | None) -> None:

@@ -120,7 +120,7 @@ def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | N
     return [read_int(name, "classes", 0, model.classes - 1) if number else name] * count
 
 
-# ── limits ──────────────────────────────────────────────────────────────────────────────────────
+# ── limits ────────────────────────────────────────────────────────────────────────────────────
 
 
 def check_pixels(count: int, width: int, height: int) -> None:
@@ -145,7 +145,7 @@ def read_layers(editor: dict) -> list[dict]:
     return layers
 
 
-# ── the best of many ────────────────────────────────────────────────────────────────────────────
+# ── the best of many ──────────────────────────────────────────────────────────────────────────
 
 
 def read_candidates(
@@ -189,7 +189,7 @@ def ranked(
         yield best, f"{min(i * chunk, total)} of {total} candidates drawn …"
 
 
-# ── messages ────────────────────────────────────────────────────────────────────────────────────
+# ── messages ──────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager

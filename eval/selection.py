@@ -64,7 +64,7 @@ def main(config: Config) -> dict:
     }
 
 
-# ── table 2 ─────────────────────────────────────────────────────────────────────────────────────
+# ── table 2 ───────────────────────────────────────────────────────────────────────────────────
 
 
 def rejection_rates(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
@@ -107,7 +107,7 @@ def inception_score(p: Tensor) -> float:
     return (p * (p.log() - p.mean(0).log())).nansum(1).mean().exp().item()
 
 
-# ── re-ranking ──────────────────────────────────────────────────────────────────────────────────
+# ── re-ranking ────────────────────────────────────────────────────────────────────────────────
 
 
 def reranking(model: ImageBART, probe: Probe, config: Config) -> list[dict]:

@@ -126,7 +126,7 @@ def random_model(name: str) -> ImageBART:
     return ImageBART(vqgan, diffusion, scales)
 
 
-# ── our chain ───────────────────────────────────────────────────────────────────────────────────
+# ── our chain ─────────────────────────────────────────────────────────────────────────────────
 
 
 def whole_chain(model: ImageBART, ways: dict[str, Decode], batch: int, config: Config) -> dict:
@@ -166,7 +166,7 @@ def tenth(model: ImageBART, seed: int) -> torch.Tensor:
     return hole
 
 
-# ── one scale, and what else decodes it ─────────────────────────────────────────────────────────
+# ── one scale, and what else decodes it ───────────────────────────────────────────────────────
 
 
 @torch.inference_mode()
@@ -196,7 +196,7 @@ def nothing(denoiser: Denoiser) -> torch.Tensor:
     return torch.full((1, length), -1 if denoiser.config.droppable else 0)
 
 
-# ── side by side ────────────────────────────────────────────────────────────────────────────────
+# ── side by side ──────────────────────────────────────────────────────────────────────────────
 
 
 def one_image(report: dict) -> dict:

@@ -81,7 +81,7 @@ def main(config: Config) -> dict:
     return report
 
 
-# ── shapes ──────────────────────────────────────────────────────────────────────────────────────
+# ── shapes ────────────────────────────────────────────────────────────────────────────────────
 
 
 def narrowed(shape: DenoiserConfig, width: int) -> DenoiserConfig:
@@ -109,7 +109,7 @@ def parameters(shape: DenoiserConfig, diffusion: MultinomialDiffusion) -> int:
         return sum(p.numel() for p in Denoiser(shape, diffusion, 2).parameters())
 
 
-# ── seconds ─────────────────────────────────────────────────────────────────────────────────────
+# ── seconds ───────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.inference_mode()

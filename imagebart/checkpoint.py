@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 PathLike = str | os.PathLike
 
-# ── Files ───────────────────────────────────────────────────────────────────────────────────────
+# ── Files ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def read_json(path: PathLike) -> Any:
         raise ValueError(f"{path}: must be JSON, got {error}") from None
 
 
-# ── Weights ─────────────────────────────────────────────────────────────────────────────────────
+# ── Weights ───────────────────────────────────────────────────────────────────────────────────
 
 HEADER_LIMIT = 4 * 2**20  # bytes, some 30 000 names; a million take half a minute to parse
 
@@ -144,7 +144,7 @@ def _require_finite(tensors: Mapping[str, Tensor], path: PathLike) -> None:
             raise ValueError(f"{path}: weights must be finite, got NaN or infinity in {name}")
 
 
-# ── The state of a run ──────────────────────────────────────────────────────────────────────────
+# ── The state of a run ────────────────────────────────────────────────────────────────────────
 
 SEAL = b"\nimagebart sha256 "  # then 64 hexadecimal digits: the digest of the preceding bytes
 SEAL_LENGTH = len(SEAL) + 64
@@ -285,7 +285,7 @@ def _seal_holds(path: Path) -> bool:
         return file.read() == SEAL + digest.hexdigest().encode()
 
 
-# ── Averaged weights ────────────────────────────────────────────────────────────────────────────
+# ── Averaged weights ──────────────────────────────────────────────────────────────────────────
 
 
 class EMA:
@@ -351,7 +351,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-# ── Locks and signals ───────────────────────────────────────────────────────────────────────────
+# ── Locks and signals ─────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-# ── code ────────────────────────────────────────────────────────────────────────────────────────
+# ── code ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def code_of(function: Callable) -> str:
     return f"# {function.__module__.replace('.', '/')}.py\n{code}"
 
 
-# ── images side by side ─────────────────────────────────────────────────────────────────────────
+# ── images side by side ───────────────────────────────────────────────────────────────────────
 
 
 def grid(
@@ -235,7 +235,7 @@ def stacked(rows: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-# ── tokens and masks ────────────────────────────────────────────────────────────────────────────
+# ── tokens and masks ──────────────────────────────────────────────────────────────────────────
 
 
 def code_colours(model: ImageBART) -> UInt8[Tensor, "K 3"]:
@@ -314,7 +314,7 @@ def heat(values: Tensor, low: float | None = None, high: float | None = None) ->
     return image.resize((image.width * cell, image.height * cell), Image.Resampling.NEAREST)
 
 
-# ── numbers ─────────────────────────────────────────────────────────────────────────────────────
+# ── numbers ───────────────────────────────────────────────────────────────────────────────────
 
 
 @matplotlib.rc_context(STYLE)
@@ -382,7 +382,7 @@ def numbers(values: Iterable | Tensor) -> np.ndarray:
     return np.asarray(values, dtype=float).reshape(-1)
 
 
-# ── decoding ────────────────────────────────────────────────────────────────────────────────────
+# ── decoding ──────────────────────────────────────────────────────────────────────────────────
 
 
 class Passes:

@@ -46,7 +46,7 @@ DESKTOP, PHONE = (1280, 1000), (390, 844)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-# ── a server, its model, and what to send it ────────────────────────────────────────────────────
+# ── a server, its model, and what to send it ──────────────────────────────────────────────────
 
 
 class Server:
@@ -157,7 +157,7 @@ def editor(background, layer=None) -> dict:
     return {"background": background, "layers": [layer] if layer else [], "composite": None}
 
 
-# ── the endpoints ───────────────────────────────────────────────────────────────────────────────
+# ── the endpoints ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_endpoints_have_these_names_and_defaults(client):
@@ -329,7 +329,7 @@ def test_a_seed_means_the_same_picture_among_other_visitors(client, server, mode
         assert_same(job.result()[-1], model.sample(1, seed=int(seed)))
 
 
-# ── wrong values ────────────────────────────────────────────────────────────────────────────────
+# ── wrong values ──────────────────────────────────────────────────────────────────────────────
 
 COUNT = "num_images must be a whole number, from 1 to 16, got"
 SEED = f"seed must be a whole number, from 0 to {2**63 - 1}, got"
@@ -428,7 +428,7 @@ def test_an_edit_is_refined_as_often_as_asked(model, tmp_path):
         next(inpaint(model, request, passes=17))
 
 
-# ── odd pictures ────────────────────────────────────────────────────────────────────────────────
+# ── odd pictures ──────────────────────────────────────────────────────────────────────────────
 
 
 def odd_pictures() -> dict[str, tuple[Image.Image, str, dict]]:
@@ -485,7 +485,7 @@ def test_a_broken_picture_comes_back_as_one_sentence(client, tmp_path, name):
     assert "/" not in str(error.value)
 
 
-# ── who may ask ─────────────────────────────────────────────────────────────────────────────────
+# ── who may ask ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_files_of_the_machine_stay_here(server):
@@ -647,7 +647,7 @@ def test_what_undo_remembers_comes_with_a_result(tmp_path):
             taken(nothing, 0, {"background": background}, history)
 
 
-# ── what a request may take ─────────────────────────────────────────────────────────────────────
+# ── what a request may take ───────────────────────────────────────────────────────────────────
 
 
 def test_pictures_of_a_request_are_bounded_together():
@@ -894,7 +894,7 @@ def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
         next(sample(model, candidates=65))
 
 
-# ── in a browser ────────────────────────────────────────────────────────────────────────────────
+# ── in a browser ──────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -1115,7 +1115,7 @@ def test_a_visitor_slides_the_chain(page, model):
     assert wide <= 0 and page.complaints == []
 
 
-# ── the shipped model ───────────────────────────────────────────────────────────────────────────
+# ── the shipped model ─────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.skipif(

@@ -89,7 +89,7 @@ def test_pictures_are_those_of_the_seed(folder, make_model, tmp_path):
         assert Image.open(tmp_path / "a" / name).width > 200
 
 
-# ── completions ─────────────────────────────────────────────────────────────────────────────────
+# ── completions ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_looks_around_are_compared_where_there_are_any():
     ]
 
 
-# ── a blind look ────────────────────────────────────────────────────────────────────────────────
+# ── a blind look ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_blind_sheet_holds_renders_and_samples_in_an_order_that_is_kept(folder, tiny, tmp_path):
@@ -174,7 +174,7 @@ def test_a_blind_look_is_scored(folder):
         blind.main(blind.Config(n=3))
 
 
-# ── how a script runs ───────────────────────────────────────────────────────────────────────────
+# ── how a script runs ─────────────────────────────────────────────────────────────────────────
 
 
 def test_a_script_says_and_writes_its_report(monkeypatch, capsys, tmp_path):

@@ -13,7 +13,7 @@ CODE = [ROOT / "app.py", *(path for one in FOLDERS for path in sorted(ROOT.glob(
 TESTS = [path for path in sorted(ROOT.glob("tests/*.py")) if path != Path(__file__)]
 DOCUMENTS = sorted(path for path in ROOT.glob("**/*.md") if ".venv" not in path.parts)
 
-# ── one thing for one name ──────────────────────────────────────────────────────────────────────
+# ── one thing for one name ────────────────────────────────────────────────────────────────────
 
 SCRIPT = {"main", "Config", "summary", "summary_line", "__all__"}
 """What every script or package defines for itself."""
@@ -53,7 +53,7 @@ def test_no_name_is_defined_for_two_things():
     assert not allowed - twice.keys(), "allowed, but defined once: take it off the list"
 
 
-# ── the field's words ───────────────────────────────────────────────────────────────────────────
+# ── the field's words ─────────────────────────────────────────────────────────────────────────
 
 OLD_WORDS = {  # a private word, as a regular expression: the field's word
     r"receipts?": "run record",

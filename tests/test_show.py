@@ -54,7 +54,7 @@ def colours_in(picture) -> set:
     return {colour for count, colour in image.getcolors(1 << 24) if count > 100}
 
 
-# ── code ────────────────────────────────────────────────────────────────────────────────────────
+# ── code ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_source_is_the_code_that_runs():
@@ -88,7 +88,7 @@ def test_what_is_not_written_in_python_has_no_source():
         show.source(len)
 
 
-# ── images side by side ─────────────────────────────────────────────────────────────────────────
+# ── images side by side ───────────────────────────────────────────────────────────────────────
 
 
 def test_a_grid_reads_row_by_row():
@@ -141,7 +141,7 @@ def test_scales_are_called_by_their_symbols():
     assert show.symbol("β", 1234567890) == "β₁₂₃₄₅₆₇₈₉₀"
 
 
-# ── tokens and masks ────────────────────────────────────────────────────────────────────────────
+# ── tokens and masks ──────────────────────────────────────────────────────────────────────────
 
 
 class Blurred(Painter):
@@ -220,7 +220,7 @@ def test_what_is_no_grid_of_numbers_has_no_heat_map(values):
         show.heat(values)
 
 
-# ── numbers ─────────────────────────────────────────────────────────────────────────────────────
+# ── numbers ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_bars_are_as_high_as_their_values():
@@ -266,7 +266,7 @@ def test_a_chart_of_nothing_is_refused():
         show.bars({})
 
 
-# ── decoding, watched ───────────────────────────────────────────────────────────────────────────
+# ── decoding, watched ─────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("t", [2, 3])
@@ -297,7 +297,7 @@ def test_when_tokens_settle_is_said_of_one_image_only(make_denoiser):
         passes.settled(16)
 
 
-# ── side effects ────────────────────────────────────────────────────────────────────────────────
+# ── side effects ──────────────────────────────────────────────────────────────────────────────
 
 
 @matplotlib.rc_context({"font.size": 20})  # not the house's: a leak of it would show

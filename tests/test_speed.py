@@ -129,7 +129,7 @@ def test_a_shape_has_the_sizes_of_its_preset():
     assert model.K == 64 and model.T == 3 and model.grid == (8, 8)
 
 
-# ── side by side ────────────────────────────────────────────────────────────────────────────────
+# ── side by side ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_one_image_is_the_sum_of_its_parts(report):
@@ -227,7 +227,7 @@ def test_a_report_does_not_say_where_the_repository_lies(tmp_path):
     assert records.shown(tmp_path) == str(tmp_path) and records.shown((1, 2)) == "(1, 2)"
 
 
-# ── the passes of a trained chain ───────────────────────────────────────────────────────────────
+# ── the passes of a trained chain ─────────────────────────────────────────────────────────────
 
 
 def test_a_shape_takes_the_passes_of_the_trained_chain(trained, shape_report):
@@ -285,7 +285,7 @@ def test_a_profile_must_know_both_kinds_of_scale(tiny):
         replay.plans_of(tiny, {"t = T": [0.1] * 10}, 16)
 
 
-# ── split.py ────────────────────────────────────────────────────────────────────────────────────
+# ── split.py ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_split_keeps_the_parameters_of_its_preset():
@@ -336,7 +336,7 @@ def test_a_chain_of_one_scale_has_no_passes_for_a_split(make_model, tmp_path):
         split.main(split.Config(passes_of=tmp_path, passes_n=1, device="cpu"))
 
 
-# ── passes.py ───────────────────────────────────────────────────────────────────────────────────
+# ── passes.py ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_passes_are_those_of_the_window(make_model, tmp_path):

@@ -26,7 +26,7 @@ from imagebart.data import scenery
 
 Size = int | tuple[int, int]
 
-# ── Pictures ────────────────────────────────────────────────────────────────────────────────────
+# ── Pictures ──────────────────────────────────────────────────────────────────────────────────
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders used
@@ -152,7 +152,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(each) for each in pixels]
 
 
-# ── Data sets ───────────────────────────────────────────────────────────────────────────────────
+# ── Data sets ─────────────────────────────────────────────────────────────────────────────────
 
 IN_A_ROW = 50  # consecutive unreadable images mean that the disk or the path is lost
 
@@ -412,7 +412,7 @@ def _printable(path: PathLike) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-# ── Batches ─────────────────────────────────────────────────────────────────────────────────────
+# ── Batches ───────────────────────────────────────────────────────────────────────────────────
 
 
 class Batches(Sampler):

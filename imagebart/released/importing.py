@@ -124,7 +124,7 @@ def import_released(
     return out
 
 
-# ── conversion ──────────────────────────────────────────────────────────────────────────────────
+# ── conversion ────────────────────────────────────────────────────────────────────────────────
 
 
 def _convert(
@@ -236,7 +236,7 @@ def _same_codebook(before: torch.Tensor | None, now: torch.Tensor) -> torch.Tens
     return now
 
 
-# ── files and archives ──────────────────────────────────────────────────────────────────────────
+# ── files and archives ────────────────────────────────────────────────────────────────────────
 
 Members = dict[str, Callable]
 """{name: a function of `progress` that gives a context with the path of that file}"""
@@ -335,7 +335,7 @@ def _why(error: Exception) -> str:
     return f"got a full disk ({error})" if full else f"got {error}"
 
 
-# ── downloads ───────────────────────────────────────────────────────────────────────────────────
+# ── downloads ─────────────────────────────────────────────────────────────────────────────────
 
 
 LOST = (
@@ -443,7 +443,7 @@ def _noted(note: Path) -> dict:
     return noted if isinstance(noted, dict) else {}
 
 
-# ── the model card ──────────────────────────────────────────────────────────────────────────────
+# ── the model card ────────────────────────────────────────────────────────────────────────────
 
 
 def card(name: str, origin: str, sources: dict[str, str], ema: bool) -> str:

@@ -30,7 +30,7 @@ FIRST_STAGE = "first_stage_model."
 Tensors = dict[str, StoredTensor]
 Weights = dict[str, Tensor]
 
-# ── the schedule ────────────────────────────────────────────────────────────────────────────────
+# ── the schedule ──────────────────────────────────────────────────────────────────────────────
 
 
 def require_schedule(tensors: Tensors, alpha_bar: Sequence[float]) -> None:
@@ -44,7 +44,7 @@ def require_schedule(tensors: Tensors, alpha_bar: Sequence[float]) -> None:
         raise ValueError(f"alphacum must be {list(alpha_bar)}, got {stored.read().tolist()}")
 
 
-# ── tensors ─────────────────────────────────────────────────────────────────────────────────────
+# ── tensors ───────────────────────────────────────────────────────────────────────────────────
 
 
 class ReleasedTensors:
@@ -103,7 +103,7 @@ def under(prefix: str, tensors: Tensors) -> Tensors:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-# ── the VQGAN ───────────────────────────────────────────────────────────────────────────────────
+# ── the VQGAN ─────────────────────────────────────────────────────────────────────────────────
 
 MIDDLE = ("block_1", "attn_1", "block_2")
 VQGAN_WORDS = (
@@ -165,7 +165,7 @@ def _vqgan_name(name: str, levels: int) -> str:
     return name
 
 
-# ── a scale ─────────────────────────────────────────────────────────────────────────────────────
+# ── a scale ───────────────────────────────────────────────────────────────────────────────────
 
 SCALE_DEAD = (
     r"encoder\.?to_logits\.?(weight|bias)"  # an unused output layer

@@ -101,7 +101,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, "StoredTensor"]:
     return found
 
 
-# ── tensors in the file ─────────────────────────────────────────────────────────────────────────
+# ── tensors in the file ───────────────────────────────────────────────────────────────────────
 
 
 class Sealed:
@@ -204,7 +204,7 @@ class Inert:
         pass
 
 
-# ── the archive ─────────────────────────────────────────────────────────────────────────────────
+# ── the archive ───────────────────────────────────────────────────────────────────────────────
 
 
 class _Archive:
@@ -288,7 +288,7 @@ def _why_no_zip(path: Path) -> str:
     return "must be a whole PyTorch checkpoint (a zip archive), got something else or a part of one"
 
 
-# ── the pickle ──────────────────────────────────────────────────────────────────────────────────
+# ── the pickle ────────────────────────────────────────────────────────────────────────────────
 
 
 class _Unpickler(pickle.Unpickler):
