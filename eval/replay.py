@@ -5,7 +5,7 @@ trained weights is therefore timed with a trained chain's passes: each is comput
 number of positions that it accepts is given.
 
     profile            number of passes of a trained chain in each tenth of a sequence
-    plan               the first position of each pass over n positions
+    pass_starts        the first position of each pass over n positions
     decode_replayed    computes every pass, and accepts the positions of the plan
 """
 
@@ -50,7 +50,7 @@ def note_start(starts: dict[int, list[int]], t: int, at: torch.Tensor) -> None:
     starts[t].append(int(at[0, 0]))
 
 
-def plan(tenths: Sequence[float], n: int, window: int) -> list[int]:
+def pass_starts(tenths: Sequence[float], n: int, window: int) -> list[int]:
     """The first position of every pass over n positions, with the density of `tenths`; from 0 on.
 
     A pass accepts at least one position and at most a window, so passes are added where `tenths`
@@ -93,7 +93,7 @@ def plans_of(model: ImageBART, tenths: dict[str, list[float]], window: int) -> d
     if not kinds <= tenths.keys():
         raise ValueError(f"passes must be known for {sorted(kinds)}, got {sorted(tenths)}")
     return {
-        t: plan(tenths[scale_group(t, model.T)], denoiser.n, window)
+        t: pass_starts(tenths[scale_group(t, model.T)], denoiser.n, window)
         for t, denoiser in model.denoisers.items()
     }
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 from records import options_of, run_record
-from replay import BETWEEN, decode_replayed, plan, profile
+from replay import BETWEEN, decode_replayed, pass_starts, profile
 from reporting import run
 from timing import DTYPES, timed, with_passes
 from tqdm import tqdm
@@ -119,7 +119,7 @@ def measure_split(
     """One image's tokens at t = 2: seconds and passes, each way; the encoder is in both."""
     torch.manual_seed(config.seed)
     denoiser = Denoiser(shape, diffusion, 2).eval().to(device, DTYPES[config.dtype])
-    plans = {2: plan(tenths, shape.n, default_window(device))}
+    plans = {2: pass_starts(tenths, shape.n, default_window(device))}
     ways = {"parallel": partial(decode_replayed, plans), "sequential": decode_sequential}
     x_t = uniform_tokens([config.seed], 2, shape.n, denoiser.K).to(device)
     noise = gumbel([config.seed], 2, shape.n, denoiser.K).to(device)

@@ -15,7 +15,7 @@ DOCUMENTS = sorted(path for path in ROOT.glob("**/*.md") if ".venv" not in path.
 
 # ── one thing for one name ────────────────────────────────────────────────────────────────────
 
-SCRIPT = {"main", "Config", "summary", "summary_line", "__all__"}
+SCRIPT = {"main", "Config", "summary", "summary_line", "ROOT", "__all__"}
 """What every script or package defines for itself."""
 OPERATIONS = {"inpaint", "outpaint", "panorama"}
 """An endpoint of the demo has the name of the method that it calls."""
@@ -38,7 +38,7 @@ def defined_in(path: Path) -> set[str]:
 # Names of other areas that have two meanings today; each is renamed with its area.
 TO_COME = {
     *("Edit", "MOST", "Maps", "joined", "look"),
-    *("start", "tent"),
+    *("grid_of", "span", "start", "tent"),
 }
 
 

@@ -260,13 +260,13 @@ def test_a_profile_counts_every_pass(tiny):
 
 def test_a_plan_is_as_dense_as_the_profile():
     tenths = [0.03] * 5 + [0.01] * 5
-    starts = np.array(replay.plan(tenths, 200, 16))
+    starts = np.array(replay.pass_starts(tenths, 200, 16))
     assert len(starts) == 40 and starts[0] == 0 and np.diff(starts).max() <= 10
     assert (starts < 100).sum() == 30 and (np.diff(starts) >= 1).all() and starts[-1] < 200
-    assert replay.plan([0.1] * 10, 16, 16) == list(range(16))  # a pass a position
-    assert replay.plan([0.05] * 10, 16, 16) == list(range(0, 16, 2))
-    assert replay.plan([0.05] * 10, 16, 1) == list(range(16))
-    assert replay.plan([0.005] * 10, 64, 16) == [0, 16, 21, 37, 42, 58]
+    assert replay.pass_starts([0.1] * 10, 16, 16) == list(range(16))  # a pass a position
+    assert replay.pass_starts([0.05] * 10, 16, 16) == list(range(0, 16, 2))
+    assert replay.pass_starts([0.05] * 10, 16, 1) == list(range(16))
+    assert replay.pass_starts([0.005] * 10, 64, 16) == [0, 16, 21, 37, 42, 58]
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -44,7 +44,7 @@ from imagebart.released.official import (
 from imagebart.released.untrusted import is_zip, read_checkpoint
 from imagebart.vqgan import VQGAN, VQGANConfig
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Called with the current action, bytes done, bytes in total (0: unknown)."""
 
 BLOCK_BYTES = 2**22
@@ -96,7 +96,7 @@ def import_released(
     source: str | Path | None = None,
     url: str | None = None,
     ema: bool = True,
-    progress: Progress = lambda *_: None,
+    progress: OnProgress = lambda *_: None,
 ) -> Path:
     """Write the released model `name` as a folder that `ImageBART.from_pretrained` reads.
 
@@ -128,14 +128,14 @@ def import_released(
 
 
 def _convert(
-    name: str, source: Path, origin: str, draft: Path, ema: bool, progress: Progress
+    name: str, source: Path, origin: str, draft: Path, ema: bool, progress: OnProgress
 ) -> None:
     convert = _import_vqgan if PUBLISHED[name].vqgan else _import_chain
     sources = convert(name, source, draft, ema, progress)
     (draft / "README.md").write_text(card(name, origin, sources, ema), encoding="utf-8")
 
 
-def _import_vqgan(name: str, source: Path, draft: Path, ema: bool, progress: Progress) -> dict:
+def _import_vqgan(name: str, source: Path, draft: Path, ema: bool, progress: OnProgress) -> dict:
     row = PUBLISHED[name]
     with open_checkpoints(source, draft) as members:
         member = _vqgan_member(source, members, row.files)
@@ -160,7 +160,7 @@ def _vqgan_member(source: Path, members: "Members", files: tuple[str, ...]) -> s
     return found[0]
 
 
-def _import_chain(name: str, source: Path, draft: Path, ema: bool, progress: Progress) -> dict:
+def _import_chain(name: str, source: Path, draft: Path, ema: bool, progress: OnProgress) -> dict:
     preset = find_preset(name)
     diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
     sources, codebook = {}, None
@@ -276,7 +276,7 @@ def _in_place(path: Path) -> Callable:
 
 def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, scratch: Path) -> Callable:
     @contextmanager
-    def unpack(progress: Progress) -> Iterator[Path]:
+    def unpack(progress: OnProgress) -> Iterator[Path]:
         small = entry.file_size <= min(MAX_UNPACKED_BYTES, 100 * entry.compress_size + 2**20)
         if not small:
             raise ValueError(
@@ -374,7 +374,7 @@ def removed_if_unfit(archive: Path) -> Iterator[None]:
         ) from None
 
 
-def download(url: str, folder: Path, progress: Progress = lambda *_: None) -> Path:
+def download(url: str, folder: Path, progress: OnProgress = lambda *_: None) -> Path:
     """Download `url` into `folder`, resuming an earlier attempt.
 
     Raises ValueError with the address and the alternatives.
@@ -399,7 +399,7 @@ def download(url: str, folder: Path, progress: Progress = lambda *_: None) -> Pa
     return whole
 
 
-def _fetch(url: str, part: Path, note: Path, progress: Progress) -> None:
+def _fetch(url: str, part: Path, note: Path, progress: OnProgress) -> None:
     before = _noted(note)
     have = part.stat().st_size if part.exists() and before.get("url") == url else 0
     headers = {"User-Agent": "imagebart", "Accept-Encoding": "identity"}
