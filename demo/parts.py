@@ -55,7 +55,8 @@ def controls_of_words(model: ImageBART) -> Controls:
         "", label="Negative prompt", info=about, max_length=LONGEST_PROMPT, visible=model.takes_text
     )
     about = "1 is conditional sampling, more follows the prompt more closely"
-    guidance = gr.Slider(0, 8, model.guidance, step=0.1, label="Guidance", info=about, visible=conditional)
+    how = {"label": "Guidance", "info": about, "visible": conditional}
+    guidance = gr.Slider(0, 8, model.guidance, step=0.1, **how)
     return {"negative_prompt": negative, "guidance": guidance}
 
 
@@ -126,7 +127,7 @@ def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
 
 
 def endpoint(steps: Callable, model: ImageBART, inputs: Controls, **given) -> Callable:
-    """`steps` with its model and other given arguments bound, errors as sentences, inputs by name."""
+    """`steps` with its model and other given arguments, errors as sentences, inputs by name."""
 
     def run(*values):
         with sentences():

@@ -65,8 +65,8 @@ def main(config: Config) -> None:
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     vqgan = load_vqgan(config.through).to(device, memory_format=torch.channels_last).eval()
-    train = Pictures("train", config.count, vqgan, config, every_other=True)
-    held_out = Pictures("validation", config.held_out, vqgan, config, every_other=False)
+    train = ProbeImages("train", config.count, vqgan, config, every_other=True)
+    held_out = ProbeImages("validation", config.held_out, vqgan, config, every_other=False)
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
     clip = network(config).to(device)
@@ -186,7 +186,7 @@ class Scenes(Dataset):
         return scene.image, kinds, [scene.caption, numbers]
 
 
-class Pictures:
+class ProbeImages:
     """Scenes in memory, kept in OUT for the next start; every other one went through the VQGAN, or
     all of them are there twice: as rendered (`images`), and through it (`through`)."""
 
@@ -228,7 +228,7 @@ class Pictures:
             )
 
     def batch(self, indices: np.ndarray, generator, device) -> tuple:
-        """Pictures b×3×128×128 in [-1, 1], ids, attributes and kinds; half of them mirrored."""
+        """ProbeImages b×3×128×128 in [-1, 1], ids, attributes and kinds; half of them mirrored."""
         mirrored = torch.rand(len(indices), generator=generator) < 0.5
         images = torch.from_numpy(self.images[indices])
         kinds = torch.from_numpy(self.kinds[indices]).long()
@@ -259,7 +259,7 @@ def rebuilt(vqgan, images: np.ndarray, precision: str) -> np.ndarray:
 
 
 @torch.no_grad()
-def evaluate(clip, heads: ProbeHeads, held_out: Pictures, device) -> dict[str, float]:
+def evaluate(clip, heads: ProbeHeads, held_out: ProbeImages, device) -> dict[str, float]:
     """Shares that are right, of held-out pictures as rendered and through the VQGAN: attributes,
     places, and the caption of each picture found among a hundred."""
     found = {}
