@@ -3,7 +3,8 @@
 In reading order, with the ideas that each file has:
 
     notation        symbols and shapes
-    vqgan           compress: encoder, quantiser with its codebook, decoder          [section 3.2]
+    vqgan           compress: encoder, decoder                                       [section 3.2]
+    quantiser       latents to tokens and back: codebook, straight-through, codes in use
     perceptual      what the VQGAN learns by: LPIPS, discriminator, adaptive weight
     efficientnet    ImageNet features for the VQGAN's distance
     diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [section 3.3]

@@ -114,8 +114,7 @@ def load_vqgan(folder: Path) -> VQGAN:
     path = folder / "vqgan.safetensors"
     tensors = load_tensors(path)
     vqgan = VQGAN(_configured(VQGANConfig, shape, folder))
-    if "quantiser.used" in tensors:
-        vqgan.quantiser.shrink(tensors["quantiser.used"])
+    vqgan.shrink_as(tensors)
     _load(vqgan, tensors, path)
     return vqgan
 

@@ -25,19 +25,19 @@ class CompressionRecipe:
     edges: float = 0.0  # weight of differences between neighbouring pixels
     adversarial_weight: float = 0.8
     adversarial_start: int = 10_000  # step from which the discriminator's word counts
-    critic_head_start: int = 0  # steps that it learns before
-    critic_learning_rate: float = 4e-4  # of the discriminator, constant
+    discriminator_head_start: int = 0  # steps that it learns before
+    discriminator_learning_rate: float = 4e-4  # constant
     lecam_weight: float = 0.0  # of the discriminator's regularisation
     ema_decay: float = 0.0  # of the averaged weights, which are those that are saved; 0: no average
     discriminator_channels: int = 64
     discriminator_layers: int = 3
-    round_start: int = 0  # step from which latents are rounded to codes; an autoencoder before
+    quantise_start: int = 0  # step from which latents are quantised; an autoencoder before
     revive_every: int = 100  # steps between revivals of codes that nobody used
     precision: str = "bf16"
 
     def lasting(self, steps: int) -> "CompressionRecipe":
         """The same recipe in other many steps: what begins later begins in proportion."""
-        names = ("warmup_steps", "adversarial_start", "critic_head_start", "round_start")
+        names = ("warmup_steps", "adversarial_start", "discriminator_head_start", "quantise_start")
         begins = {name: round(getattr(self, name) * steps / self.steps) for name in names}
         return replace(self, steps=steps, **begins)
 
@@ -134,7 +134,7 @@ _SCENERY_2 = Preset(
         perceptual_weight=0.4,
         detail=50.0,
         adversarial_start=4_500,  # never: at this size and time it sharpened less than `detail`
-        round_start=600,
+        quantise_start=600,
         revive_every=50,
     ),
     scale=ScaleRecipe(steps=1_400, batch=16, learning_rate=2e-3),
@@ -173,7 +173,7 @@ _SCENERY_SEMANTIC = _scenery(
 _SCENERY_4096 = replace(
     _SCENERY,
     about="a VQGAN of 4096 codes, trained with ImageNet features and a late discriminator",
-    vqgan=replace(_SCENERY_VQGAN, K=4096, channels=96, fine=24),
+    vqgan=replace(_SCENERY_VQGAN, K=4096, channels=96, pixel_channels=24),
     compression=replace(
         _SCENERY.compression,
         steps=9_000,
@@ -182,7 +182,7 @@ _SCENERY_4096 = replace(
         edges=1.0,
         adversarial_weight=0.3,
         adversarial_start=6_000,
-        critic_head_start=300,
+        discriminator_head_start=300,
         discriminator_channels=48,
         lecam_weight=0.01,
         ema_decay=0.999,

@@ -1,12 +1,13 @@
 """Compress: the VQGAN, image x_0 ↔ tokens x_1.   [section 3.2]
 
-    encode   x_0 → z = E(x_0) → x_1 = nearest codes
+    encode   x_0 → z = E(x_0) → x_1 = nearest codes (quantiser.py)
     decode   x_1 → z_q = codebook[x_1] → G(z_q) ≈ x_0
 
 One configuration spans the published f = 16 models and small ones for a laptop: `patch` folds
 p×p pixels into channels before the first convolution, which is where small models save time;
-`fine` gives their decoder layers at every pixel again, which is where patches show; `deeper` gives
-it more blocks. Both begin as nothing, so that a trained decoder can be given them.
+`pixel_channels` gives the decoder a stage at full resolution, where patches would show;
+`extra_decoder_blocks` makes its levels deeper. Both start at zero output, so that they can be added
+to a trained decoder.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imagebart.arguments import as_int
-from imagebart.notation import Bool, Float, Grid, Images, Latents
+from imagebart.notation import Float, Grid, Images, Latents
+from imagebart.quantiser import QUANTISERS
 
 Maps = Float[Tensor, "b _ _ _"]
 """Feature maps, where a layer may change their number and size."""
@@ -37,8 +39,9 @@ class VQGANConfig:
     attention_levels: tuple[int, ...] = (4,)  # levels with self-attention, 0 = finest
     mid_attention: bool = True  # self-attention between the two middle blocks
     patch: int = 1  # pixels a side folded into channels at the door
-    fine: int = 0  # width of the decoder's layers at every pixel, after the patches; 0 = none
-    deeper: int = 0  # further residual blocks of every level of the decoder
+    pixel_channels: int = 0  # width of the decoder's full-resolution stage; 0 = none
+    extra_decoder_blocks: int = 0  # further residual blocks of every level of the decoder
+    quantiser: str = "vector"  # a row of quantiser.QUANTISERS
     commitment: float = 0.25  # weight of the encoder's pull towards its code
 
     def __post_init__(self):
@@ -46,7 +49,7 @@ class VQGANConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("image_size", "K", "embed_dim", "z_channels", "channels", "blocks", "patch"):
             as_int(getattr(self, name), name, 1)
-        for name in ("fine", "deeper"):
+        for name in ("pixel_channels", "extra_decoder_blocks"):
             as_int(getattr(self, name), name)
         if self.channels % 32:
             raise ValueError(f"channels must be a multiple of 32, got {self.channels}")
@@ -54,8 +57,14 @@ class VQGANConfig:
             raise ValueError("multipliers must be at least one, got none")
         for each in self.multipliers:
             as_int(each, "multipliers", 1)
-        if self.fine and self.patch & (self.patch - 1):
-            raise ValueError(f"patch must be a power of 2 where fine is not 0, got {self.patch}")
+        if self.pixel_channels and self.patch & (self.patch - 1):
+            raise ValueError(
+                f"patch must be a power of 2 where pixel_channels is not 0, got {self.patch}"
+            )
+        if self.quantiser not in QUANTISERS:
+            raise ValueError(
+                f"quantiser must be one of {tuple(QUANTISERS)}, got {self.quantiser!r}"
+            )
         if self.image_size % self.f:
             raise ValueError(f"image_size must be a multiple of {self.f}, got {self.image_size}")
         if any(not 0 <= level < len(self.multipliers) for level in self.attention_levels):
@@ -76,14 +85,15 @@ class VQGANConfig:
 
 
 class VQGAN(nn.Module):
-    """x_0 ↔ x_1: an encoder, a codebook and a decoder."""
+    """x_0 ↔ x_1: an encoder, a quantiser and a decoder."""
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
-        self.quantiser = Quantiser(config.K, config.embed_dim, config.commitment)
+        quantiser = QUANTISERS[config.quantiser]
+        self.quantiser = quantiser(config.K, config.embed_dim, config.commitment)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
 
@@ -100,14 +110,14 @@ class VQGAN(nn.Module):
 
         Raises ValueError if a side is not a multiple of f.
         """
-        return self.quantiser.nearest(self.latents(image))
+        return self.quantiser.encode(self.latents(image))
 
     def decode(self, grid: Grid) -> Images:
         """G(x_1): the images that tokens stand for, about [-1, 1], not clamped."""
         return self.generate(self.quantiser.lookup(grid))
 
     def latents(self, image: Images) -> Latents:
-        """z: what the encoder says before it is rounded to codes."""
+        """z: the encoder's output, before it is quantised."""
         *_, H, W = image.shape
         if H % self.f or W % self.f or not H or not W:
             raise ValueError(f"image sides must be multiples of f = {self.f}, got {H}×{W}")
@@ -117,109 +127,32 @@ class VQGAN(nn.Module):
     def generate(self, z_q: Latents) -> Images:
         return self.decoder(self.post_quant_conv(z_q))
 
-    def forward(self, image: Images, rounds: bool = True) -> tuple[Images, Tensor, Grid]:
+    def forward(self, image: Images, quantise: bool = True) -> tuple[Images, Tensor, Grid]:
         """Reconstruction, codebook loss and codes, differentiable: what training needs.
 
-        Without `rounds` latents go to the decoder as they are. A run that begins so, as a plain
-        autoencoder, finds out what to say before it is told to say it in K words; rounded from
-        the start, latents collapse to the two or three directions that codes already tell apart.
+        Without `quantise` latents go to the decoder as they are. A run that begins so, as a plain
+        autoencoder, learns what to encode before it has to be said in K codes; quantised from the
+        start, latents collapse to the two or three directions that codes already tell apart.
         """
         z = self.latents(image)
         z_q, loss, code = self.quantiser(z)
-        return self.generate(z_q if rounds else z), loss if rounds else 0 * loss, code
+        return self.generate(z_q if quantise else z), loss if quantise else 0 * loss, code
 
     def last_layer(self) -> Tensor:
         """The weight at which the adversarial term is balanced (see perceptual.py)."""
         finest = self.decoder.finish or self.decoder
         return finest.conv_out.weight
 
+    def shrink_as(self, tensors: dict[str, Tensor]) -> None:
+        """Shrink the quantiser as it was in the VQGAN whose state dict this is."""
+        start = "quantiser."
+        own = {name.removeprefix(start): x for name, x in tensors.items() if name.startswith(start)}
+        self.quantiser.shrink_as(own)
+
     def hold_tokens(self) -> None:
-        """Encoder and codebook learn no more: tokens stay what they are, the decoder is free."""
+        """Freeze encoder and quantiser: tokens stay as they are, and only the decoder learns."""
         for part in (self.encoder, self.quant_conv, self.quantiser):
             part.requires_grad_(False)
-
-
-class Quantiser(nn.Module):
-    """The codebook: rounds every latent to its nearest code.
-
-    A codebook shrunk to the entries in use keeps the full one for rounding: `used` lists the full
-    index of every entry that still has a token, and `token_of` the token of every full entry,
-    an unused one being mapped to a random used one, drawn once (section 3.2).
-    """
-
-    def __init__(self, K: int, dim: int, commitment: float):
-        super().__init__()
-        self.codebook = nn.Embedding(K, dim)
-        nn.init.uniform_(self.codebook.weight, -1 / K, 1 / K)
-        self.commitment = commitment
-        self.register_buffer("used", None)
-        self.register_buffer("token_of", None)
-
-    @property
-    def K(self) -> int:
-        """Tokens in use: what the transformers see."""
-        return len(self.codebook.weight) if self.used is None else len(self.used)
-
-    def shrink(self, used: Tensor, generator: torch.Generator | None = None) -> None:
-        """Keep tokens for the codes `used` (sorted, unique) only; draw the table for the rest."""
-        full = len(self.codebook.weight)
-        if len(used) == 0 or used.min() < 0 or used.max() >= full:
-            raise ValueError(f"used codes must lie in [0, {full}), at least one, got {used}")
-        if not torch.equal(used, used.unique()):
-            raise ValueError("used codes must be sorted and unique")
-        token_of = torch.randint(len(used), (full,), generator=generator)
-        token_of[used.cpu()] = torch.arange(len(used))
-        device = self.codebook.weight.device
-        self.used, self.token_of = used.to(device), token_of.to(device)
-
-    @torch.no_grad()
-    def revive(self, dead: Bool[Tensor, "K"], z: Latents, generator: torch.Generator) -> None:
-        """Move codes that nobody uses onto latents drawn from z, where they will be used."""
-        rows = rearrange(z, "b c h w -> (b h w) c").float().cpu()
-        drawn = torch.randint(len(rows), (int(dead.sum()),), generator=generator)
-        weight = self.codebook.weight
-        weight[dead] = rows[drawn].to(weight)
-
-    def nearest(self, z: Latents) -> Grid:
-        """argmin_k ‖z - e_k‖², as tokens."""
-        code = self.nearest_code(z)
-        return code if self.token_of is None else self.token_of[code]
-
-    def nearest_code(self, z: Latents) -> Grid:
-        """argmin_k ‖z‖² - 2 z·e_k + ‖e_k‖² over the full codebook, in float32.
-
-        Under autocast too, whose rounded product would take other codes for many tokens.
-        """
-        e = self.codebook.weight.float()
-        rows = rearrange(z, "b c h w -> (b h w) c").float()
-        with torch.autocast(z.device.type, enabled=False):
-            distance = e.square().sum(1) - 2 * rows @ e.T
-        return rearrange(
-            distance.argmin(1), "(b h w) -> b h w", b=z.shape[0], h=z.shape[2], w=z.shape[3]
-        )
-
-    def lookup(self, grid: Grid) -> Latents:
-        """e_{x_1}: the codes of tokens."""
-        code = grid if self.used is None else self.used[grid]
-        return self._at(code)
-
-    def token_embeddings(self) -> Float[Tensor, "K c"]:
-        """The code of every token, in token order."""
-        weight = self.codebook.weight
-        return weight if self.used is None else weight[self.used]
-
-    def forward(self, z: Latents) -> tuple[Latents, Tensor, Grid]:
-        """Straight-through: z_q forwards, the identity backwards.
-
-        L_cb = ‖sg[z] - e‖² + commitment · ‖z - sg[e]‖²
-        """
-        code = self.nearest_code(z)
-        e = self._at(code)
-        loss = F.mse_loss(e, z.detach()) + self.commitment * F.mse_loss(z, e.detach())
-        return z + (e - z).detach(), loss, code
-
-    def _at(self, code: Grid) -> Latents:
-        return rearrange(self.codebook(code), "b h w c -> b c h w")
 
 
 class Encoder(nn.Module):
@@ -262,8 +195,8 @@ class Decoder(nn.Module):
         for level, out in reversed(list(enumerate(widths))):
             attend = level in config.attention_levels
             after = Upsample(out, out) if level else nn.Identity()
-            blocks = config.blocks + 1
-            self.levels.append(Level(width, out, blocks, attend, after, config.deeper))
+            blocks, extra = config.blocks + 1, config.extra_decoder_blocks
+            self.levels.append(Level(width, out, blocks, attend, after, extra))
             width = out
         self.norm_out = norm(width)
         self.conv_out = conv3(width, 3 * config.patch**2)
@@ -272,7 +205,8 @@ class Decoder(nn.Module):
         ):  # the pixels of a patch start equal, so that no checkerboard is learned
             first = self.conv_out.weight[:3].clone()
             self.conv_out.weight.copy_(first.repeat_interleave(config.patch**2, dim=0))
-        self.finish = Finish(width, config.patch, config.fine) if config.fine else None
+        pixel_channels = config.pixel_channels
+        self.finish = Finish(width, config.patch, pixel_channels) if pixel_channels else None
 
     def forward(self, z_q: Latents) -> Images:
         h = self.mid(self.conv_in(z_q))
@@ -284,22 +218,23 @@ class Decoder(nn.Module):
 
 
 class Finish(nn.Module):
-    """What patches cannot say: maps doubled up to every pixel, and what they add to the picture.
+    """The full-resolution stage: maps upsampled to every pixel, and a residual to the picture.
 
-    It begins as nothing. Widths halve as sides double, and there are no norms: at this size a
+    Its output starts at zero. Widths halve as sides double, and there are no norms: at this size a
     norm costs as much as a convolution.
     """
 
-    def __init__(self, width: int, patch: int, fine: int):
+    def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
         self.levels = nn.ModuleList()
         while patch > 1:
             patch //= 2
-            self.levels.append(nn.Sequential(Upsample(width, fine * patch), Plain(fine * patch)))
-            width = fine * patch
-        self.conv_in = conv3(width + 3, fine)
-        self.block = Plain(fine)
-        self.conv_out = conv3(fine, 3)
+            out = channels * patch
+            self.levels.append(nn.Sequential(Upsample(width, out), Plain(out)))
+            width = out
+        self.conv_in = conv3(width + 3, channels)
+        self.block = Plain(channels)
+        self.conv_out = conv3(channels, 3)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
@@ -311,15 +246,15 @@ class Finish(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: blocks, each with attention if asked, `deeper` more that begin as nothing,
-    then a change of size."""
+    """One resolution: blocks, each with attention if asked, `extra` more whose output starts at
+    zero, then a change of size."""
 
     def __init__(
-        self, width: int, out: int, blocks: int, attend: bool, after: nn.Module, deeper: int = 0
+        self, width: int, out: int, blocks: int, attend: bool, after: nn.Module, extra: int = 0
     ):
         super().__init__()
         self.blocks = nn.ModuleList(Residual(width if i == 0 else out, out) for i in range(blocks))
-        for _ in range(deeper):
+        for _ in range(extra):
             self.blocks.append(Residual(out, out))
             nn.init.zeros_(self.blocks[-1].conv2.weight)
             nn.init.zeros_(self.blocks[-1].conv2.bias)

@@ -73,14 +73,13 @@ def test_a_shrunk_codebook_comes_back(make_vqgan, tmp_path):
 
 def test_a_folder_from_before_a_field_still_loads(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
-    change_config(
-        tmp_path, lambda config: [config["vqgan"].pop(name) for name in ("fine", "deeper")]
-    )
-    assert load(tmp_path).vqgan.config == replace(tiny.vqgan.config, fine=0, deeper=0)
+    later = {"pixel_channels": 0, "extra_decoder_blocks": 0, "quantiser": "vector"}
+    change_config(tmp_path, lambda config: [config["vqgan"].pop(name) for name in later])
+    assert load(tmp_path).vqgan.config == replace(tiny.vqgan.config, **later)
 
 
 def test_layers_at_every_pixel_come_back(make_vqgan, tmp_path):
-    vqgan, grid = make_vqgan(fine=8), torch.randint(12, (1, 4, 4))
+    vqgan, grid = make_vqgan(pixel_channels=8), torch.randint(12, (1, 4, 4))
     torch.nn.init.normal_(vqgan.last_layer())
     save_vqgan(vqgan, tmp_path)
     assert torch.equal(load_vqgan(tmp_path).eval().decode(grid), vqgan.decode(grid))

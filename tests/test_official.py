@@ -96,7 +96,7 @@ def test_vqgan_encodes_as_released(vqgan):
 def test_vqgan_tokens_are_the_released_ones_where_a_code_has_one(vqgan):
     io = fixture("vqgan_io")
     z = vqgan.latents(io["square.image"])
-    assert torch.equal(vqgan.quantiser.nearest_code(z), io["square.raw_indices"])
+    assert torch.equal(vqgan.quantiser.nearest(z), io["square.raw_indices"])
     known = io["square.known_mask"]
     tokens = vqgan.encode(io["square.image"])
     assert torch.equal(tokens[known], io["square.remapped_indices_seed123"][known])

@@ -1,4 +1,4 @@
-"""What trains the VQGAN: distances that are zero at home, a critic of patches, a fair weight."""
+"""What trains the VQGAN: distances that are zero at home, a discriminator, a fair weight."""
 
 import pytest
 import torch
@@ -128,26 +128,26 @@ def test_fine_structure_is_what_a_blur_loses():
     assert fine(star).sum().item() == pytest.approx(0, abs=1e-4)
 
 
-def test_the_critic_judges_patches():
+def test_the_discriminator_judges_patches():
     """One verdict a patch; with group norm left out, a verdict sees no pixel far away."""
-    critic = PatchDiscriminator(channels=8, layers=2)
-    verdicts = critic(images(size=64))
+    discriminator = PatchDiscriminator(channels=8, layers=2)
+    verdicts = discriminator(images(size=64))
     assert verdicts.shape[:2] == (2, 1) and min(verdicts.shape[2:]) > 4
-    for block in critic.blocks:
+    for block in discriminator.blocks:
         if isinstance(block, torch.nn.GroupNorm):
             block.forward = lambda x: x
     image = images(1, 64).requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(image)[0, 0, 0, 0], image)
+    (gradient,) = torch.autograd.grad(discriminator(image)[0, 0, 0, 0], image)
     seen = gradient.abs().sum((0, 1)) > 0
     assert seen[:16, :16].any() and not seen[40:].any() and not seen[:, 40:].any()
 
 
-def test_the_critic_is_shown_what_a_blur_would_lose():
+def test_the_discriminator_is_shown_what_a_blur_would_lose():
     """The picture, and its fine structure four times as strong."""
-    critic, shown = PatchDiscriminator(channels=8, layers=2), []
-    critic.blocks[0].register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    discriminator, shown = PatchDiscriminator(channels=8, layers=2), []
+    discriminator.blocks[0].register_forward_pre_hook(lambda _, given: shown.append(given[0]))
     image = images()
-    critic(image)
+    discriminator(image)
     assert torch.equal(shown[0][:, :3], image)
     torch.testing.assert_close(shown[0][:, 3:], 4 * fine(image))
 

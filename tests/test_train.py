@@ -162,7 +162,7 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
 def test_only_the_decoder_learns(chain, tmp_path, monkeypatch):
     """Beside a discriminator and where codes would be revived; every token stays what it was."""
     tiny = presets.PRESETS["tiny"]
-    options = dict(adversarial_start=0, revive_every=2, round_start=9, edges=1.0)
+    options = dict(adversarial_start=0, revive_every=2, quantise_start=9, edges=1.0)
     recipe = replace(tiny.compression, **options)
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
     few = ("--train", "decoder", "--steps", 5, "--workers", 0, "--out", tmp_path)
@@ -173,7 +173,7 @@ def test_only_the_decoder_learns(chain, tmp_path, monkeypatch):
     same = {name for name in old if torch.equal(old[name], new[name])}
     assert same == {name for name in old if not name.startswith(("decoder", "post_quant_conv"))}
     rows = [row for row in metrics(tmp_path / "metrics.jsonl") if "rec" in row]
-    assert rows[-1]["critic"] > 0 and rows[-1]["balance"] > 0
+    assert rows[-1]["discriminator"] > 0 and rows[-1]["balance"] > 0
 
 
 def test_the_saved_vqgan_has_the_averaged_weights(tmp_path, monkeypatch):
@@ -189,13 +189,13 @@ def test_the_saved_vqgan_has_the_averaged_weights(tmp_path, monkeypatch):
 
 def test_the_discriminator_has_a_head_start(tmp_path, monkeypatch):
     tiny = presets.PRESETS["tiny"]
-    recipe = replace(tiny.compression, steps=4, adversarial_start=3, critic_head_start=2)
+    recipe = replace(tiny.compression, steps=4, adversarial_start=3, discriminator_head_start=2)
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
     judged, forward = [], perceptual.PatchDiscriminator.forward
 
-    def spy(critic, image):
+    def spy(discriminator, image):
         judged.append(len(image))
-        return forward(critic, image)
+        return forward(discriminator, image)
 
     monkeypatch.setattr(perceptual.PatchDiscriminator, "forward", spy)
     train("compression", *SIZE, "--steps", 4, "--workers", 0, "--out", tmp_path)

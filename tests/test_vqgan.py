@@ -8,7 +8,8 @@ from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebart.vqgan import VQGAN, Quantiser, VQGANConfig
+from imagebart.quantiser import VectorQuantiser
+from imagebart.vqgan import VQGAN, VQGANConfig
 
 
 @pytest.fixture(scope="module")
@@ -16,8 +17,8 @@ def vqgan(make_vqgan):
     return make_vqgan()
 
 
-def make_quantiser(K=7, dim=3, **options) -> Quantiser:
-    quantiser = Quantiser(K, dim, 0.25, **options)
+def make_quantiser(K=7, dim=3, **options) -> VectorQuantiser:
+    quantiser = VectorQuantiser(K, dim, 0.25, **options)
     weight = torch.randn(K, dim, generator=torch.Generator().manual_seed(0))
     quantiser.codebook.weight.data.copy_(weight)
     return quantiser
@@ -36,14 +37,14 @@ def test_the_nearest_code_is_the_nearest(K, dim, seed):
     quantiser = make_quantiser(K, dim)
     z = latents(c=dim, seed=seed)
     distance = (z[:, None] - quantiser.codebook.weight[:, :, None, None]).square().sum(2)
-    chosen = distance.gather(1, quantiser.nearest(z)[:, None])
+    chosen = distance.gather(1, quantiser.encode(z)[:, None])
     assert (chosen[:, 0] <= distance.amin(1) + 1e-5).all()
 
 
 def test_a_code_is_nearest_to_itself():
     quantiser = make_quantiser()
     grid = torch.arange(7).reshape(1, 1, 7)
-    assert torch.equal(quantiser.nearest(quantiser.lookup(grid).detach()), grid)
+    assert torch.equal(quantiser.encode(quantiser.lookup(grid).detach()), grid)
 
 
 def test_lookup_lays_codes_out_as_the_grid_is():
@@ -59,8 +60,8 @@ def test_tokens_do_not_depend_on_autocast():
     """A product in bfloat16 would take another of 512 codes for one latent in fifty."""
     quantiser, z = make_quantiser(512, 8), latents(c=8, h=32, w=32)
     with torch.autocast("cpu", torch.bfloat16):
-        tokens = quantiser.nearest(z)
-    assert torch.equal(tokens, quantiser.nearest(z))
+        tokens = quantiser.encode(z)
+    assert torch.equal(tokens, quantiser.encode(z))
 
 
 # ── the straight-through gradient ─────────────────────────────────────────────────────────────
@@ -77,7 +78,7 @@ def test_gradient_passes_straight_through():
 def test_what_goes_forward_is_the_code():
     quantiser, z = make_quantiser(), latents()
     z_q, _, code = quantiser(z)
-    assert torch.equal(code, quantiser.nearest_code(z))
+    assert torch.equal(code, quantiser.nearest(z))
     torch.testing.assert_close(z_q, quantiser.lookup(code), rtol=0, atol=1e-6)
 
 
@@ -109,7 +110,7 @@ def test_every_part_learns(vqgan):
 
 def test_without_rounding_it_is_a_plain_autoencoder(vqgan):
     image = torch.rand(1, 3, 32, 32) * 2 - 1
-    back, codebook_loss, code = vqgan(image, rounds=False)
+    back, codebook_loss, code = vqgan(image, quantise=False)
     assert torch.equal(back, vqgan.generate(vqgan.latents(image)))
     assert codebook_loss == 0 and torch.equal(code, vqgan.encode(image))
 
@@ -123,7 +124,7 @@ def test_the_pixels_of_a_patch_start_alike(make_vqgan):
 
 
 def test_the_codebook_starts_within_a_kth_of_zero():
-    weight = Quantiser(50, 64, 0.25).codebook.weight
+    weight = VectorQuantiser(50, 64, 0.25).codebook.weight
     assert 0.9 / 50 < weight.abs().max() <= 1 / 50
 
 
@@ -139,7 +140,8 @@ def grown(vqgan: VQGAN, **more: int) -> VQGAN:
 
 def test_new_layers_start_as_nothing(vqgan):
     """The same pictures, bit for bit, and a gradient that lets the last of them begin."""
-    finer, grid = grown(vqgan, fine=8, deeper=2), torch.randint(12, (2, 4, 5))
+    more = {"pixel_channels": 8, "extra_decoder_blocks": 2}
+    finer, grid = grown(vqgan, **more), torch.randint(12, (2, 4, 5))
     assert torch.equal(finer.decode(grid), vqgan.decode(grid))
     finer.decode(grid).square().mean().backward()
     assert finer.last_layer() is finer.decoder.finish.conv_out.weight
@@ -149,13 +151,14 @@ def test_new_layers_start_as_nothing(vqgan):
 
 def test_a_level_with_attention_can_be_deeper(make_vqgan):
     vqgan, grid = make_vqgan(attention_levels=(1,)), torch.randint(12, (1, 4, 4))
-    assert torch.equal(grown(vqgan, deeper=1).decode(grid), vqgan.decode(grid))
+    deeper = grown(vqgan, extra_decoder_blocks=1)
+    assert torch.equal(deeper.decode(grid), vqgan.decode(grid))
 
 
 @pytest.mark.parametrize("patch, multipliers", [(1, (1, 1)), (2, (1, 1)), (4, (1,))])
 def test_new_layers_end_at_every_pixel(make_vqgan, patch, multipliers):
     """Any patch that is a power of 2; once they have learned, every layer shows."""
-    vqgan = make_vqgan(patch=patch, multipliers=multipliers, fine=8)
+    vqgan = make_vqgan(patch=patch, multipliers=multipliers, pixel_channels=8)
     grid = torch.randint(12, (1, 4, 6))
     assert vqgan.decode(grid).shape == (1, 3, 4 * vqgan.f, 6 * vqgan.f)
     torch.nn.init.normal_(vqgan.last_layer())
@@ -182,13 +185,13 @@ USED = torch.tensor([1, 2, 5])
 
 def test_shrinking_keeps_what_is_used():
     quantiser = make_quantiser()
-    z, grid = latents(), make_quantiser().nearest(latents())
+    z, grid = latents(), make_quantiser().encode(latents())
     quantiser.shrink(USED)
     assert quantiser.K == 3
-    assert torch.equal(quantiser.token_embeddings(), quantiser.codebook.weight[USED])
+    assert torch.equal(quantiser.token_vectors(), quantiser.codebook.weight[USED])
     kept = torch.isin(grid, USED)
     assert kept.any() and not kept.all()
-    tokens = quantiser.nearest(z)
+    tokens = quantiser.encode(z)
     assert torch.equal(USED[tokens][kept], grid[kept])
     assert tokens.min() >= 0 and tokens.max() < 3
     assert torch.equal(quantiser.lookup(tokens), make_quantiser().lookup(USED[tokens]))
@@ -205,8 +208,8 @@ def test_an_unused_code_maps_to_one_used_code_drawn_once():
     other.shrink(USED, torch.Generator().manual_seed(1))
     assert torch.equal(again.token_of, table) and not torch.equal(other.token_of, table)
     z = latents()
-    assert torch.equal(quantiser.nearest(z), quantiser.nearest(z))
-    assert torch.equal(quantiser.nearest(z), table[quantiser.nearest_code(z)])
+    assert torch.equal(quantiser.encode(z), quantiser.encode(z))
+    assert torch.equal(quantiser.encode(z), table[quantiser.nearest(z)])
 
 
 @pytest.mark.parametrize("used", [[], [-1, 2], [2, 7], [2, 1], [1, 1]])
@@ -269,9 +272,16 @@ def test_a_config_survives_json():
         (dict(image_size=100), "image_size must be a multiple of 16, got 100"),
         (dict(K=0), "K must be a whole number, at least 1, got 0"),
         (dict(patch=0), "patch must be a whole number, at least 1, got 0"),
-        (dict(patch=3, fine=16, image_size=240), "patch must be a power of 2 where fine is not 0"),
-        (dict(fine=-1), "fine must be a whole number, at least 0, got -1"),
-        (dict(deeper=-1), "deeper must be a whole number, at least 0, got -1"),
+        (
+            dict(patch=3, pixel_channels=16, image_size=240),
+            "patch must be a power of 2 where pixel_channels is not 0",
+        ),
+        (dict(pixel_channels=-1), "pixel_channels must be a whole number, at least 0, got -1"),
+        (
+            dict(extra_decoder_blocks=-1),
+            "extra_decoder_blocks must be a whole number, at least 0, got -1",
+        ),
+        (dict(quantiser="round"), r"quantiser must be one of \('vector',\), got 'round'"),
         (dict(attention_levels=(5,)), r"attention_levels must lie in \[0, 5\)"),
     ],
 )

@@ -86,29 +86,32 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
     if tokens_held:
         vqgan.hold_tokens()
-    critic = PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
+    discriminator = PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
     perceptual = PERCEPTUAL[recipe.perceptual]()
-    vqgan, critic, perceptual = (
+    vqgan, discriminator, perceptual = (
         module.to(ranks.device, memory_format=torch.channels_last)
-        for module in (vqgan, critic, perceptual)
+        for module in (vqgan, discriminator, perceptual)
     )
-    vqgan_ranks, critic_ranks = vqgan, critic
+    vqgan_ranks, discriminator_ranks = vqgan, discriminator
     if ranks.world > 1:
-        vqgan_ranks, critic_ranks = DistributedDataParallel(vqgan), DistributedDataParallel(critic)
+        vqgan_ranks = DistributedDataParallel(vqgan)
+        discriminator_ranks = DistributedDataParallel(discriminator)
     adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     optimiser = adam([p for p in vqgan.parameters() if p.requires_grad], betas=(0.9, 0.95))
-    critic_optimiser = adam(critic.parameters(), lr=recipe.critic_learning_rate, betas=(0.5, 0.9))
+    discriminator_optimiser = adam(
+        discriminator.parameters(), lr=recipe.discriminator_learning_rate, betas=(0.5, 0.9)
+    )
     ema = EMA(vqgan, recipe.ema_decay)
-    usage = torch.zeros(len(vqgan.quantiser.codebook.weight), device=ranks.device)
+    usage = torch.zeros(vqgan.quantiser.size, device=ranks.device)
     judgements = torch.zeros(2, device=ranks.device)  # moving averages: of images, reconstructions
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
     parts = {
         "vqgan": vqgan,
         "ema": ema,
-        "critic": critic,
+        "discriminator": discriminator,
         "optimiser": optimiser,
-        "critic_optimiser": critic_optimiser,
+        "discriminator_optimiser": discriminator_optimiser,
     }
     run = {"preset": config.preset, "batch": recipe.batch, "seed": config.seed}
     checkpoints = Checkpoints(config.out / "checkpoints")
@@ -145,21 +148,21 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             for group in optimiser.param_groups:
                 course = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
                 group["lr"] = recipe.learning_rate * course
-            rounds = tokens_held or step >= recipe.round_start
+            quantise = tokens_held or step >= recipe.quantise_start
             if not tokens_held and revival_is_due(step, recipe, new=config.init is None):
                 revive(vqgan, image, usage, step, config.seed, ranks)
             adversarial = step >= recipe.adversarial_start
-            judged = step >= recipe.adversarial_start - recipe.critic_head_start
+            judged = step >= recipe.adversarial_start - recipe.discriminator_head_start
 
             # the VQGAN: x_0 → reconstruction
             with distributed.autocast(ranks.device, recipe.precision):
-                reconstruction, codebook_loss, code = vqgan_ranks(image, rounds)
+                reconstruction, codebook_loss, code = vqgan_ranks(image, quantise)
                 weights = recipe.perceptual_weight, recipe.detail, recipe.edges
                 rec = reconstruction_loss(image, reconstruction, perceptual, *weights)
                 loss, balance = rec + codebook_loss, torch.zeros((), device=ranks.device)
                 if adversarial:
-                    critic.requires_grad_(False)
-                    adv = generator_loss(critic(reconstruction))
+                    discriminator.requires_grad_(False)
+                    adv = generator_loss(discriminator(reconstruction))
                     balance = recipe.adversarial_weight * balanced(rec, adv, vqgan, ranks)
                     loss = loss + balance * adv
             require_finite(loss, step, ranks)
@@ -167,34 +170,34 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             loss.backward()
             optimiser.step()
             ema.update()
-            if rounds:
+            if quantise:
                 usage += torch.bincount(code.flatten(), minlength=len(usage))
 
             # the discriminator: real or reconstructed
-            critic_loss = torch.zeros((), device=ranks.device)
+            d_loss = torch.zeros((), device=ranks.device)
             if judged:
-                critic.requires_grad_(True)
+                discriminator.requires_grad_(True)
                 with distributed.autocast(ranks.device, recipe.precision):
-                    both = critic_ranks(torch.cat([image, reconstruction.detach()]))
+                    both = discriminator_ranks(torch.cat([image, reconstruction.detach()]))
                     real, fake = both.chunk(2)
-                    critic_loss = discriminator_loss(real, fake)
-                    critic_loss = critic_loss + recipe.lecam_weight * lecam(real, fake, judgements)
+                    d_loss = discriminator_loss(real, fake)
+                    d_loss = d_loss + recipe.lecam_weight * lecam(real, fake, judgements)
                 now = [distributed.mean(of.detach().float().mean(), ranks) for of in (real, fake)]
                 judgements.lerp_(torch.stack(now), 0.01)
-                require_finite(critic_loss, step, ranks)
-                critic_optimiser.zero_grad(set_to_none=True)
-                critic_loss.backward()
-                critic_optimiser.step()
+                require_finite(d_loss, step, ranks)
+                discriminator_optimiser.zero_grad(set_to_none=True)
+                d_loss.backward()
+                discriminator_optimiser.step()
 
             step += 1
             bar.update()
             if is_reported(step, recipe.steps):
-                terms = dict(rec=rec, codebook=codebook_loss, balance=balance, critic=critic_loss)
+                terms = dict(rec=rec, codebook=codebook_loss, balance=balance, discriminator=d_loss)
                 log.write(step, **{name: distributed.mean(x, ranks) for name, x in terms.items()})
                 bar.set_postfix(rec=f"{rec.item():.3f}", refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 path = config.out / f"reconstructions_{step:06d}.png"
-                look(averaged(vqgan, ema), look_at, rounds, path, step, log, ranks)
+                look(averaged(vqgan, ema), look_at, quantise, path, step, log, ranks)
             if step % config.save_every == 0:
                 save(step)
         if step % config.save_every:
@@ -225,7 +228,7 @@ def balanced(rec, adv, vqgan: VQGAN, ranks) -> torch.Tensor:
 
 def revival_is_due(step: int, recipe: CompressionRecipe, new: bool) -> bool:
     """When a new codebook meets its first latents; then at intervals, until codes may settle."""
-    since = step - recipe.round_start
+    since = step - recipe.quantise_start
     return (
         since % recipe.revive_every == 0
         and (since > 0 or (since == 0 and new))
@@ -245,11 +248,11 @@ def revive(vqgan: VQGAN, image, usage, step: int, seed: int, ranks) -> None:
 
 
 @torch.no_grad()
-def look(vqgan: VQGAN, image, rounds: bool, path: Path, step: int, log: Log, ranks) -> None:
+def look(vqgan: VQGAN, image, quantise: bool, path: Path, step: int, log: Log, ranks) -> None:
     """Reconstruct held-out images: numbers to the log, a picture to look at."""
     if not ranks.is_main:
         return
-    back = torch.cat([vqgan(x[None].to(ranks.device), rounds)[0].cpu() for x in image])
+    back = torch.cat([vqgan(x[None].to(ranks.device), quantise)[0].cpu() for x in image])
     sharp = sharpness(back.clamp(-1, 1)).mean() / sharpness(image).mean()
     log.write(step, psnr=psnr(image, back).mean(), sharpness=sharp)
     rows = torch.stack([image[:8], back[:8], image[8:16], back[8:16]])

@@ -23,10 +23,8 @@ from imagebart.data.maps import commonest_kinds
 from imagebart.data.sources import open_data
 from imagebart.data.tokens import HEADER, TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan
+from imagebart.quantiser import TABLES
 from imagebart.vqgan import VQGAN
-
-CODES_IN_USE = ("quantiser.used", "quantiser.token_of")
-"""What `shrink` adds to a VQGAN's weights."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def main(config: Config) -> None:
             yield grid, item["label"], item["caption"], maps
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
-    if config.shrink and vqgan.quantiser.used is None and not finished:
+    if config.shrink and not vqgan.quantiser.shrunk and not finished:
         seen = [grid.unique() for grid, *_ in code_batches(validation, "codes in use")]
         used = torch.cat(seen).unique()
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
@@ -110,11 +108,13 @@ def same_vqgan(vqgan: VQGAN, folder: Path, shrink: bool) -> VQGAN:
     """The VQGAN that a part of the tokens is from; ValueError if it is not this one, or this one
     shrunk."""
     before = load_vqgan(folder)
-    if shrink and vqgan.quantiser.used is None and before.quantiser.used is None:
+    now, then = vqgan.quantiser.shrunk, before.quantiser.shrunk
+    if shrink and not now and not then:
         raise ValueError(f"{folder.parent}: must hold no finished tokens of all codes, got some")
     new, old = vqgan.state_dict(), before.state_dict()
-    if shrink and vqgan.quantiser.used is None and before.quantiser.used is not None:
-        old = {name: x for name, x in old.items() if name not in CODES_IN_USE}
+    if shrink and then and not now:
+        added = {f"quantiser.{name}" for name in TABLES}
+        old = {name: x for name, x in old.items() if name not in added}
     same = vqgan.config == before.config and new.keys() == old.keys()
     if not same or not all(torch.equal(x, old[name]) for name, x in new.items()):
         raise ValueError(

@@ -78,7 +78,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         raise ValueError(
             f"tokens must be a grid of {denoiser.config.grid}, got {tokens.height, tokens.width}"
         )
-    denoiser.initialise_from_codebook(vqgan.quantiser.token_embeddings().detach())
+    denoiser.initialise_from_codebook(vqgan.quantiser.token_vectors().detach())
     if shape.text_pieces:
         denoiser.know_text(pieces_in(tokens.captions, shape.text_length))
     if config.init is not None:
