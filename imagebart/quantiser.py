@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from imagebart.notation import Bool, Float, Grid, Latents
 
-TABLES = ("used", "token_of")
+TOKEN_TABLES = ("used", "token_of")
 """The tensors that shrinking adds to a quantiser."""
 
 

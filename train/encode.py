@@ -23,7 +23,7 @@ from imagebart.data.maps import commonest_kinds
 from imagebart.data.sources import open_data
 from imagebart.data.tokens import HEADER, TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan
-from imagebart.quantiser import TABLES
+from imagebart.quantiser import TOKEN_TABLES
 from imagebart.vqgan import VQGAN
 
 
@@ -113,7 +113,7 @@ def same_vqgan(vqgan: VQGAN, folder: Path, shrink: bool) -> VQGAN:
         raise ValueError(f"{folder.parent}: must hold no finished tokens of all codes, got some")
     new, old = vqgan.state_dict(), before.state_dict()
     if shrink and then and not now:
-        added = {f"quantiser.{name}" for name in TABLES}
+        added = {f"quantiser.{name}" for name in TOKEN_TABLES}
         old = {name: x for name, x in old.items() if name not in added}
     same = vqgan.config == before.config and new.keys() == old.keys()
     if not same or not all(torch.equal(x, old[name]) for name, x in new.items()):
