@@ -61,7 +61,7 @@ def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
             plain = {"format": "png", "interactive": False, "height": 460, "buttons": []}
             shown = gr.Image(label="x_t, decoded", elem_id="noisy", **plain)
             line = gr.Markdown(elem_id="chain-status", min_height=28)
-    gr.Markdown("#### Every level")
+    gr.Markdown("#### All levels")
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
     levels = shelf_of(label="Levels", elem_id="levels", **plain)
 

@@ -31,7 +31,7 @@ def sample(
     ranker: CLIP | None = None,
     **options,
 ) -> Iterator[tuple]:
-    """Draw images: (the first one's chain, status, images), after every scale.
+    """Sample images: (the first image's chain, status, images), after every scale.
 
     Image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers are not exact.
     classes: a name or a number, empty for any; guidance up to 20, null is the model's own.

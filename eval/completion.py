@@ -95,7 +95,7 @@ def hole_pixels_of(family: str, size: tuple[int, int], index: int) -> np.ndarray
 
 
 def border_step(image: Tensor, hole: Tensor) -> float:
-    """Mean |difference| of neighbouring pixels of which one is in the hole and one is not.
+    """Mean |difference| of neighbouring pixels across the border of the mask.
 
     image (1, 3, H, W), hole (1, 1, H, W); NaN where nothing borders.
     """
@@ -108,7 +108,7 @@ def border_step(image: Tensor, hole: Tensor) -> float:
 
 
 def inpaint_options(config: Config) -> list[dict]:
-    """Options of `inpaint`, of each way to fill a hole; what is released does not look around."""
+    """Options of `inpaint` for each method; the released process has no resampling passes."""
     looks = [{"around": around} for around in config.around] or [{}]
     return [
         {"process": process} | look
@@ -120,7 +120,7 @@ def inpaint_options(config: Config) -> list[dict]:
 def measure_completion(
     model: ImageBART, probe: Probe, how: dict, family: str, config: Config
 ) -> tuple[dict, list[Image.Image]]:
-    """One row, a way to fill a family of holes; and the first of its completions."""
+    """One row, a method and a family of masks; and its first completions."""
     (H, W), sums = model.image_size, {}
     seen: dict[str, list[Tensor]] = {"real": [], "completed": []}
     truths, pictured = [], []

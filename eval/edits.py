@@ -37,7 +37,7 @@ IN_THE_SKY = (SKY, CLOUD, LIGHT, STAR, AURORA, RAINBOW)
 
 
 class Target(NamedTuple):
-    """A weather, its words in the prompt, and the times of day at which it can be."""
+    """A weather, its words in the prompt, and the times of day at which it is possible."""
 
     weather: str
     words: str

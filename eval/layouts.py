@@ -36,7 +36,7 @@ def record_row(name: str, **fields) -> dict:
 
 
 def markdown(header: str, rows: Iterable[Iterable], *names: str) -> str:
-    """Rows below a header ("a | b | c"), and where the figures come from."""
+    """A Markdown table of a header ("a | b | c") and rows, with the provenance of its figures."""
     columns = header.count("|") + 1
     lines = [header, " | ".join(["---"] * columns), *(" | ".join(map(str, row)) for row in rows)]
     body = "\n".join(f"| {line} |" for line in lines)
@@ -223,7 +223,7 @@ def seams_table() -> str:
 
 
 def speed_table(name: str) -> str:
-    """Seconds and passes of the whole chain, a row a batch."""
+    """Seconds and passes of the whole chain, one row per batch size."""
     rows = []
     for images, chain in record(name)["chain"].items():
         ours, plain = chain["parallel"], chain["sequential"]
@@ -295,7 +295,7 @@ def split_table() -> str:
 
 
 def passes_table(name: str, column: str, key: str, labels: dict[str, str]) -> str:
-    """Passes at every window; rows of one `key` make a chain, called as `labels` says."""
+    """Passes for every window; `labels` maps the values of `key` to names of chains."""
     windows = sorted({row["window"] for row in record_rows(name)})
     rows = []
     for value, label in labels.items():
@@ -304,7 +304,7 @@ def passes_table(name: str, column: str, key: str, labels: dict[str, str]) -> st
 
 
 def passes_rows(rows: list[dict], label: str) -> list[tuple]:
-    """A row a scale, then all scales together: passes, tokens a pass, seconds."""
+    """One row per scale, then all scales: passes, tokens per pass, seconds."""
     scales: dict[int, list[dict]] = {}  # {t: rows, a window each}
     for row in sorted(rows, key=lambda row: (-row["t"], row["window"])):
         scales.setdefault(row["t"], []).append(row)
@@ -386,7 +386,7 @@ def highlights_table() -> str:
 
 
 def other_ways(speed: dict) -> str:
-    """The same image by other ways."""
+    """Seconds of one image by other methods."""
     names = {
         "ours, sequential": "one pass per token",
         "naive decoder": "no cache (as the released code)",
@@ -398,7 +398,7 @@ def other_ways(speed: dict) -> str:
 
 
 def shares(row: dict, key: str) -> tuple[str, str]:
-    """Of the samples; of the renders and by chance."""
+    """(share in the samples, shares in the renders and by chance)."""
     beside = [f"{of} {percent(row[of][key])}" for of in ("renders", "chance") if of in row]
     return percent(row["samples"][key]), ", ".join(beside)
 

@@ -62,7 +62,7 @@ def main(config: Config) -> dict:
 
 
 def from_x_t(*args, draft: Draft, **options) -> torch.Tensor:
-    """`decode_parallel` from the guess x_t, whatever the draft."""
+    """`decode_parallel` from the guess x_t instead of the draft."""
     return decode_parallel(*args, **options)
 
 
@@ -103,7 +103,7 @@ def count_passes(
 
 @matplotlib.rc_context(show.STYLE)
 def plot_passes(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
-    """Passes against the window: a colour for each scale of each model, dashed from x_t."""
+    """Passes against the window: one colour per scale and model, dashed from x_t."""
     lines: dict[tuple, list[float]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("model", "T", "t", "beta", "guess"))
@@ -126,7 +126,7 @@ def plot_passes(rows: list[dict], windows: tuple[int, ...]) -> show.Picture:
 
 
 def called(model: str, T: int, t: int, beta: float, alone: bool) -> str:
-    """A scale's name; its model's stands before, if there are others."""
+    """The label of a scale, with its model's name if there are several."""
     folder = Path(model.removesuffix("/model")).name  # as the recipes of presets.py name them
     return f"{'' if alone else f'{folder}, T = {T}: '}t = {t}, β = {beta:.2f}"
 

@@ -96,7 +96,7 @@ def bart_like(denoiser: Denoiser) -> nn.Module:
 def ddpm_seconds(
     size: tuple[int, int], repeats: int, device: torch.device, dtype: torch.dtype
 ) -> dict:
-    """Seconds an image of a diffusion model of pixels: a few steps timed, the total computed."""
+    """Seconds per image of a pixel diffusion model: a few steps timed, the total computed."""
     unet = ddpm_unet().eval()
     nn.Module.to(unet, device, dtype)
     x = torch.randn(1, 3, *size, device=device, dtype=dtype)

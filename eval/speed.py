@@ -95,7 +95,7 @@ def main(config: Config) -> dict:
 
 
 def open_chain(config: Config, device: torch.device, window: int) -> tuple[ImageBART, Decode, dict]:
-    """The chain to be timed, how it decodes in parallel, and what the report says of its passes."""
+    """(chain, its parallel decoding, the report's entries on its passes)."""
     if config.shape is None:
         model = ImageBART.from_pretrained(config.model, device=device)
         return model, decode_parallel, {"weights": "trained"}
@@ -130,7 +130,7 @@ def random_model(name: str) -> ImageBART:
 
 
 def whole_chain(model: ImageBART, ways: dict[str, Decode], batch: int, config: Config) -> dict:
-    """Seconds a batch from noise to pixels, each way, and of its parts."""
+    """Seconds per batch from noise to pixels by each method, and of its parts."""
     clock = partial(timed, repeats=config.repeats, device=model.device, batch=batch)
     rows = {
         name: with_passes(clock, partial(draw_images, model, batch, decode, config.seed))
@@ -157,7 +157,7 @@ def edit(model: ImageBART, tokens: torch.Tensor, batch: int, decode: Decode, see
 
 
 def tenth(model: ImageBART, seed: int) -> torch.Tensor:
-    """A square hole of about a tenth of the tokens, (1, h, w)."""
+    """A square mask of about a tenth of the tokens, (1, h, w)."""
     h, w = model.grid
     side = max(1, round((h * w / 10) ** 0.5))
     top, left = np.random.default_rng(seed).integers(0, (h - side + 1, w - side + 1))
@@ -166,18 +166,20 @@ def tenth(model: ImageBART, seed: int) -> torch.Tensor:
     return hole
 
 
-# ── one scale, and what else decodes it ───────────────────────────────────────────────────────
+# ── one scale, by all methods ───────────────────────────────────────────────────────
 
 
 @torch.inference_mode()
 def one_scale(
     model: ImageBART, ways: dict[str, Decode], t: int, config: Config, ceiling: dict
 ) -> dict:
-    """One image's tokens at scale t: seconds and passes, ours and others'."""
+    """One image's tokens at scale t: seconds and passes of all methods."""
     denoiser, n, K = model.denoisers[t], model.denoisers[t].n, model.K
     x_t = uniform_tokens([config.seed], t, n, K).to(model.device)
     noise = gumbel([config.seed], t, n, K).to(model.device)
-    condition = nothing(denoiser).to(model.device) if denoiser.config.condition_parts else None
+    condition = (
+        empty_condition(denoiser).to(model.device) if denoiser.config.condition_parts else None
+    )
     clock = partial(timed, repeats=config.repeats, device=model.device, batch=1)
     rows = {
         name: with_passes(clock, partial(decode, denoiser, x_t, noise, Filter(), condition))
@@ -190,8 +192,8 @@ def one_scale(
     return rows
 
 
-def nothing(denoiser: Denoiser) -> torch.Tensor:
-    """A condition (1, m) of which nothing is given, or all zeros where it must be."""
+def empty_condition(denoiser: Denoiser) -> torch.Tensor:
+    """An encoded condition (1, m) that is absent, or all zeros if the model needs one."""
     length = sum(length for _, length in denoiser.config.condition_parts.values())
     return torch.full((1, length), -1 if denoiser.config.droppable else 0)
 
@@ -200,7 +202,7 @@ def nothing(denoiser: Denoiser) -> torch.Tensor:
 
 
 def one_image(report: dict) -> dict:
-    """Seconds from noise to pixels of one image, every way, and over those of the parallel one.
+    """Seconds from noise to pixels of one image by all methods, and relative to parallel decoding.
 
     The naive decoder's and BART's are the sum of the scales and our VQGAN's.
     """

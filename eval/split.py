@@ -91,7 +91,7 @@ def narrowed(shape: DenoiserConfig, width: int) -> DenoiserConfig:
 
 
 def refilled(shape: DenoiserConfig, decoder_depth: int, diffusion) -> DenoiserConfig:
-    """That decoder depth, and the encoder depth that comes nearest to the parameters of `shape`.
+    """That decoder depth, and the encoder depth closest to the number of parameters of `shape`.
 
     ValueError if the decoder alone is larger by half an encoder layer or more.
     """
@@ -104,7 +104,7 @@ def refilled(shape: DenoiserConfig, decoder_depth: int, diffusion) -> DenoiserCo
 
 
 def parameters(shape: DenoiserConfig, diffusion: MultinomialDiffusion) -> int:
-    """Of the denoiser of t = 2, without building it."""
+    """Number of parameters of the denoiser of t = 2, without allocating it."""
     with torch.device("meta"):
         return sum(p.numel() for p in Denoiser(shape, diffusion, 2).parameters())
 
@@ -116,7 +116,7 @@ def parameters(shape: DenoiserConfig, diffusion: MultinomialDiffusion) -> int:
 def measure_split(
     shape: DenoiserConfig, diffusion, tenths: list[float], device: torch.device, config: Config
 ) -> dict:
-    """One image's tokens at t = 2: seconds and passes, each way; the encoder is in both."""
+    """One image's tokens at t = 2: seconds and passes by each method, with the encoder."""
     torch.manual_seed(config.seed)
     denoiser = Denoiser(shape, diffusion, 2).eval().to(device, DTYPES[config.dtype])
     plans = {2: pass_starts(tenths, shape.n, default_window(device))}
@@ -135,7 +135,7 @@ def measure_split(
 
 
 def plot_split(report: dict) -> show.Picture:
-    """Tokens a second against the depth of the decoder."""
+    """Tokens per second against the depth of the decoder."""
     rows, n = report["rows"], report["tokens"]
     lines = {method: [n / row[method]["median_s"] for row in rows] for method in METHODS}
     depths = [row["decoder_depth"] for row in rows]

@@ -79,7 +79,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict:
 
 
 def roofline(denoiser: Denoiser, seconds: float, ceiling: dict) -> dict:
-    """The part of each ceiling that a pass over one token reaches: weights read, products made."""
+    """The share of each limit that a pass over one token reaches: bandwidth and operations."""
     layers = (denoiser.decoder, denoiser.head)
     weights = sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim > 1)
     size = next(denoiser.parameters()).element_size()

@@ -157,7 +157,7 @@ def strip(
 
 
 def chain(model: ImageBART, steps: Iterable, height: int | None = None) -> Picture:
-    """x_T … x_1, decoded, side by side: a row an image, a column a step of `sample_steps`."""
+    """x_T … x_1, decoded: one row per image, one column per step of `sample_steps`."""
     steps = list(steps)
     decoded = [model.decode(step.tokens) for step in steps]
     names = [step_name(step.t, model.T) for step in steps]
