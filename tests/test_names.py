@@ -62,11 +62,11 @@ OLD_WORDS = {  # a private word, as a regular expression: the field's word
     r"[Hh]eld by tests|tests? holds? them": "verified by tests",
     r"shell door|[Ff]rom a shell|shell command": "command line",
     r"rooms": "tabs, packages",
+    r"whole\.py": "arguments.py",
 }
 TO_COME_WORDS = {  # words of areas that are being renamed
     r"reckon(ed|s)?": "computed",
     r"[Ww]ish(es)?": "condition, target, prompts",
-    r"whole\.py": "arguments.py",
     r"holes\.py|hole_pixels|pixel_hole|token_hole|sampling\.holes": "mask, span",
     r"looks|course": "passes, schedule",
     r"Belief|beliefs?": "x_1 prediction",
