@@ -8,6 +8,7 @@ In reading order, with the ideas that each file has:
     perceptual      what the VQGAN learns by: LPIPS, discriminator, adaptive weight
     efficientnet    ImageNet features for the VQGAN's distance
     diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [section 3.3]
+    rotary          positions that turn queries and keys, in two dimensions
     transformer     remember: attention, the causal mask, encoder, decoder, caches
     linear          a linear layer whose weights lie as the processor wants them
     decodable       the protocol of all that is decoded: start, step, read, keep

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.linear import Linear
-from imagebart.notation import Bool, Float, Int, Logits, Tokens
+from imagebart.notation import Bool, Float, Int, Logits, PerPosition, Tokens
+from imagebart.rotary import Places, grid_places
 from imagebart.transformer import (
     Decoder,
     Encoder,
@@ -59,6 +60,8 @@ class DenoiserConfig:
     droppable: bool = False  # trained to do without any of its conditions
     joint: bool = False  # one network for every scale, T included
     axial_positions: bool = True  # a row plus a column vector, not one vector a place
+    rotary: bool = False  # positions turn queries and keys; no vectors then
+    qk_norm: bool = False  # normalised queries and keys
     output: str = "posterior"  # what the logits are built from, see `Denoiser.logits`
 
     def __post_init__(self):
@@ -69,6 +72,8 @@ class DenoiserConfig:
             raise ValueError(f"sizes must be at least 1, got {self}")
         if min(self.classes, self.text_length, self.text_pieces, self.map_kinds) < 0:
             raise ValueError(f"conditions must be at least 0, got {self}")
+        if self.rotary and self.head_width % 4:
+            raise ValueError(f"head_width must be a multiple of 4 to be rotary, got {self}")
 
     @property
     def n(self) -> int:
@@ -88,8 +93,10 @@ class DenoiserConfig:
 class Denoiser(nn.Module, Decodable):
     """p_θ^{t-1}: tokens of scale t-1 given those of scale t, one after another.
 
-    A joint network (the ablation of section 4.4) is one set of weights for all t: it has an encoder
-    at T too, a start vector and a gain for each scale, and `at(t)` is the same network at scale t.
+    A joint network (the ablation of section 4.4) is one set of weights for all t, and `at(t)` is
+    the same network at scale t. It has an encoder at T too, whose input begins with a start vector
+    for each scale. The decoder is told the scale at every place, by a vector added to its input:
+    how much of x_t to believe is a question of every place, and none need look it up.
     """
 
     def __init__(self, config: DenoiserConfig, diffusion: MultinomialDiffusion, t: int):
@@ -99,20 +106,26 @@ class Denoiser(nn.Module, Decodable):
         self.config, self.diffusion = config, diffusion
         self.n, self.K, self.t = config.n, diffusion.K, t
         K, width = diffusion.K, config.width
-        shape = width, config.heads, config.head_width, config.bias
+        shape = width, config.heads, config.head_width, config.bias, config.qk_norm
         self.sees_x_t = t < diffusion.T or config.joint
         scales = (diffusion.T - 1,) if config.joint else ()
         if self.sees_x_t:
             self.noisy_tokens = nn.Embedding(K, width)
             self.noisy_positions = positions(config)
             self.encoder_prefix = Prefix(config, scales)
-            self.encoder = Encoder(config.encoder_depth, *shape)
+            self.encoder = Encoder(config.encoder_depth, *shape, places=encoder_places(config))
         self.tokens = nn.Embedding(K, width)
         self.positions = positions(config)
         self.prefix = Prefix(config) if not self.sees_x_t else Start(width)
         self.decoder = Decoder(
-            config.decoder_depth, *shape, cross=self.sees_x_t, prefix=self.prefix.length
+            config.decoder_depth,
+            *shape,
+            cross=self.sees_x_t,
+            prefix=self.prefix.length,
+            places=decoder_places(config, self.sees_x_t),
+            memory_places=encoder_places(config) if self.sees_x_t else None,
         )
+        self.scale_vectors = nn.Parameter(torch.zeros(*scales, width)) if config.joint else None
         self.head = Linear(width, K, bias=config.head_bias)
         self.log_gain = nn.Parameter(torch.zeros(scales)) if config.output == "residual" else None
         self.apply(_initialise)
@@ -129,7 +142,9 @@ class Denoiser(nn.Module, Decodable):
         return (self.encoder_prefix if self.sees_x_t else self.prefix).text.row
 
     def at(self, t: int) -> "Denoiser":
-        """A joint network as the denoiser of scale t: the same weights, another t."""
+        """The denoiser of scale t: a joint network serves all with the same weights."""
+        if t == self.t:
+            return self
         if not self.config.joint:
             raise ValueError(f"only a joint network serves every scale, got one of t = {self.t}")
         if not 2 <= t <= self.diffusion.T:
@@ -146,13 +161,30 @@ class Denoiser(nn.Module, Decodable):
         `condition` holds class ids (b,) for a class model, tokens (b, m) for text and maps.
         x_t is ignored at t = T, unless the network is a joint one.
         """
+        return self.logits(self.head(self.features(x_prev, x_t, condition)), x_t)
+
+    def loss(
+        self, x_prev: Tokens, x_t: Tokens, x_1: Tokens, condition: Condition | None = None
+    ) -> PerPosition:
+        """L_t of every token, in nats; arguments as `forward`.
+
+        A CPU takes its logits two images at a time: b×n×K numbers would not stay in its caches.
+        """
+        hidden = self.features(x_prev, x_t, condition)
+        few = 2 if hidden.device.type == "cpu" else len(hidden)
+        losses = []
+        for h, now, image in zip(hidden.split(few), x_t.split(few), x_1.split(few), strict=True):
+            losses.append(self.diffusion.loss_t(self.logits(self.head(h), now), now, image, self.t))
+        return torch.cat(losses)
+
+    def features(self, x_prev: Tokens, x_t: Tokens | None, condition: Condition | None) -> Sequence:
+        """What the output layer reads, b×n×c; arguments as `forward`."""
         memory, memory_present = self.encode(x_t, condition)
         prefix, present = self.decoder_prefix(len(x_prev), condition)
         x = torch.cat([prefix, self.tokens(x_prev[:, :-1])], dim=1)
-        at = F.pad(self.positions(), (0, 0, self.prefix.length - 1, 0))
+        at = F.pad(self.told_everywhere(), (0, 0, self.prefix.length - 1, 0))
         hidden = self.decoder(x + at, memory, memory_present, present)
-        hidden = hidden[:, self.prefix.length - 1 :]
-        return self.logits(self.head(hidden), x_t)
+        return hidden[:, self.prefix.length - 1 :]
 
     # ── the encoder ───────────────────────────────────────────────────────────────────────────
 
@@ -178,7 +210,7 @@ class Denoiser(nn.Module, Decodable):
         batch, memory = len(x_t), self._memory_of_each(x_t, condition)
         prefix, present = self.decoder_prefix(batch, condition)
         cache = self.decoder.cache(batch, self.prefix.length + self.n - 1, *memory, present)
-        positions = self.positions()
+        positions = self.told_everywhere()
         if self.prefix.length > 1:
             slots = torch.arange(self.prefix.length, device=prefix.device)
             at = F.pad(positions[:1], (0, 0, self.prefix.length - 1, 0))
@@ -253,6 +285,11 @@ class Denoiser(nn.Module, Decodable):
             table.weight.data.copy_(start)
 
     # ── helpers ───────────────────────────────────────────────────────────────────────────────
+
+    def told_everywhere(self) -> Float[Tensor, "n c"]:
+        """What is added to the decoder's input: the place, and a joint network's scale."""
+        places = self.positions()
+        return places if self.scale_vectors is None else places + self.scale_vectors[self.t - 2]
 
     def decoder_prefix(self, batch: int, condition: Condition | None) -> tuple[Sequence, Present]:
         return self.prefix(batch, None if self.sees_x_t else self._checked(condition))
@@ -333,7 +370,7 @@ class Prefix(Start):
         self.start_first = list(parts) == ["classes"] and not config.droppable
         self.classes = nn.Embedding(config.classes, width) if "classes" in parts else None
         self.text = Text(config) if "text" in parts else None
-        self.map = PlacedTokens(*parts["map"], width) if "map" in parts else None
+        self.map = map_table(config) if "map" in parts else None
 
     def forward(
         self, batch: int, condition: Int[Tensor, "b m"] | None = None, t: int | None = None
@@ -363,6 +400,13 @@ class PlacedTokens(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "b m"]) -> Sequence:
         return self.tokens(tokens) + self.positions
+
+
+def map_table(config: DenoiserConfig) -> nn.Module:
+    """A vector for each kind of a map, and one for its place unless positions are rotary."""
+    if config.rotary:
+        return nn.Embedding(config.map_kinds, config.width)
+    return PlacedTokens(config.map_kinds, config.n, config.width)
 
 
 class Text(PlacedTokens):
@@ -415,9 +459,51 @@ class AxialPositions(nn.Module):
         return rearrange(self.rows[:, None] + self.columns, "h w c -> (h w) c")
 
 
+class RotaryPositions(nn.Module):
+    """Nothing is added: places turn queries and keys instead (rotary.py)."""
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__()
+        self.shape = config.n, config.width
+        self.register_buffer("nothing", torch.zeros(()), persistent=False)
+
+    def forward(self) -> Float[Tensor, "n c"]:
+        return self.nothing.expand(self.shape)
+
+
 def positions(config: DenoiserConfig) -> nn.Module:
     """Positions are those of the token to be predicted (decoder) or read (encoder)."""
+    if config.rotary:
+        return RotaryPositions(config)
     return AxialPositions(config) if config.axial_positions else LearnedPositions(config)
+
+
+def encoder_places(config: DenoiserConfig) -> Places | None:
+    """Where the encoder's slots lie, if positions are rotary: the condition's, the start, x_t's."""
+    if not config.rotary:
+        return None
+    start = torch.zeros(1, 2, dtype=torch.int64)
+    return torch.cat([condition_places(config), start, grid_places(config.grid)])
+
+
+def decoder_places(config: DenoiserConfig, sees_x_t: bool) -> Places | None:
+    """Where the tokens lie that the decoder's slots predict, if positions are rotary.
+
+    Without an encoder the condition stands before them.
+    """
+    if not config.rotary:
+        return None
+    before = [] if sees_x_t else [condition_places(config)]
+    return torch.cat([*before, grid_places(config.grid)])
+
+
+def condition_places(config: DenoiserConfig) -> Places:
+    """A map lies on the grid; a class and a text lie nowhere and are not turned."""
+    parts = [
+        grid_places(config.grid) if name == "map" else torch.zeros(length, 2, dtype=torch.int64)
+        for name, (_, length) in config.condition_parts.items()
+    ]
+    return torch.cat([torch.zeros(0, 2, dtype=torch.int64), *parts])
 
 
 def _initialise(module: nn.Module) -> None:

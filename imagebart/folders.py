@@ -1,5 +1,7 @@
 """A model's folder: `config.json`, `vqgan.safetensors`, `scale_2.safetensors` … and a card.
 
+A joint network is one file for all scales, `scale_joint.safetensors`, and one row of config.json.
+
 Only JSON and safetensors are read, and untrusted files are checked: errors are one sentence.
 """
 
@@ -19,6 +21,9 @@ from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
 SHIPPED_SEMANTIC = SHIPPED.with_name("scenery-semantic")
+JOINT = "joint"
+"""What stands for t where one network serves all scales."""
+
 OPTIONAL_ENTRIES = ("class_names", "map_names", "guidance")
 """Optional entries of config.json."""
 
@@ -62,8 +67,11 @@ def read_config(folder: Path) -> dict:
         if not isinstance(config, dict) or not isinstance(config.get(name), kind):
             raise ValueError(f"{path} must hold {', '.join(wanted)}: no {name} there")
     scales = config["denoisers"]
-    if not all(t.isdecimal() and isinstance(shape, dict) for t, shape in scales.items()):
-        raise ValueError(f"{path}: denoisers must be {{t: shape}}, got {scales!r:.80}")
+    named = list(scales) == [JOINT] or all(t.isdecimal() for t in scales)
+    if not named or not all(isinstance(shape, dict) for shape in scales.values()):
+        raise ValueError(
+            f'{path}: denoisers must be {{t: shape}} or {{"{JOINT}": shape}}, got {scales!r:.80}'
+        )
     for name, kind in ENTRIES.items():
         if isinstance(config.get(name), list) and name == "guidance":
             kind = tuple[float, ...]  # one a scale
@@ -144,11 +152,39 @@ def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> 
     update_config(Path(folder), {"vqgan": asdict(vqgan.config)})
 
 
-def load_denoiser(folder: Path, t: int, shape: dict, diffusion: MultinomialDiffusion) -> Denoiser:
-    path = Path(folder) / f"scale_{t}.safetensors"
-    denoiser = Denoiser(_configured(DenoiserConfig, shape, folder), diffusion, t)
+def load_denoisers(
+    folder: Path, rows: dict[str, dict], diffusion: MultinomialDiffusion
+) -> dict[int, Denoiser]:
+    """{t: denoiser} from the rows of config.json: one network at every scale if it is joint."""
+    if JOINT in rows:
+        network = load_denoiser(folder, diffusion.T, rows[JOINT], diffusion, joint=True)
+        return {t: network.at(t) for t in range(2, diffusion.T + 1)}
+    return {int(t): load_denoiser(folder, int(t), row, diffusion) for t, row in rows.items()}
+
+
+def load_denoiser(
+    folder: Path, t: int, shape: dict, diffusion: MultinomialDiffusion, joint: bool = False
+) -> Denoiser:
+    config = _configured(DenoiserConfig, shape, folder)
+    if config.joint != joint:
+        raise ValueError(
+            f"{folder}/config.json: joint must be {str(joint).lower()} for scale "
+            f"{JOINT if joint else t}, got {str(config.joint).lower()}"
+        )
+    path = Path(folder) / scale_file(config, t)
+    denoiser = Denoiser(config, diffusion, t)
     _load(denoiser, load_tensors(path), path)
     return denoiser
+
+
+def scale_name(config: DenoiserConfig, t: int) -> str:
+    """What scale t goes by in a model's folder."""
+    return JOINT if config.joint else str(t)
+
+
+def scale_file(config: DenoiserConfig, t: int) -> str:
+    """The file that holds the weights of scale t."""
+    return f"scale_{scale_name(config, t)}.safetensors"
 
 
 def save_scale(
@@ -160,12 +196,12 @@ def save_scale(
     dtype: torch.dtype | None = None,
     **names: Sequence[str],
 ) -> None:
-    """Write scale t of a model: its weights, and its rows of config.json; `names` are its
-    class_names and map_names."""
-    save_tensors(_as(tensors, dtype), Path(folder) / f"scale_{t}.safetensors")
+    """Write scale t of a model, or the joint network of all scales: its weights, and its rows of
+    config.json; `names` are its class_names and map_names."""
+    save_tensors(_as(tensors, dtype), Path(folder) / scale_file(config, t))
     schedule = diffusion.alpha_bar[1:].tolist()
-    entries = {"alpha_bar": schedule, "denoisers": {str(t): asdict(config)}, **names}
-    update_config(Path(folder), entries)
+    row = {scale_name(config, t): asdict(config)}
+    update_config(Path(folder), {"alpha_bar": schedule, "denoisers": row, **names})
 
 
 def update_config(folder: Path, entries: dict) -> None:
@@ -179,15 +215,15 @@ def update_config(folder: Path, entries: dict) -> None:
     write_json(config, path)
 
 
-def remove_other_scales(folder: Path, scales: Iterable[int]) -> None:
-    """Remove all other scales, first from config.json, then their files."""
-    names, path = {str(t) for t in scales}, folder / "config.json"
+def remove_other_scales(folder: Path, names: Iterable[str]) -> None:
+    """Remove all scales but those named, first from config.json, then their files."""
+    names, path = set(names), folder / "config.json"
     config = read_json(path)
     rows = config["denoisers"].items()
     write_json(config | {"denoisers": {t: row for t, row in rows if t in names}}, path)
     for file in folder.glob("scale_*.safetensors"):
-        t = file.stem.removeprefix("scale_")
-        if t.isdecimal() and t not in names:
+        name = file.stem.removeprefix("scale_")
+        if (name.isdecimal() or name == JOINT) and name not in names:
             file.unlink()
 
 

@@ -23,12 +23,13 @@ from imagebart.folders import (
     OPTIONAL_ENTRIES,
     find_folder,
     find_vqgan,
-    load_denoiser,
+    load_denoisers,
     load_vqgan,
     read_config,
     remove_other_scales,
     save_scale,
     save_vqgan,
+    scale_name,
     update_config,
 )
 from imagebart.notation import Float, Grid, Images, Tokens
@@ -366,10 +367,7 @@ class ImageBART(nn.Module):
         config = read_config(folder)
         vqgan = load_vqgan(folder)
         diffusion = MultinomialDiffusion(config["alpha_bar"], vqgan.K)
-        denoisers = {
-            int(t): load_denoiser(folder, int(t), shape, diffusion)
-            for t, shape in config["denoisers"].items()
-        }
+        denoisers = load_denoisers(folder, config["denoisers"], diffusion)
         named = {name: config[name] for name in OPTIONAL_ENTRIES if name in config}
         model = cls(vqgan, diffusion, denoisers, **named)
         return model.to(device=pick_device(None if device is None else str(device)), dtype=dtype)
@@ -388,10 +386,11 @@ class ImageBART(nn.Module):
         else:
             update_config(folder, {"vqgan": vqgan_of})
             find_vqgan(folder)
-        for t, denoiser in self.denoisers.items():
-            save_scale(denoiser.state_dict(), denoiser.config, self.diffusion, t, folder, dtype)
+        by_name = {scale_name(scale.config, t): (t, scale) for t, scale in self.denoisers.items()}
+        for t, scale in by_name.values():  # a joint network has one name, and is written once
+            save_scale(scale.state_dict(), scale.config, self.diffusion, t, folder, dtype)
         update_config(folder, {name: getattr(self, name) for name in OPTIONAL_ENTRIES})
-        remove_other_scales(folder, self.denoisers)
+        remove_other_scales(folder, by_name)
 
 
 def require_fit(
@@ -414,9 +413,12 @@ def require_fit(
             ("grid", first.grid, shape.grid),
             ("conditions", first.condition_parts, shape.condition_parts),
             ("droppable", first.droppable, shape.droppable),
+            ("joint", first.joint, shape.joint),
         ):
             if got != wanted:
                 raise ValueError(f"{name} of scale {t} must be {wanted}, got {got}")
+        if shape.joint and denoiser.head is not denoisers[2].head:
+            raise ValueError(f"scale {t} must share the joint network's weights, got its own")
 
 
 def require_output(output_type: str) -> None:

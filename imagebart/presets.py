@@ -44,7 +44,7 @@ class CompressionRecipe:
 
 @dataclass(frozen=True)
 class ScaleRecipe:
-    """How one scale is trained."""
+    """How one scale is trained, or the joint network of all."""
 
     steps: int
     batch: int  # images a step, over all ranks
@@ -66,7 +66,8 @@ class ScaleRecipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """An experiment: `between` is the denoiser of scales t < T, `last` that of t = T."""
+    """An experiment: `between` is the denoiser of scales t < T, `last` that of t = T. Of a joint
+    preset they are one network, trained on all scales in one run."""
 
     about: str
     vqgan: VQGANConfig
@@ -87,6 +88,11 @@ class Preset:
     def K(self) -> int:
         """Tokens that the chain knows."""
         return self.codes_in_use or self.vqgan.K
+
+    @property
+    def joint(self) -> bool:
+        """Whether one network serves all scales."""
+        return self.last.joint
 
     def denoiser(self, t: int) -> DenoiserConfig:
         """The shape of scale t's transformer."""
@@ -189,6 +195,25 @@ _SCENERY_4096 = replace(
     ),
 )
 
+_ONE = DenoiserConfig(
+    width=256,
+    heads=8,
+    encoder_depth=5,
+    decoder_depth=4,
+    rotary=True,
+    qk_norm=True,
+    joint=True,
+    **_SAID,
+)
+_SCENERY_JOINT = replace(
+    _SCENERY_4096,
+    about="scenery by text, by class or by neither, T = 5: one network for all scales",
+    alpha_bar=(1.0, 0.7, 0.4, 0.1, 0.0),
+    between=_ONE,
+    last=_ONE,
+    scale=replace(_SCENERY.scale, steps=20_000),
+)
+
 PRESETS = {
     "tiny": Preset(
         about="64×64 scenery in minutes: shows that every part runs, not what it can do",
@@ -215,6 +240,7 @@ PRESETS = {
     "scenery-2": _SCENERY_2,
     "scenery-semantic": _SCENERY_SEMANTIC,
     "scenery-4096": _SCENERY_4096,
+    "scenery-joint": _SCENERY_JOINT,
 }
 
 # ── the released models, and the paper's that were not ────────────────────────────────────────

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from imagebart.linear import Linear
 from imagebart.notation import Bool, Float, Int
+from imagebart.rotary import Places, Rotation, rotate, rotation
 
 TILE, TILE_OF_WIDE, WIDE = 16, 8, 512
 """Rows that go through a layer together while decoding: 16, but 8 from a width of 512 on. Narrow
@@ -32,59 +33,95 @@ Present = Bool[Tensor, "b _"] | None
 """Which slots of each row are there; None: all. A slot that is not there is seen by none."""
 
 
-class SelfAttention(nn.Module):
-    """softmax(q kᵀ / √d) v over the sequence itself."""
+class Attention(nn.Module):
+    """What self- and cross-attention share: how queries and keys are made comparable.
 
-    def __init__(self, width: int, heads: int, head_width: int, bias: bool):
+    With `qk_norm` both are normalised (mean 0, variance 1 over a head's dimensions), and each head
+    learns how sharp its scores are (Dehghani et al. 2023); with a rotation they turn by their
+    places.
+    """
+
+    def __init__(self, heads: int, qk_norm: bool):
         super().__init__()
         self.heads = heads
+        self.sharpness = nn.Parameter(torch.ones(heads)) if qk_norm else None
+
+    def queries(self, q: Heads, turns: Rotation | None) -> Heads:
+        if self.sharpness is not None:
+            q = normalised(q) * self.sharpness[:, None].to(q.dtype)
+        return q if turns is None else rotate(q, turns)
+
+    def keys(self, k: Keys, turns: Rotation | None) -> Keys:
+        if self.sharpness is not None:
+            k = normalised(k)
+        return k if turns is None else rotate(k, turns)
+
+
+class SelfAttention(Attention):
+    """softmax(q kᵀ / √d) v over the sequence itself."""
+
+    def __init__(self, width: int, heads: int, head_width: int, bias: bool, qk_norm: bool = False):
+        super().__init__(heads, qk_norm)
         self.qkv = Linear(width, 3 * heads * head_width, bias=bias)
         self.out = Linear(heads * head_width, width)
 
-    def forward(self, x: Sequence, visible: Bool[Tensor, "*b #s s"] | None = None) -> Sequence:
-        q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads)
-        a = attend_all(q, k, v, visible)
+    def forward(
+        self,
+        x: Sequence,
+        visible: Bool[Tensor, "*b #s s"] | None = None,
+        turns: Rotation | None = None,
+    ) -> Sequence:
+        q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b s h d", three=3, h=self.heads)
+        q, k = self.queries(q, turns), self.keys(k, turns)
+        a = attend_all(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible)
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
-        q = self.read(rows, cache, window)
+        q = self.queries(self.read(rows, cache, window), window.turns)
         a = attend(q, cache.k, cache.v, window.visible, window.tile)
         return in_tiles(self.out, window.to_rows(a), window.tile)
 
     def read(self, rows: Rows, cache: "LayerCache", window: "Window") -> Heads:
-        """Keys and values into the cache; the queries."""
-        q, cache.k[window.here], cache.v[window.here] = window.heads(
-            in_tiles(self.qkv, rows, window.tile), 3, self.heads
-        )
+        """Keys, turned, and values into the cache; the queries as they are."""
+        q, k, v = window.heads(in_tiles(self.qkv, rows, window.tile), 3, self.heads)
+        cache.k[window.here], cache.v[window.here] = self.keys(k, window.turns), v
         return q
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """softmax(q kᵀ / √d) v with keys and values from the encoder's output."""
 
-    def __init__(self, width: int, heads: int, head_width: int, bias: bool):
-        super().__init__()
-        self.heads = heads
+    def __init__(self, width: int, heads: int, head_width: int, bias: bool, qk_norm: bool = False):
+        super().__init__(heads, qk_norm)
         self.q = Linear(width, heads * head_width, bias=bias)
         self.kv = Linear(width, 2 * heads * head_width, bias=bias)
         self.out = Linear(heads * head_width, width)
 
     def forward(
-        self, x: Sequence, memory: Memory, visible: Bool[Tensor, "b 1 1 m"] | None
+        self,
+        x: Sequence,
+        memory: Memory,
+        visible: Bool[Tensor, "b 1 1 m"] | None,
+        turns: Rotation | None = None,
+        memory_turns: Rotation | None = None,
     ) -> Sequence:
-        q = rearrange(self.q(x), "b s (h d) -> b h s d", h=self.heads)
-        k, v = rearrange(self.kv(memory), "b s (two h d) -> two b h s d", two=2, h=self.heads)
-        a = attend_all(q, k, v, visible)
+        q = rearrange(self.q(x), "b s (h d) -> b s h d", h=self.heads)
+        k, v = rearrange(self.kv(memory), "b s (two h d) -> two b s h d", two=2, h=self.heads)
+        q, k = self.queries(q, turns), self.keys(k, memory_turns)
+        a = attend_all(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible)
         return self.out(rearrange(a, "b h s d -> b s (h d)"))
 
-    def cached_keys_values(self, memory: Memory) -> tuple[Keys, Keys]:
+    def cached_keys_values(
+        self, memory: Memory, memory_turns: Rotation | None
+    ) -> tuple[Keys, Keys]:
         """Of each image alone: they do not depend on how many others there are."""
         kv = torch.cat([self.kv(image) for image in one_by_one(memory)])
         k, v = rearrange(kv, "b m (two h d) -> two b m h d", two=2, h=self.heads)
-        return k, v
+        return self.keys(k, memory_turns), v
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
         (q,) = window.heads(in_tiles(self.q, rows, window.tile), 1, self.heads)
+        q = self.queries(q, window.turns)
         a = attend(q, cache.memory_k, cache.memory_v, cache.memory_visible, window.tile)
         return in_tiles(self.out, window.to_rows(a), window.tile)
 
@@ -107,25 +144,27 @@ class MLP(nn.Module):
 class EncoderBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, head_width: int, bias: bool):
+    def __init__(self, width: int, heads: int, head_width: int, bias: bool, qk_norm: bool):
         super().__init__()
-        self.norm1, self.attention = (
-            nn.LayerNorm(width),
-            SelfAttention(width, heads, head_width, bias),
-        )
+        shape = width, heads, head_width, bias, qk_norm
+        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(*shape)
         self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
 
-    def forward(self, x: Sequence, visible: Bool[Tensor, "b 1 1 s"] | None) -> Sequence:
-        x = x + self.attention(self.norm1(x), visible)
+    def forward(
+        self, x: Sequence, visible: Bool[Tensor, "b 1 1 s"] | None, turns: Rotation | None
+    ) -> Sequence:
+        x = x + self.attention(self.norm1(x), visible, turns)
         return x + self.mlp(self.norm2(x))
 
 
 class DecoderBlock(nn.Module):
     """Causal self-attention, cross-attention if there is an encoder, MLP."""
 
-    def __init__(self, width: int, heads: int, head_width: int, bias: bool, cross: bool):
+    def __init__(
+        self, width: int, heads: int, head_width: int, bias: bool, qk_norm: bool, cross: bool
+    ):
         super().__init__()
-        shape = width, heads, head_width, bias
+        shape = width, heads, head_width, bias, qk_norm
         self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(*shape)
         self.norm_cross = nn.LayerNorm(width) if cross else None
         self.cross = CrossAttention(*shape) if cross else None
@@ -137,10 +176,12 @@ class DecoderBlock(nn.Module):
         visible: Bool[Tensor, "*b s s"],
         memory: Memory | None,
         memory_visible: Bool[Tensor, "b 1 1 m"] | None,
+        turns: Rotation | None,
+        memory_turns: Rotation | None,
     ) -> Sequence:
-        x = x + self.attention(self.norm1(x), visible)
+        x = x + self.attention(self.norm1(x), visible, turns)
         if self.cross is not None:
-            x = x + self.cross(self.norm_cross(x), memory, memory_visible)
+            x = x + self.cross(self.norm_cross(x), memory, memory_visible, turns, memory_turns)
         return x + self.mlp(self.norm2(x))
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
@@ -155,24 +196,7 @@ class DecoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Bidirectional: every slot sees every slot."""
-
-    def __init__(self, depth: int, width: int, heads: int, head_width: int, bias: bool):
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            EncoderBlock(width, heads, head_width, bias) for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x: Sequence, present: Present = None) -> Sequence:
-        visible = seen_by_all(present)
-        for block in self.blocks:
-            x = block(x, visible)
-        return self.norm(x)
-
-
-class Decoder(nn.Module):
-    """Causal after its first `prefix` slots, which see each other."""
+    """Bidirectional: every slot sees every slot. With `places`, positions are rotary."""
 
     def __init__(
         self,
@@ -181,16 +205,51 @@ class Decoder(nn.Module):
         heads: int,
         head_width: int,
         bias: bool,
+        qk_norm: bool = False,
+        places: Places | None = None,
+    ):
+        super().__init__()
+        shape = width, heads, head_width, bias, qk_norm
+        self.blocks = nn.ModuleList(EncoderBlock(*shape) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.register_buffer("turns", turns_of(places, head_width), persistent=False)
+
+    def forward(self, x: Sequence, present: Present = None) -> Sequence:
+        visible = seen_by_all(present)
+        for block in self.blocks:
+            x = block(x, visible, self.turns)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """Causal after its first `prefix` slots, which see each other.
+
+    With `places` of its own slots, and `memory_places` of those it cross-attends to, positions are
+    rotary. A slot is turned by the place that it predicts.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        head_width: int,
+        bias: bool,
+        qk_norm: bool = False,
+        *,
         cross: bool,
         prefix: int,
+        places: Places | None = None,
+        memory_places: Places | None = None,
     ):
         super().__init__()
         self.heads, self.head_width, self.prefix = heads, head_width, prefix
         self.tile = TILE_OF_WIDE if width >= WIDE else TILE
-        self.blocks = nn.ModuleList(
-            DecoderBlock(width, heads, head_width, bias, cross) for _ in range(depth)
-        )
+        shape = width, heads, head_width, bias, qk_norm
+        self.blocks = nn.ModuleList(DecoderBlock(*shape, cross) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
+        self.register_buffer("turns", turns_of(places, head_width), persistent=False)
+        self.register_buffer("memory_turns", turns_of(memory_places, head_width), persistent=False)
 
     def forward(
         self,
@@ -203,8 +262,10 @@ class Decoder(nn.Module):
         if prefix_present is not None:
             there = F.pad(prefix_present, (0, x.shape[1] - self.prefix), value=True)
             visible = visible & seen_by_all(there)
+        turns = None if self.turns is None else self.turns[:, : x.shape[1]]
+        seen = seen_by_all(memory_present)
         for block in self.blocks:
-            x = block(x, visible, memory, seen_by_all(memory_present))
+            x = block(x, visible, memory, seen, turns, self.memory_turns)
         return self.norm(x)
 
     def cache(
@@ -221,7 +282,9 @@ class Decoder(nn.Module):
         return [
             LayerCache(
                 weight.new_zeros(2, batch, slots, self.heads, self.head_width),
-                None if memory is None else block.cross.cached_keys_values(memory),
+                None
+                if memory is None
+                else block.cross.cached_keys_values(memory, self.memory_turns),
                 visible,
                 prefix_present,
             )
@@ -249,7 +312,8 @@ class Decoder(nn.Module):
         """What enters the last block."""
         first = cache[0]
         shape = first.k.shape[1], self.prefix, first.prefix_present
-        window = Window(slots, *shape, x.dtype, self.tile)
+        turns = None if self.turns is None else self.turns[:, slots]
+        window = Window(slots, *shape, x.dtype, self.tile, turns)
         rows = window.to_rows(x)
         for block, layer in zip(self.blocks[:-1], cache[:-1], strict=True):
             rows = block.step(rows, layer, window)
@@ -291,8 +355,9 @@ class Window:
         prefix_present: Present,
         dtype: torch.dtype,
         tile: int,
+        turns: Rotation | None,
     ):
-        self.tile = tile
+        self.tile, self.turns = tile, turns
         self.batch, self.length = slots.shape
         self.here = torch.arange(self.batch, device=slots.device)[:, None], slots
         key = torch.arange(total, device=slots.device)
@@ -363,6 +428,16 @@ def attend(
         mask = visible[:, :, here] if each else visible
         tiles.append(F.scaled_dot_product_attention(q[:, :, here], k, v, mask))
     return torch.cat(tiles, dim=2)[:, :, :count].transpose(1, 2).flatten(2)
+
+
+def normalised(x: Heads) -> Heads:
+    """Mean 0 and variance 1 over the last dimension."""
+    return F.layer_norm(x, x.shape[-1:]).to(x.dtype)
+
+
+def turns_of(places: Places | None, head_width: int) -> Rotation | None:
+    """The turns of slots at these places; none where positions are not rotary."""
+    return None if places is None else rotation(places, head_width)
 
 
 def seen_by_all(present: Present) -> Bool[Tensor, "b 1 1 _"] | None:

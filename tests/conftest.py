@@ -75,7 +75,11 @@ def new_vqgan(seed: int = 0, **shape) -> VQGAN:
 def new_model(T: int = 4, seed: int = 0, **shape) -> ImageBART:
     """A whole chain with random weights."""
     vqgan = new_vqgan(seed)
-    scales = {t: new_denoiser(t, T, vqgan.K, seed, **shape) for t in range(2, T + 1)}
+    if shape.get("joint"):
+        network = new_denoiser(T, T, vqgan.K, seed, **shape)
+        scales = {t: network.at(t) for t in range(2, T + 1)}
+    else:
+        scales = {t: new_denoiser(t, T, vqgan.K, seed, **shape) for t in range(2, T + 1)}
     return ImageBART(vqgan, scales[2].diffusion, scales)
 
 

@@ -82,6 +82,16 @@ def test_every_place_is_told(watched, t):
     assert torch.equal(torch.stack(seen), torch.ones(N, N).tril().bool())
 
 
+@pytest.mark.parametrize("t", [2, 3])
+def test_a_rotary_place_is_told_by_attention_alone(make_denoiser, t):
+    """Of equal tokens in all places nothing differs but where they are."""
+    x = torch.full((1, N), 3)
+    denoiser = make_denoiser(t, rotary=True)
+    told = denoiser(x, x)[0, 1:]
+    assert ((told[1:] - told[:-1]).abs().amax(-1) > 1e-3).all()
+    assert not any("positions" in name for name in denoiser.state_dict())
+
+
 def test_an_axial_place_is_a_row_plus_a_column(make_denoiser):
     places = make_denoiser(2, grid=(2, 5)).positions
     for i, place in enumerate(places()):
@@ -108,6 +118,8 @@ def test_what_is_no_denoiser_is_refused():
         DenoiserConfig(output="logits")
     with pytest.raises(ValueError, match="sizes must be at least 1"):
         DenoiserConfig(grid=(0, 4))
+    with pytest.raises(ValueError, match="head_width must be a multiple of 4"):
+        DenoiserConfig(head_width=6, rotary=True)
     for t in (1, 4):
         with pytest.raises(ValueError, match=rf"t must lie in \[2, 3\], got {t}"):
             Denoiser(DenoiserConfig(), diffusion, t)
@@ -121,10 +133,13 @@ def test_what_is_no_denoiser_is_refused():
     t=st.integers(2, 3),
     classes=st.sampled_from([0, 3]),
     output=st.sampled_from(["plain", "residual", "posterior"]),
+    rotary=st.booleans(),
+    qk_norm=st.booleans(),
+    joint=st.booleans(),
     cuts=st.sets(st.integers(1, N - 1), max_size=5),
 )
-def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, classes, output, cuts):
-    denoiser = make_denoiser(t, classes=classes, output=output)
+def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, cuts, **shape):
+    denoiser, classes = make_denoiser(t, **shape), shape["classes"]
     x_prev, x_t = tokens(2), tokens(2, seed=1)
     condition = torch.tensor([2, 0]) if classes else None
     decoding = denoiser.start(x_t, condition)
@@ -138,7 +153,15 @@ def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, classes, o
 
 
 @pytest.mark.parametrize("t", [2, 3])
-@pytest.mark.parametrize("shape", [dict(), dict(width=128, heads=4, head_width=32, grid=(2, 2))])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        dict(),
+        dict(width=128, heads=4, head_width=32, grid=(2, 2)),
+        dict(rotary=True, qk_norm=True, joint=True),
+        dict(rotary=True, qk_norm=True, width=64, head_width=32),
+    ],
+)
 def test_an_image_alone_gets_the_bits_it_gets_in_company(make_denoiser, t, shape):
     denoiser = make_denoiser(t, classes=3, **shape)
     x_prev, x_t = tokens(7)[:, : denoiser.n], tokens(7, seed=1)[:, : denoiser.n]
@@ -220,6 +243,52 @@ def test_weights_start_small(t, axial):
             assert (p == 1).all(), name
         else:
             assert 0 < p.abs().max() < 0.1, name
+
+
+# ── one network for all scales ────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def joint(make_denoiser):
+    return make_denoiser(4, T=4, joint=True, classes=3, output="residual").requires_grad_(True)
+
+
+def test_a_joint_network_has_the_same_weights_at_every_scale(joint):
+    for t in (2, 3, 4):
+        assert joint.at(t).t == t
+        mine, its = joint.named_parameters(), joint.at(t).named_parameters()
+        assert all(a is b for (_, a), (_, b) in zip(mine, its, strict=True))
+    with pytest.raises(ValueError, match=r"t must lie in \[2, 4\], got 5"):
+        joint.at(5)
+
+
+@pytest.mark.parametrize("told", ["scale_vectors", "encoder_prefix.vector", "log_gain"])
+def test_a_joint_network_is_told_its_scale_everywhere(joint, told):
+    """Each of the three ways reaches every logit, and only by the row of t."""
+    x = tokens(1)
+    logits = joint.at(3)(x, x, torch.tensor([1]))[0]
+    for place in logits:
+        (gradient,) = torch.autograd.grad(
+            place[0] - place[1], joint.get_parameter(told), retain_graph=True
+        )
+        reached = gradient.reshape(3, -1).abs().sum(1) > 0
+        assert reached.tolist() == [False, True, False]
+
+
+def test_every_weight_of_a_joint_network_has_a_gradient_at_every_scale(joint):
+    """Zero for other scales' rows, not missing: ranks wait for all of them."""
+    x = tokens(1)
+    for t in (2, 3, 4):
+        joint.zero_grad(set_to_none=True)
+        joint.at(t).loss(x, x, x, torch.tensor([1])).sum().backward()
+        assert [name for name, p in joint.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("t", [2, 3])
+def test_the_loss_is_that_of_the_logits(make_denoiser, t):
+    denoiser, x_prev, x_t, x_1 = make_denoiser(t), *(tokens(5, seed=i) for i in range(3))
+    expected = denoiser.diffusion.loss_t(denoiser(x_prev, x_t), x_t, x_1, t)
+    torch.testing.assert_close(denoiser.loss(x_prev, x_t, x_1), expected)
 
 
 # ── it can be learned ─────────────────────────────────────────────────────────────────────────

@@ -47,8 +47,9 @@ def script(name: str) -> dict:
     return runpy.run_path(str(ROOT / "train" / f"{name}.py"))
 
 
-def train_scale(chain: Path, out: Path, *arguments, t: int = 2) -> None:
-    given = ("--t", t, "--tokens", chain / "tokens", "--out", out, "--precision", "fp32")
+def train_scale(chain: Path, out: Path, *arguments, t: int | None = 2) -> None:
+    which = () if t is None else ("--t", t)
+    given = (*which, "--tokens", chain / "tokens", "--out", out, "--precision", "fp32")
     train("scale", *SIZE, *given, *arguments)
 
 
@@ -159,6 +160,45 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
     assert torch.equal((row >= 0).nonzero()[:, 0], pieces_in(captions, 24))
 
 
+def joint_tiny() -> presets.Preset:
+    """`tiny` as one network for all scales, with all that it can be told."""
+    tiny = presets.PRESETS["tiny"]
+    one = dict(joint=True, rotary=True, qk_norm=True)
+    said = dict(classes=12, text_length=24, text_pieces=128, map_kinds=18, droppable=True)
+    shape = replace(tiny.between, encoder_depth=1, **one, **said)
+    drops = dict(drop_classes=0.5, drop_text=0.25, drop_map=0.5)
+    scale = replace(tiny.scale, muon=0.01, **drops)
+    return replace(tiny, between=shape, last=shape, scale=scale)
+
+
+@pytest.fixture
+def joint(monkeypatch) -> None:
+    """The preset `tiny` is a joint one."""
+    monkeypatch.setitem(presets.PRESETS, "tiny", joint_tiny())
+
+
+def test_a_joint_run_learns_every_scale_in_one_file(chain, joint, tmp_path):
+    train_scale(chain, tmp_path, "--steps", 3, t=None)
+    log = metrics(tmp_path / "checkpoints" / "scale_joint" / "metrics.jsonl")
+    assert {"loss_2", "loss_3", "held_out_2", "held_out_3"} <= {key for row in log for key in row}
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {
+        "scale_joint.safetensors",
+        "vqgan.safetensors",
+    }
+    model = ImageBART.from_pretrained(tmp_path, device="cpu")
+    assert model.denoisers[2].head is model.denoisers[3].head
+    words = dict(classes="desert", prompt="a desert at night", guidance=2.0)
+    assert [image.size for image in model.sample(1, **words)] == [(64, 64)]
+    train_scale(chain, tmp_path / "more", "--steps", 1, "--init", tmp_path, t=None)
+
+
+def test_a_preset_says_whether_scales_are_trained_apart(chain, monkeypatch, tmp_path):
+    given = ("scale", *SIZE, "--tokens", chain / "tokens", "--out", tmp_path)
+    assert "--t must be given for tiny, 2 to 3, got none" in refusal(*given)
+    monkeypatch.setitem(presets.PRESETS, "tiny", joint_tiny())
+    assert "--t must not be given for tiny, one network for all" in refusal(*given, "--t", 2)
+
+
 def test_only_the_decoder_learns(chain, tmp_path, monkeypatch):
     """Beside a discriminator and where codes would be revived; every token stays what it was."""
     tiny = presets.PRESETS["tiny"]
@@ -256,24 +296,27 @@ def learn_by_muon(monkeypatch) -> None:
     monkeypatch.setitem(presets.PRESETS, "tiny", row)
 
 
-@pytest.mark.parametrize("t, muon", [(2, False), (3, False), (2, True)])
-def test_a_killed_scale_resumes_as_if_never_stopped(chain, tmp_path, monkeypatch, t, muon):
+@pytest.mark.parametrize("t, how", [(2, "adamw"), (3, "adamw"), (2, "muon"), (None, "joint")])
+def test_a_killed_scale_resumes_as_if_never_stopped(chain, tmp_path, monkeypatch, t, how):
     """Killed in step 6 of 8, two steps after its checkpoint: same log, same bits."""
-    if muon:
+    if how == "muon":
         learn_by_muon(monkeypatch)
+    if how == "joint":
+        monkeypatch.setitem(presets.PRESETS, "tiny", joint_tiny())
     steps = ("--steps", 8, "--save-every", 4, "--look-every", 1)
     train_scale(chain, tmp_path / "whole", *steps, t=t)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoint.EMA, "update", die_at(6, checkpoint.EMA.update))
         train_scale(chain, tmp_path / "killed", *steps, t=t)
-    run = Path("checkpoints", f"scale_{t}")
+    scale = f"scale_{t or 'joint'}"
+    run = Path("checkpoints", scale)
     assert Checkpoints(tmp_path / "killed" / run).latest()[0] == 4
     train_scale(chain, tmp_path / "killed", *steps, t=t)
 
     whole, resumed = (tmp_path / name / run for name in ("whole", "killed"))
     assert metrics(resumed / "metrics.jsonl") == metrics(whole / "metrics.jsonl")
     assert_same_state(resumed, whole)
-    name = f"scale_{t}.safetensors"
+    name = f"{scale}.safetensors"
     assert sha256_of(tmp_path / "killed" / name) == sha256_of(tmp_path / "whole" / name)
 
 
@@ -472,20 +515,35 @@ def test_a_run_told_to_stop_saves_first(chain, tmp_path):
     assert (tmp_path / "scale_2.safetensors").exists()
 
 
-def test_two_ranks_learn_what_one_does(chain, tmp_path):
+JOINT_SCALE = f"""
+import runpy, sys
+sys.path[:0] = {[str(ROOT / "tests"), str(ROOT / "train")]!r}
+import test_train
+test_train.presets.PRESETS["tiny"] = test_train.joint_tiny()
+runpy.run_path({str(ROOT / "train" / "scale.py")!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("t", [2, None])
+def test_two_ranks_learn_what_one_does(chain, tmp_path, monkeypatch, t):
     """The same global batch, in fp32: sums are ordered differently, nothing else."""
+    name, which, script = f"scale_{t or 'joint'}", ("--t", t), ROOT / "train/scale.py"
+    if t is None:
+        monkeypatch.setitem(presets.PRESETS, "tiny", joint_tiny())
+        which, script = (), tmp_path / "joint_scale.py"
+        script.write_text(JOINT_SCALE)
     steps = ("--steps", 4, "--look-every", 4)
-    train_scale(chain, tmp_path / "one", *steps)
+    train_scale(chain, tmp_path / "one", *steps, t=t)
     tokens = ("--tokens", chain / "tokens", "--out", tmp_path / "two", "--precision", "fp32")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    process = launch(*torchrun, ROOT / "train/scale.py", *SIZE, "--t", 2, *tokens, *steps)
+    process = launch(*torchrun, script, *SIZE, *which, *tokens, *steps)
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
 
-    one, two = (load_file(tmp_path / name / "scale_2.safetensors") for name in ("one", "two"))
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-5)
-    run = Path("checkpoints", "scale_2", "metrics.jsonl")
+    one, two = (load_file(tmp_path / out / f"{name}.safetensors") for out in ("one", "two"))
+    for key, weight in one.items():
+        torch.testing.assert_close(two[key], weight, rtol=0, atol=2e-5)
+    run = Path("checkpoints", name, "metrics.jsonl")
     for a, b in zip(metrics(tmp_path / "one" / run), metrics(tmp_path / "two" / run), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 
@@ -542,6 +600,29 @@ def test_gpus_are_called_as_the_parent_calls_them(monkeypatch):
     for count in (3, -1):
         with pytest.raises(ValueError, match=rf"gpus must lie in \[0, 2\], .* got {count}"):
             gpus(count)
+
+
+def test_a_joint_chain_is_one_run_on_all_gpus(tmp_path, monkeypatch, joint):
+    started = []
+
+    class Done:
+        returncode = 0
+
+        def __init__(self, command, env, **_):
+            started.append((command, env["CUDA_VISIBLE_DEVICES"]))
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr(subprocess, "Popen", Done)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    chain = script("chain")
+    assert chain["main"](chain["Config"](tokens=tmp_path, out=tmp_path, preset="tiny")) == 0
+    ((command, gpus),) = started
+    assert gpus == "4,5" and command[command.index("--nproc-per-node") + 1] == "2"
+    assert "--t" not in command
+    assert (tmp_path / "checkpoints" / "scale_joint" / "output.txt").exists()
 
 
 def test_a_scale_that_was_given_a_gpu_does_not_take_the_cpu(tmp_path, monkeypatch):

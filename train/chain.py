@@ -4,8 +4,9 @@
 
 The GPUs of this machine are dealt out to the scales; with fewer GPUs than scales, and on a CPU,
 scales wait for their turn. Each is a run of train/scale.py; what it prints goes to
-OUT/checkpoints/scale_T/output.txt. The same command again resumes all of them. If one fails the
-others go on, and the exit code says so in the end. SIGTERM stops all of them; each saves first.
+OUT/checkpoints/scale_T/output.txt. A joint preset is one run, on all GPUs. The same command again
+resumes all of them. If one fails the others go on, and the exit code says so in the end. SIGTERM
+stops all of them; each saves first.
 """
 
 import os
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from training import read_options
 
 from imagebart.checkpoint import StopSignal
+from imagebart.folders import JOINT
 from imagebart.presets import find_preset
 
 
@@ -38,10 +40,11 @@ class Config:
 
 def main(config: Config) -> int:
     """Run every scale; the number that failed."""
-    waiting = list(range(2, find_preset(config.preset).T + 1))
+    preset = find_preset(config.preset)
+    waiting = [JOINT] if preset.joint else [str(t) for t in range(2, preset.T + 1)]
     shares = deal(gpus(config.gpus), len(waiting))
-    running: dict[int, tuple[subprocess.Popen, list[str]]] = {}
-    failed: list[int] = []
+    running: dict[str, tuple[subprocess.Popen, list[str]]] = {}
+    failed: list[str] = []
     bar = tqdm(total=len(waiting), unit="scale")
     with bar, StopSignal() as stop, stopped_at_last(running, failed):
         while (waiting or running) and not stop.requested:
@@ -61,7 +64,7 @@ def main(config: Config) -> int:
 
 
 @contextmanager
-def stopped_at_last(running: dict, failed: list[int]) -> Iterator[None]:
+def stopped_at_last(running: dict, failed: list[str]) -> Iterator[None]:
     """Scales that still run at the end of the block are told to stop, and waited for."""
     try:
         yield
@@ -94,14 +97,14 @@ def deal(gpus: list[str], scales: int) -> list[list[str]]:
     return [gpus[i * each : (i + 1) * each] for i in range(at_once)]
 
 
-def start(config: Config, t: int, share: list[str]) -> subprocess.Popen:
-    """train/scale.py for scale t on its share of the GPUs."""
+def start(config: Config, t: str, share: list[str]) -> subprocess.Popen:
+    """train/scale.py for scale t, or JOINT, on its share of the GPUs."""
     launcher = [sys.executable]
     if len(share) > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += ["--nproc-per-node", str(len(share))]
-    given = {"--preset": config.preset, "--t": t, "--tokens": config.tokens, "--out": config.out}
-    given |= {"--steps": config.steps, "--batch": config.batch}
+    given = {"--preset": config.preset, "--tokens": config.tokens, "--out": config.out}
+    given |= {"--t": None if t == JOINT else t, "--steps": config.steps, "--batch": config.batch}
     given |= {"--device": "cuda"} if share else {}  # a GPU that is not there is no CPU instead
     options = [str(x) for name, value in given.items() if value is not None for x in (name, value)]
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(share)}
@@ -111,7 +114,7 @@ def start(config: Config, t: int, share: list[str]) -> subprocess.Popen:
         return subprocess.Popen(command, env=os.environ | visible, stdout=file, stderr=file)
 
 
-def output(config: Config, t: int) -> Path:
+def output(config: Config, t: str) -> Path:
     return config.out / "checkpoints" / f"scale_{t}" / "output.txt"
 
 

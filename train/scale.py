@@ -1,12 +1,14 @@
-"""Train one scale: p_θ^{t-1}(x_{t-1} | x_t).   [section 3.3, eq. 7, 8]
+"""Train one scale, or one network for all: p_θ^{t-1}(x_{t-1} | x_t).   [section 3.3, eq. 7, 8]
 
     python train/scale.py --preset scenery --t 2 --tokens runs/scenery/tokens --out runs/scenery
+    python train/scale.py --preset scenery-joint --tokens … --out …
     torchrun --standalone --nproc-per-node gpu train/scale.py --preset … --t 3 --tokens … --out …
     torchrun --nnodes 2 --nproc-per-node gpu --rdzv-backend c10d --rdzv-endpoint HOST:PORT train/…
 
 Scales never talk to each other: train them one after another or each on its own machine, into the
-same OUT. The same command again resumes. OUT is a model that loads once all scales are there; the
-run itself (checkpoints, metrics.jsonl) lies under OUT/checkpoints/scale_T.
+same OUT. A joint preset is one network and one run without --t, whose steps take the scales in
+turn. The same command again resumes. OUT is a model that loads once all scales are there; the run
+itself (checkpoints, metrics.jsonl) lies under OUT/checkpoints/scale_T, or scale_joint.
 """
 
 import sys
@@ -26,16 +28,16 @@ from imagebart.data.images import Batches
 from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.folders import load_vqgan, save_scale, save_vqgan
+from imagebart.folders import JOINT, load_vqgan, save_scale, save_vqgan, scale_file
 from imagebart.guidance import condition_of, drop, pieces_in
-from imagebart.presets import ScaleRecipe, find_preset
+from imagebart.presets import Preset, ScaleRecipe, find_preset
 
 
 @dataclass(frozen=True)
 class Config:
-    t: int  # the scale, 2 to T
     tokens: Path  # what train/encode.py wrote
     out: Path  # the model's folder, shared by all scales
+    t: int | None = None  # the scale, 2 to T; not given for a joint preset, which learns them all
     preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     init: Path | None = None  # a model whose scale t to start from, or the file of any scale
     steps: int | None = None  # instead of the preset's
@@ -50,7 +52,8 @@ class Config:
 
 def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
-    preset, t, device = find_preset(config.preset), config.t, ranks.device
+    preset, device = find_preset(config.preset), ranks.device
+    scales = scales_of(preset, config)
     names = ("steps", "batch", "learning_rate", "precision")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     recipe = replace(preset.scale, **given)
@@ -63,7 +66,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     digest = sha256_of(config.tokens / "vqgan" / "vqgan.safetensors")
     for part_of_data in (tokens, held_out):
         require_vqgan(part_of_data, digest)
-    shape = preset.denoiser(t)
+    shape = preset.denoiser(scales[-1])
     looked_at = range(min(512, len(held_out)))
     x_1_held_out = held_out.batch(looked_at).to(device)
     held_out_condition = condition_of(held_out, looked_at, shape)
@@ -73,7 +76,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
-    denoiser = Denoiser(shape, diffusion, t).to(device)
+    denoiser = Denoiser(shape, diffusion, scales[-1]).to(device)
     if (tokens.height, tokens.width) != denoiser.config.grid:
         raise ValueError(
             f"tokens must be a grid of {denoiser.config.grid}, got {tokens.height, tokens.width}"
@@ -83,9 +86,12 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         denoiser.know_text(pieces_in(tokens.captions, shape.text_length))
     if config.init is not None:
         one_scale = config.init.suffix == ".safetensors"
-        start_from(denoiser, config.init if one_scale else config.init / f"scale_{t}.safetensors")
+        start_from(
+            denoiser, config.init if one_scale else config.init / scale_file(shape, scales[-1])
+        )
     ema = EMA(denoiser, recipe.ema_decay)
-    denoiser_ranks = DistributedDataParallel(denoiser) if ranks.world > 1 else denoiser
+    loss_t = Loss(denoiser)
+    loss_t = DistributedDataParallel(loss_t) if ranks.world > 1 else loss_t
     optimisers = optimisers_of(denoiser, recipe)
     rates = {"optimiser": recipe.learning_rate, "muon": recipe.muon}
 
@@ -106,14 +112,14 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         if ranks.is_main:
             state = {name: part.state_dict() for name, part in parts.items()}
             checkpoints.save(step, state | {"run": run})
-            averaged = Denoiser(denoiser.config, diffusion, t)
+            averaged = Denoiser(shape, diffusion, denoiser.t)
             ema.copy_to(averaged)
             with run_lock(config.out, wait=True):  # scales share the folder
                 save_vqgan(vqgan, config.out)
                 names = {"class_names": tokens.classes if shape.classes else ()}
                 names["map_names"] = tokens.map_names if shape.map_kinds else ()
                 weights = averaged.state_dict()
-                save_scale(weights, denoiser.config, diffusion, t, config.out, **names)
+                save_scale(weights, shape, diffusion, denoiser.t, config.out, **names)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, mininterval=5)
@@ -124,6 +130,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             for name, optimiser in optimisers.items():
                 for group in optimiser.param_groups:
                     group["lr"] = course * rates[name]
+
+            t = scales[step % len(scales)]
 
             # forget: x_1 → x_{t-1} → x_t, for the global batch, of which this rank takes its part
             indices = batches.at(step)
@@ -137,8 +145,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
             # remember: L_t, nats per token
             with distributed.autocast(device, recipe.precision):
-                logits = denoiser_ranks(x_prev, x_t, condition)
-            loss = diffusion.loss_t(logits, x_t, x_1, t).mean()
+                loss = loss_t(x_prev, x_t, x_1, condition, t).mean()
             denoiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(denoiser.parameters(), recipe.clip)
@@ -152,18 +159,41 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
             step += 1
             bar.update()
-            if is_reported(step, recipe.steps):
-                rate = recipe.learning_rate * course
-                log.write(step, loss=distributed.mean(loss, ranks), norm=norm, learning_rate=rate)
-                bar.set_postfix(nats=f"{loss.item():.3f}", refresh=False)
+            turn = range(len(scales))  # a report is a line for each scale, step after step
+            if any(is_reported(step - i, recipe.steps) for i in turn):
+                mean = {log_key("loss", t, scales): distributed.mean(loss, ranks)}
+                log.write(step, **mean, norm=norm, learning_rate=recipe.learning_rate * course)
+                bar.set_postfix({f"nats at t = {t}": f"{loss.item():.3f}"}, refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 held = x_1_held_out, held_out_condition
-                look(denoiser, ema, *held, log, step, recipe.precision, ranks)
+                look(denoiser, ema, scales, *held, log, step, recipe.precision, ranks)
             if step % config.save_every == 0:
                 save(step)
         if step % config.save_every:
             save(step)
     bar.close()
+
+
+class Loss(nn.Module):
+    """L_t: a module of its own, so that ranks share its gradients whatever t is."""
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x_prev, x_t, x_1, condition, t: int) -> torch.Tensor:
+        return self.denoiser.at(t).loss(x_prev, x_t, x_1, condition)
+
+
+def scales_of(preset: Preset, config: Config) -> list[int]:
+    """The scales that this run learns; ValueError if that is not what the preset is trained for."""
+    if preset.joint and config.t is not None:
+        raise ValueError(
+            f"--t must not be given for {config.preset}, one network for all scales, got {config.t}"
+        )
+    if not preset.joint and config.t is None:
+        raise ValueError(f"--t must be given for {config.preset}, 2 to {preset.T}, got none")
+    return list(range(2, preset.T + 1)) if preset.joint else [config.t]
 
 
 def require_vqgan(tokens: TokenFile, digest: str) -> None:
@@ -209,27 +239,34 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
 
 
 @torch.no_grad()
-def look(denoiser, ema, x_1, condition, log, step: int, precision: str, ranks) -> None:
+def look(denoiser, ema, scales, x_1, condition, log, step: int, precision: str, ranks) -> None:
     """Held-out nats/token of the averaged weights, on the same noise every time."""
     if not ranks.is_main:
         return
-    averaged = Denoiser(denoiser.config, denoiser.diffusion, denoiser.t).to(x_1.device)
+    diffusion = denoiser.diffusion
+    averaged = Denoiser(denoiser.config, diffusion, denoiser.t).to(x_1.device)
     ema.copy_to(averaged)
-    x_prev, x_t = denoiser.diffusion.q_sample_pair(
-        x_1.cpu(), denoiser.t, torch.Generator().manual_seed(0)
-    )
-    total = 0.0
-    for rows in torch.arange(len(x_1)).split(64):
-        now, before = x_t[rows].to(x_1.device), x_prev[rows].to(x_1.device)
-        asked = None if condition is None else condition[rows].to(x_1.device)
-        with distributed.autocast(x_1.device, precision):
-            logits = averaged(before, now, asked)
-        total += denoiser.diffusion.loss_t(logits, now, x_1[rows], denoiser.t).sum().item()
-    log.write(step, held_out=total / x_1.numel())
+    held_out = {}
+    for t in scales:
+        x_prev, x_t = diffusion.q_sample_pair(x_1.cpu(), t, torch.Generator().manual_seed(0))
+        total = 0.0
+        for rows in torch.arange(len(x_1)).split(64):
+            now, before = x_t[rows].to(x_1.device), x_prev[rows].to(x_1.device)
+            asked = None if condition is None else condition[rows].to(x_1.device)
+            with distributed.autocast(x_1.device, precision):
+                losses = averaged.at(t).loss(before, now, x_1[rows], asked)
+            total += losses.sum().item()
+        held_out[log_key("held_out", t, scales)] = total / x_1.numel()
+    log.write(step, **held_out)
+
+
+def log_key(number: str, t: int, scales: list[int]) -> str:
+    """What a number is called in the log: by its scale where there are several."""
+    return f"{number}_{t}" if len(scales) > 1 else number
 
 
 def run_folder(config: Config) -> Path:
-    return config.out / "checkpoints" / f"scale_{config.t}"
+    return config.out / "checkpoints" / f"scale_{JOINT if config.t is None else config.t}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""Rotary positions: scores that know how far two places are apart."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from imagebart.denoiser import DenoiserConfig, decoder_places, encoder_places
+from imagebart.rotary import grid_places, rotate, rotation
+
+
+def scores(shift: tuple[int, int], d: int = 8) -> torch.Tensor:
+    """q · k of one query and one key that stand at each two places of a 3×4 grid, shifted."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, d, generator=generator).expand(2, 1, 12, 1, d)
+    turns = rotation(grid_places((3, 4)) + torch.tensor(shift), d)
+    return torch.einsum("bshd,bthd->st", rotate(q, turns), rotate(k, turns))
+
+
+def test_scores_depend_on_relative_places_only():
+    for shift in ((5, 0), (0, 5), (2, 7)):
+        torch.testing.assert_close(scores(shift), scores((0, 0)))
+
+
+def test_scores_differ_with_every_relative_place():
+    here = grid_places((3, 4))
+    apart = [tuple(place) for place in (here[:, None] - here).flatten(0, 1).tolist()]
+    score = dict(zip(apart, scores((0, 0)).flatten().tolist(), strict=True))
+    values = sorted(score.values())
+    assert len(values) == 5 * 7 and min(b - a for a, b in pairwise(values)) > 1e-4
+
+
+def test_turning_keeps_lengths_and_the_origin():
+    x = torch.randn(2, 12, 3, 16, generator=torch.Generator().manual_seed(0))
+    turned = rotate(x, rotation(grid_places((3, 4)), 16))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(turned[:, 0], x[:, 0]) and not torch.equal(turned[:, 1], x[:, 1])
+
+
+@pytest.mark.parametrize("sees_x_t", [True, False])
+def test_a_condition_lies_nowhere_and_a_map_on_the_grid(sees_x_t):
+    config = DenoiserConfig(grid=(2, 3), classes=5, text_length=4, map_kinds=7, rotary=True)
+    grid, nowhere = grid_places((2, 3)), torch.zeros(5, 2, dtype=torch.int64)
+    said = torch.cat([nowhere, grid])
+    assert torch.equal(encoder_places(config), torch.cat([said, nowhere[:1], grid]))
+    expected = grid if sees_x_t else torch.cat([said, grid])
+    assert torch.equal(decoder_places(config, sees_x_t), expected)
