@@ -243,7 +243,7 @@ def main(config: Config) -> None:
     metrics.sync()
     if ranks.is_main:
         results = metrics.compute(config.seed)
-        if metrics.seen[True]:
+        if metrics.digests[True]:
             reference |= {"sha256": metrics.sha256(real=True)}
         report = {
             "metrics": results,
