@@ -214,6 +214,17 @@ _SCENERY_JOINT = replace(
     scale=replace(_SCENERY.scale, steps=20_000),
 )
 
+_ALONE = replace(_ONE, classes=0, text_length=0, text_pieces=0, droppable=False)
+_PHOTOS = replace(
+    _SCENERY_JOINT,
+    about="pictures of your own, unconditional: the network of `scenery-joint`",
+    between=_ALONE,
+    last=_ALONE,
+    scale=replace(_SCENERY_JOINT.scale, drop_classes=0.0, drop_text=0.0),
+    train_images=0,
+    token_images=0,
+)
+
 PRESETS = {
     "tiny": Preset(
         about="64×64 scenery in minutes: shows that every part runs, not what it can do",
@@ -241,6 +252,7 @@ PRESETS = {
     "scenery-semantic": _SCENERY_SEMANTIC,
     "scenery-4096": _SCENERY_4096,
     "scenery-joint": _SCENERY_JOINT,
+    "photos": _PHOTOS,
 }
 
 # ── the released models, and the paper's that were not ────────────────────────────────────────

@@ -71,6 +71,17 @@ def test_minutes_are_shared_between_the_stages(rehearsed, tmp_path):
         everything.plan(replace(config, minutes=1), find_preset("tiny"), rehearsed, spent)
 
 
+def test_a_joint_chain_is_one_run(rehearsed, tmp_path):
+    joint = find_preset("scenery-joint")
+    (rehearsed / "model/checkpoints/scale_3/metrics.jsonl").unlink()
+    plan = everything.plan(everything.Config(tmp_path), joint, rehearsed, {})
+    encode_rate = 3 * 2 * joint.compression.batch
+    seconds = joint.compression.steps / 2 + joint.scale.steps / 4
+    seconds += (joint.token_images + plan["held_out"]) / encode_rate
+    assert plan["expected_seconds"] == round(seconds)
+    assert card.scales_of(joint) == "one network, t = 2 to 5 in turn"
+
+
 def test_a_recipe_of_other_length_begins_its_parts_in_proportion():
     recipe = replace(find_preset("tiny").compression, steps=400, adversarial_start=300)
     assert recipe.lasting(400) == recipe

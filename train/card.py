@@ -93,12 +93,19 @@ def stage_rows(preset: Preset, record: dict) -> list[str]:
     did = {
         "vqgan": f"{plan['vqgan']:,} × {preset.compression.batch}",
         "tokens": "",
-        "chain": f"{plan['chain']:,} × {preset.scale.batch}, t = 2 to {preset.T} each",
+        "chain": f"{plan['chain']:,} × {preset.scale.batch}, {scales_of(preset)}",
     }
     return [
         f"| {name} | {steps} | {record['stages'][name]['seconds']:,.0f} |"
         for name, steps in did.items()
     ]
+
+
+def scales_of(preset: Preset) -> str:
+    """How the steps of the chain are shared between its scales."""
+    if preset.joint:
+        return f"one network, t = 2 to {preset.T} in turn"
+    return f"t = 2 to {preset.T} each"
 
 
 FIGURES = [  # file, path in it, what it is

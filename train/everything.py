@@ -2,7 +2,7 @@
 
     python train/everything.py --preset scenery --out runs/scenery
     python train/everything.py --preset scenery --out runs/scenery --minutes 60
-    python train/everything.py --preset tiny --data photos/ --out runs/photos
+    python train/everything.py --preset photos --data photos/ --out runs/photos
     python app.py --model runs/photos/model
 
 A stage is a run of another script: train/compression.py, train/encode.py, train/chain.py, then
@@ -99,9 +99,7 @@ def training(config: Config, preset: Preset, out: Path, plan: dict) -> list[Stag
         batch=preset.compression.batch,
         gpus=torch.cuda.device_count(),
     )
-    count = (
-        {"--count": plan["images"]} if config.data == "scenery" or out.name == "rehearsal" else {}
-    )
+    count = {"--count": plan["images"]} if plan["images"] else {}  # 0: all that there are
     tokens = Stage(
         "tokens",
         ("train/encode.py",),
@@ -136,8 +134,8 @@ def measuring(config: Config) -> list[Stage]:
 
 
 def runs_of(preset: Preset) -> int:
-    """Runs of train/scale.py that a chain takes: one a scale."""
-    return preset.T - 1
+    """Runs of train/scale.py that a chain takes: one a scale, or one for all."""
+    return 1 if preset.joint else preset.T - 1
 
 
 # ── how long it takes ─────────────────────────────────────────────────────────────────────────
@@ -157,7 +155,7 @@ def plan(config: Config, preset: Preset, rehearsal: Path, spent: dict) -> dict:
         steps["vqgan"] = max(1, int(VQGAN_SHARE * left * vqgan_rate))
         steps["chain"] = max(1, int(CHAIN_SHARE * left * chain_rate / runs_of(preset)))
         images = min(images, max(REHEARSAL["images"], int(ENCODE_SHARE * left * encode_rate)))
-    held_out = max(REHEARSAL["held_out"], min(2000, images // 10))
+    held_out = max(REHEARSAL["held_out"], min(2000, images // 10 or 2000))
     seconds = steps["vqgan"] / vqgan_rate + steps["chain"] * runs_of(preset) / chain_rate
     seconds += (images + held_out) / encode_rate
     return {**steps, "images": images, "held_out": held_out, "expected_seconds": round(seconds)}
