@@ -79,7 +79,7 @@ def test_a_joint_chain_is_one_run(rehearsed, tmp_path):
     seconds = joint.compression.steps / 2 + joint.scale.steps / 4
     seconds += (joint.token_images + plan["held_out"]) / encode_rate
     assert plan["expected_seconds"] == round(seconds)
-    assert card.scales_of(joint) == "one network, t = 2 to 5 in turn"
+    assert card.turns_of(joint) == "one network, t = 2 to 5 in turn"
 
 
 def test_a_recipe_of_other_length_begins_its_parts_in_proportion():

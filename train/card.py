@@ -93,7 +93,7 @@ def stage_rows(preset: Preset, record: dict) -> list[str]:
     did = {
         "vqgan": f"{plan['vqgan']:,} × {preset.compression.batch}",
         "tokens": "",
-        "chain": f"{plan['chain']:,} × {preset.scale.batch}, {scales_of(preset)}",
+        "chain": f"{plan['chain']:,} × {preset.scale.batch}, {turns_of(preset)}",
     }
     return [
         f"| {name} | {steps} | {record['stages'][name]['seconds']:,.0f} |"
@@ -101,7 +101,7 @@ def stage_rows(preset: Preset, record: dict) -> list[str]:
     ]
 
 
-def scales_of(preset: Preset) -> str:
+def turns_of(preset: Preset) -> str:
     """How the steps of the chain are shared between its scales."""
     if preset.joint:
         return f"one network, t = 2 to {preset.T} in turn"
