@@ -14,7 +14,7 @@ import card
 import everything
 import pytest
 from PIL import Image
-from progress import Progress, span
+from progress import Progress, duration
 from stages import Metrics, Stage, run_stage
 
 from imagebart.checkpoint import read_json, sha256_of, write_json
@@ -79,7 +79,7 @@ def test_a_joint_chain_is_one_run(rehearsed, tmp_path):
     seconds = joint.compression.steps / 2 + joint.scale.steps / 4
     seconds += (joint.token_images + plan["held_out"]) / encode_rate
     assert plan["expected_seconds"] == round(seconds)
-    assert card.turns_of(joint) == "one network, t = 2 to 5 in turn"
+    assert card.steps_shared(joint) == "one network, t = 2 to 5 in turn"
 
 
 def test_a_recipe_of_other_length_begins_its_parts_in_proportion():
@@ -142,7 +142,7 @@ def test_progress_tells_what_is_left(capsys):
     assert capsys.readouterr().out == (
         "vqgan, steps 50 / 200, loss 0.500, images/s 4.0, for 0:01:40, left done\n"
     )
-    assert span(3661) == "1:01:01"
+    assert duration(3661) == "1:01:01"
 
 
 def test_the_card_says_what_the_records_say(tiny, tmp_path):

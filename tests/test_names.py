@@ -38,7 +38,7 @@ def defined_in(path: Path) -> set[str]:
 # Names of other areas that have two meanings today; each is renamed with its area.
 TO_COME = {
     *("Edit", "MOST", "Maps", "joined", "look"),
-    *("filled", "grid_of", "span", "start", "tent"),
+    *("filled", "start", "tent"),
 }
 
 

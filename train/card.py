@@ -47,7 +47,7 @@ def write_card(out: Path, preset: Preset, record: dict) -> None:
     model, plan = ImageBART.from_pretrained(out / "model"), record["plan"]
     samples = sorted((out / "figures" / "samples").glob("*.png"))
     with atomic_write(out / "model" / "samples.png") as draft:
-        grid_of(samples).save(draft, format="PNG")
+        contact_sheet(samples).save(draft, format="PNG")
     (h, w), side = model.grid, model.vqgan.config.image_size
     text = CARD.format(
         name=out.resolve().name,
@@ -79,7 +79,7 @@ def command(options: dict) -> str:
     return " ".join(["python", "train/everything.py", *given])
 
 
-def grid_of(paths: list[Path]) -> Image.Image:
+def contact_sheet(paths: list[Path]) -> Image.Image:
     """Pictures of one size beside and below each other, as square as can be."""
     columns = max(1, round(len(paths) ** 0.5))
     images = to_tensor([Image.open(path) for path in paths])
@@ -93,7 +93,7 @@ def stage_rows(preset: Preset, record: dict) -> list[str]:
     did = {
         "vqgan": f"{plan['vqgan']:,} × {preset.compression.batch}",
         "tokens": "",
-        "chain": f"{plan['chain']:,} × {preset.scale.batch}, {turns_of(preset)}",
+        "chain": f"{plan['chain']:,} × {preset.scale.batch}, {steps_shared(preset)}",
     }
     return [
         f"| {name} | {steps} | {record['stages'][name]['seconds']:,.0f} |"
@@ -101,7 +101,7 @@ def stage_rows(preset: Preset, record: dict) -> list[str]:
     ]
 
 
-def turns_of(preset: Preset) -> str:
+def steps_shared(preset: Preset) -> str:
     """How the steps of the chain are shared between its scales."""
     if preset.joint:
         return f"one network, t = 2 to {preset.T} in turn"

@@ -44,13 +44,13 @@ class Progress:
         """One stage: `steps` of how many, its loss, and the steps `learned` in so many seconds."""
         (done, of), (fresh, seconds) = steps, learned
         rate = fresh / seconds if fresh and seconds else 0.0
-        left = "done" if ended else "…" if not rate else span((of - done) / rate)
+        left = "done" if ended else "…" if not rate else duration((of - done) / rate)
         row = (
             name,
             f"{done:,} / {of:,}" if of else "",
             "" if loss is None else f"{loss:.3f}",
             f"{rate * batch:,.1f}" if rate else "",
-            span(seconds),
+            duration(seconds),
             left,
         )
         if self.console.is_terminal:
@@ -68,6 +68,6 @@ class Progress:
         return table
 
 
-def span(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     return str(timedelta(seconds=round(seconds)))
