@@ -116,7 +116,7 @@ def main(config: Config) -> None:
     read_auth(config.host, config.auth)
     model = ImageBART.from_pretrained(config.model, device=config.device)
     shipped = config.model is None
-    painter = model if model.takes_map else None
+    painter = model if "map" in model.conditions else None
     if shipped:
         painter = ImageBART.from_pretrained(SHIPPED_SEMANTIC, device=config.device)
     ranker = CLIP(config.clip) if config.clip else Probe() if shipped else None

@@ -42,8 +42,7 @@ def noisy(model: ImageBART, x_1: torch.Tensor, t: int, seed: int) -> torch.Tenso
 
 def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
     """Bits per token of each scale, the terms of the bound, as a sentence.   [eq. 2]"""
-    config = model.denoisers[model.T].config
-    if config.condition_parts and not config.droppable:
+    if model.conditions and not model.condition_dropout:
         return ""
     bits = model.bits_per_token_of(x_1, seed=seed)
     terms = ", ".join(f"{value.item():.2f} at t = {t}" for t, value in bits.items())

@@ -51,7 +51,7 @@ def semantic(
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    colours = kind_colours(model.map_names)
+    colours = kind_colours(model.names["map"])
     kinds = read_kinds(read_painting(editor, model.image_size), colours)
     if (kinds < 0).all():
         raise ValueError("nothing is painted yet: paint the map in the colours of the kinds")
@@ -101,11 +101,11 @@ def semantic_tab(model: ImageBART, ranker: CLIP | None) -> None:
 def map_editor(model: ImageBART) -> gr.ImageEditor:
     """The editor, with its legend and example maps."""
     H, W = model.image_size
-    maps = example_maps(model) if tuple(model.map_names) == scenery.LABELS else []
-    codes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in kind_colours(model.map_names).tolist()]
+    maps = example_maps(model) if tuple(model.names["map"]) == scenery.LABELS else []
+    codes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in kind_colours(model.names["map"]).tolist()]
     blank = Image.new("RGB", (W, H), OPEN)
     editor = image_editor(W, H, "Paint what is where", codes, "painting", blank)
-    gr.HTML(legend(model.map_names, codes))
+    gr.HTML(legend(model.names["map"], codes))
     clear = gr.Button("Start from a blank map", size="sm")
     gr.Markdown("Or from one of these:", visible=bool(maps))
     plain = {"allow_preview": False, "buttons": [], "visible": bool(maps)}

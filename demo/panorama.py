@@ -55,7 +55,7 @@ def panorama_tab(model: ImageBART) -> None:
     _, W = model.image_size
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            hint = "a desert at noon\na city at night" if model.takes_text else NO_TEXT
+            hint = "a desert at noon\na city at night" if "text" in model.conditions else NO_TEXT
             about = "One per line, from left to right"
             plain = {"label": "Prompts", "placeholder": hint, "info": about, "lines": 3}
             prompts = gr.Textbox("", max_length=LONGEST_PROMPT, **plain)

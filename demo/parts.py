@@ -8,6 +8,7 @@ from PIL import Image
 
 from demo.requests import FILTERS, LONGEST_PROMPT, MOST_IMAGES, STEP, bounds, sentences
 from imagebart import ImageBART
+from imagebart.conditions import class_count
 from imagebart.data import scenery
 from imagebart.options import EditingOptions, rows
 from imagebart.ranking import CLIP
@@ -26,18 +27,19 @@ IDEAS = {  # label of a button: its prompt, in scenery's vocabulary
 
 def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> Controls:
     """The inputs of every endpoint; example prompts if the model knows their words."""
-    hint = "snowy mountains at night" if model.takes_text else NO_TEXT
+    hint = "snowy mountains at night" if "text" in model.conditions else NO_TEXT
     prompt = gr.Textbox(
         "", label="Prompt", placeholder=hint, max_lines=3, max_length=LONGEST_PROMPT
     )
-    if ideas and model.takes_text and tuple(model.class_names) == scenery.KINDS:
+    if ideas and "text" in model.conditions and tuple(model.names["class"]) == scenery.KINDS:
         with gr.Row(elem_classes="ideas"):
             for name, words in ideas.items():
                 button = gr.Button(name, size="sm", min_width=60)
                 button.click(None, None, prompt, js=f"() => {words!r}", api_visibility="private")
-    names = [*zip(model.class_names, model.class_names, strict=True)]
-    names = names or [(str(i), str(i)) for i in range(model.classes)]
-    kind = gr.Dropdown([("any", ""), *names], label="Class", visible=bool(model.classes))
+    names = [*zip(model.names["class"], model.names["class"], strict=True)]
+    count = class_count(model.conditions)
+    names = names or [(str(i), str(i)) for i in range(count)]
+    kind = gr.Dropdown([("any", ""), *names], label="Class", visible=count > 0)
     count = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Number of images")
     dice = gr.Button("Random", size="sm", render=False)
     seed = gr.Number(0, label="Seed", precision=0, buttons=[dice])
@@ -50,9 +52,10 @@ def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> Controls:
 def controls_of_words(model: ImageBART) -> Controls:
     """Negative prompt and guidance."""
     about = "What the image should not show"
-    conditional = model.takes_text or bool(model.classes)
+    takes_text = "text" in model.conditions
+    conditional = takes_text or "class" in model.conditions
     negative = gr.Textbox(
-        "", label="Negative prompt", info=about, max_length=LONGEST_PROMPT, visible=model.takes_text
+        "", label="Negative prompt", info=about, max_length=LONGEST_PROMPT, visible=takes_text
     )
     about = "1 is conditional sampling, more follows the prompt more closely"
     how = {"label": "Guidance", "info": about, "visible": conditional}

@@ -10,7 +10,8 @@ import gradio as gr
 
 from imagebart import ImageBART
 from imagebart.arguments import as_int
-from imagebart.guidance import ask
+from imagebart.conditions import class_count
+from imagebart.guidance import encode_condition
 from imagebart.options import EditingOptions, rows
 from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
 from imagebart.sampling import Filter
@@ -96,28 +97,29 @@ def read_words(
         if not isinstance(text, str | None) or len(text or "") > LONGEST_PROMPT:
             raise ValueError(f"{name} must be text of at most {LONGEST_PROMPT} characters")
     options, remarks = {}, []
-    if model.takes_text:
+    if "text" in model.conditions:
         options |= texts
     elif any((text or "").strip() for text in texts.values()):
         remarks.append("This model takes no text: the prompt was not used.")
-    if model.classes or classes not in ("", None):
+    if "class" in model.conditions or classes not in ("", None):
         options["classes"] = read_classes(model, classes, seed, count)
     if guidance is not None:
         options["guidance"] = read_number(model, "guidance", guidance)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        ask(model, count, **options)
+        encode_condition(model, count, **options)
     remarks += [f"{str(one.message)[:200]}." for one in said]
     return options, "".join(f" {remark}" for remark in dict.fromkeys(remarks))
 
 
 def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | None:
     """One class for all images; without a name none, or one by each seed if the model needs one."""
+    known = class_count(model.conditions)
     if name in ("", None):
-        droppable = model.denoisers[model.T].config.droppable
-        return None if droppable else [(seed + i) % model.classes for i in range(count)]
+        any_class = model.condition_dropout
+        return None if any_class else [(seed + i) % known for i in range(count)]
     number = isinstance(name, int) or (isinstance(name, str) and name.isdecimal())
-    return [read_int(name, "classes", 0, model.classes - 1) if number else name] * count
+    return [read_int(name, "classes", 0, known - 1) if number else name] * count
 
 
 # ── limits ────────────────────────────────────────────────────────────────────────────────────

@@ -64,7 +64,9 @@ def sheet(config: Config) -> show.Picture:
     scenes = [scenery.scene_seed("test", first + i) for i in range(config.n)]
     scenes = [scenery.render(seed, *model.image_size) for seed in scenes]
     renders = [Image.fromarray(scene.image) for scene in scenes]
-    prompts = {"prompt": [scene.caption for scene in scenes[half:]]} if model.takes_text else {}
+    prompts = (
+        {"prompt": [scene.caption for scene in scenes[half:]]} if "text" in model.conditions else {}
+    )
     if config.of == "samples":
         made = model.sample(half, seed=first, **prompts)
     else:

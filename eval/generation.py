@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from imagebart import ImageBART
 from imagebart.checkpoint import sha256_of, write_json
+from imagebart.conditions import class_count
 from imagebart.data.images import ImageFolder, SceneryData
 from imagebart.distributed import finish, part_of, split, start
 
@@ -98,8 +99,8 @@ def samples(
     """Samples `indices` of n: sample i has seed `seed + i` and caption i; without captions the
     classes take turns."""
     conditions = {"prompt": captions[:n]} if captions else {}
-    if model.classes and not captions:
-        conditions["classes"] = [i % model.classes for i in range(n)]
+    if not captions and "class" in model.conditions:
+        conditions["classes"] = [i % class_count(model.conditions) for i in range(n)]
     stream = model.sample_stream(
         n,
         batch=config.batch,
@@ -137,7 +138,7 @@ def pictures(data: Dataset, batch: int, indices: range) -> ImageBatches:
             if len(sizes) > 1:
                 raise ValueError(f"all images must have one size, got {sorted(sizes)}")
             images = torch.stack([item["image"] for item in items])
-            yield ((images + 1) * 127.5).round().byte(), [item["caption"] for item in items]
+            yield ((images + 1) * 127.5).round().byte(), [item["text"] for item in items]
 
 
 def open_reference(name: str, n: int, size: tuple[int, int]) -> Dataset:
@@ -165,7 +166,7 @@ def read_captions(name: str | None, n: int, size: tuple[int, int]) -> list[str]:
     if name is None:
         return []
     if name == "scenery":  # captions omit objects too small to see
-        return [item["caption"] for item in scenery(n, size)]
+        return [item["text"] for item in scenery(n, size)]
     if not Path(name).is_file():
         raise ValueError(f'captions must be a text file or "scenery", got {name}')
     lines = Path(name).read_text(encoding="utf-8").splitlines()

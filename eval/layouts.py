@@ -81,7 +81,7 @@ def held_out_table() -> str:
         predictor = f"closed-form predictor {scale['closed_form']:.3f}"
         rows.append((name, f"{scale['nats']:.3f}", predictor))
         rows.append(
-            (f"L_{t}, conditional on class and caption", f"{scale['nats_conditional']:.3f}", "")
+            (f"L_{t}, conditional on class and text", f"{scale['nats_conditional']:.3f}", "")
         )
     rows += [
         (

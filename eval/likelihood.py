@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from imagebart import ImageBART, distributed
 from imagebart.checkpoint import sha256_of
+from imagebart.conditions import CONDITIONS
 from imagebart.data.sources import open_data
 from imagebart.folders import SHIPPED
-from imagebart.guidance import ask
+from imagebart.guidance import encode_condition
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,14 @@ def main(config: Config) -> dict:
 def tokens_of(model: ImageBART, data: str, split: str, count: int) -> tuple[Tensor, dict]:
     """x_1 (b, n) of the first `count` images of a split, and their conditions."""
     images = open_data(data, model.image_size[0], split, count)
-    grids, conditions = [], {"classes": [], "prompt": [], "semantic_map": []}
+    grids, conditions = [], {"class": [], "text": [], "map": []}
     with torch.inference_mode():
         for i in tqdm(range(len(images)), desc=f"encode {split}", mininterval=5):
             item = images[i]
             grids.append(model.vqgan.encode(item["image"][None].to(model.device)))
-            label = item["label"]
-            conditions["classes"].append(label if label >= 0 else None)
-            conditions["prompt"].append(item["caption"])
-            conditions["semantic_map"].append(item.get("map"))
+            conditions["class"].append(item["class"] if item["class"] >= 0 else None)
+            conditions["text"].append(item["text"])
+            conditions["map"].append(item.get("map"))
     return rearrange(torch.cat(grids), "b h w -> b (h w)"), conditions
 
 
@@ -82,14 +82,13 @@ def encoded_conditions(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The encoded conditions (empty, complete); empty is None if the model needs a condition, both
     are None if it takes none."""
-    config = model.denoisers[model.T].config
-    takes = {"classes": config.classes, "prompt": config.text_length}
-    takes["semantic_map"] = config.map_kinds
-    given = {name: conditions[name] for name, size in takes.items() if size}
-    if not given:
+    if not model.conditions:
         return None, None
-    empty = ask(model, count, guidance=1.0).condition if config.droppable else None
-    return empty, ask(model, count, guidance=1.0, **given).condition
+    given = {CONDITIONS[name].option: conditions[name] for name in model.conditions}
+    empty = None
+    if model.condition_dropout:
+        empty = encode_condition(model, count, guidance=1.0).condition
+    return empty, encode_condition(model, count, guidance=1.0, **given).condition
 
 
 @torch.inference_mode()

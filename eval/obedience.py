@@ -61,7 +61,7 @@ class Targets:
         if condition == "text":
             return {"prompt": [self.scenes[i].caption for i in rows]}
         if condition == "class":
-            return {"classes": [i % model.classes for i in rows]}
+            return {"classes": [i % len(model.names["class"]) for i in rows]}
         return {"semantic_map": [self.scenes[i].semantic_map for i in rows]}
 
     @cached_property
@@ -79,7 +79,8 @@ class Targets:
             kinds = torch.from_numpy(np.roll(kinds, -shift, axis=0))
             return {"places": (predictions.kinds == kinds).float().mean().item()}
         if condition == "class":
-            targets = [{"kind": model.class_names[(i + shift) % model.classes]} for i in range(n)]
+            names = model.names["class"]
+            targets = [{"kind": names[(i + shift) % len(names)]} for i in range(n)]
         else:
             targets = [scenery.said(self.scenes[(i + shift) % n]) for i in range(n)]
         return predictions.accuracy(targets)

@@ -74,10 +74,12 @@ def main(config: Config) -> None:
     painter = ImageBART.from_pretrained(config.painter, device=config.device)
     map_samples(painter, config.seed).save(config.out / "maps.png")
 
-    wide = {"prompts": ["a desert at sunset", "a city at night"]} if model.takes_text else {}
+    wide = (
+        {"prompts": ["a desert at sunset", "a city at night"]} if "text" in model.conditions else {}
+    )
     panorama = model.panorama(8 * model.image_size[1], seed=config.seed, **wide)
     show.grid(panorama, columns=1).save(config.out / "panorama.png")
-    if model.takes_text:
+    if "text" in model.conditions:
         pairs = [model.sample(2, prompt=prompt, seed=config.seed) for prompt in PROMPTS]
         first, second = zip(*pairs, strict=True)
         six = [slice(0, 6), slice(6, 12)]
@@ -88,12 +90,14 @@ def main(config: Config) -> None:
 
 def map_samples(painter: ImageBART, seed: int) -> show.Picture:
     """Eight held-out maps, a sample for each, and for the same maps with two prompts."""
-    size, colours = painter.image_size, kind_colours(painter.map_names)
+    size, colours = painter.image_size, kind_colours(painter.names["map"])
     scenes = [scenery.render(scenery.scene_seed("validation", i), *size) for i in range(8)]
     maps = [scene.semantic_map for scene in scenes]
     rows, captions = [paint_kinds(one, colours) for one in maps], ["map"] + [""] * 7
     for prompt in (
-        (None, "at night under the stars", "at sunset in autumn") if painter.takes_text else (None,)
+        (None, "at night under the stars", "at sunset in autumn")
+        if "text" in painter.conditions
+        else (None,)
     ):
         rows += painter.sample(8, seed=seed, semantic_map=maps, prompt=prompt)
         captions += [prompt or "no prompt"] + [""] * 7

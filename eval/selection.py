@@ -68,9 +68,9 @@ def main(config: Config) -> dict:
 
 
 def rejection_rates(model: ImageBART, probe: Probe, config: Config) -> list[dict]:
-    kinds = [ATTRIBUTES["kind"].index(name) for name in model.class_names]
+    kinds = [ATTRIBUTES["kind"].index(name) for name in model.names["class"]]
     probabilities = []
-    for name in tqdm(model.class_names, desc="classes", mininterval=5):
+    for name in tqdm(model.names["class"], desc="classes", mininterval=5):
         images = sampled(model, config.per_class, config, classes=name, guidance=1.0)
         parts = [probe.predict(part).attributes["kind"] for part in images]
         probabilities.append(torch.cat(parts))

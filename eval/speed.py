@@ -32,6 +32,7 @@ from rivals import bart_seconds, ddpm_seconds, naive_seconds
 from timing import DTYPES, ceilings, roofline, timed, with_passes
 
 from imagebart import ImageBART, distributed
+from imagebart.conditions import ABSENT
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing.process import edit_steps
@@ -177,9 +178,7 @@ def one_scale(
     denoiser, n, K = model.denoisers[t], model.denoisers[t].n, model.K
     x_t = uniform_tokens([config.seed], t, n, K).to(model.device)
     noise = gumbel([config.seed], t, n, K).to(model.device)
-    condition = (
-        empty_condition(denoiser).to(model.device) if denoiser.config.condition_parts else None
-    )
+    condition = empty_condition(denoiser).to(model.device) if denoiser.config.conditions else None
     clock = partial(timed, repeats=config.repeats, device=model.device, batch=1)
     rows = {
         name: with_passes(clock, partial(decode, denoiser, x_t, noise, Filter(), condition))
@@ -194,8 +193,8 @@ def one_scale(
 
 def empty_condition(denoiser: Denoiser) -> torch.Tensor:
     """An encoded condition (1, m) that is absent, or all zeros if the model needs one."""
-    length = sum(length for _, length in denoiser.config.condition_parts.values())
-    return torch.full((1, length), -1 if denoiser.config.droppable else 0)
+    length = sum(shape.length for shape in denoiser.config.conditions.values())
+    return torch.full((1, length), ABSENT if denoiser.config.condition_dropout else 0)
 
 
 # ── side by side ──────────────────────────────────────────────────────────────────────────────

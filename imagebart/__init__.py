@@ -13,8 +13,9 @@ In reading order, with the ideas that each file has:
     linear          a linear layer whose weights lie as the processor wants them
     decodable       the protocol of all that is decoded: start, step, read, keep
     options         what a caller may say: every option, its type, default, meaning, bounds
+    conditions      the table of conditions: class, text, map; their tokens, vectors and dropout
     denoiser        one scale: p(x_{t-1} | x_t), condition prefix, cached decoding
-    guidance        conditions of a request (class, prompt, map), dropout, classifier-free guidance
+    guidance        a caller's conditions, encoded; classifier-free guidance
     sampling        the reverse chain: noise of a seed, temperature, top-k, nucleus (top-p) filter,
                     sequential and parallel decoding, the draft (x_1 prediction)
     streaming       thousands of images in batches

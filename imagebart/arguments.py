@@ -43,3 +43,14 @@ def to_builtin(value, kind: type):
 def is_several(value) -> bool:
     """Whether it is a list, a tuple, a range … and not one number or text."""
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def each_of(given, batch: int, kind: type, name: str) -> list:
+    """One given for all or one each, as a list of `batch`; nothing given is None for each."""
+    given = to_builtin(given, kind)
+    if given is None or isinstance(given, kind):
+        return [given] * batch
+    values = [to_builtin(one, kind) for one in given] if is_several(given) else []
+    if len(values) != batch or not all(one is None or isinstance(one, kind) for one in values):
+        raise ValueError(f"{name} must be one, or {batch} of them, got {given!r:.200}")
+    return values

@@ -7,13 +7,24 @@ p_θ^{t-1}(x_{t-1} | x_t) = Π_i p_θ(x_{t-1}^i | x_{t-1}^{<i}, x_t)
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from imagebart.conditions import (
+    ABSENT,
+    CONDITIONS,
+    Condition,
+    ConditionShape,
+    TextVectors,
+    TokenVectors,
+    checked,
+    pieces_of,
+    split_condition,
+)
 from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.linear import Linear
@@ -30,15 +41,6 @@ from imagebart.transformer import (
 )
 
 OUTPUTS = ("plain", "residual", "posterior")
-TEXT_VOCABULARY = 49_408
-"""Tokens of CLIP's byte-pair encoding."""
-
-Condition = Int[Tensor, "b *m"]
-"""What stands before the image: class ids (b,), or tokens (b, m) in the order class, text, map.
-
-`ABSENT` stands for what is not given: a class, a text's places after its end, a place of a map."""
-
-ABSENT = -1
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,8 @@ class DenoiserConfig:
     decoder_depth: int = 3
     bias: bool = False  # biases of queries, keys and values
     head_bias: bool = True  # bias of the output layer
-    classes: int = 0  # 0: not conditional on a class
-    text_length: int = 0  # tokens of a caption; 0: not conditional on text
-    text_pieces: int = 0  # pieces of text with a vector of their own; 0: all of CLIP's
-    map_kinds: int = 0  # kinds in a semantic map, a token a place; 0: not conditional on one
-    droppable: bool = False  # trained to do without any of its conditions
+    conditions: dict[str, ConditionShape] = field(default_factory=dict)  # by name; {}: none
+    condition_dropout: bool = False  # trained to do without any of its conditions
     joint: bool = False  # one network for every scale, T included
     axial_positions: bool = True  # a row plus a column vector, not one vector a place
     rotary: bool = False  # positions turn queries and keys; no vectors then
@@ -66,28 +65,17 @@ class DenoiserConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))  # JSON gives a list back
+        object.__setattr__(self, "conditions", checked(self.conditions, self.grid))
         if self.output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got {self.output!r}")
         if min(*self.grid, self.width, self.heads, self.head_width, self.decoder_depth) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}")
-        if min(self.classes, self.text_length, self.text_pieces, self.map_kinds) < 0:
-            raise ValueError(f"conditions must be at least 0, got {self}")
         if self.rotary and self.head_width % 4:
             raise ValueError(f"head_width must be a multiple of 4 to be rotary, got {self}")
 
     @property
     def n(self) -> int:
         return self.grid[0] * self.grid[1]
-
-    @property
-    def condition_parts(self) -> dict[str, tuple[int, int]]:
-        """What stands before the image, in order: {name: (vocabulary, length)}."""
-        parts = {
-            "classes": (self.classes, 1 if self.classes else 0),
-            "text": (TEXT_VOCABULARY, self.text_length),
-            "map": (self.map_kinds, self.n if self.map_kinds else 0),
-        }
-        return {name: part for name, part in parts.items() if part[1]}
 
 
 class Denoiser(nn.Module, Decodable):
@@ -130,10 +118,11 @@ class Denoiser(nn.Module, Decodable):
         self.log_gain = nn.Parameter(torch.zeros(scales)) if config.output == "residual" else None
         self.apply(_initialise)
 
-    def know_text(self, pieces: Int[Tensor, " known"]) -> None:
-        """Give these pieces of text vectors of their own; all others stay unseen."""
+    def know_text(self, ids: Int[Tensor, "b m"]) -> None:
+        """Give the pieces of these texts vectors of their own; no others are attended to."""
+        pieces = pieces_of(ids)
         for module in self.modules():
-            if isinstance(module, Text):
+            if isinstance(module, TextVectors):
                 module.know(pieces)
 
     @property
@@ -158,7 +147,7 @@ class Denoiser(nn.Module, Decodable):
     ) -> Logits:
         """Teacher-forced logits b×n×K: position i sees x_{t-1}^{<i}, all of x_t, the condition.
 
-        `condition` holds class ids (b,) for a class model, tokens (b, m) for text and maps.
+        `condition` holds the tokens (b, m) of all conditions, (b,) if a class is the only one.
         x_t is ignored at t = T, unless the network is a joint one.
         """
         return self.logits(self.head(self.features(x_prev, x_t, condition)), x_t)
@@ -306,23 +295,23 @@ class Denoiser(nn.Module, Decodable):
         return torch.cat(memory), None if present[0] is None else torch.cat(present)
 
     def _checked(self, condition: Condition | None) -> Int[Tensor, "b m"] | None:
-        """The condition as tokens (b, m), every part within its vocabulary or absent."""
-        parts = self.config.condition_parts
-        if not parts:
+        """The condition as tokens (b, m), each part within its vocabulary or absent."""
+        shapes = self.config.conditions
+        if not shapes:
             if condition is not None:
                 raise ValueError(f"this denoiser takes no condition, got {condition}")
             return None
-        lengths = [length for _, length in parts.values()]
-        wanted = " and ".join(f"{name} of length {length}" for name, (_, length) in parts.items())
+        wanted = " and ".join(f"{name} of length {one.length}" for name, one in shapes.items())
         if condition is None:
             raise ValueError(f"this denoiser takes {wanted}, got {condition}")
         tokens = condition.reshape(len(condition), -1)
-        if tokens.shape[1] != sum(lengths):
+        if tokens.shape[1] != sum(shape.length for shape in shapes.values()):
             raise ValueError(f"this denoiser takes {wanted}, got {tuple(condition.shape)}")
-        for (name, (count, _)), part in zip(parts.items(), tokens.split(lengths, 1), strict=True):
+        for name, part in split_condition(tokens, shapes).items():
+            count = shapes[name].vocabulary
             if part.min() < ABSENT or part.max() >= count:
                 raise ValueError(f"{name} must lie in [0, {count}), got {part.tolist()}")
-            if not self.config.droppable and (part == ABSENT).all(1).any():
+            if not self.config.condition_dropout and (part == ABSENT).all(1).any():
                 raise ValueError(f"this denoiser was trained to have {name} always, got none")
         return tokens
 
@@ -357,20 +346,21 @@ class Start(nn.Module):
 class Prefix(Start):
     """The condition's vectors, one a token, and the start vector.
 
-    What is absent has a slot too, which nobody sees. The first token is drawn from the last slot,
-    which must be there: that is the start vector's, except where a class is always given, which
-    stands last as in the released models.
+    An absent token has a slot too, which is not attended to. The first token is drawn from the last
+    slot, which must be present: that is the start vector's, except where a class is always given,
+    which stands last as in the released models.
     """
 
     def __init__(self, config: DenoiserConfig, scales: tuple[int, ...] = ()):
         super().__init__(config.width, scales)
-        parts, width = config.condition_parts, config.width
-        self.lengths = [length for _, length in parts.values()]
-        self.length = 1 + sum(self.lengths)
-        self.start_first = list(parts) == ["classes"] and not config.droppable
-        self.classes = nn.Embedding(config.classes, width) if "classes" in parts else None
-        self.text = Text(config) if "text" in parts else None
-        self.map = map_table(config) if "map" in parts else None
+        self.shapes = config.conditions
+        self.length = 1 + sum(shape.length for shape in self.shapes.values())
+        self.start_first = list(self.shapes) == ["class"] and not config.condition_dropout
+        for name, shape in self.shapes.items():
+            kind = CONDITIONS[name]
+            placed_by_rotation = kind.spatial and config.rotary
+            embed = TokenVectors if placed_by_rotation else kind.embed
+            self.add_module(kind.weights, embed(shape, config.width))
 
     def forward(
         self, batch: int, condition: Int[Tensor, "b m"] | None = None, t: int | None = None
@@ -378,61 +368,15 @@ class Prefix(Start):
         start, _ = super().forward(batch, t=t)
         if condition is None:
             return start, None
-        tables = [table for table in (self.classes, self.text, self.map) if table is not None]
-        parts = list(condition.split(self.lengths, dim=1))
-        if self.text is not None:
-            place = tables.index(self.text)
-            parts[place] = self.text.rows_of(parts[place])
-        rows = torch.cat(parts, dim=1)
-        vectors = [table(part.clamp(min=0)) for table, part in zip(tables, parts, strict=True)]
-        present, front = rows != ABSENT, int(self.start_first)
+        embedded = [
+            self.get_submodule(CONDITIONS[name].weights)(part)
+            for name, part in split_condition(condition, self.shapes).items()
+        ]
+        vectors, present = zip(*embedded, strict=True)
+        front = int(self.start_first)
         vectors = [start, *vectors] if front else [*vectors, start]
+        present = torch.cat(present, dim=1)
         return torch.cat(vectors, dim=1), F.pad(present, (front, 1 - front), value=True)
-
-
-class PlacedTokens(nn.Module):
-    """A vector for the token plus one for its place."""
-
-    def __init__(self, count: int, length: int, width: int):
-        super().__init__()
-        self.tokens = nn.Embedding(count, width)
-        self.positions = nn.Parameter(0.02 * torch.randn(length, width))
-
-    def forward(self, tokens: Int[Tensor, "b m"]) -> Sequence:
-        return self.tokens(tokens) + self.positions
-
-
-def map_table(config: DenoiserConfig) -> nn.Module:
-    """A vector for each kind of a map, and one for its place unless positions are rotary."""
-    if config.rotary:
-        return nn.Embedding(config.map_kinds, config.width)
-    return PlacedTokens(config.map_kinds, config.n, config.width)
-
-
-class Text(PlacedTokens):
-    """Pieces of text, of which a small model knows only those that it was trained on.
-
-    `row` (49,408) is the piece's row of the table, or `ABSENT`: a piece without one is not seen.
-    """
-
-    def __init__(self, config: DenoiserConfig):
-        pieces = config.text_pieces or TEXT_VOCABULARY
-        super().__init__(pieces, config.text_length, config.width)
-        all_pieces = torch.arange(TEXT_VOCABULARY, dtype=torch.int32)
-        row = all_pieces if pieces == TEXT_VOCABULARY else torch.full_like(all_pieces, ABSENT)
-        self.register_buffer("row", row)
-
-    def know(self, pieces: Int[Tensor, " known"]) -> None:
-        """Give these pieces the rows 0, 1, …; ValueError if they are more than the rows."""
-        count = self.tokens.num_embeddings
-        if len(pieces) > count:
-            raise ValueError(f"text_pieces must be at least {len(pieces)}, got {count}")
-        self.row.fill_(ABSENT)
-        self.row[pieces] = torch.arange(len(pieces), dtype=self.row.dtype, device=self.row.device)
-
-    def rows_of(self, tokens: Int[Tensor, "b m"]) -> Int[Tensor, "b m"]:
-        """Rows of the table, `ABSENT` for what is absent or not known."""
-        return torch.where(tokens == ABSENT, ABSENT, self.row[tokens.clamp(min=0)].long())
 
 
 class LearnedPositions(nn.Module):
@@ -500,8 +444,10 @@ def decoder_places(config: DenoiserConfig, sees_x_t: bool) -> Places | None:
 def condition_places(config: DenoiserConfig) -> Places:
     """A map lies on the grid; a class and a text lie nowhere and are not turned."""
     parts = [
-        grid_places(config.grid) if name == "map" else torch.zeros(length, 2, dtype=torch.int64)
-        for name, (_, length) in config.condition_parts.items()
+        grid_places(config.grid)
+        if CONDITIONS[name].spatial
+        else torch.zeros(shape.length, 2, dtype=torch.int64)
+        for name, shape in config.conditions.items()
     ]
     return torch.cat([torch.zeros(0, 2, dtype=torch.int64), *parts])
 

@@ -5,9 +5,10 @@ A joint network is one file for all scales, `scale_joint.safetensors`, and one r
 Only JSON and safetensors are read, and untrusted files are checked: errors are one sentence.
 """
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import get_args, get_origin
 
@@ -15,16 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from imagebart.checkpoint import load_tensors, read_json, save_tensors, write_json
+from imagebart.conditions import ConditionShape, text_shape
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
 SHIPPED_SEMANTIC = SHIPPED.with_name("scenery-semantic")
+CONFIG_FORMAT = 2  # of config.json; raised when an old reader would misread a new file
 JOINT = "joint"
 """What stands for t where one network serves all scales."""
 
-OPTIONAL_ENTRIES = ("class_names", "map_names", "guidance")
+OPTIONAL_ENTRIES = ("names", "guidance")
 """Optional entries of config.json."""
 
 
@@ -61,7 +64,7 @@ def find_folder(
 def read_config(folder: Path) -> dict:
     """config.json of a model; ValueError if it is not one."""
     path = Path(folder) / "config.json"
-    config = read_json(path)
+    config = upgraded(read_json(path))
     wanted = {"vqgan": dict | str, "alpha_bar": list, "denoisers": dict}
     for name, kind in wanted.items():
         if not isinstance(config, dict) or not isinstance(config.get(name), kind):
@@ -82,8 +85,7 @@ def read_config(folder: Path) -> dict:
 
 ENTRIES = {
     "alpha_bar": tuple[float, ...],
-    "class_names": tuple[str, ...],
-    "map_names": tuple[str, ...],
+    "names": dict[str, tuple[str, ...]],
     "guidance": float,
 }
 TYPE_WORDS = {
@@ -95,6 +97,8 @@ TYPE_WORDS = {
     tuple[int, ...]: "whole numbers",
     tuple[float, ...]: "finite numbers",
     tuple[str, ...]: "names",
+    dict[str, tuple[str, ...]]: "names for each condition",
+    dict[str, ConditionShape]: "{name: {vocabulary, length, vectors}}",
 }
 """Types of the fields of config.json, for errors."""
 
@@ -111,6 +115,15 @@ def is_of(value, kind: type) -> bool:
         each, last = get_args(kind)
         listed = isinstance(value, list | tuple) and (last is ... or len(value) == 2)
         return listed and all(is_of(one, each) for one in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(
+            is_of(one, get_args(kind)[1]) for one in value.values()
+        )
+    if is_dataclass(kind):
+        types = {field.name: field.type for field in fields(kind)}
+        if not isinstance(value, dict) or not value.keys() <= types.keys():
+            return False
+        return all(is_of(one, types[name]) for name, one in value.items())
     if kind is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is kind
@@ -194,20 +207,20 @@ def save_scale(
     t: int,
     folder: Path,
     dtype: torch.dtype | None = None,
-    **names: Sequence[str],
+    names: dict[str, Sequence[str]] | None = None,
 ) -> None:
     """Write scale t of a model, or the joint network of all scales: its weights, and its rows of
-    config.json; `names` are its class_names and map_names."""
+    config.json; `names` are those of its classes and of its maps' kinds."""
     save_tensors(_as(tensors, dtype), Path(folder) / scale_file(config, t))
     schedule = diffusion.alpha_bar[1:].tolist()
-    row = {scale_name(config, t): asdict(config)}
-    update_config(Path(folder), {"alpha_bar": schedule, "denoisers": row, **names})
+    entries = {"alpha_bar": schedule, "denoisers": {scale_name(config, t): asdict(config)}}
+    update_config(Path(folder), entries | ({} if names is None else {"names": names}))
 
 
 def update_config(folder: Path, entries: dict) -> None:
     """Merge entries into config.json, scales into scales, so that each can be saved on its own."""
     path = folder / "config.json"
-    config = read_json(path) if path.exists() else {"format": 1}
+    config = upgraded(read_json(path)) if path.exists() else {"format": CONFIG_FORMAT}
     scales = config.get("denoisers", {}) | entries.get("denoisers", {})
     config |= entries
     if scales:
@@ -225,6 +238,37 @@ def remove_other_scales(folder: Path, names: Iterable[str]) -> None:
         name = file.stem.removeprefix("scale_")
         if (name.isdecimal() or name == JOINT) and name not in names:
             file.unlink()
+
+
+def upgraded(config: dict) -> dict:
+    """config.json as this version writes it, from one of format 1.
+
+    There a denoiser had `classes`, `text_length`, `text_pieces`, `map_kinds` and `droppable`, and a
+    model `class_names` and `map_names`.
+    """
+    if not isinstance(config, dict) or config.get("format") != 1:
+        return config
+    config = config | {"format": CONFIG_FORMAT}
+    if "class_names" in config or "map_names" in config:
+        names = {"class": config.pop("class_names", []), "map": config.pop("map_names", [])}
+        config["names"] = names
+    if isinstance(config.get("denoisers"), dict):
+        config["denoisers"] = {t: _upgraded_shape(row) for t, row in config["denoisers"].items()}
+    return config
+
+
+def _upgraded_shape(shape: dict) -> dict:
+    """A denoiser's entries in config.json, from those of format 1."""
+    shape, conditions = dict(shape), {}
+    classes, kinds = shape.pop("classes", 0), shape.pop("map_kinds", 0)
+    length, pieces = shape.pop("text_length", 0), shape.pop("text_pieces", 0)
+    if classes:
+        conditions["class"] = {"vocabulary": classes, "length": 1}
+    if length:
+        conditions["text"] = asdict(text_shape(length, pieces))
+    if kinds:
+        conditions["map"] = {"vocabulary": kinds, "length": math.prod(shape["grid"])}
+    return shape | {"conditions": conditions, "condition_dropout": shape.pop("droppable", False)}
 
 
 def _as(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
+from imagebart.conditions import CONDITIONS, ConditionShape
 from imagebart.data.images import fit, to_pil, to_rgb, to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
@@ -53,8 +54,8 @@ Pictures = list[Image.Image] | Tensor | np.ndarray
 class ImageBART(nn.Module):
     """The whole chain. `vqgan`, `diffusion`, `denoisers[t]` for t = 2 .. T, `T`, `K`.
 
-    `class_names` and `map_names` name the classes and the kinds of a semantic map; `guidance` is
-    what sampling takes if nobody says.
+    `conditions` are those that it takes, {name: shape}; `names["class"]` are its classes and
+    `names["map"]` the kinds of a semantic map; `guidance` is what sampling takes if nobody says.
 
     Raises ValueError if a scale is missing or if the parts do not fit each other.
     """
@@ -65,14 +66,14 @@ class ImageBART(nn.Module):
         diffusion: MultinomialDiffusion,
         denoisers: dict[int, Denoiser],
         *,
-        class_names: Sequence[str] = (),
-        map_names: Sequence[str] = (),
+        names: dict[str, Sequence[str]] | None = None,
         guidance: float = 1.0,
     ):
         super().__init__()
         require_fit(vqgan, diffusion, denoisers)
         self.vqgan, self.diffusion = vqgan, diffusion
-        self.class_names, self.map_names, self.guidance = class_names, map_names, guidance
+        self.names = {name: tuple((names or {}).get(name, ())) for name in CONDITIONS}
+        self.guidance = guidance
         self._scales = nn.ModuleDict({str(t): denoisers[t] for t in sorted(denoisers)})
         self.eval().requires_grad_(False)
 
@@ -100,19 +101,14 @@ class ImageBART(nn.Module):
         return h * self.vqgan.f, w * self.vqgan.f
 
     @property
-    def classes(self) -> int:
-        """Number of classes that the model can be asked for; 0 if it takes none."""
-        return self.denoisers[self.T].config.classes
+    def conditions(self) -> dict[str, ConditionShape]:
+        """What the model can be given, by name ("class", "text", "map")."""
+        return self.denoisers[self.T].config.conditions
 
     @property
-    def takes_text(self) -> bool:
-        """Whether the model can be given a prompt."""
-        return self.denoisers[self.T].config.text_length > 0
-
-    @property
-    def takes_map(self) -> bool:
-        """Whether the model can be given a semantic map."""
-        return self.denoisers[self.T].config.map_kinds > 0
+    def condition_dropout(self) -> bool:
+        """Whether the model was trained to do without any of its conditions."""
+        return self.denoisers[self.T].config.condition_dropout
 
     @property
     def device(self) -> torch.device:
@@ -316,7 +312,7 @@ class ImageBART(nn.Module):
 
         The noise of image i is that of seed + i, whatever is beside it.
         """
-        from imagebart.guidance import ask
+        from imagebart.guidance import encode_condition
         from imagebart.sampling import image_seeds
 
         if tuple(tokens.shape[1:]) != self.grid:
@@ -325,7 +321,7 @@ class ImageBART(nn.Module):
             raise ValueError(f"tokens must be b×{h}×{w}, of images of {W}×{H} pixels, {got}")
         x_1 = rearrange(tokens, "b h w -> b (h w)").to(self.device)
         seeds = image_seeds(seed, len(x_1))
-        condition = ask(self, len(x_1), guidance=1.0, **conditions).condition
+        condition = encode_condition(self, len(x_1), guidance=1.0, **conditions).condition
         bits = {}
         for t, denoiser in self.denoisers.items():
             x_prev, x_t = self._forgotten(x_1, t, seeds)
@@ -411,8 +407,8 @@ def require_fit(
             ("K", K, denoiser.K),
             ("schedule", schedule, own.alpha_bar[1:].tolist()),
             ("grid", first.grid, shape.grid),
-            ("conditions", first.condition_parts, shape.condition_parts),
-            ("droppable", first.droppable, shape.droppable),
+            ("conditions", first.conditions, shape.conditions),
+            ("condition_dropout", first.condition_dropout, shape.condition_dropout),
             ("joint", first.joint, shape.joint),
         ):
             if got != wanted:

@@ -4,8 +4,9 @@ A preset is data. `train/compression.py` reads its `vqgan` and `compression`, `t
 `alpha_bar`, its denoiser of scale t and `scale`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from imagebart.conditions import ConditionShape, by_class, text_shape
 from imagebart.denoiser import DenoiserConfig
 from imagebart.diffusion import geometric
 from imagebart.vqgan import VQGANConfig
@@ -55,13 +56,8 @@ class ScaleRecipe:
     clip: float = 1.0  # largest gradient norm
     ema_decay: float = 0.999
     precision: str = "bf16"
-    drop_classes: float = 0.0  # chance that an image is learned without its class …
-    drop_text: float = 0.0  # … its caption …
-    drop_map: float = 0.0  # … its semantic map, or a box of it
-
-    def chance_to_drop(self, part: str) -> float:
-        """The chance for a part of the condition: "classes", "text" or "map"."""
-        return getattr(self, f"drop_{part}")
+    condition_dropout: dict[str, float] = field(default_factory=dict)
+    """Chance that an image is learned without its class, its text, its map (or a box of it)."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +145,11 @@ _SCENERY_2 = Preset(
 )
 
 
-def _scenery(about: str, T: int, scale: ScaleRecipe, conditions: dict) -> Preset:
+def _scenery(
+    about: str, T: int, scale: ScaleRecipe, conditions: dict[str, ConditionShape]
+) -> Preset:
     """A chain for 16×16 tokens of scenery, with any of its conditions or none."""
-    shape = dict(width=192, heads=6, **conditions)
+    shape = dict(width=192, heads=6, conditions=conditions, condition_dropout=bool(conditions))
     return replace(
         _SCENERY_2,
         about=about,
@@ -162,18 +160,19 @@ def _scenery(about: str, T: int, scale: ScaleRecipe, conditions: dict) -> Preset
     )
 
 
-_SAID = dict(classes=12, text_length=32, text_pieces=128, droppable=True)
-_PAINTED = dict(map_kinds=18, text_length=32, text_pieces=128, droppable=True)
+_TEXT = text_shape(32, vectors=128)
+_BY_CLASS_AND_TEXT = {"class": ConditionShape(12, 1), "text": _TEXT}
+_BY_TEXT_AND_MAP = {"text": _TEXT, "map": ConditionShape(18, 16 * 16)}
 _BY_MUON = ScaleRecipe(steps=6_000, batch=16, learning_rate=1.5e-3, muon=3e-3)
 _SCENERY = _scenery(
     *("the shipped model: scenery by text, by class or by neither, T = 4", 4),
-    replace(_BY_MUON, drop_classes=0.5, drop_text=0.25),
-    _SAID,
+    replace(_BY_MUON, condition_dropout={"class": 0.5, "text": 0.25}),
+    _BY_CLASS_AND_TEXT,
 )
 _SCENERY_SEMANTIC = _scenery(
     *("the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3", 3),
-    replace(_BY_MUON, steps=1_600, drop_map=0.4, drop_text=0.5),
-    _PAINTED,
+    replace(_BY_MUON, steps=1_600, condition_dropout={"text": 0.5, "map": 0.4}),
+    _BY_TEXT_AND_MAP,
 )
 
 _SCENERY_4096 = replace(
@@ -202,8 +201,9 @@ _ONE = DenoiserConfig(
     decoder_depth=4,
     rotary=True,
     qk_norm=True,
+    conditions=_BY_CLASS_AND_TEXT,
+    condition_dropout=True,
     joint=True,
-    **_SAID,
 )
 _SCENERY_JOINT = replace(
     _SCENERY_4096,
@@ -214,13 +214,13 @@ _SCENERY_JOINT = replace(
     scale=replace(_SCENERY.scale, steps=20_000),
 )
 
-_ALONE = replace(_ONE, classes=0, text_length=0, text_pieces=0, droppable=False)
+_ALONE = replace(_ONE, conditions={}, condition_dropout=False)
 _PHOTOS = replace(
     _SCENERY_JOINT,
     about="pictures of your own, unconditional: the network of `scenery-joint`",
     between=_ALONE,
     last=_ALONE,
-    scale=replace(_SCENERY_JOINT.scale, drop_classes=0.0, drop_text=0.0),
+    scale=replace(_SCENERY_JOINT.scale, condition_dropout={}),
     train_images=0,
     token_images=0,
 )
@@ -291,10 +291,10 @@ def _published(
     large: bool = True,
     learning_rate: float = 2e-4,
     output: str = "plain",
-    **condition: int,
+    conditions: dict[str, ConditionShape] | None = None,
 ) -> Preset:
     """A row of the paper: batch and learning rate are those of one GPU, with accumulation."""
-    shared = dict(axial_positions=False, **condition)
+    shared = dict(axial_positions=False, conditions=conditions or {})
     between, last = (_LARGE, _LARGE_LAST) if large else (_SMALL, _SMALL_LAST)
     return Preset(
         about=about,
@@ -350,23 +350,23 @@ PRESETS |= {
         "ImageNet by class, T = 5, geometric: the released model of four scales",
         *(_F16_16384, 973, tuple(geometric(5)), 10_000_000, 32),
         output="residual",
-        classes=1000,
+        conditions=by_class(1000),
     ),
     "imagenet-5": _published(
         "ImageNet by class, T = 6: the released model of five scales",
         *(_F16_16384, 973, _IMAGENET_6, 10_000_000, 32),
-        classes=1000,
+        conditions=by_class(1000),
     ),
     "captions": _published(
         "Conceptual Captions by text, T = 5: never released; sizes as for ImageNet",
         *(_F16_16384, 973, _IMAGENET_5, 10_000_000, 32),
-        text_length=77,
+        conditions={"text": text_shape(77)},
     ),
     "semantic": _published(
         "Landscapes by semantic map, T = 5, geometric: never released; sizes as for ImageNet",
         *(_F16_16384, 973, tuple(geometric(5)), 1_500_000, 32),
         output="residual",
-        map_kinds=182,
+        conditions={"map": ConditionShape(182, 16 * 16)},
     ),
 }
 

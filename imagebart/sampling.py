@@ -20,10 +20,10 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.arguments import as_int, is_several, to_builtin
+from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
-from imagebart.denoiser import Condition
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.guidance import Asked, ask, per_scale
+from imagebart.guidance import EncodedCondition, encode_condition, per_scale
 from imagebart.model import ImageBART
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
 from imagebart.options import ChainOptions, SamplingOptions, filled, rows, with_options
@@ -80,8 +80,8 @@ def sample_steps(
     for t in range(model.T, 1, -1):
         denoiser = model.denoisers[t]
         noise = gumbel(request.seeds, t, denoiser.n, model.K).to(model.device)
-        how = request.filters[t], request.asked.condition
-        x_t = request.decode(request.asked.at(denoiser), x_t, noise, *how, draft=draft)
+        guided, condition = request.encoded.guided(denoiser), request.encoded.condition
+        x_t = request.decode(guided, x_t, noise, request.filters[t], condition, draft=draft)
         yield step_of(model, t - 1, x_t)
 
 
@@ -93,7 +93,7 @@ class Request:
     seeds: list[int]
     filters: dict[int, Filter]
     decode: Callable[..., Tokens]
-    asked: Asked
+    encoded: EncodedCondition
 
     @classmethod
     def of(cls, model: ImageBART, num_images: int, options: SamplingOptions) -> "Request":
@@ -101,7 +101,7 @@ class Request:
         seeds = image_seeds(given.pop("seed"), num_images)
         filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
         decode = decoder(given.pop("method"))
-        return cls(seeds, filters, decode, ask(model, num_images, **given))
+        return cls(seeds, filters, decode, encode_condition(model, num_images, **given))
 
 
 def step_of(model: ImageBART, t: int, x_t: Tokens) -> Step:

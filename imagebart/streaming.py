@@ -12,9 +12,10 @@ from typing import Unpack
 
 import torch
 
+from imagebart.arguments import each_of
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import split
-from imagebart.guidance import ask, each_of
+from imagebart.guidance import encode_condition
 from imagebart.model import ImageBART
 from imagebart.notation import Grid
 from imagebart.options import SamplingOptions, rows, with_options
@@ -45,7 +46,7 @@ def sample_stream(
     """
     each = {"seed": image_seeds(options.pop("seed", 0), num_images)}
     words = {name: options.pop(name, None) for name in WORDS}
-    ask(model, num_images, guidance=options.get("guidance"), **words)
+    encode_condition(model, num_images, guidance=options.get("guidance"), **words)
     each |= {name: each_of(words[name], num_images, kind, name) for name, kind in WORDS.items()}
     part = range(num_images) if part is None else part
     for images in split(part, fitting(model) if batch is None else batch):
@@ -74,7 +75,7 @@ def bytes_of_an_image(denoiser: Denoiser) -> int:
     values of the sequence, of the encoder's memory, and all that twice, since guidance decodes
     every image with and without its condition."""
     shape, size = denoiser.config, next(denoiser.parameters()).element_size()
-    slots = shape.n + sum(length for _, length in shape.condition_parts.values())
+    slots = shape.n + sum(condition.length for condition in shape.conditions.values())
     keys_values = 2 * slots * shape.heads * shape.head_width * size
     sources = 2 if denoiser.sees_x_t else 1
     return 4 * 4 * shape.n * denoiser.K + 2 * sources * shape.decoder_depth * keys_values

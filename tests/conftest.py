@@ -28,6 +28,7 @@ install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first
 import pytest  # noqa: E402
 from torch import nn  # noqa: E402
 
+from imagebart.conditions import ConditionShape, text_shape  # noqa: E402
 from imagebart.data.text import END, START, TEXT_IDS  # noqa: E402
 from imagebart.denoiser import Denoiser, DenoiserConfig  # noqa: E402
 from imagebart.diffusion import MultinomialDiffusion, geometric  # noqa: E402
@@ -55,10 +56,26 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+def condition_of(name: str, number: int | ConditionShape, grid: tuple[int, int]) -> ConditionShape:
+    if isinstance(number, ConditionShape):
+        return number
+    length = {"class": 1, "text": number, "map": grid[0] * grid[1]}[name]
+    return text_shape(length, 8) if name == "text" else ConditionShape(number, length)
+
+
 def new_denoiser(t: int = 2, T: int = 3, K: int = 12, seed: int = 0, **shape) -> Denoiser:
-    """One scale with random weights: 4×4 tokens, width 16, unless said otherwise."""
+    """One scale with random weights: 4×4 tokens, width 16, unless said otherwise.
+
+    Conditions may be given by one number each: {"class": how many, "text": its length (with vectors
+    for eight pieces), "map": how many kinds}.
+    """
     small = dict(grid=(4, 4), width=16, heads=2, head_width=8, encoder_depth=1, decoder_depth=2)
-    config = DenoiserConfig(**{**small, **shape})
+    shape = {**small, **shape}
+    numbers = shape.get("conditions", {})
+    shape["conditions"] = {
+        name: condition_of(name, x, shape["grid"]) for name, x in numbers.items()
+    }
+    config = DenoiserConfig(**shape)
     return lively(Denoiser(config, MultinomialDiffusion(geometric(T), K), t), seed + t)
 
 

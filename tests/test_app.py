@@ -31,13 +31,13 @@ from demo.panorama import panorama
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.sample import sample
 from imagebart import ImageBART
+from imagebart.conditions import text_shape, text_tokens
 from imagebart.data import scenery
 from imagebart.data.images import fit, to_rgb
 from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.editing.inpainting import Edit
 from imagebart.editing.masks import hole_pixels
 from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
-from imagebart.guidance import pieces_in
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 
@@ -99,10 +99,10 @@ def model(make_model, tmp_path_factory) -> ImageBART:
 @pytest.fixture(scope="module")
 def told(make_model, tmp_path_factory) -> ImageBART:
     """A model that takes maps and text, and knows the words of "a lake at night"."""
-    model = make_model(T=3, text_length=6, text_pieces=8, map_kinds=3, droppable=True)
-    model.map_names = ["sky", "water", "grass"]
+    model = make_model(T=3, conditions={"text": 6, "map": 3}, condition_dropout=True)
+    model.names["map"] = ["sky", "water", "grass"]
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(["a lake at night"], 6))
+        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
     model.folder = tmp_path_factory.mktemp("told")
     model.save_pretrained(model.folder)
     return model
@@ -283,9 +283,9 @@ def test_a_panorama_is_the_models_and_grows(client, model):
 
 
 def test_prompts_of_a_panorama_are_its_lines(make_model):
-    model = make_model(T=3, classes=2, text_length=6, text_pieces=8, droppable=True)
+    model = make_model(T=3, conditions={"class": 2, "text": 6}, condition_dropout=True)
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(["a lake at night"], 6))
+        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
     *_, (line, got) = panorama(model, "lake\n\nvolcano night ", width=96, seed=2, guidance=2)
     with pytest.warns(UserWarning, match="volcano"):
         expected = model.panorama(96, prompts=["lake", "volcano night"], seed=2, guidance=2)
@@ -348,7 +348,7 @@ WRONG = [
     ({"top_k": -1}, "top_k must be a whole number, from 0 to 12, got -1"),
     ({"prompt": "x" * 1001}, "prompt must be text of at most 1000 characters"),
     ({"negative_prompt": 3}, "negative_prompt must be text of at most 1000 characters"),
-    ({"classes": "lake"}, "this model takes no classes, got ['lake']"),
+    ({"classes": "lake"}, "this model takes no class, got classes ['lake']"),
     ({"guidance": "much"}, "guidance must be a number from 0 to 20, got 'much'"),
     (
         {"guidance": 2},
@@ -385,7 +385,7 @@ def test_a_prompt_is_answered_by_a_remark(client, model):
 
 
 def test_each_image_has_the_class_that_was_asked_for(make_model):
-    model = make_model(T=3, classes=5)
+    model = make_model(T=3, conditions={"class": 5})
     *_, (_, _, by_class) = sample(model, num_images=2, seed=3, classes="4")
     assert_same([Image.open(path) for path in by_class], model.sample(2, seed=3, classes=4))
     *_, (_, _, mixed) = sample(model, num_images=2, seed=3)
@@ -396,11 +396,11 @@ def test_each_image_has_the_class_that_was_asked_for(make_model):
 
 def test_words_reach_the_chain(make_model):
     """Prompt, negative prompt, class and guidance are the model's; what it cannot read is said."""
-    said = dict(classes=2, text_length=6, text_pieces=8, droppable=True)
+    said = dict(conditions={"class": 2, "text": 6}, condition_dropout=True)
     model = make_model(T=3, **said)
-    model.class_names = ["lake", "desert"]
+    model.names["class"] = ["lake", "desert"]
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(["a lake at night"], 6))
+        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
     words = {"classes": "desert", "negative_prompt": "night", "guidance": 2.5}
     *_, (_, line, got) = sample(model, "a lake", seed=3, **words)
     expected = model.sample(1, prompt="a lake", seed=3, **words)
@@ -564,8 +564,8 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 
 
 def test_stop_ends_the_run_it_stands_beside(make_model):
-    model = make_model(T=3, map_kinds=3, droppable=True)
-    model.map_names = ["sky", "water", "grass"]
+    model = make_model(T=3, conditions={"map": 3}, condition_dropout=True)
+    model.names["map"] = ["sky", "water", "grass"]
     functions = app.build(model, painter=model).config["dependencies"]
     named = {f["api_name"]: f["id"] for f in functions if f["api_visibility"] == "public"}
     cancelled = [f["cancels"] for f in functions if f["cancels"]]
@@ -574,9 +574,9 @@ def test_stop_ends_the_run_it_stands_beside(make_model):
 
 
 def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
-    painter = make_model(T=3, map_kinds=3, droppable=True)
-    painter.map_names = ["sky", "water", "grass"]
-    colours = kind_colours(painter.map_names)
+    painter = make_model(T=3, conditions={"map": 3}, condition_dropout=True)
+    painter.names["map"] = ["sky", "water", "grass"]
+    colours = kind_colours(painter.names["map"])
     kinds = np.full((32, 32), -1)
     kinds[:16], kinds[16:, :8] = 0, 1
     background = paint_kinds(kinds, colours)
@@ -598,10 +598,13 @@ def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
 
 
 def test_the_best_landscapes_of_a_map_are_shown(make_model, clip, tmp_path):
-    painter, ranker = make_model(T=3, map_kinds=3, text_length=9, droppable=True), CLIP(clip)
-    painter.map_names = ["sky", "water", "grass"]
+    painter, ranker = (
+        make_model(T=3, conditions={"text": text_shape(9), "map": 3}, condition_dropout=True),
+        CLIP(clip),
+    )
+    painter.names["map"] = ["sky", "water", "grass"]
     kinds = np.zeros((32, 32), int)
-    paint_kinds(kinds, kind_colours(painter.map_names)).save(tmp_path / "map.png")
+    paint_kinds(kinds, kind_colours(painter.names["map"])).save(tmp_path / "map.png")
     value = {"background": {"path": str(tmp_path / "map.png")}, "layers": []}
     *_, (_, line, got) = semantic(painter, value, "a lake", 2, 5, candidates=3, ranker=ranker)
     score, how = ranker.likeness("a lake"), dict(prompt="a lake", semantic_map=kinds)
@@ -730,7 +733,7 @@ def test_pixels_are_counted_whatever_others_do_with_warnings(tmp_path):
 
 
 def test_what_ranks_is_where_the_model_is(monkeypatch, clip):
-    model = SimpleNamespace(device=torch.device("meta"), takes_map=False)
+    model = SimpleNamespace(device=torch.device("meta"), conditions={})
     found = []
     monkeypatch.setattr(app.ImageBART, "from_pretrained", lambda *_, **__: model)
     monkeypatch.setattr(app, "build", lambda model, painter, ranker: found.append(ranker))
@@ -745,8 +748,8 @@ def test_what_ranks_is_where_the_model_is(monkeypatch, clip):
 
 
 def test_nothing_painted_is_one_sentence(make_model, tmp_path):
-    painter = make_model(T=3, map_kinds=3, droppable=True)
-    painter.map_names = ["sky", "water", "grass"]
+    painter = make_model(T=3, conditions={"map": 3}, condition_dropout=True)
+    painter.names["map"] = ["sky", "water", "grass"]
     with pytest.raises(ValueError, match="there is no map yet"):
         next(semantic(painter, None))
     Image.new("RGB", (9, 9), "white").save(tmp_path / "white.png")
@@ -821,7 +824,7 @@ def test_the_best_edits_are_shown_and_the_best_first(told, clip, tmp_path):
 
 def test_classes_of_candidates_are_those_of_what_is_shown(make_model, clip, tmp_path):
     """A model that must have a class is given one by its seed; candidates all have the first."""
-    model, ranker = make_model(T=2, classes=5, text_length=6, text_pieces=8), CLIP(clip)
+    model, ranker = make_model(T=2, conditions={"class": 5, "text": 6}), CLIP(clip)
     words = dict(prompt="a lake", num_images=2, seed=3, candidates=2, ranker=ranker)
     *steps, (_, _, got) = sample(model, **words)
     assert_same([Image.open(p) for p in got], [Image.open(p) for p in steps[0][2]])
@@ -873,9 +876,9 @@ def test_a_panorama_has_room_for_its_prompts(told):
 
 
 def test_the_best_of_several_are_shown(make_model, clip):
-    model, ranker = make_model(T=3, text_length=6, text_pieces=8, droppable=True), CLIP(clip)
+    model, ranker = make_model(T=3, conditions={"text": 6}, condition_dropout=True), CLIP(clip)
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(["a lake"], 6))
+        denoiser.know_text(text_tokens(["a lake"], 6)[0])
     *_, (_, line, got) = sample(model, "a lake", 2, 5, candidates=3, ranker=ranker)
     images = model.sample(6, prompt="a lake", seed=5)
     best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
@@ -1059,7 +1062,7 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(told_page, told, clip
     tab.get_by_label("Prompt", exact=True).fill(words)
     tab.get_by_role("button", name="Draw the landscape").click()
     page.locator("#semantic-status").get_by_text("Seed 0,").wait_for()
-    kinds = read_kinds(served(page, page.locator("#read img")), kind_colours(told.map_names))
+    kinds = read_kinds(served(page, page.locator("#read img")), kind_colours(told.names["map"]))
     assert set(np.unique(kinds)) == {-1, 0} and not (kinds[:8] == 0).any()
     expected = told.sample(1, seed=0, prompt=words, semantic_map=kinds)
     np.testing.assert_array_equal(shown(page, "#painted"), pixels(expected)[0])

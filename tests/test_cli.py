@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from imagebart.__main__ import main
-from imagebart.guidance import pieces_in
+from imagebart.conditions import text_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def folder(make_model, tmp_path_factory):
     """A model that takes text and classes, in a folder."""
-    model = make_model(T=3, classes=2, text_length=6, text_pieces=8, droppable=True)
-    model.class_names = ["lake", "desert"]
+    model = make_model(T=3, conditions={"class": 2, "text": 6}, condition_dropout=True)
+    model.names["class"] = ["lake", "desert"]
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(["a lake at night"], 6))
+        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
     path = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(path)
     return model, ["--model", str(path), "--device", "cpu"]

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagebart.conditions import ConditionShape, text_shape
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, geometric
 
@@ -41,11 +42,11 @@ def watched(make_denoiser):
 
 
 @pytest.mark.parametrize("t", [2, 3])
-@pytest.mark.parametrize("classes", [0, 3])
-def test_a_logit_sees_the_tokens_before_it_and_no_other(watched, t, classes):
-    denoiser = watched(t, classes=classes)
+@pytest.mark.parametrize("conditions", [{}, {"class": 3}])
+def test_a_logit_sees_the_tokens_before_it_and_no_other(watched, t, conditions):
+    denoiser = watched(t, conditions=conditions)
     x = torch.randperm(N, generator=torch.Generator().manual_seed(0))[None]
-    condition = torch.tensor([1]) if classes else None
+    condition = torch.tensor([1]) if conditions else None
     seen = seen_through(denoiser.tokens, denoiser(x, x.flip(1), condition), x)
     assert torch.equal(seen, torch.ones(N, N).tril(-1).bool())
 
@@ -63,7 +64,7 @@ def test_the_last_scale_ignores_x_t(make_denoiser):
 
 @pytest.mark.parametrize("t", [2, 3])
 def test_the_condition_matters_everywhere(make_denoiser, t):
-    denoiser, x = make_denoiser(t, classes=3), tokens(1)
+    denoiser, x = make_denoiser(t, conditions={"class": 3}), tokens(1)
     first, second = (denoiser(x, x, torch.tensor([c])) for c in (0, 2))
     assert ((first - second).abs().amax(-1) > 1e-4).all()
 
@@ -99,7 +100,7 @@ def test_an_axial_place_is_a_row_plus_a_column(make_denoiser):
 
 
 def test_what_a_denoiser_cannot_take_is_refused(make_denoiser):
-    x, plain, conditional = tokens(2), make_denoiser(2), make_denoiser(2, classes=3)
+    x, plain, conditional = tokens(2), make_denoiser(2), make_denoiser(2, conditions={"class": 3})
     for denoiser, condition in (
         (plain, torch.tensor([0, 1])),
         (conditional, None),
@@ -107,7 +108,7 @@ def test_what_a_denoiser_cannot_take_is_refused(make_denoiser):
         (conditional, torch.tensor([-1, 0])),
     ):
         with pytest.raises(
-            ValueError, match=r"must lie in \[0, 3\)|this denoiser takes|to have classes always"
+            ValueError, match=r"must lie in \[0, 3\)|this denoiser takes|to have class always"
         ):
             denoiser(x, x, condition)
 
@@ -131,7 +132,7 @@ def test_what_is_no_denoiser_is_refused():
 @settings(max_examples=25)
 @given(
     t=st.integers(2, 3),
-    classes=st.sampled_from([0, 3]),
+    conditions=st.sampled_from([{}, {"class": 3}]),
     output=st.sampled_from(["plain", "residual", "posterior"]),
     rotary=st.booleans(),
     qk_norm=st.booleans(),
@@ -139,9 +140,9 @@ def test_what_is_no_denoiser_is_refused():
     cuts=st.sets(st.integers(1, N - 1), max_size=5),
 )
 def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, cuts, **shape):
-    denoiser, classes = make_denoiser(t, **shape), shape["classes"]
+    denoiser, conditions = make_denoiser(t, **shape), shape["conditions"]
     x_prev, x_t = tokens(2), tokens(2, seed=1)
-    condition = torch.tensor([2, 0]) if classes else None
+    condition = torch.tensor([2, 0]) if conditions else None
     decoding = denoiser.start(x_t, condition)
     ends = [0, *sorted(cuts), N]
     steps = [
@@ -163,7 +164,7 @@ def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, cuts, **sh
     ],
 )
 def test_an_image_alone_gets_the_bits_it_gets_in_company(make_denoiser, t, shape):
-    denoiser = make_denoiser(t, classes=3, **shape)
+    denoiser = make_denoiser(t, conditions={"class": 3}, **shape)
     x_prev, x_t = tokens(7)[:, : denoiser.n], tokens(7, seed=1)[:, : denoiser.n]
     condition = torch.arange(7) % 3
 
@@ -230,8 +231,13 @@ def test_a_codebook_starts_tokens_as_small_as_any_other_weights():
 def test_weights_start_small(t, axial):
     """Normal with standard deviation 0.02, biases 0, gains 1; more than 500 numbers in each table
     put the measured one within 15 % (6 σ)."""
-    parts = dict(classes=9, text_length=4, text_pieces=20, map_kinds=7, head_bias=True, bias=True)
-    config = DenoiserConfig(width=64, heads=2, encoder_depth=1, axial_positions=axial, **parts)
+    takes = {
+        "class": ConditionShape(9, 1),
+        "text": text_shape(4, 20),
+        "map": ConditionShape(7, 256),
+    }
+    biases = dict(bias=True, head_bias=True, conditions=takes)
+    config = DenoiserConfig(width=64, heads=2, encoder_depth=1, axial_positions=axial, **biases)
     denoiser = Denoiser(config, MultinomialDiffusion(geometric(3), 50), t)
     for name, p in denoiser.named_parameters():
         if p.numel() > 500:
@@ -250,7 +256,9 @@ def test_weights_start_small(t, axial):
 
 @pytest.fixture
 def joint(make_denoiser):
-    return make_denoiser(4, T=4, joint=True, classes=3, output="residual").requires_grad_(True)
+    return make_denoiser(
+        4, T=4, joint=True, conditions={"class": 3}, output="residual"
+    ).requires_grad_(True)
 
 
 def test_a_joint_network_has_the_same_weights_at_every_scale(joint):

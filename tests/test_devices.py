@@ -21,7 +21,7 @@ from imagebart.sampling import Draft, Filter, draw, span
 from imagebart.vqgan import VQGAN
 
 B, N, K, T = 3, 16, 12, 4
-SAID = dict(classes=3, text_length=6, text_pieces=8, map_kinds=5, droppable=True)
+SAID = dict(conditions={"class": 3, "text": 6, "map": 5}, condition_dropout=True)
 CHOOSE = Filter(temperature=0.9, top_k=5, top_p=0.8)
 
 
@@ -56,7 +56,7 @@ def diffusion():
 
 
 def condition_of(denoiser: Denoiser) -> torch.Tensor | None:
-    length = sum(length for _, length in denoiser.config.condition_parts.values())
+    length = sum(shape.length for shape in denoiser.config.conditions.values())
     return tokens(B, length) if length else None
 
 
@@ -99,7 +99,7 @@ def test_tokens_are_drawn_where_the_noise_is(diffusion, gpu, output, t, said):
 
 def test_wishes_are_blended_where_the_tokens_are(diffusion, gpu):
     denoiser = scale(2, diffusion, **SAID)
-    asked = SimpleNamespace(at=lambda scale: scale, condition=condition_of(denoiser)[:1])
+    asked = SimpleNamespace(guided=lambda scale: scale, condition=condition_of(denoiser)[:1])
     blended = Blended([asked, asked], denoiser, noise(2, N))
     decoding = blended.start(tokens(1, N))
     at = torch.arange(4, device="cuda")[None]

@@ -13,7 +13,7 @@ from PIL import Image
 import app
 from imagebart import ImageBART
 from imagebart.__main__ import COMMANDS
-from imagebart.guidance import pieces_in
+from imagebart.conditions import text_shape, text_tokens
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("*.md", "eval/README.md", "notebooks/README.md", "imagebart/pretrained/*/README.md")
@@ -74,10 +74,12 @@ def test_commands_are_understood(script):
 
 
 def test_the_readme_s_python_runs(make_model, tmp_path, monkeypatch):
-    model = make_model(T=3, classes=2, text_length=8, text_pieces=16, droppable=True)
-    model.class_names = ["lake", "desert"]
+    model = make_model(
+        T=3, conditions={"class": 2, "text": text_shape(8, vectors=16)}, condition_dropout=True
+    )
+    model.names["class"] = ["lake", "desert"]
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(["a lake city at night desert noon northern lights"], 16))
+        denoiser.know_text(text_tokens(["a lake city at night desert noon northern lights"], 16)[0])
     Image.new("RGB", (40, 36), "teal").save(tmp_path / "photo.png")
     Image.fromarray(np.uint8(255) * np.eye(36, 40, dtype=np.uint8)).save(tmp_path / "mask.png")
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

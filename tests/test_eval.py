@@ -75,8 +75,8 @@ def test_a_perfect_codec_keeps_everything(folder, monkeypatch):
 
 
 def test_pictures_are_those_of_the_seed(folder, make_model, tmp_path):
-    painter = make_model(T=3, map_kinds=len(scenery.LABELS), droppable=True)
-    painter.map_names = list(scenery.LABELS)
+    painter = make_model(T=3, conditions={"map": len(scenery.LABELS)}, condition_dropout=True)
+    painter.names["map"] = list(scenery.LABELS)
     painter.save_pretrained(tmp_path / "painter")
     where = dict(model=folder, painter=tmp_path / "painter", device="cpu")
     for name in ("a", "b"):

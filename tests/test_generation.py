@@ -34,6 +34,7 @@ from transformers import CLIPProcessor, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from imagebart import ImageBART
+from imagebart.conditions import ConditionShape
 from imagebart.data.images import ImageFolder
 from imagebart.data.text import MERGES, START
 from imagebart.distributed import Ranks, part_of, split
@@ -106,7 +107,7 @@ def config(folders) -> Config:
 def model(make_model, tmp_path_factory) -> str:
     """The folder of a class model with random weights: pictures of 32×32 in three classes."""
     folder = tmp_path_factory.mktemp("model")
-    make_model(T=3, classes=3).save_pretrained(folder)
+    make_model(T=3, conditions={"class": 3}).save_pretrained(folder)
     return str(folder)
 
 
@@ -416,7 +417,7 @@ def test_two_ranks_say_what_one_says(model, folders):
 
 def test_a_sample_has_its_caption_and_its_seed(tmp_path):
     class Painter:
-        classes = 3
+        conditions: ClassVar[dict] = {"class": ConditionShape(3, 1)}
         asked: ClassVar[list] = []
 
         def sample_stream(self, n, *, seed, prompt, batch, part, **options):
@@ -431,11 +432,11 @@ def test_a_sample_has_its_caption_and_its_seed(tmp_path):
     assert Painter.asked == [(100 + i, f"caption {i}") for i in range(4, 9)]
     assert [text for _, texts in seen for text in texts] == captions[4:]
     kept = ImageFolder(tmp_path / "kept")
-    assert [kept[i]["caption"] for i in range(5)] == captions[4:]
+    assert [kept[i]["text"] for i in range(5)] == captions[4:]
 
 
 def test_captions_of_scenery_are_those_of_its_reference(tmp_path):
-    wanted = [item["caption"] for item in generation.open_reference("scenery", 10, (32, 48))]
+    wanted = [item["text"] for item in generation.open_reference("scenery", 10, (32, 48))]
     assert len(set(wanted)) > 5
     assert generation.read_captions("scenery", 10, (32, 48)) == wanted
 

@@ -256,11 +256,11 @@ def test_folders_are_classes_when_every_image_lies_in_one(tmp_path):
     for name in ("10/x.png", "9/y/x.png", "9/x.png"):
         plain(tmp_path / name)
     data = ImageFolder(tmp_path)
-    assert data.classes == ("9", "10")
-    assert [data[i]["label"] for i in range(3)] == [0, 0, 1]
+    assert data.names["class"] == ("9", "10")
+    assert [data[i]["class"] for i in range(3)] == [0, 0, 1]
     plain(tmp_path / "loose.png")
     data = ImageFolder(tmp_path)
-    assert data.classes == () and {data[i]["label"] for i in range(4)} == {-1}
+    assert data.names["class"] == () and {data[i]["class"] for i in range(4)} == {-1}
 
 
 def test_an_item_has_its_image_label_and_caption(tmp_path):
@@ -269,8 +269,8 @@ def test_an_item_has_its_image_label_and_caption(tmp_path):
     plain(tmp_path / "b.png", (0, 0, 255))
     data = ImageFolder(tmp_path, size=4)
     assert data[0]["image"].shape == (3, 4, 4) and colour_of(data[0]) == RED
-    assert data[0]["caption"] == "a red square" and data[1]["caption"] == ""
-    assert data.captions(0) == ["a red square", "a crimson square"] and data.captions(1) == []
+    assert data[0]["text"] == "a red square" and data[1]["text"] == ""
+    assert data.texts(0) == ["a red square", "a crimson square"] and data.texts(1) == []
     assert ImageFolder(tmp_path)[0]["image"].shape == (3, 8, 12)
     with pytest.raises(IndexError):
         data[2]
@@ -281,19 +281,19 @@ def test_captions_come_from_a_table_too(tmp_path):
     plain(tmp_path / "in" / "b.png")
     (tmp_path / "metadata.csv").write_text('file_name,text\nin/a.png,"one, two"\nin/a.png,three\n')
     data = ImageFolder(tmp_path)
-    assert data.captions(0) == ["one, two", "three"] and data[1]["caption"] == ""
+    assert data.texts(0) == ["one, two", "three"] and data[1]["text"] == ""
     row = {"file_name": "in/b.png", "text": "schön"}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n\n", encoding="utf-8")
     data = ImageFolder(tmp_path)
-    assert data[0]["caption"] == "" and data[1]["caption"] == "schön"
+    assert data[0]["text"] == "" and data[1]["text"] == "schön"
 
 
 def test_a_row_without_a_text_is_no_caption(tmp_path):
     plain(tmp_path / "a.png")
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png\na.png,red\n")
-    assert ImageFolder(tmp_path).captions(0) == ["red"]
+    assert ImageFolder(tmp_path).texts(0) == ["red"]
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": null}')
-    assert ImageFolder(tmp_path).captions(0) == []
+    assert ImageFolder(tmp_path).texts(0) == []
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_count_is_spread_over_the_folder(tmp_path):
     for i in range(9):
         plain(tmp_path / f"{i // 3}" / f"{i}.png")
     data = ImageFolder(tmp_path, count=3)
-    assert len(data) == 3 and data.labels == [0, 1, 2]
+    assert len(data) == 3 and data.classes == [0, 1, 2]
     with pytest.raises(ValueError, match=r"count must lie in 1\.\.9, got 10"):
         ImageFolder(tmp_path, count=10)
 
@@ -443,8 +443,8 @@ def test_scenery_is_rendered_as_its_seed_says():
     item = data[2]
     scene = scenery.render(scenery.scene_seed("validation", 2), 32, 48)
     assert np.array_equal(np.asarray(to_pil(item["image"])[0]), scene.image)
-    assert data.classes[item["label"]] == scene.kind and item["caption"] == scene.caption
-    assert data.classes == tuple(scenery.KINDS) and len(data) == 3
+    assert data.names["class"][item["class"]] == scene.kind and item["text"] == scene.caption
+    assert data.names["class"] == tuple(scenery.KINDS) and len(data) == 3
     with pytest.raises(IndexError):
         data[3]
 
@@ -563,27 +563,27 @@ def mapped(tmp_path) -> Path:
 
 def test_a_map_is_cut_and_scaled_as_its_image(mapped):
     data = ImageFolder(mapped, 10)
-    assert data.files == ["a.png"] and data.map_names == ("sky", "ground")
+    assert data.files == ["a.png"] and data.names["map"] == ("sky", "ground")
     expected = np.zeros((10, 10), np.int64)
     expected[5:], expected[:2, :2] = 1, -1  # the middle 20 columns, every second place of them
     expected[2, :2] = data[0]["map"][2, 0]  # 5 rows are two and a half
     assert np.array_equal(data[0]["map"], expected)
     assert torch.equal(data[0]["image"][0] > 0, torch.from_numpy(expected == 1))
     assert ImageFolder(mapped)[0]["map"].shape == (20, 40)
-    assert ImageFolder(mapped / ".." / mapped.name, 10).map_names == ("sky", "ground")
+    assert ImageFolder(mapped / ".." / mapped.name, 10).names["map"] == ("sky", "ground")
 
 
 def test_names_of_kinds_may_lie_above_the_splits(mapped):
     (mapped / "train").mkdir()
     for name in ("a.png", "a.map.png"):
         (mapped / name).rename(mapped / "train" / name)
-    assert open_data(mapped, 10, "train").map_names == ("sky", "ground")
+    assert open_data(mapped, 10, "train").names["map"] == ("sky", "ground")
 
 
 def test_without_names_there_are_no_maps(mapped):
     (mapped / "map_names.txt").unlink()
     data = ImageFolder(mapped, 10)
-    assert data.files == ["a.png"] and data.map_names == () and "map" not in data[0]
+    assert data.files == ["a.png"] and data.names["map"] == () and "map" not in data[0]
 
 
 def test_wrong_maps_are_one_sentence(mapped):
@@ -635,15 +635,15 @@ def shards(tmp_path) -> Path:
 def test_shards_are_read_by_place(shards):
     data = open_data(shards, 8)
     assert isinstance(data, ShardFolder) and len(data) == 5
-    assert data.classes == ("0", "1", "2")
+    assert data.names["class"] == ("0", "1", "2")
     for i in (4, 0, 2, 1, 3):
         grey = 40 * (i + 1)
         item = data[i]
-        assert item["image"].shape == (3, 8, 8) and item["label"] == grey // 80
+        assert item["image"].shape == (3, 8, 8) and item["class"] == grey // 80
         assert torch.allclose(item["image"], torch.tensor(grey / 127.5 - 1), atol=1e-6)
-        assert data.captions(i) == [f"grey {grey}", f"of {'abcde'[i]}"]
-        assert item["caption"] == f"grey {grey}"
-    assert [data[i]["label"] for i in range(5)] == data.labels
+        assert data.texts(i) == [f"grey {grey}", f"of {'abcde'[i]}"]
+        assert item["text"] == f"grey {grey}"
+    assert [data[i]["class"] for i in range(5)] == data.classes
     assert open_data(shards, 8, at_most=2).files == ["s-2.tar/folder/a.png", "s-2.tar/folder/c.png"]
     assert len(open_data(shards, 8, at_most=99)) == 5
 
@@ -651,7 +651,7 @@ def test_shards_are_read_by_place(shards):
 def test_loaders_with_workers_read_shards(shards):
     loader = DataLoader(open_data(shards, 8), 5, num_workers=2)
     (batch,) = loader
-    assert batch["label"].tolist() == [0, 1, 1, 2, 2]
+    assert batch["class"].tolist() == [0, 1, 1, 2, 2]
 
 
 def test_wrong_shards_are_one_sentence(shards):
@@ -679,7 +679,7 @@ def test_a_broken_picture_in_a_shard_is_replaced(shards):
         member.size = 4
         tar.addfile(member, io.BytesIO(b"none"))
     data = ShardFolder(shards, 8)
-    assert data.classes == () and data.labels[3] == -1
+    assert data.names["class"] == () and data.classes[3] == -1
     with pytest.warns(UserWarning, match=r"x\.png: must be a readable image"):
         assert torch.equal(data[3]["image"], data[4]["image"])
     with pytest.raises(ValueError, match="must be a readable image"):

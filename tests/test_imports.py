@@ -26,6 +26,7 @@ LAYERS = [
     {"data.scenery.scenes"},
     {"data.scenery"},
     {"data.images", "data.text", "data.maps"},
+    {"conditions"},
     {"data.sources", "data.tokens"},
     {"denoiser"},
     {"folders"},

@@ -209,7 +209,7 @@ def test_a_hole_is_widened_by_its_context(tiny):
 
 def test_of_a_map_the_model_is_told_what_it_sees(make_model):
     """A map of the whole picture, of another size than it; the box is the left half."""
-    model = make_model(T=3, map_kinds=4, droppable=True)
+    model = make_model(T=3, conditions={"map": 4}, condition_dropout=True)
     image, mask = picture(128, 64), blank(128, 64)
     mask[:, 20:40] = True
     kinds = np.repeat([[0, 1, 2, 2]], 2, axis=0)  # a place is 32×32 pixels
@@ -304,7 +304,7 @@ def test_outpainting_is_told_window_by_window(tiny):
 
 
 def test_every_image_of_an_outpainting_has_its_own_words(make_model):
-    model, image = make_model(T=2, classes=4), picture()
+    model, image = make_model(T=2, conditions={"class": 4}), picture()
     two = model.outpaint(image, 2, right=32, seed=[9, 9], classes=[1, 3])
     for got, one in zip(two, (1, 3), strict=True):
         assert same(got, model.outpaint(image, right=32, seed=9, classes=one)[0])

@@ -16,9 +16,9 @@ from PIL import Image
 
 from imagebart import ImageBART
 from imagebart.checkpoint import load_tensors, save_tensors
+from imagebart.conditions import text_shape, text_tokens
 from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
-from imagebart.guidance import pieces_in
 from imagebart.probe import ATTRIBUTES, Probe
 
 KINDS, LABELS = scenery.KINDS, scenery.LABELS
@@ -27,12 +27,12 @@ KINDS, LABELS = scenery.KINDS, scenery.LABELS
 @pytest.fixture(scope="module")
 def folder(make_model, tmp_path_factory) -> Path:
     """A random chain that takes classes, text and maps."""
-    said = {"classes": len(KINDS), "text_length": 32, "text_pieces": 128, "map_kinds": len(LABELS)}
-    model = make_model(T=3, droppable=True, **said)
-    model.class_names, model.map_names = list(KINDS), list(LABELS)
+    said = {"class": len(KINDS), "text": text_shape(32, vectors=128), "map": len(LABELS)}
+    model = make_model(T=3, conditions=said, condition_dropout=True)
+    model.names["class"], model.names["map"] = list(KINDS), list(LABELS)
     captions = [scenery.render(i, 32, 32).caption for i in range(40)]
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(captions, 32))
+        denoiser.know_text(text_tokens(captions, 32)[0])
     folder = tmp_path_factory.mktemp("conditional")
     model.save_pretrained(folder)
     return folder

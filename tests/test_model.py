@@ -206,8 +206,20 @@ def value_at(*path, value):
         (("alpha_bar",), [1.0, None, 0.0], r"alpha_bar must be finite numbers, got \[1.0, None"),
         (("alpha_bar",), [1.0, 10**400, 0.0], "alpha_bar must be finite numbers"),
         (("alpha_bar",), [1.0, 0.5, 0.5, 0.0], "alpha_bar must fall from 1 to 0 with every step"),
-        (("class_names",), 5, "class_names must be names, got 5"),
-        (("map_names",), [1], r"map_names must be names, got \[1\]"),
+        (("names",), ["x"], r"names must be names for each condition, got \['x'\]"),
+        (("names",), {"class": [1]}, "names must be names for each condition, got {'class': "),
+        (
+            ("denoisers", "2", "conditions"),
+            {"class": {"length": 1.5}},
+            "conditions must be {name: ",
+        ),
+        (("denoisers", "2", "conditions"), {"class": {"size": 3}}, "conditions must be {name: "),
+        (("denoisers", "2", "conditions"), {"class": {"length": 1}}, "describe a DenoiserConfig"),
+        (
+            ("denoisers", "2", "conditions"),
+            {"depth": {"vocabulary": 3, "length": 1}},
+            "a condition must be one of class, text, map, got 'depth'",
+        ),
         (("guidance",), None, "guidance must be a finite number, got None"),
         (("guidance",), [1, "2"], r"guidance must be finite numbers, got \[1, '2'\]"),
         (("denoisers",), {"a": {}}, r"denoisers must be \{t: shape\}, got \{'a': \{\}\}"),
@@ -265,8 +277,8 @@ def test_parts_that_do_not_fit_are_refused(tiny, make_denoiser):
             r"schedule of scale 3 must be \[1.0, 0.66.*, got \[1.0, 0.75, 0.5, 0.25, 0.0\]",
         ),
         (3, dict(grid=(4, 5)), r"grid of scale 3 must be \(4, 4\), got \(4, 5\)"),
-        (3, dict(classes=3), r"conditions of scale 3 must be \{\}, got \{'classes': \(3, 1\)\}"),
-        (3, dict(droppable=True), "droppable of scale 3 must be False, got True"),
+        (3, dict(conditions={"class": 3}), r"conditions of scale 3 must be \{\}, got \{'class': "),
+        (3, dict(condition_dropout=True), "condition_dropout of scale 3 must be False, got True"),
     ],
 )
 def test_scales_that_are_not_of_one_chain_are_refused(tiny, make_denoiser, t, shape, says):
@@ -419,7 +431,7 @@ def test_the_bound_is_that_of_images_of_the_models_size(tiny):
 
 
 def test_a_class_decides_and_is_asked_for(make_model):
-    model = make_model(T=3, classes=3)
+    model = make_model(T=3, conditions={"class": 3})
     one, two = (model.sample(2, classes=c, seed=0, output_type="pt") for c in (0, [0, 2]))
     assert torch.equal(one[0], two[0]) and not torch.equal(one[1], two[1])
     for classes in (None, 3, -1, [0], [0, 1, 2]):

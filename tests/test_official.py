@@ -22,6 +22,7 @@ from released import (
 )
 from safetensors.torch import load_file
 
+from imagebart.conditions import class_count, text_shape
 from imagebart.data.images import to_pil
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, cross_entropy, geometric
@@ -409,7 +410,9 @@ def test_presets_have_the_released_parameters(preset, t, config, theirs, ours):
     }
     assert sum(map(math.prod, shapes.values())) == theirs
 
-    width, n, classes = row.denoiser(t).width, 256, row.denoiser(t).classes
+    shape = row.denoiser(t)
+    width, n = shape.width, 256
+    classes = class_count(shape.conditions)
     dead = [name for name in shapes if "encoder.to_logits" in name or "attn.mask" in name]
     dropped = sum(math.prod(shapes[name]) for name in dead)
     if t == row.T:
@@ -489,15 +492,20 @@ def test_averaged_names_without_dots_stay_distinct():
 
 @pytest.mark.parametrize("t", [2, 3])
 @pytest.mark.parametrize(
-    "shape", [dict(text_length=5), dict(map_kinds=7), dict(classes=3, text_length=5)]
+    "shape",
+    [
+        dict(conditions={"text": text_shape(5)}),
+        dict(conditions={"map": 7}),
+        dict(conditions={"class": 3, "text": text_shape(5)}),
+    ],
 )
 @torch.no_grad()
 def test_text_and_maps_are_read_by_every_scale(make_denoiser, shape, t):
     denoiser = make_denoiser(t, T=3, K=12, **shape)
-    parts = denoiser.config.condition_parts.values()
+    parts = denoiser.config.conditions.values()
     torch.manual_seed(0)
     x_t, x_prev = torch.randint(12, (2, 2, 16))
-    condition = torch.cat([torch.randint(count, (2, length)) for count, length in parts], 1)
+    condition = torch.cat([torch.randint(one.vocabulary, (2, one.length)) for one in parts], 1)
     logits = denoiser(x_prev, x_t, condition)
     for i in range(condition.shape[1]):
         other = condition.clone()

@@ -8,22 +8,23 @@ import pytest
 import seams
 import torch
 
+from imagebart.conditions import text_tokens
 from imagebart.editing.panorama import (
     Blended,
     Scale,
     WideNoise,
     Wishes,
-    asked_along,
     decode_wide,
+    encode_along,
     origins,
     panorama_steps,
     tent,
 )
-from imagebart.guidance import ask, pieces_in
+from imagebart.guidance import encode_condition
 from imagebart.sampling import Filter, draw, gumbel
 
 BOTH = pytest.mark.parametrize("mode", ["fast", "exact"])
-SAID = dict(classes=3, text_length=6, text_pieces=8, droppable=True)
+SAID = dict(conditions={"class": 3, "text": 6}, condition_dropout=True)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def asking(make_model):
     """A chain that takes classes and text."""
     model = make_model(T=3, **SAID)
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(["a lake at night"], 6))
+        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
     return model
 
 
@@ -78,7 +79,7 @@ def test_exact_draws_each_token_in_the_window_around_it(tiny):
     """A token by hand: the window centred at it, all tokens before it in that window."""
     noise = WideNoise(7, tiny, (4, 9))
     x_T = noise.tokens()
-    wishes = Wishes(asked_along(tiny, 9, None, None, {}), 9, False)
+    wishes = Wishes(encode_along(tiny, 9, None, None, {}), 9, False)
     scale = Scale(tiny.denoisers[3], wishes, x_T, noise, False)
     for _ in scale.tokens(Filter()):
         pass
@@ -156,7 +157,7 @@ def test_weights_go_over_from_wish_to_wish():
 
 
 def test_blended_logits_are_the_weighted_ones(asking):
-    asked = [ask(asking, 1, classes=k, guidance=2.0) for k in (0, 1)]
+    asked = [encode_condition(asking, 1, classes=k, guidance=2.0) for k in (0, 1)]
     weights = torch.rand(16, generator=torch.Generator().manual_seed(0))
     weights = torch.stack([weights, 1 - weights])
     x_prev, x_t = torch.randint(12, (2, 1, 16), generator=torch.Generator().manual_seed(1))

@@ -145,7 +145,7 @@ def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model
     assert scales_that_ran(tiny, mask=hole, around=0) == [4, 3, 2]
     assert scales_that_ran(tiny, mask=everything) == [4, 3, 2]
     assert scales_that_ran(make_model(T=2), mask=hole) == [2]
-    told = make_model(classes=3, droppable=True)
+    told = make_model(conditions={"class": 3}, condition_dropout=True)
     assert scales_that_ran(told, mask=hole) == [3] * 4 + [2]
     assert scales_that_ran(told, mask=hole, classes=1) == [4, 3, 2]
     assert scales_that_ran(told, mask=hole, classes=1, around=2) == [3, 3, 2]

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from imagebart.conditions import ConditionShape, text_shape
 from imagebart.denoiser import DenoiserConfig, decoder_places, encoder_places
 from imagebart.rotary import grid_places, rotate, rotation
 
@@ -39,7 +40,8 @@ def test_turning_keeps_lengths_and_the_origin():
 
 @pytest.mark.parametrize("sees_x_t", [True, False])
 def test_a_condition_lies_nowhere_and_a_map_on_the_grid(sees_x_t):
-    config = DenoiserConfig(grid=(2, 3), classes=5, text_length=4, map_kinds=7, rotary=True)
+    takes = {"class": ConditionShape(5, 1), "text": text_shape(4), "map": ConditionShape(7, 2 * 3)}
+    config = DenoiserConfig(grid=(2, 3), conditions=takes, rotary=True)
     grid, nowhere = grid_places((2, 3)), torch.zeros(5, 2, dtype=torch.int64)
     said = torch.cat([nowhere, grid])
     assert torch.equal(encoder_places(config), torch.cat([said, nowhere[:1], grid]))

@@ -92,7 +92,7 @@ def test_same_seed_same_tokens_at_real_widths(make_model, width):
 
 @pytest.mark.parametrize("size", [1, 8, 16, 32, 64])
 def test_the_window_changes_no_token(make_denoiser, size):
-    denoiser = make_denoiser(2, grid=(8, 8), classes=3)
+    denoiser = make_denoiser(2, grid=(8, 8), conditions={"class": 3})
     x_t, noise = uniform_tokens(range(6), 2, 64, 12), gumbel(range(6), 2, 64, 12)
     condition = torch.arange(6) % 3
     expected = decode_sequential(denoiser, x_t, noise, Filter(), condition)
@@ -395,7 +395,7 @@ def test_each_scale_may_have_its_own_choice(tiny):
         ),
         (dict(seed=[1]), "seed must be one number or 2 of them, got 1"),
         (dict(seed=[1, 2, 3]), "seed must be one number or 2 of them, got 3"),
-        (dict(classes=0), "this model takes no classes"),
+        (dict(classes=0), "this model takes no class"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(tiny, options, sentence):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from imagebart import sampling, streaming
+from imagebart.conditions import text_tokens
 from imagebart.distributed import Ranks, part_of
-from imagebart.guidance import pieces_in
 from imagebart.model import ImageBART
 from imagebart.streaming import bytes_of_an_image, fitting
 
@@ -31,10 +31,10 @@ SAID = [
 @pytest.fixture(scope="module")
 def model(make_model):
     """One that takes all that can be said."""
-    model = make_model(T=3, classes=2, text_length=6, text_pieces=8, map_kinds=3, droppable=True)
-    model.class_names = ["lake", "desert"]
+    model = make_model(T=3, conditions={"class": 2, "text": 6, "map": 3}, condition_dropout=True)
+    model.names["class"] = ["lake", "desert"]
     for denoiser in model.denoisers.values():
-        denoiser.know_text(pieces_in(["a lake at night"], 6))
+        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
     return model
 
 

@@ -20,11 +20,11 @@ from training import warmup_cosine
 
 from imagebart import ImageBART, checkpoint, distributed, perceptual, presets
 from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
+from imagebart.conditions import ConditionShape, pieces_of, text_shape
 from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.tokens import TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan
-from imagebart.guidance import pieces_in
 from imagebart.vqgan import VQGAN
 
 ROOT = Path(__file__).parents[1]
@@ -118,26 +118,30 @@ def test_an_empty_folder_becomes_a_model_that_paints(chain):
     assert tokens.vqgan_sha256 == sha256_of(chain / "tokens" / "vqgan" / "vqgan.safetensors")
     assert tokens.vqgan_sha256 == sha256_of(chain / "model" / "vqgan.safetensors")
     validation = TokenFile(chain / "tokens" / "validation")
-    assert len(validation.captions) == 16 and validation.maps.shape == (16, 64)
+    shapes = {name: rows.shape for name, rows in validation.conditions.items()}
+    assert shapes == {"class": (16, 1), "text": (16, 77), "map": (16, 64)}
     scene = scenery.render(scenery.scene_seed("validation", 5), 64, 64)
-    assert (validation.maps[5].reshape(8, 8) == commonest_kinds(scene.semantic_map, (8, 8))).all()
-    assert validation.map_names == scenery.LABELS
+    assert (
+        validation.conditions["map"][5].reshape(8, 8) == commonest_kinds(scene.semantic_map, (8, 8))
+    ).all()
+    assert validation.names["map"] == scenery.LABELS
 
 
 def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_path, monkeypatch):
     """Told nothing it is that one; and it learns what the words of its captions mean."""
-    tiny, said = presets.PRESETS["tiny"], dict(classes=12, text_length=24, text_pieces=128)
-    shapes = {name: replace(getattr(tiny, name), **said) for name in ("between", "last")}
+    tiny = presets.PRESETS["tiny"]
+    takes = {"class": ConditionShape(12, 1), "text": text_shape(24, vectors=128)}
+    shapes = {name: replace(getattr(tiny, name), conditions=takes) for name in ("between", "last")}
     row = replace(tiny, **shapes)
     monkeypatch.setitem(presets.PRESETS, "tiny", row)
     with pytest.raises(SystemExit, match="must be a file that can be read"):
         train_scale(chain, tmp_path / "none", "--steps", 1, "--init", tmp_path)
-    droppable = {name: replace(shape, droppable=True) for name, shape in shapes.items()}
-    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **droppable))
-    with pytest.raises(SystemExit, match="droppable if conditions are dropped"):
+    shapes = {name: replace(shape, condition_dropout=True) for name, shape in shapes.items()}
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **shapes))
+    with pytest.raises(SystemExit, match="condition_dropout must be False for chances of"):
         train_scale(chain, tmp_path / "none", "--steps", 1)
-    drops = replace(tiny.scale, drop_classes=0.5, drop_text=0.25)
-    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **droppable, scale=drops))
+    drops = replace(tiny.scale, condition_dropout={"class": 0.5, "text": 0.25})
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **shapes, scale=drops))
 
     still = ("--steps", 1, "--learning-rate", 0, "--init", chain / "model")
     for t in (2, 3):
@@ -145,7 +149,7 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
     told, plain = (
         ImageBART.from_pretrained(folder / "model", device="cpu") for folder in (tmp_path, chain)
     )
-    assert told.class_names == list(scenery.KINDS) and plain.class_names == []
+    assert told.names["class"] == tuple(scenery.KINDS) and plain.names["class"] == ()
     for a, b in zip(told.sample_steps(2, seed=3), plain.sample_steps(2, seed=3), strict=True):
         assert torch.equal(a.tokens, b.tokens)
 
@@ -156,18 +160,19 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
     )
     row = after["denoiser"]["prefix.text.row"]
     assert torch.equal(row, before["denoiser"]["prefix.text.row"])
-    captions = TokenFile(chain / "tokens" / "train").captions
-    assert torch.equal((row >= 0).nonzero()[:, 0], pieces_in(captions, 24))
+    texts = TokenFile(chain / "tokens" / "train").condition(range(24), {"text": takes["text"]})
+    assert torch.equal((row >= 0).nonzero()[:, 0], pieces_of(texts))
 
 
 def joint_tiny() -> presets.Preset:
     """`tiny` as one network for all scales, with all that it can be told."""
     tiny = presets.PRESETS["tiny"]
-    one = dict(joint=True, rotary=True, qk_norm=True)
-    said = dict(classes=12, text_length=24, text_pieces=128, map_kinds=18, droppable=True)
-    shape = replace(tiny.between, encoder_depth=1, **one, **said)
-    drops = dict(drop_classes=0.5, drop_text=0.25, drop_map=0.5)
-    scale = replace(tiny.scale, muon=0.01, **drops)
+    one = dict(joint=True, rotary=True, qk_norm=True, encoder_depth=1)
+    takes = {"class": ConditionShape(12, 1), "text": text_shape(24, vectors=128)}
+    takes["map"] = ConditionShape(18, 8 * 8)
+    shape = replace(tiny.between, conditions=takes, condition_dropout=True, **one)
+    dropout = {"class": 0.5, "text": 0.25, "map": 0.5}
+    scale = replace(tiny.scale, muon=0.01, condition_dropout=dropout)
     return replace(tiny, between=shape, last=shape, scale=scale)
 
 
@@ -452,7 +457,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_learned_from(tmp_pa
 
 def test_matrices_decay_and_vectors_do_not(make_denoiser):
     """A layer's are Muon's, if it has a rate; gains and biases stand still without a gradient."""
-    denoiser = make_denoiser(2, classes=3)
+    denoiser = make_denoiser(2, conditions={"class": 3})
     for muon in (0.0, 0.01):
         recipe = presets.ScaleRecipe(10, 4, learning_rate=0.5, weight_decay=0.1, muon=muon)
         optimisers = script("scale")["optimisers_of"](denoiser, recipe)

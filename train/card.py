@@ -133,7 +133,7 @@ def figure_rows(folder: Path) -> list[str]:
 
 def conditions_of(model: ImageBART) -> str:
     """What it can be asked for, as a sentence."""
-    parts = model.denoisers[2].config.condition_parts
+    parts = model.conditions
     return f"Takes {' and '.join(parts)}." if parts else "Unconditional."
 
 

@@ -11,7 +11,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 from torch.utils.data import DataLoader
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from imagebart import distributed
 from imagebart.checkpoint import run_lock, sha256_of
-from imagebart.data.maps import commonest_kinds
+from imagebart.conditions import CONDITIONS
 from imagebart.data.sources import open_data
 from imagebart.data.tokens import HEADER, TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan
@@ -66,20 +65,22 @@ def main(config: Config) -> None:
     vqgan = vqgan.to(device, memory_format=torch.channels_last).eval()
 
     def code_batches(data, name: str):
-        """Grids, labels, captions and maps, batch after batch."""
+        """Grids (b, h, w) and {name: tokens (b, m)} of the conditions, batch after batch."""
         loader = DataLoader(data, config.batch, num_workers=config.workers)
         for item in tqdm(loader, desc=name, mininterval=5):
             image = item["image"].to(device, memory_format=torch.channels_last)
             with torch.inference_mode(), distributed.autocast(device, config.precision):
                 grid = vqgan.encode(image).cpu()
-            maps = item.get("map")
-            if maps is not None:
-                maps = np.stack([commonest_kinds(one.numpy(), grid.shape[1:]) for one in maps])
-            yield grid, item["label"], item["caption"], maps
+            conditions = {
+                name: kind.tokenise(item[name], tuple(grid.shape[1:]))
+                for name, kind in CONDITIONS.items()
+                if name in item
+            }
+            yield grid, conditions
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
     if config.shrink and not vqgan.quantiser.shrunk and not finished:
-        seen = [grid.unique() for grid, *_ in code_batches(validation, "codes in use")]
+        seen = [grid.unique() for grid, _ in code_batches(validation, "codes in use")]
         used = torch.cat(seen).unique()
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
     if not finished:
@@ -94,8 +95,7 @@ def main(config: Config) -> None:
             "data": config.data,
             "split": name,
             "seed": config.seed,
-            "classes": list(data.classes),
-            "map_names": list(getattr(data, "map_names", ())),
+            "names": data.names,
             "vqgan_sha256": sha256_of(path),
         }
         grid = (size // vqgan.f, size // vqgan.f)

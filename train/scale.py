@@ -24,12 +24,12 @@ from training import Log, is_reported, read_options, require_same_run, warmup_co
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock, sha256_of
+from imagebart.conditions import drop
 from imagebart.data.images import Batches
 from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import JOINT, load_vqgan, save_scale, save_vqgan, scale_file
-from imagebart.guidance import condition_of, drop, pieces_in
 from imagebart.presets import Preset, ScaleRecipe, find_preset
 
 
@@ -69,10 +69,13 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     shape = preset.denoiser(scales[-1])
     looked_at = range(min(512, len(held_out)))
     x_1_held_out = held_out.batch(looked_at).to(device)
-    held_out_condition = condition_of(held_out, looked_at, shape)
-    chances = {part: recipe.chance_to_drop(part) for part in shape.condition_parts}
-    if shape.droppable != any(chances.values()):
-        raise ValueError(f"a denoiser is droppable if conditions are dropped, got {chances}")
+    held_out_condition = held_out.condition(looked_at, shape.conditions)
+    chances = {name: recipe.condition_dropout.get(name, 0.0) for name in shape.conditions}
+    if shape.condition_dropout != any(chances.values()):
+        raise ValueError(
+            f"condition_dropout must be {any(chances.values())} for chances of {chances}, "
+            f"got {shape.condition_dropout}"
+        )
     diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
@@ -82,8 +85,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             f"tokens must be a grid of {denoiser.config.grid}, got {tokens.height, tokens.width}"
         )
     denoiser.initialise_from_codebook(vqgan.quantiser.token_vectors().detach())
-    if shape.text_pieces:
-        denoiser.know_text(pieces_in(tokens.captions, shape.text_length))
+    if "text" in shape.conditions and shape.conditions["text"].vectors:
+        everything = range(len(tokens))
+        denoiser.know_text(tokens.condition(everything, {"text": shape.conditions["text"]}))
     if config.init is not None:
         one_scale = config.init.suffix == ".safetensors"
         start_from(
@@ -116,10 +120,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             ema.copy_to(averaged)
             with run_lock(config.out, wait=True):  # scales share the folder
                 save_vqgan(vqgan, config.out)
-                names = {"class_names": tokens.classes if shape.classes else ()}
-                names["map_names"] = tokens.map_names if shape.map_kinds else ()
+                names = {name: tokens.names[name] for name in shape.conditions}
                 weights = averaged.state_dict()
-                save_scale(weights, shape, diffusion, denoiser.t, config.out, **names)
+                save_scale(weights, shape, diffusion, denoiser.t, config.out, names=names)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, mininterval=5)
@@ -139,9 +142,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (step + 1) + t)
             pair = diffusion.q_sample_pair(x_1, t, generator)
             x_1, x_prev, x_t = (x[part].to(device) for x in (x_1, *pair))
-            condition = condition_of(tokens, indices, shape)
+            condition = tokens.condition(indices, shape.conditions)
             if condition is not None:
-                condition = drop(condition, shape, chances, generator)[part].to(device)
+                condition = drop(condition, shape.conditions, chances, shape.grid, generator)
+                condition = condition[part].to(device)
 
             # remember: L_t, nats per token
             with distributed.autocast(device, recipe.precision):
@@ -252,9 +256,9 @@ def look(denoiser, ema, scales, x_1, condition, log, step: int, precision: str, 
         total = 0.0
         for rows in torch.arange(len(x_1)).split(64):
             now, before = x_t[rows].to(x_1.device), x_prev[rows].to(x_1.device)
-            asked = None if condition is None else condition[rows].to(x_1.device)
+            own = None if condition is None else condition[rows].to(x_1.device)
             with distributed.autocast(x_1.device, precision):
-                losses = averaged.at(t).loss(before, now, x_1[rows], asked)
+                losses = averaged.at(t).loss(before, now, x_1[rows], own)
             total += losses.sum().item()
         held_out[log_key("held_out", t, scales)] = total / x_1.numel()
     log.write(step, **held_out)

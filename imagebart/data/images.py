@@ -1,7 +1,7 @@
 """Image data sets: folders with captions and maps, and scenery.
 
 to_rgb, fit, to_tensor     any image → RGB → size → b 3 H W in [-1, 1]
-ImageFolder, SceneryData   data sets of dict(image, label, caption, and map if there are maps)
+ImageFolder, SceneryData   data sets of dict(image, class, text, and map if there are maps)
 Batches                    indices of the images of step s: a pure function of (seed, s)
 """
 
@@ -158,12 +158,12 @@ IN_A_ROW = 50  # consecutive unreadable images mean that the disk or the path is
 
 
 class ImageFolder(Dataset):
-    """Every image under `root`, in natural order (2 before 10): dict(image, label, caption).
+    """Every image under `root`, in natural order (2 before 10): dict(image, class, text).
 
-    Classes: the top-level folders, if every image is in one; else label is -1 and `classes` ().
-    Captions: `metadata.jsonl` or `metadata.csv` in `root` (file_name, text); else `a.txt` beside
-    `a.png`, one caption per line. An item has the first; `captions(index)` returns all.
-    Maps: if `map_names.txt` in `root`, or in its parent, names kinds, one per line, every `a.png`
+    Class: an index of `names["class"]`, the top-level folders, if every image is in one; else -1.
+    Text: `metadata.jsonl` or `metadata.csv` in `root` (file_name, text); else `a.txt` beside
+    `a.png`, one caption per line. An item has the first, or ""; `texts(index)` returns all.
+    Map: if `map_names.txt` in `root`, or in its parent, names kinds, one per line, every `a.png`
     must have a semantic map `a.map.png` beside it: one channel, whose values are the kinds, 255
     where unlabelled. An item's `map` is H×W int64, cropped and resized as its image, -1 where
     unlabelled.
@@ -197,20 +197,20 @@ class ImageFolder(Dataset):
         if not 1 <= count <= n:
             raise ValueError(f"{self.root}: count must lie in 1..{n}, got {count}")
         chosen = [i * n // count for i in range(count)]
-        self.files, self.labels = (
-            [values[i] for i in chosen] for values in (self.files, self.labels)
+        self.files, self.classes = (
+            [values[i] for i in chosen] for values in (self.files, self.classes)
         )
 
     def _find(self) -> None:
-        """Set `files`, `labels`, `classes`, `map_names` and captions."""
+        """Set `files`, `classes`, `names` of classes and of the kinds of maps, and captions."""
         self.files = _images(self.root)
 
         folders = [name.split(os.sep)[0] if os.sep in name else None for name in self.files]
-        self.classes = () if None in folders else tuple(sorted(set(folders), key=in_natural_order))
-        number = {name: label for label, name in enumerate(self.classes)}
-        self.labels = [number.get(folder, -1) for folder in folders]
+        names = () if None in folders else tuple(sorted(set(folders), key=in_natural_order))
+        number = {name: i for i, name in enumerate(names)}
+        self.classes = [number.get(folder, -1) for folder in folders]
 
-        self.map_names = _map_names(self.root)
+        self.names = {"class": names, "map": _map_names(self.root)}
         self._texts = _metadata(self.root, self.files)
 
     def __len__(self) -> int:
@@ -235,7 +235,7 @@ class ImageFolder(Dataset):
             f"got none from {_printable(self.files[index])} on"
         )
 
-    def captions(self, index: int) -> list[str]:
+    def texts(self, index: int) -> list[str]:
         """Every caption of an image, none if it has none; ValueError if its text is not UTF-8."""
         name = self.files[index]
         if self._texts is not None:
@@ -253,9 +253,9 @@ class ImageFolder(Dataset):
         image = self._picture(i)
         if self.size is not None:
             image = fit(image, self.size)
-        caption = (self.captions(i) or [""])[0]
-        item = {"image": to_tensor(image), "label": self.labels[i], "caption": caption}
-        if self.map_names:
+        text = (self.texts(i) or [""])[0]
+        item = {"image": to_tensor(image), "class": self.classes[i], "text": text}
+        if self.names["map"]:
             item["map"] = self._map((self.root / self.files[i]).with_suffix(MAP))
         return item
 
@@ -277,9 +277,9 @@ class ImageFolder(Dataset):
             image = image.resize((width, height), Image.Resampling.NEAREST, box=box)
         kinds = np.array(image).astype(np.int64)
         kinds[kinds == UNLABELLED] = -1
-        if kinds.max() >= len(self.map_names):
+        if kinds.max() >= len(self.names["map"]):
             raise ValueError(
-                f"{_printable(path)}: kinds must lie in [0, {len(self.map_names)}), or be "
+                f"{_printable(path)}: kinds must lie in [0, {len(self.names['map'])}), or be "
                 f"{UNLABELLED} where unlabelled, got {kinds.max()}"
             )
         return kinds
@@ -296,7 +296,7 @@ class ImageFolder(Dataset):
 
 
 class SceneryData(Dataset):
-    """The first `count` landscapes of a split of `scenery`: dict(image, label, caption, map).
+    """The first `count` landscapes of a split of `scenery`: dict(image, class, text, map).
 
     `size` is their height, and their width unless `width` is given.
     """
@@ -305,7 +305,7 @@ class SceneryData(Dataset):
         if count < 1:
             raise ValueError(f"scenery: count must be at least 1, got {count}")
         self.split, self.height, self.width, self.count = split, size, width or size, count
-        self.classes, self.map_names = tuple(scenery.KINDS), scenery.LABELS
+        self.names = {"class": tuple(scenery.KINDS), "map": scenery.LABELS}
 
     def __len__(self) -> int:
         return self.count
@@ -315,11 +315,10 @@ class SceneryData(Dataset):
             raise IndexError(f"index must lie in [0, {self.count}), got {index}")
         seed = scenery.scene_seed(self.split, int(index))
         scene = scenery.render(seed, self.height, self.width)
-        label = self.classes.index(scene.kind)
         return {
             "image": _to_tensor(scene.image),
-            "label": label,
-            "caption": scene.caption,
+            "class": self.names["class"].index(scene.kind),
+            "text": scene.caption,
             "map": scene.semantic_map,
         }
 

@@ -1,6 +1,6 @@
 """Semantic maps: as images, each kind in its colour, and as tokens of a grid.   [section 4.2]
 
-A map is H×W integers, indices of `ImageBART.map_names`; -1 where unlabelled.
+A map is H×W integers, indices of `ImageBART.names["map"]`; -1 where unlabelled.
 """
 
 import colorsys

@@ -65,7 +65,7 @@ class Part(NamedTuple):
 
 
 class ShardFolder(ImageFolder):
-    """The images in every `*.tar` of a folder: dict(image, label, caption), as `ImageFolder`.
+    """The images in every `*.tar` of a folder: dict(image, class, text), as `ImageFolder`.
 
     webdataset's layout: files with the same name up to the first dot belong together. `a.jpg` is
     the image, `a.txt` has its captions (one per line), `a.cls` its class, a whole number. Shards
@@ -80,13 +80,14 @@ class ShardFolder(ImageFolder):
             raise ValueError(f"{self.root}: its shards must hold images, got none")
         classes = [self._text(name, ".cls") for name in self.files]
         try:
-            self.labels = [-1 if text is None else int(text) for text in classes]
+            self.classes = [-1 if text is None else int(text) for text in classes]
         except ValueError as error:
             raise ValueError(f"{self.root}: a .cls must hold a whole number: {error}") from None
-        self.classes = () if -1 in self.labels else tuple(map(str, range(max(self.labels) + 1)))
-        self.map_names = ()
+        known = -1 not in self.classes
+        names = tuple(map(str, range(max(self.classes) + 1))) if known else ()
+        self.names = {"class": names, "map": ()}
 
-    def captions(self, index: int) -> list[str]:
+    def texts(self, index: int) -> list[str]:
         """Every caption of an image, none if it has none; ValueError if its text is not UTF-8."""
         text = self._text(self.files[index], ".txt") or ""
         return [line.strip() for line in text.splitlines() if line.strip()]

@@ -6,7 +6,7 @@ text  → clean, lower-case  → words  → bytes of each word  → merged into 
 import gzip
 import html
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import islice, pairwise
 from pathlib import Path
@@ -56,7 +56,7 @@ def encode_text(
 
     ids, cut = torch.zeros(len(texts), length, dtype=torch.int64), []
     for row, one in zip(ids, texts, strict=True):
-        pieces = list(islice(_pieces(one), length - 1))  # one more than fits, if there is one
+        pieces = _first_pieces(one, length - 1)  # one more than fits, if there is one
         kept = pieces[: length - 2]
         row[: len(kept) + 2] = torch.tensor([START, *kept, END])
         cut.append(len(pieces) > len(kept))
@@ -118,6 +118,13 @@ def _vocabulary() -> Vocabulary:
 
     byte_ids = {byte: i for i, byte in enumerate(printing + hidden)}
     return Vocabulary(byte_ids, merged, [*spelled, b"", b""])  # START and END spell nothing
+
+
+@lru_cache(maxsize=256)
+def _first_pieces(text: str, count: int) -> tuple[int, ...]:
+    """Ids of so many pieces of a text at most. A request's prompt is read more than once: when it
+    is checked, and for every batch of its images."""
+    return tuple(islice(_pieces(text), count))
 
 
 def _pieces(text: str) -> Iterator[int]:

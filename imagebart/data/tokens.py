@@ -1,9 +1,8 @@
-"""Token files: x_1 of a whole data set, encoded once, with its classes, captions and maps."""
+"""Token files: x_1 of a whole data set and its conditions, both as tokens, encoded once."""
 
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +10,30 @@ import torch
 from torch import Tensor
 
 from imagebart.checkpoint import atomic_write, read_json, write_json
+from imagebart.conditions import (
+    CONDITIONS,
+    Condition,
+    ConditionShape,
+    find_condition,
+    fitted,
+    tokenise_text,
+)
 from imagebart.data.images import PathLike
 
-FORMAT = 1  # of a token file; raised when an old reader would misread a new file
+FORMAT = 2  # of a token file; raised when an old reader would misread a new file
 HEADER = "tokens.json"
-PARTS = ("tokens.npy", "labels.npy", "captions.jsonl", "maps.npy")
 
 
 class TokenWriter:
     """Writes the tokens x_1 of `count` images to a folder, batch after batch.
 
         with TokenWriter(folder, count, (h, w), K, image_size=256, vqgan_sha256=…) as writer:
-            writer.append(grid, labels, captions, maps)
+            writer.append(grid, {"class": ids, "text": ids_of_text})
 
-    tokens.npy (count n, uint16), labels.npy (int32), captions.jsonl and maps.npy (count n, int16)
-    if given, and last of all the header, tokens.json: without it there is nothing to read, so a
-    killed encode leaves no half file. Further keyword arguments go into the header (`data`,
-    `split`, `classes` …).
+    tokens.npy (count n, uint16), `class.npy`, `text.npy` … for each condition that is given (count
+    m, see `CONDITIONS`), and last of all the header, tokens.json: without it there is nothing to
+    read, so a killed encode leaves no half file. Further keyword arguments go into the header
+    (`data`, `split`, `names` …).
     """
 
     def __init__(self, folder: PathLike, count: int, grid: tuple[int, int], K: int, **header):
@@ -46,14 +52,12 @@ class TokenWriter:
             "K": K,
             **header,
         }
-        for name in (*PARTS, ".tokens.npy.*.tmp"):
+        for name in ("tokens.npy", *map("{}.npy".format, CONDITIONS), ".tokens.npy.*.tmp"):
             for leftover in self.folder.glob(name):  # of an encode that was killed
                 leftover.unlink()
 
         self.written = 0
-        self._labels: list[int] = []
-        self._captions: list[str] = []
-        self._maps: list[np.ndarray] = []
+        self._conditions: dict[str, list[np.ndarray]] = {}
         # A plain file, not a memory map: writing to a map on a full disk kills without a word.
         self._open = ExitStack()
         draft = self._open.enter_context(atomic_write(self.folder / "tokens.npy"))
@@ -61,14 +65,8 @@ class TokenWriter:
         layout = {"descr": "<u2", "fortran_order": False, "shape": (count, grid[0] * grid[1])}
         np.lib.format.write_array_header_1_0(self._file, layout)
 
-    def append(
-        self,
-        tokens: Tensor,
-        labels: Tensor | np.ndarray | Sequence[int] | None = None,
-        captions: Sequence[str] | None = None,
-        maps: np.ndarray | None = None,
-    ) -> None:
-        """Add a batch: tokens (b, h, w), and labels, captions, maps (b, h, w) for all or none."""
+    def append(self, tokens: Tensor, conditions: dict[str, np.ndarray] | None = None) -> None:
+        """Add a batch: tokens (b, h, w), and the same conditions (b, m) for every batch."""
         b, left = len(tokens), self.count - self.written
         if tuple(tokens.shape[1:]) != self.grid or b > left:
             raise ValueError(
@@ -79,26 +77,23 @@ class TokenWriter:
                 f"tokens must lie in [0, {self.K}), got {tokens.min()}..{tokens.max()}"
             )
         self._file.write(tokens.cpu().numpy().astype("<u2").tobytes())
-        self._labels += [] if labels is None else [int(label) for label in labels]
-        self._captions += [] if captions is None else list(captions)
-        self._maps += [] if maps is None else list(np.asarray(maps, np.int16).reshape(b, -1))
         self.written += b
-        given = {"labels": self._labels, "captions": self._captions, "maps": self._maps}
-        for name, rows in given.items():
-            if len(rows) not in (0, self.written):
-                raise ValueError(f"{name} must be given for every image, got {len(rows)}")
+        for name, rows in (conditions or {}).items():
+            rows = np.asarray(rows, find_condition(name).stored).reshape(len(rows), -1)
+            self._conditions.setdefault(name, []).append(rows)
+        for name, parts in self._conditions.items():
+            if (got := sum(map(len, parts))) != self.written:
+                raise ValueError(f"{name} must be given for every image, got {got}")
 
     def close(self) -> None:
         """Commit: tokens and what belongs to them first, the header last."""
         with self._open:
             if self.written != self.count:
                 raise ValueError(f"{self.folder}: must get {self.count} images, got {self.written}")
-            if self._labels:
-                self._write_array("labels.npy", np.asarray(self._labels, np.int32))
-            if self._maps:
-                self._write_array("maps.npy", np.stack(self._maps))
-            if self._captions:
-                self._write_captions()
+            for name, parts in self._conditions.items():
+                rows = np.concatenate(parts)
+                self._write_array(f"{name}.npy", rows)
+                self.header.setdefault("conditions", {})[name] = rows.shape[1]
         write_json(self.header, self.folder / HEADER)
 
     def __enter__(self) -> "TokenWriter":
@@ -114,20 +109,14 @@ class TokenWriter:
         with atomic_write(self.folder / name) as draft, open(draft, "wb") as file:
             np.save(file, array)
 
-    def _write_captions(self) -> None:
-        with (
-            atomic_write(self.folder / "captions.jsonl") as draft,
-            open(draft, "w", encoding="utf-8", newline="\n") as file,
-        ):
-            file.writelines(json.dumps(text, ensure_ascii=False) + "\n" for text in self._captions)
-
 
 class TokenFile:
     """The tokens x_1 of a data set, as `TokenWriter` left them in a folder.
 
-    `count`, `height`, `width`, `K` and the other entries of `header`; `labels` (count,) int64 or
-    None; `captions`, a list or None; `maps` (count, n) int16 or None. Tokens stay on the disk until
-    a batch asks for them.
+    `count`, `height`, `width`, `K` and the other entries of `header`; `conditions`, an array
+    (count, m) for each that the data set has, and `names`, those of its classes and its maps'
+    kinds. All tokens stay on the disk until a batch asks for them. Files of format 1, whose
+    captions are text, are read too.
     ValueError if the folder holds no finished token file, or its parts do not belong together.
     """
 
@@ -139,20 +128,22 @@ class TokenFile:
         self.count, self.K = self.header["count"], self.header["K"]
         self.height, self.width = self.header["height"], self.header["width"]
         self.image_size = self.header.get("image_size")
-        self.classes = tuple(self.header.get("classes") or ())
-        self.map_names = tuple(self.header.get("map_names") or ())
         self.vqgan_sha256 = self.header.get("vqgan_sha256")
         self.data, self.split = self.header.get("data"), self.header.get("split")
 
         shape = (self.count, self.height * self.width)
         self._tokens = _open_array(self.folder / "tokens.npy", np.uint16, shape)
-        self.labels: Tensor | None = None
-        if (self.folder / "labels.npy").exists():
-            labels = _open_array(self.folder / "labels.npy", np.int32, (self.count,))
-            self.labels = torch.from_numpy(labels.astype(np.int64))
-        self.maps: np.ndarray | None = None
-        if (self.folder / "maps.npy").exists():
-            self.maps = _open_array(self.folder / "maps.npy", np.int16, shape)
+        if self.header["format"] == 1:
+            self.names, self.conditions = _format_1(self.folder, self.header)
+            return
+        names = self.header.get("names", {})
+        self.names = {name: tuple(names.get(name, ())) for name in CONDITIONS}
+        self.conditions = {
+            name: _open_array(
+                self.folder / f"{name}.npy", find_condition(name).stored, (self.count, length)
+            )
+            for name, length in self.header.get("conditions", {}).items()
+        }
 
     def __len__(self) -> int:
         return self.count
@@ -167,26 +158,48 @@ class TokenFile:
             raise ValueError(f"{self.folder}: tokens must lie in [0, {self.K}), got {tokens.max()}")
         return tokens
 
-    @cached_property
-    def captions(self) -> list[str] | None:
-        """One caption an image, None if the data set has none."""
-        path = self.folder / "captions.jsonl"
-        if not path.exists():
-            return None
+    def condition(
+        self, indices: Sequence[int] | np.ndarray, shapes: dict[str, ConditionShape]
+    ) -> Condition | None:
+        """The conditions (b, m) of the images `indices`, for a denoiser with these.
+
+        ValueError if the data set lacks one of them altogether.
+        """
+        parts = []
+        for name, shape in shapes.items():
+            if name not in self.conditions:
+                raise ValueError(f"{self.folder}: must hold {name} for this denoiser, got none")
+            rows = torch.from_numpy(self.conditions[name][np.asarray(indices)].astype(np.int64))
+            parts.append(fitted(rows, name, shape.length))
+        return torch.cat(parts, dim=1) if parts else None
+
+
+def _format_1(folder: Path, header: dict) -> tuple[dict[str, tuple], dict[str, np.ndarray]]:
+    """(names, conditions) of a token file of format 1: labels.npy, captions.jsonl, maps.npy."""
+    names = {name: () for name in CONDITIONS}
+    names |= {"class": tuple(header.get("classes") or ())}
+    names |= {"map": tuple(header.get("map_names") or ())}
+    count, n, conditions = header["count"], header["height"] * header["width"], {}
+    if (folder / "labels.npy").exists():
+        conditions["class"] = _open_array(folder / "labels.npy", np.int32, (count,))[:, None]
+    path = folder / "captions.jsonl"
+    if path.exists():
         try:
-            captions = [
-                json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]
-            ]
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            texts = tokenise_text([json.loads(line) for line in lines], (0, 0))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: must hold one caption a line, got {error}") from error
-        if len(captions) != self.count:
-            raise ValueError(f"{path}: must hold {self.count} captions, got {len(captions)}")
-        return captions
+        if len(texts) != count:
+            raise ValueError(f"{path}: must hold {count} captions, got {len(texts)}")
+        conditions["text"] = texts
+    if (folder / "maps.npy").exists():
+        conditions["map"] = _open_array(folder / "maps.npy", np.int16, (count, n))
+    return names, conditions
 
 
 def _checked_header(header: object, path: Path) -> dict:
     """A token file's header; ValueError if it is none, or of a version unknown here."""
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") not in (1, FORMAT):
         version = header.get("format") if isinstance(header, dict) else None
         raise ValueError(f"{path}: format must be {FORMAT}, got {version}")
     for name in ("count", "height", "width", "K"):

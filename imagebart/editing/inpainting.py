@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from imagebart.arguments import as_int
+from imagebart.arguments import as_int, each_of
 from imagebart.data.images import to_pil, to_rgb, to_tensor
 from imagebart.editing.masks import hole_pixels, pixel_hole
 from imagebart.editing.pasting import Box, box_around, feathered, filled, outward
 from imagebart.editing.process import PROCESSES
-from imagebart.guidance import each_of
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
 from imagebart.options import EditingOptions, with_options

@@ -22,9 +22,10 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.arguments import as_int, is_several, to_builtin
+from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
-from imagebart.denoiser import Condition, Denoiser
-from imagebart.guidance import Asked, ask
+from imagebart.denoiser import Denoiser
+from imagebart.guidance import EncodedCondition, encode_condition
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
 from imagebart.options import Classes, PanoramaOptions, Texts, filled, with_options
@@ -68,7 +69,7 @@ def panorama_steps(
     size = grid_of(model, width, height, wrap)
     filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
     decode = decoder(given.pop("method"))
-    wishes = Wishes(asked_along(model, size[1], **given), size[1], wrap)
+    wishes = Wishes(encode_along(model, size[1], **given), size[1], wrap)
     noise = WideNoise(seed, model, size)
     x = noise.tokens()
     yield Step(model.T, x[None], 0.0)
@@ -243,13 +244,13 @@ class WideNoise:
 class Wishes:
     """What is asked from left to right, evenly spread over `width` tokens."""
 
-    asked: list[Asked]
+    encoded: list[EncodedCondition]
     width: int
     wrap: bool
 
     def weights(self, columns: Int[Tensor, " w"]) -> Float[Tensor, "wishes w"]:
         """How much each wish counts at these columns: going over linearly, summing to 1."""
-        count = len(self.asked)
+        count = len(self.encoded)
         place = (columns + 0.5) / self.width * count - 0.5  # wish k is alone at place k
         if not self.wrap:
             place = place.clamp(0, count - 1)
@@ -263,21 +264,26 @@ class Wishes:
     ) -> tuple[Decodable, Condition | None]:
         """(what decodes a window of these columns, its condition)."""
         weights = self.weights(columns)
-        counted = [k for k in range(len(self.asked)) if weights[k].any()]
+        counted = [k for k in range(len(self.encoded)) if weights[k].any()]
         if len(counted) == 1:
-            asked = self.asked[counted[0]]
-            return asked.at(denoiser), asked.condition
+            alone = self.encoded[counted[0]]
+            return alone.guided(denoiser), alone.condition
         rows = denoiser.config.grid[0]
         places = weights[counted].repeat(1, rows)
-        return Blended([self.asked[k] for k in counted], denoiser, places), None
+        return Blended([self.encoded[k] for k in counted], denoiser, places), None
 
 
 class Blended(Decodable):
     """Denoisers of several wishes, their logits mixed place by place; decoded as any other."""
 
-    def __init__(self, asked: list[Asked], denoiser: Denoiser, weights: Float[Tensor, "wishes n"]):
+    def __init__(
+        self,
+        encoded: list[EncodedCondition],
+        denoiser: Denoiser,
+        weights: Float[Tensor, "wishes n"],
+    ):
         self.parts: list[tuple[Decodable, Condition | None]] = [
-            (one.at(denoiser), one.condition) for one in asked
+            (one.guided(denoiser), one.condition) for one in encoded
         ]
         self.weights, self.n, self.K, self.t = weights, denoiser.n, denoiser.K, denoiser.t
 
@@ -304,11 +310,11 @@ class Blended(Decodable):
             scale.keep(rows, one)
 
 
-def asked_along(
+def encode_along(
     model: ImageBART, columns: int, prompts: Texts, classes: Classes, **options
-) -> list[Asked]:
-    """One `Asked` for every wish, the options of `ask` alike; ValueError if there are more than
-    columns, or lists differ."""
+) -> list[EncodedCondition]:
+    """One for every prompt, with the options of `encode_condition`; ValueError if there are more
+    than columns, or lists differ."""
     given = {"prompt": to_builtin(prompts, str), "classes": to_builtin(classes, str)}
     lists = {name: list(v) if is_several(v) else [v] for name, v in given.items()}
     counts = {len(values) for values in lists.values()} - {1}
@@ -318,7 +324,7 @@ def asked_along(
     if count > columns:
         raise ValueError(f"prompts and classes must be at most {columns}, got {count}")
     return [
-        ask(model, 1, **{name: v[k % len(v)] for name, v in lists.items()}, **options)
+        encode_condition(model, 1, **{name: v[k % len(v)] for name, v in lists.items()}, **options)
         for k in range(count)
     ]
 

@@ -19,7 +19,6 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from imagebart.arguments import as_int
-from imagebart.denoiser import ABSENT
 from imagebart.diffusion import geometric
 from imagebart.guidance import per_scale
 from imagebart.model import ImageBART
@@ -171,8 +170,7 @@ class MaskedProcess:
     def course(self, around: int | None) -> dict[int, int]:
         """{t: passes} from t = T to 2 of `edit_steps`."""
         if around is None:
-            asked = self.request.asked.condition
-            around = looks(~self.known) if asked is None or (asked == ABSENT).all() else 0
+            around = looks(~self.known) if self.request.encoded.is_unconditional else 0
         T, around = self.model.T, as_int(around, "around")
         course = dict.fromkeys(range(T, 1, -1), 1)
         if around and T > 2 and self.known.any():
@@ -188,8 +186,9 @@ class MaskedProcess:
         """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the noise of pass `turn`."""
         request, denoiser = self.request, self.model.denoisers[t]
         noise = gumbel(request.seeds, t, self.upto, denoiser.K, turn).to(x_t.device)
-        how = request.filters[t], request.asked.condition, self.known, self.x_known
-        return request.decode(request.asked.at(denoiser), x_t, noise, *how, draft=self.draft)
+        how = request.filters[t], request.encoded.condition, self.known, self.x_known
+        guided = request.encoded.guided(denoiser)
+        return request.decode(guided, x_t, noise, *how, draft=self.draft)
 
     def forget(self, x: Tokens, t: int, turn: int, part: float = 1.0) -> Tokens:
         """x with every token redrawn with the chance part · β_t."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from imagebart.conditions import class_count
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.released.untrusted import StoredTensor
@@ -254,8 +255,9 @@ def _encoder_decoder_names(name: str) -> tuple[str, ...]:
 def _encoder_decoder_tables(source: ReleasedTensors, denoiser: Denoiser) -> Weights:
     """The embedding tables; the first positions are the prefix's."""
     config, K, t = denoiser.config, denoiser.K, denoiser.t
-    n, width, prefix = config.n, config.width, 1 + (config.classes > 0)
-    table = source.take("encoder.token_emb.weight", max(K, config.classes), width)
+    n, width, classes = config.n, config.width, class_count(config.conditions)
+    prefix = 1 + (classes > 0)
+    table = source.take("encoder.token_emb.weight", max(K, classes), width)
     places = source.take("encoder.pos_emb.emb.weight", prefix + n, width, spare=1)
     written = source.take("decoder.token_emb.weight", K, width)
     weights = {
@@ -266,8 +268,8 @@ def _encoder_decoder_tables(source: ReleasedTensors, denoiser: Denoiser) -> Weig
         "positions.table": source.take("decoder.pos_emb.emb.weight", n, width, spare=1),
         "prefix.vector": written[0].clone(),
     }
-    if config.classes:
-        weights["encoder_prefix.classes.weight"] = table[: config.classes] + places[1]
+    if classes:
+        weights["encoder_prefix.classes.weight"] = table[:classes] + places[1]
     if config.output == "residual":
         weights["log_gain"] = source.take("log_scalors", denoiser.diffusion.T - 1)[t - 2].clone()
     return weights
@@ -287,17 +289,18 @@ def _gpt_names(name: str) -> tuple[str, ...]:
 def _gpt_tables(source: ReleasedTensors, denoiser: Denoiser) -> Weights:
     """As above. The slot before a token predicts it, so the last prefix slot has position 0."""
     config, K, t = denoiser.config, denoiser.K, denoiser.t
-    n, width, prefix = config.n, config.width, 1 + (config.classes > 0)
-    table = source.take("tok_emb.weight", max(K, config.classes), width)
+    n, width, classes = config.n, config.width, class_count(config.conditions)
+    prefix = 1 + (classes > 0)
+    table = source.take("tok_emb.weight", max(K, classes), width)
     places = _places(source, prefix - 1 + n, width)
     weights = {
         "tokens.weight": table[:K].clone(),
         "positions.table": places[prefix - 1 :].clone(),
         "prefix.vector": table[t - 1].clone(),
     }
-    if config.classes:
+    if classes:
         weights["prefix.vector"] += places[0]
-        weights["prefix.classes.weight"] = table[: config.classes].clone()
+        weights["prefix.classes.weight"] = table[:classes].clone()
     return weights
 
 
