@@ -48,7 +48,7 @@ from demo.requests import (
 )
 from imagebart import ImageBART
 from imagebart.data.images import fit, to_pil
-from imagebart.editing.inpainting import Edit, each_image, grown_size, outpaint_steps
+from imagebart.editing.inpainting import MaskedImage, each_image, grown_size, outpaint_steps
 from imagebart.editing.process import refined_steps
 from imagebart.ranking import CLIP
 
@@ -56,7 +56,7 @@ MOST_UNDOS = 20
 MOST_MARGIN = 1024
 EVERY_STEP = 2**21
 """Results of at most so many pixels are stored after every step, others every few seconds."""
-HOLES = {  # in quarters of the image, # = repaint
+MASKS = {  # in quarters of the image, # = repaint
     "Upper half": "#### #### .... ....",
     "Lower half": ".... .... #### ####",
     "Left half": "##.. ##.. ##.. ##..",
@@ -96,36 +96,36 @@ def inpaint(
     editor: {"background": image, "layers": [mask], "composite": null}; a mask has the image's size,
     is white (at least half as bright) where to repaint, black or transparent elsewhere; at most 8
     layers, and 16 million pixels in all results together. passes: how often the finest scale is
-    noised and sampled again, until nothing changes. Other arguments as in `sample`.
+    noised and denoised again, until no token changes. Other arguments as in `sample`.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     given = {"passes": passes, "context": context, "feather": feather}
     how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    image, marked = read_editor(editor)
+    image, mask = read_editor(editor)
     check_pixels(count, *image.size)
-    edit = Edit(model, image, marked, context=how["context"], feather=how["feather"])
-    if not edit.hole.any():
-        raise ValueError("nothing is marked yet: paint over what should be repainted")
+    edit = MaskedImage(model, image, mask, context=how["context"], feather=how["feather"])
+    if not edit.masked.any():
+        raise ValueError("the mask is empty: paint over what should be repainted")
 
-    began, shown, settling = time.perf_counter(), stored(token_map(edit)), []
+    began, shown, strip = time.perf_counter(), stored(token_map(edit)), []
     if score is not None:
-        draw = partial(model.inpaint, image, marked, process="refined", **how)
+        draw = partial(model.inpaint, image, mask, process="refined", **how)
         few = at_once(*image.size)
         for best, line in ranked(draw, count, candidates, score, options, few):
             yield shown, [], line, [stored(one.image) for one in best]
         options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
         remark += f" The best of {count * candidates}."
     throttle, small = Throttle(), count * image.width * image.height <= EVERY_STEP
-    steps = refined_steps(model, edit.x_1(), edit.hole, count, passes=how["passes"], **options)
-    for turn, step in enumerate(steps, 1 - model.T):
+    steps = refined_steps(model, edit.x_1(), edit.masked, count, passes=how["passes"], **options)
+    for i, step in enumerate(steps, 1 - model.T):
         if throttle.due(step.done) or small:
             images = [stored(to_pil(one)[0]) for one in edit.results(step.tokens)]
-            name = f"pass {turn}" if turn > 0 else caption(model, step.t)
-            settling = [*settling, (images[0], name)]
-        if step.done == 1 and turn < how["passes"]:
-            remark += f" Settled after {turn} passes."
-        yield shown, settling, status(step, options["seed"], count, began, remark), images
+            name = f"pass {i}" if i > 0 else caption(model, step.t)
+            strip = [*strip, (images[0], name)]
+        if step.done == 1 and i < how["passes"]:
+            remark += f" Converged after {i} passes."
+        yield shown, strip, status(step, options["seed"], count, began, remark), images
 
 
 def outpaint(
@@ -186,9 +186,9 @@ def outpaint(
 # ── editor and results ────────────────────────────────────────────────────────────────────────
 
 
-def hole_of(name: str, size: tuple[int, int]) -> Image.Image:
-    """One of `HOLES` as a layer for the editor, size = (W, H)."""
-    chart = [[255 * (mark == "#") for mark in row] for row in HOLES[name].split()]
+def mask_layer(name: str, size: tuple[int, int]) -> Image.Image:
+    """One of `MASKS` as a layer for the editor, size = (W, H)."""
+    chart = [[255 * (mark == "#") for mark in row] for row in MASKS[name].split()]
     alpha = Image.fromarray(np.array(chart, np.uint8)).resize(size, Image.Resampling.NEAREST)
     layer = Image.new("RGB", size, PAINT)
     layer.putalpha(alpha)
@@ -196,10 +196,10 @@ def hole_of(name: str, size: tuple[int, int]) -> Image.Image:
 
 
 @sentences()
-def with_hole(name: str, value: dict | None) -> dict:
-    """The image in the editor with one of `HOLES` as its mask."""
+def with_mask(name: str, value: dict | None) -> dict:
+    """The image in the editor with one of `MASKS` as its mask."""
     image, _ = read_editor(value)
-    return for_editor(image, hole_of(name, image.size))
+    return for_editor(image, mask_layer(name, image.size))
 
 
 def remembered(editor: dict | None, history: list[str]) -> list[str]:
@@ -236,7 +236,7 @@ def edit_tab(
         with gr.Column(scale=3, min_width=320):
             editor = picture_editor(model, examples)
         with gr.Column(scale=2, min_width=300):
-            about = "Noise and sample the finest scale again, until nothing changes"
+            about = "Noise and denoise at the finest scale, until no token changes"
             inputs, (_, most) = {"editor": editor, **controls(model)}, bounds(model, "passes")
             inputs["passes"] = gr.Slider(0, most, 0, step=1, label="Refinement passes", info=about)
             inputs |= {name: slider_of(model, name) for name in ("context", "feather")}
@@ -258,13 +258,13 @@ def edit_tab(
             shown = gr.Image(label="The input", elem_id="tokens", **plain)
         with gr.Column(scale=4, min_width=320):
             plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
-            settling = shelf_of(label="Settling", elem_id="settling", **plain)
+            strip = shelf_of(label="First result", elem_id="first-result", **plain)
 
-    connect(model, inpaint, buttons, inputs, [shown, settling, line, gallery], index, ranker=ranker)
+    connect(model, inpaint, buttons, inputs, [shown, strip, line, gallery], index, ranker=ranker)
     outputs = [shown, line, gallery]
     connect(model, outpaint, beyond, inputs | margins, outputs, index, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    beyond[0].click(lambda: [], None, settling, queue=False, **private)
+    beyond[0].click(lambda: [], None, strip, queue=False, **private)
     history = gr.State([])
     chosen = [gallery, index, editor, history]
     again.click(taken, chosen, [editor, history], preprocess=False, **private)
@@ -276,10 +276,10 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
     """The editor, with uploads, examples and preset masks."""
     H, W = model.image_size
     editor = image_editor(W, H, "Paint over what should change", [PAINT], "editor")
-    names, holes = list(HOLES), []
+    names, masks = list(MASKS), []
     for three in (names[:3], names[3:]):
         with gr.Row():
-            holes += [gr.Button(name, size="sm", min_width=90) for name in three]
+            masks += [gr.Button(name, size="sm", min_width=90) for name in three]
     upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
     gr.Markdown("Or paste one above, or take one of these:")
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
@@ -304,8 +304,8 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
     shelf.select(pick, None, editor, **private)
     upload.upload(uploaded, upload, editor, preprocess=False, **private)
     editor.upload(pasted, editor, editor, preprocess=False, **private)
-    for name, button in zip(HOLES, holes, strict=True):
-        button.click(partial(with_hole, name), editor, editor, preprocess=False, **private)
+    for name, button in zip(MASKS, masks, strict=True):
+        button.click(partial(with_mask, name), editor, editor, preprocess=False, **private)
     return editor
 
 

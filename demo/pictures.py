@@ -14,8 +14,8 @@ from demo.requests import MOST_PIXELS, read_layers, sentences
 from imagebart import ImageBART
 from imagebart.data import scenery
 from imagebart.data.images import FORMATS, to_pil, to_rgb
-from imagebart.editing.inpainting import Edit
-from imagebart.editing.masks import hole_pixels, pixel_hole, upright
+from imagebart.editing.inpainting import MaskedImage
+from imagebart.editing.masks import masked_pixels, pixel_mask, upright
 
 EXAMPLES = 8
 PAINT = "#ff9a3c"  # bright, since a layer is read as a mask
@@ -45,16 +45,16 @@ def read_editor(editor: dict | None) -> tuple[Image.Image, np.ndarray]:
     if not editor or not editor.get("background"):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
     layers, image = read_layers(editor), read_picture(editor["background"])
-    marked = np.zeros((image.height, image.width), bool)
+    mask = np.zeros((image.height, image.width), bool)
     for file in layers:
-        marked |= hole_pixels(read_picture(file, upright), image.size)
-    return image, marked
+        mask |= pixel_mask(read_picture(file, upright), image.size)
+    return image, mask
 
 
-def token_map(edit: Edit) -> Image.Image:
+def token_map(edit: MaskedImage) -> Image.Image:
     """The model's input with its token grid: masked tokens tinted, others dimmed."""
     model, image = edit.model, to_pil(edit.x_0)[0]
-    mask = Image.fromarray(pixel_hole(model, edit.hole)[0, 0].cpu().numpy())
+    mask = Image.fromarray(masked_pixels(model, edit.masked)[0, 0].cpu().numpy())
     scale = max(1, 512 // image.width)
     dimmed = Image.blend(image, Image.new("RGB", image.size, "#101820"), 0.6)
     tinted = Image.blend(image, Image.new("RGB", image.size, PAINT), 0.6)

@@ -27,7 +27,7 @@ CSS = """
 #samples .grid-container {
   grid-template-columns: repeat(auto-fit, minmax(min(220px, 40vw), 1fr)) !important; }
 .shelf .empty { min-height: 150px !important; }
-#chain, #settling { --thumb: min(150px, 38vw); }
+#chain, #first-result { --thumb: min(150px, 38vw); }
 #levels { --thumb: min(180px, 42vw); }
 #examples, #starts, #maps { --thumb: 64px; }
 #examples .thumbnail-item, #maps .thumbnail-item, #starts .thumbnail-item { aspect-ratio: 1;

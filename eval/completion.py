@@ -3,17 +3,17 @@
     python eval/completion.py --out completion.json
     python eval/completion.py --model runs/scenery runs/baseline --process single annealed --fid
 
-For every model, process and family of masks, over the same images, holes and seeds:
+For every model, process and family of masks, over the same images, masks and seeds:
 
     known    share of known pixels that are the input's, bit for bit, and the PSNR that the same
              pixels would have had through the VQGAN, had they not been kept
-    seam     mean gradient across the hole's border over the renders' at the same place; 1 is
+    seam     mean gradient across the mask's border over the renders' at the same place; 1 is
              invisible, more is an edge
     found    share of the scene's attributes (kind, time, weather, season, object) that the probe
              predicts for the completion; also of the time of day alone
     probe    Fréchet distance of the probe's features, completions against the untouched images
     fid      the same by Inception (needs its weights on disk)
-    cost     decoder passes and seconds an image; the tokens in the hole beside them
+    cost     decoder passes and seconds an image; the masked tokens beside them
 
 `--picture` saves the first completions of every row, one below the other.
 """
@@ -38,7 +38,7 @@ from imagebart import ImageBART, show
 from imagebart.data import scenery
 from imagebart.data.images import to_tensor
 from imagebart.distributed import Ranks, pick_device
-from imagebart.editing.inpainting import Edit
+from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.process import PROCESSES
 from imagebart.folders import SHIPPED
 from imagebart.perceptual import psnr
@@ -53,9 +53,9 @@ Process = Literal[tuple(PROCESSES)]
 @dataclass(frozen=True)
 class Config:
     model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
-    process: tuple[Process, ...] = tuple(PROCESSES)  # ways to fill a hole
+    process: tuple[Process, ...] = tuple(PROCESSES)  # ways to sample masked tokens
     masks: tuple[Literal[FAMILIES], ...] = FAMILIES
-    around: tuple[int, ...] = ()  # passes at t = T - 1 that look around; 0: the paper's chain
+    resampling_passes: tuple[int, ...] = ()  # at t = T - 1; 0: the paper's chain
     n: int = 200  # held-out images, each completed once
     probe: Path | None = None  # the shipped one unless given
     fid: bool = False  # measure FID with Inception as well
@@ -66,11 +66,11 @@ class Config:
     device: str = "auto"
 
 
-# ── holes ─────────────────────────────────────────────────────────────────────────────────────
+# ── masks ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def hole_pixels_of(family: str, size: tuple[int, int], index: int) -> np.ndarray:
-    """The mask of image `index` as booleans (H, W), True in the hole.
+def mask_of(family: str, size: tuple[int, int], index: int) -> np.ndarray:
+    """The mask of image `index` as booleans (H, W), True = repaint.
 
     blobNN: smooth noise, where it is highest, over NN % of the image; every index has its own.
     """
@@ -94,13 +94,13 @@ def hole_pixels_of(family: str, size: tuple[int, int], index: int) -> np.ndarray
 # ── what is measured ──────────────────────────────────────────────────────────────────────────
 
 
-def border_step(image: Tensor, hole: Tensor) -> float:
+def border_step(image: Tensor, mask: Tensor) -> float:
     """Mean |difference| of neighbouring pixels across the border of the mask.
 
-    image (1, 3, H, W), hole (1, 1, H, W); NaN where nothing borders.
+    image (1, 3, H, W), mask (1, 1, H, W); NaN if nothing borders.
     """
-    down = image.diff(dim=2).abs().mean(1)[hole.diff(dim=2)[:, 0]]
-    right = image.diff(dim=3).abs().mean(1)[hole.diff(dim=3)[:, 0]]
+    down = image.diff(dim=2).abs().mean(1)[mask.diff(dim=2)[:, 0]]
+    right = image.diff(dim=3).abs().mean(1)[mask.diff(dim=3)[:, 0]]
     return torch.cat([down, right]).mean().item()
 
 
@@ -109,11 +109,11 @@ def border_step(image: Tensor, hole: Tensor) -> float:
 
 def inpaint_options(config: Config) -> list[dict]:
     """Options of `inpaint` for each method; the released process has no resampling passes."""
-    looks = [{"around": around} for around in config.around] or [{}]
+    resampling = [{"resampling_passes": passes} for passes in config.resampling_passes] or [{}]
     return [
-        {"process": process} | look
+        {"process": process} | more
         for process in config.process
-        for look in ([{}] if process == "annealed" else looks)
+        for more in ([{}] if process == "annealed" else resampling)
     ]
 
 
@@ -134,8 +134,8 @@ def measure_completion(
             {name: scene.attributes[name] for name in ATTRIBUTES.keys() & scene.attributes}
         )
         x_0 = to_tensor(Image.fromarray(render))[None]
-        mask = hole_pixels_of(family, (H, W), i)
-        hole = Edit(model, Image.fromarray(render), mask).inside[None, None]
+        mask = mask_of(family, (H, W), i)
+        masked = MaskedImage(model, Image.fromarray(render), mask).inside[None, None]
         passes = show.Passes()
         options = how | {
             "seed": config.seed + i,
@@ -145,13 +145,13 @@ def measure_completion(
         result = model.inpaint(Image.fromarray(render), mask, **options)[0]
         seconds, back = time.perf_counter() - began, to_tensor(result)[None]
         coded = model.generate(model.encode(Image.fromarray(render))).cpu()
-        known = (~hole).expand_as(x_0)
+        known = (~masked).expand_as(x_0)
         row = {
             "known_exact": (back == x_0)[known].float().mean().item(),
             "known_psnr_of_vqgan": psnr(x_0, torch.where(known, coded, x_0)).item(),
-            "border_step": border_step(back, hole),
-            "border_step_of_renders": border_step(x_0, hole),
-            "tokens_in_hole": hole.float().mean().item() * model.denoisers[2].n,
+            "border_step": border_step(back, masked),
+            "border_step_of_renders": border_step(x_0, masked),
+            "masked_tokens": masked.float().mean().item() * model.denoisers[2].n,
             "passes": len(passes),
             "seconds": seconds,
         }
@@ -206,9 +206,10 @@ def main(config: Config) -> dict:
 def summary_line(row: dict) -> str:
     fid = f"  {row['fid']['name']} {row['fid']['value']:.1f}" if "fid" in row else ""
     return (
-        f"T={row['T']} {row['mask']:8} {row['process']:9} around {row.get('around', '-')}  "
+        f"T={row['T']} {row['mask']:8} {row['process']:9} resampling "
+        f"{row.get('resampling_passes', '-')}  "
         f"known {row['known_exact']:.0%} exact  "
-        f"seam {row['seam']:.2f}  {row['passes']:.0f} passes for {row['tokens_in_hole']:.0f} "
+        f"seam {row['seam']:.2f}  {row['passes']:.0f} passes for {row['masked_tokens']:.0f} "
         f"tokens  {row['seconds']:.2f} s  true and found {row['found']['all']:.1%}, time "
         f"{row['found']['time']:.1%}  probe-FID {row['probe_fid']:.2f}{fid}"
     )

@@ -26,7 +26,7 @@ from imagebart.data import scenery
 from imagebart.data.scenery.words import PHRASES
 from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STAR
 from imagebart.distributed import pick_device
-from imagebart.editing.inpainting import Edit
+from imagebart.editing.inpainting import MaskedImage
 from imagebart.folders import SHIPPED
 from imagebart.probe import Probe
 
@@ -76,10 +76,10 @@ def main(config: Config) -> dict:
         found, exact, count = 0, 0, config.n // len(TARGETS)
         scenes = itertools.islice(suitable(target, probe, model.image_size), count)
         for scene in tqdm(scenes, desc=target.weather, total=count, mininterval=5):
-            before, hole = Image.fromarray(scene.image), sky_of(scene)
-            after = edited(model, probe, before, hole, prompt_of(scene, target), config)
+            before, mask = Image.fromarray(scene.image), sky_of(scene)
+            after = edited(model, probe, before, mask, prompt_of(scene, target), config)
             found += probe.predict([after]).values("weather") == [target.weather]
-            kept = ~Edit(model, before, hole).inside.numpy()
+            kept = ~MaskedImage(model, before, mask).inside.numpy()
             exact += np.array_equal(np.asarray(after)[kept], scene.image[kept])
         row = {
             "target": target.words,
@@ -132,7 +132,7 @@ def edited(
     model: ImageBART,
     probe: Probe,
     image: Image.Image,
-    hole: np.ndarray,
+    mask: np.ndarray,
     prompt: str,
     config: Config,
 ) -> Image.Image:
@@ -140,7 +140,7 @@ def edited(
     how = {"process": "refined", "passes": config.passes} if config.passes else {}
     images = model.inpaint(
         image,
-        hole,
+        mask,
         config.candidates,
         prompt=prompt,
         guidance=config.guidance,

@@ -157,7 +157,7 @@ def edits_table() -> str:
     return markdown("prompt | edits | found", rows, "scenery_edits")
 
 
-# ── holes and windows ─────────────────────────────────────────────────────────────────────────
+# ── masks and windows ─────────────────────────────────────────────────────────────────────────
 
 COMPLETION = "seam | probe-FID | attributes found | … time of day | passes"
 
@@ -168,12 +168,12 @@ def completed(row: dict) -> tuple:
 
 
 def completion_table() -> str:
-    looks, paper = "scenery_completion_looks", "scenery_completion_refined"
+    default, paper = "scenery_completion_default", "scenery_completion_paper"
     released, more = "scenery_completion_annealed", "… and 8 passes on t = 2"
     ways = [
-        ("resampling at t = T − 1 in place of t = T (the default)", looks, "single"),
-        (more, looks, "refined"),
-        ("every scale once, as in the paper (`--around 0`)", paper, "single"),
+        ("resampling at t = T − 1 in place of t = T (the default)", default, "single"),
+        (more, default, "refined"),
+        ("every scale once, as in the paper (`--resampling-passes 0`)", paper, "single"),
         (more, paper, "refined"),
         ("annealed, as released", released, "annealed"),
     ]
@@ -181,19 +181,21 @@ def completion_table() -> str:
         (way, *completed(record_row(name, mask="upper", process=process)))
         for way, name, process in ways
     ]
-    names = looks, paper, released
+    names = default, paper, released
     return markdown(f"method, upper half | {COMPLETION}", rows, *names)
 
 
-def completion_around_table() -> str:
-    name = "scenery_completion_around"
+def completion_resampling_table() -> str:
+    name = "scenery_completion_resampling"
     masks = {"upper": "upper half", "blob10": "a tenth"}
-    rows = [(masks[row["mask"]], row["around"], *completed(row)) for row in record_rows(name)]
+    rows = [
+        (masks[row["mask"]], row["resampling_passes"], *completed(row)) for row in record_rows(name)
+    ]
     return markdown(f"mask | resampling passes | {COMPLETION}", rows, name)
 
 
 def completion_t2_table() -> str:
-    names = "scenery_completion_looks", "scenery_completion_t2"
+    names = "scenery_completion_default", "scenery_completion_t2"
     rows = [
         (f"T = {T}, {process}", *completed(record_row(name, T=T, mask="upper", process=process)))
         for name, T in zip(names, (4, 2), strict=True)
@@ -332,8 +334,8 @@ def highlights_table() -> str:
     classes = record_row("scenery_obedience_class", condition="class")
     maps, sky = record_row("semantic_obedience", condition="map"), record("scenery_edits")
     single = {"mask": "upper", "process": "single"}
-    ours = record_row("scenery_completion_looks", **single)
-    paper = record_row("scenery_completion_refined", **single)
+    ours = record_row("scenery_completion_default", **single)
+    paper = record_row("scenery_completion_paper", **single)
     two = record_row("scenery_completion_t2", **single, T=2)
     seam, blind = record_row("scenery_seams", mode="fast"), record("scenery_blind")
     back = record("scenery_blind_reconstructions")
@@ -362,7 +364,7 @@ def highlights_table() -> str:
         (
             "upper halves, unconditional: right time of day",
             percent(ours["found"]["time"]),
-            f"the paper's chain (`around=0`) {percent(paper['found']['time'])}; "
+            f"the paper's chain (`resampling_passes=0`) {percent(paper['found']['time'])}; "
             f"T = 2 {percent(two['found']['time'])}; chance 20 %",
         ),
         (
@@ -412,7 +414,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "re-ranking": re_ranking_table,
     "edits": edits_table,
     "completion": completion_table,
-    "completion-around": completion_around_table,
+    "completion-resampling": completion_resampling_table,
     "completion-t2": completion_t2_table,
     "seams": seams_table,
     "speed": partial(speed_table, "scenery_speed"),

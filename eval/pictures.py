@@ -61,11 +61,11 @@ def main(config: Config) -> None:
     show.chain(model, steps).save(config.out / "chain.png")
 
     rows, captions = [], []
-    for image, hole in ((renders[0], "upper half"), (renders[1], "right half")):
-        mask = half(model.image_size, hole)
+    for image, name in ((renders[0], "upper half"), (renders[1], "right half")):
+        mask = half(model.image_size, name)
         edits = model.inpaint(image, mask, 3, seed=config.seed)
         rows += [image, show.mask_overlay(image, mask), *edits]
-        captions += ["input", hole, "", "", ""]
+        captions += ["input", name, "", "", ""]
     show.grid(rows, columns=5, captions=captions).save(config.out / "edits.png")
 
     back = model.decode(model.encode(renders[:8]))

@@ -5,7 +5,7 @@
 
 For each batch: seconds a batch (median and 95th percentile), images a second and growth of memory
 of the whole chain, VQGAN included, decoded `sequential`ly (cached, a token a pass) and in
-`parallel` (exact, fewer passes); of an edit with a tenth of the tokens marked; of the VQGAN alone.
+`parallel` (exact, fewer passes); of an edit with a tenth of the tokens masked; of the VQGAN alone.
 For each scale: passes of either way, and at batch 1 what the naive decoder would take that runs
 encoder and prefix again for every token (as the released code does; summed from a few lengths), and
 Hugging Face's BART with its cache at the same width, depths, length and precision. For one image:
@@ -162,9 +162,9 @@ def tenth(model: ImageBART, seed: int) -> torch.Tensor:
     h, w = model.grid
     side = max(1, round((h * w / 10) ** 0.5))
     top, left = np.random.default_rng(seed).integers(0, (h - side + 1, w - side + 1))
-    hole = torch.zeros(1, h, w, dtype=torch.bool)
-    hole[:, top : top + side, left : left + side] = True
-    return hole
+    masked = torch.zeros(1, h, w, dtype=torch.bool)
+    masked[:, top : top + side, left : left + side] = True
+    return masked
 
 
 # ── one scale, by all methods ───────────────────────────────────────────────────────

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from imagebart.checkpoint import atomic_write
 from imagebart.data.images import read_image
 from imagebart.distributed import finish, part_of, start
-from imagebart.editing.masks import hole_pixels, read_mask
+from imagebart.editing.masks import pixel_mask, read_mask
 from imagebart.model import ImageBART
 from imagebart.options import (
     EditingOptions,
@@ -103,7 +103,7 @@ class Sample(Model, as_dataclass(SamplingOptions, without=("semantic_map",))):
 
 @dataclass(frozen=True, kw_only=True)
 class Edit(Model, as_dataclass(EditingOptions, without=("semantic_map",))):
-    """Repaint a picture: OUT/seed_0.png … Everything that is not repainted stays, bit for bit.
+    """Repaint a part of an image: OUT/seed_0.png … All other pixels stay, bit for bit.
 
     `--passes` alone stands for `--process refined --passes`.
     """
@@ -125,7 +125,7 @@ class Edit(Model, as_dataclass(EditingOptions, without=("semantic_map",))):
         if sum(wanted) != 1:
             raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
         image = read_image(self.image)
-        mask = None if self.mask is None else hole_pixels(read_mask(self.mask), image.size)
+        mask = None if self.mask is None else pixel_mask(read_mask(self.mask), image.size)
         model, options = self.load(), options_said(self, EditingOptions)
         if "passes" in options:
             options.setdefault("process", "refined")

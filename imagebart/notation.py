@@ -11,7 +11,7 @@
     K, N = h·w       K, n                 size of the codebook; tokens of an image
     q(·)             q_step, q_marginal, q_posterior
     p_θ^{t-1}        denoisers[t]         the transformer that undoes step t
-    m                hole (True = may change), known (True = must stay)
+    m                masked (True = sampled), known (True = fixed)
 
 Shapes: b batch, n tokens, h w token grid, H W pixels, c channels, K codes, m prefix and context.
 """
@@ -32,7 +32,7 @@ Tokens = Int[Tensor, "b n"]
 """Tokens in raster order."""
 
 Mask = Bool[Tensor, "b n"]
-"""One truth value a token, named by what True means: `hole`, `known`."""
+"""One truth value a token, named by what True means: `masked`, `known`."""
 
 Probs = Float[Tensor, "b n K"]
 """A distribution over the codes at every position; rows sum to one."""

@@ -3,7 +3,7 @@
     Conditions         what an image shows
     ChainOptions       how its tokens are drawn
     SamplingOptions    both
-    EditingOptions     … and how a hole is filled; a process takes a part of these
+    EditingOptions     … and how masked tokens are sampled; a process takes a part of these
     PanoramaOptions    a wide picture: conditions from left to right, and how it is put together
 
 An option is a row: name, type, default, meaning, bounds. A function that takes
@@ -119,12 +119,12 @@ class SamplingOptions(Conditions, ChainOptions, total=False):
 class SingleOptions(SamplingOptions, total=False):
     """What `process.edit_steps` takes."""
 
-    around: Annotated[
+    resampling_passes: Annotated[
         int | None,
         Option(
             None,
-            "passes at t = T - 1 that look around the hole, 0 is the paper's chain; chosen by the "
-            "hole's size unless given, and 0 where a condition is given",
+            "passes at t = T - 1, which sees all known tokens, in place of t = T; 0 is the paper's "
+            "chain; unless given, by the size of the mask, and 0 with a condition",
         ),
     ]
 
@@ -153,10 +153,11 @@ class EditingOptions(RefinedOptions, AnnealedOptions, total=False):
     process: Annotated[
         Literal["single", "refined", "annealed"],
         Option(
-            "single", "how the hole is filled: every scale once, refined afterwards, as released"
+            "single",
+            "how masked tokens are sampled: every scale once, then refined, or as released",
         ),
     ]
-    context: Annotated[int, Option(0, "tokens by which the hole is widened")]
+    context: Annotated[int, Option(0, "tokens by which the mask is dilated")]
     feather: Annotated[int, Option(0, "pixels of the model over which the seam is smoothed")]
 
 

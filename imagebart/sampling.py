@@ -126,7 +126,7 @@ def decode_sequential(
 ) -> Tokens:
     """x_{t-1}, one position after another: n passes. Known positions keep their tokens.
 
-    Known tokens before the first hole are read at once; after the last hole nothing is computed.
+    Known tokens before the first masked one are read at once; after the last nothing is computed.
     A draft is not needed here.
     """
     state = denoiser.start(x_t, condition)
@@ -161,7 +161,7 @@ def decode_parallel(
     draws a window of positions at once from the guess before them; the leading positions whose
     guess was drawn again are right, and so is the first that was not, since all before it was
     right. Every row moves on by its own count until it is done, and the new draws are the next
-    guess. A known position always agrees. Noise is needed up to the last hole only.
+    guess. A known position always agrees. Noise is needed up to the last masked one only.
 
     `window` is the number of positions a pass reads, by default `WINDOW` of the device.
     """
@@ -294,14 +294,14 @@ def filtered(logits: Logits, top_k: int, top_p: float) -> Logits:
 # ── noise, drawn first ────────────────────────────────────────────────────────────────────────
 
 
-def gumbel(seeds: Sequence[int], t: int, n: int, K: int, turn: int = 0) -> Noise:
-    """Gumbel noise (b, n, K) of each image's seed at scale t, pass `turn`: -log of exponentials.
+def gumbel(seeds: Sequence[int], t: int, n: int, K: int, pass_index: int = 0) -> Noise:
+    """Gumbel noise (b, n, K) of each image's seed at scale t, one pass: -log of exponentials.
 
     The first positions have the same noise, however many are asked for.
     """
     noise = torch.empty(len(seeds), n, K)
     for row, seed in zip(noise, seeds, strict=True):
-        row.exponential_(generator=generator_of(seed, t, turn, "gumbel"))
+        row.exponential_(generator=generator_of(seed, t, pass_index, "gumbel"))
     return noise.clamp_(min=1e-30).log_().neg_()
 
 
@@ -311,9 +311,9 @@ def uniform_tokens(seeds: Sequence[int], t: int, n: int, K: int) -> Tokens:
     return torch.stack(rows)
 
 
-def generator_of(seed: int, t: int, turn: int, use: str) -> torch.Generator:
+def generator_of(seed: int, t: int, pass_index: int, use: str) -> torch.Generator:
     """A generator of its own for every (seed, scale, pass, use)."""
-    digest = hashlib.sha256(f"{seed} {t} {turn} {use}".encode()).digest()
+    digest = hashlib.sha256(f"{seed} {t} {pass_index} {use}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 

@@ -36,7 +36,7 @@ from imagebart.notation import Bool, Int
 WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, between pictures
 INK, QUIET, PAPER = "#2b2d33", "#b9bdc6", "#ffffff"
 COLOUR_CYCLE = ("#3a6ea5", "#d9822b", "#4f9d69", "#8e6bb0", "#c2504d", "#6f7785")
-HOLE = (232, 80, 91)
+MASK_COLOUR = (232, 80, 91)
 STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
@@ -272,16 +272,16 @@ def tokens(token_grid: Int[Tensor, "... h w"], colours: UInt8[Tensor, "K 3"]) ->
     return image.resize((image.width * cell, image.height * cell), Image.Resampling.NEAREST)
 
 
-def mask_overlay(image: Image.Image, hole: Bool[np.ndarray, "H W"]) -> Image.Image:
-    """The image with the masked pixels tinted; `hole` is True there."""
+def mask_overlay(image: Image.Image, mask: Bool[np.ndarray, "H W"]) -> Image.Image:
+    """The image with the masked pixels tinted; ValueError if the sizes differ."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    hole = np.asarray(hole, dtype=bool)
-    if hole.shape != pixels.shape[:2]:
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != pixels.shape[:2]:
         raise ValueError(
-            f"hole must be as large as the image, {pixels.shape[:2]}, got {hole.shape}"
+            f"mask must be as large as the image, {pixels.shape[:2]}, got {mask.shape}"
         )
-    tinted = 0.4 * pixels + 0.6 * np.array(HOLE)
-    return Image.fromarray(np.where(hole[..., None], tinted, pixels).round().astype(np.uint8))
+    tinted = 0.4 * pixels + 0.6 * np.array(MASK_COLOUR)
+    return Image.fromarray(np.where(mask[..., None], tinted, pixels).round().astype(np.uint8))
 
 
 def framed(image: Image.Image, boxes: Iterable[Box]) -> Image.Image:

@@ -25,7 +25,7 @@ from PIL import Image
 
 import app
 from demo import edit, pictures, requests, serving
-from demo.edit import HOLES, MOST_UNDOS, hole_of, inpaint, outpaint, remembered, taken, undone
+from demo.edit import MASKS, MOST_UNDOS, inpaint, mask_layer, outpaint, remembered, taken, undone
 from demo.paint import semantic
 from demo.panorama import panorama
 from demo.pictures import example_pictures, growing, read_editor, read_picture
@@ -35,8 +35,8 @@ from imagebart.conditions import text_shape, text_tokens
 from imagebart.data import scenery
 from imagebart.data.images import fit, to_rgb
 from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
-from imagebart.editing.inpainting import Edit
-from imagebart.editing.masks import hole_pixels
+from imagebart.editing.inpainting import MaskedImage
+from imagebart.editing.masks import pixel_mask
 from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
@@ -141,11 +141,11 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
 
 def stroke(width: int, height: int) -> tuple[np.ndarray, Image.Image]:
     """A thin stroke: where it is, and as an editor's layer."""
-    marked = np.zeros((height, width), bool)
-    marked[height // 5 : height // 2, width // 3] = True
+    masked = np.zeros((height, width), bool)
+    masked[height // 5 : height // 2, width // 3] = True
     layer = np.zeros((height, width, 4), np.uint8)
-    layer[marked] = 255, 150, 60, 255
-    return marked, Image.fromarray(layer)
+    layer[masked] = 255, 150, 60, 255
+    return masked, Image.fromarray(layer)
 
 
 def saved(image: Image.Image, folder: Path, name: str = "image.png", **options):
@@ -236,12 +236,12 @@ def test_every_scale_is_streamed(client, model):
 
 @pytest.mark.parametrize("size", [(32, 32), (75, 50)])
 def test_an_edit_keeps_every_pixel_outside_the_painted_tokens(client, model, tmp_path, size):
-    image, (marked, layer) = picture(*size), stroke(*size)
+    image, (masked, layer) = picture(*size), stroke(*size)
     request = editor(saved(image, tmp_path), saved(layer, tmp_path, "layer.png"))
     *_, gallery = client.predict(request, num_images=2, seed=5, api_name="/inpaint")
-    assert_same(gallery, model.inpaint(image, marked, 2, seed=5))
+    assert_same(gallery, model.inpaint(image, masked, 2, seed=5))
 
-    kept, before = ~Edit(model, image, marked).inside.numpy(), np.asarray(image)
+    kept, before = ~MaskedImage(model, image, masked).inside.numpy(), np.asarray(image)
     assert 0 < kept.sum() < kept.size
     for result in pixels(gallery):
         np.testing.assert_array_equal(result[kept], before[kept])
@@ -295,27 +295,27 @@ def test_prompts_of_a_panorama_are_its_lines(make_model):
 
 def test_a_mask_means_the_same_here_and_in_the_library(model, tmp_path):
     """Opaque black and faint strokes do not mark, nor does what is dark in 16 bits."""
-    image, (marked, layer) = picture(32, 32), stroke(32, 32)
-    white = Image.fromarray(marked)
+    image, (masked, layer) = picture(32, 32), stroke(32, 32)
+    white = Image.fromarray(masked)
     faint = layer.copy()
     faint.putalpha(layer.getchannel("A").point(lambda alpha: alpha // 3))
     dark = Image.fromarray(np.full((32, 32), 1000, np.uint16))
     layers = [layer, faint, dark, *(white.convert(mode) for mode in ("L", "LA", "RGBA", "P"))]
     for mask in layers:
         _, got = read_editor(request_of(image, mask, tmp_path))
-        assert np.array_equal(got, hole_pixels(mask, (32, 32)))
-        assert np.array_equal(got, marked & (mask is not faint and mask is not dark))
+        assert np.array_equal(got, pixel_mask(mask, (32, 32)))
+        assert np.array_equal(got, masked & (mask is not faint and mask is not dark))
     assert np.array_equal(
-        read_editor(request_of(image, hole_of("Upper half", (32, 32)), tmp_path))[1],
+        read_editor(request_of(image, mask_layer("Upper half", (32, 32)), tmp_path))[1],
         np.arange(32)[:, None].repeat(32, 1) < 16,
     )
 
 
 def test_a_layer_without_transparency_marks_where_it_is_white(client, model, tmp_path):
-    image, (marked, _) = picture(32, 32), stroke(32, 32)
-    layer = saved(Image.fromarray(marked), tmp_path, "mask.png")
+    image, (masked, _) = picture(32, 32), stroke(32, 32)
+    layer = saved(Image.fromarray(masked), tmp_path, "mask.png")
     *_, gallery = client.predict(editor(saved(image, tmp_path), layer), api_name="/inpaint")
-    assert_same(gallery, model.inpaint(image, marked))
+    assert_same(gallery, model.inpaint(image, masked))
 
 
 def test_a_seed_means_the_same_picture_among_other_visitors(client, server, model):
@@ -369,7 +369,7 @@ def test_an_edit_says_what_it_misses(client, tmp_path):
     image = saved(picture(32, 32), tmp_path)
     clear = saved(Image.new("RGBA", (32, 32)), tmp_path, "clear.png")
     for request in (editor(image), editor(image, clear)):
-        with pytest.raises(AppError, match=r"^nothing is marked yet"):
+        with pytest.raises(AppError, match=r"^the mask is empty"):
             client.predict(request, api_name="/inpaint")
     layer = saved(stroke(20, 32)[1], tmp_path, "narrow.png")
     with pytest.raises(
@@ -414,7 +414,7 @@ def test_words_reach_the_chain(make_model):
 
 def test_an_edit_is_refined_as_often_as_asked(model, tmp_path):
     image = picture(32, 32)
-    layer = hole_of("Upper half", (32, 32))
+    layer = mask_layer("Upper half", (32, 32))
     files = [tmp_path / "image.png", tmp_path / "layer.png"]
     for one, file in zip((image, layer), files, strict=True):
         one.save(file)
@@ -773,34 +773,34 @@ def test_large_results_are_stored_at_first_and_at_last(model, tmp_path, monkeypa
     request = request_of(image, layer, tmp_path)
     steps = list(inpaint(model, request, seed=2, num_images=2, passes=2))
     assert steps[-1][1][0][1] == "t = 3, noise"
-    assert [len(settling) for _, settling, *_ in steps] == [1] * (len(steps) - 1) + [2]
+    assert [len(strip) for _, strip, *_ in steps] == [1] * (len(steps) - 1) + [2]
     assert len({path for *_, images in steps for path in images}) == 4
     assert len(list(inpaint(model, request, seed=2, passes=2))[-1][1]) == len(steps)  # one is small
 
 
 def test_an_edit_tells_how_it_settled(model, tmp_path):
     """A picture a scale, then one a pass; those of the first result, the last is the result."""
-    image, (marked, layer) = picture(32, 32), stroke(32, 32)
+    image, (masked, layer) = picture(32, 32), stroke(32, 32)
     request = request_of(image, layer, tmp_path)
     steps = list(inpaint(model, request, seed=2, num_images=2, passes=16))
-    strips = [settling for _, settling, *_ in steps]
+    strips = [strip for _, strip, *_ in steps]
     assert [len(strip) for strip in strips] == list(range(1, len(steps) + 1))
     passes = len(steps) - model.T
     names = ["t = 3, noise", "t = 2", "t = 1, image"]
     assert [name for _, name in strips[-1]] == names + [f"pass {i + 1}" for i in range(passes)]
-    assert 0 < passes < 16 and steps[-1][2].endswith(f" s. Settled after {passes} passes.")
+    assert 0 < passes < 16 and steps[-1][2].endswith(f" s. Converged after {passes} passes.")
     for strip, (*_, images) in zip(strips, steps, strict=True):
         assert strip[-1][0] == images[0]
-    kept = ~Edit(model, image, marked).inside.numpy()
+    kept = ~MaskedImage(model, image, masked).inside.numpy()
     for seen in pixels([Image.open(path) for path, _ in strips[-1]]):
         np.testing.assert_array_equal(seen[kept], np.asarray(image)[kept])
 
 
 def test_the_best_edits_are_shown_and_the_best_first(told, clip, tmp_path):
-    image, layer = picture(40, 32), hole_of("Lower half", (40, 32))
+    image, layer = picture(40, 32), mask_layer("Lower half", (40, 32))
     request, ranker = request_of(image, layer, tmp_path), CLIP(clip)
     how = dict(seed=5, passes=1)
-    *steps, (_, settling, line, got) = inpaint(
+    *steps, (_, strip, line, got) = inpaint(
         told, request, "a lake", 2, candidates=3, ranker=ranker, **how
     )
     mask, how = layer.getchannel("A"), how | {"process": "refined", "prompt": "a lake"}
@@ -812,7 +812,7 @@ def test_the_best_edits_are_shown_and_the_best_first(told, clip, tmp_path):
     ]
     assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
     assert_same([Image.open(path) for path in got], [images[i] for i in best])
-    assert_same([Image.open(settling[-1][0])], [images[best[0]]])
+    assert_same([Image.open(strip[-1][0])], [images[best[0]]])
 
     beyond = dict(left=32, candidates=2, ranker=ranker, passes=1, seed=5)
     *_, (_, line, got) = outpaint(told, request, "a lake", 1, **beyond)
@@ -839,14 +839,14 @@ def test_a_picture_grows_window_by_window(model, tmp_path):
     assert {Image.open(path).size for *_, images in steps for path in images} == {(64, 32)}
 
 
-@pytest.mark.parametrize("name", HOLES)
+@pytest.mark.parametrize("name", MASKS)
 def test_a_preset_marks_what_it_says(name):
-    marked = np.asarray(hole_of(name, (8, 8)).getchannel("A")) > 0
+    masked = np.asarray(mask_layer(name, (8, 8)).getchannel("A")) > 0
     upper, left = np.arange(8)[:, None] < 4, np.arange(8)[None] < 4
     middle = (abs(np.arange(8) - 3.5) < 2)[:, None] & (abs(np.arange(8) - 3.5) < 2)
     says = {"Upper half": upper, "Lower half": ~upper, "Left half": left, "Right half": ~left}
     says |= {"Centre": middle, "Outer frame": ~middle}
-    np.testing.assert_array_equal(marked, np.broadcast_to(says[name], (8, 8)))
+    np.testing.assert_array_equal(masked, np.broadcast_to(says[name], (8, 8)))
 
 
 ODD_WORDS = {
@@ -990,7 +990,7 @@ def repaint(page, seed: int, line: str = "") -> np.ndarray:
         ).first.wait_for()
         if page.locator("#edit-status").get_by_text(line).is_visible():
             return shown(page, "#edits")
-    raise AssertionError("nothing was ever marked")
+    raise AssertionError("nothing was ever masked")
 
 
 def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
@@ -1050,7 +1050,7 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(told_page, told, clip
     how = dict(seed=9, process="refined", passes=2, prompt=words)
     (best,) = best_edits(told, example, mask, 1, 2, CLIP(clip).likeness(words), **how)
     np.testing.assert_array_equal(edited, np.asarray(best.image))
-    assert page.locator("#settling .grid-container img").count() > told.T
+    assert page.locator("#first-result .grid-container img").count() > told.T
 
     tab.get_by_role("button", name="Extend beyond the borders").click()
     tab.get_by_role("button", name="Left", exact=True).click()

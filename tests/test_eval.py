@@ -96,11 +96,11 @@ def test_pictures_are_those_of_the_seed(folder, make_model, tmp_path):
     ("family", "part"),
     [("upper", 0.5), ("lower", 0.5), ("centre", 0.25), ("blob10", 0.1), ("blob50", 0.5)],
 )
-def test_a_family_of_holes_has_its_size(family, part):
-    mask = completion.hole_pixels_of(family, (64, 96), 3)
+def test_a_family_of_masks_has_its_size(family, part):
+    mask = completion.mask_of(family, (64, 96), 3)
     assert mask.shape == (64, 96)
     assert mask.mean() == pytest.approx(part, abs=0.01)
-    other = completion.hole_pixels_of(family, (64, 96), 4)
+    other = completion.mask_of(family, (64, 96), 4)
     assert (mask != other).any() == family.startswith("blob")
 
 
@@ -108,9 +108,9 @@ def test_a_seam_is_the_step_across_the_border():
     image = torch.zeros(1, 3, 4, 4)
     image[..., 2:, :] = 0.5
     image[..., 0, 0] = -1  # far from the border
-    hole = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
-    hole[..., 2:, :] = True
-    assert completion.border_step(image, hole) == pytest.approx(0.5)
+    mask = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    mask[..., 2:, :] = True
+    assert completion.border_step(image, mask) == pytest.approx(0.5)
 
 
 def test_completions_are_measured_beside_their_cost(folder, tiny, tmp_path):
@@ -119,14 +119,14 @@ def test_completions_are_measured_beside_their_cost(folder, tiny, tmp_path):
     assert Image.open(tmp_path / "completed.png").width > 2 * tiny.image_size[1]
     (row,) = report["rows"]
     assert row["known_exact"] == 1 and row["T"] == tiny.T and row["seam"] > 0
-    assert row["tokens_in_hole"] == tiny.denoisers[2].n / 2
+    assert row["masked_tokens"] == tiny.denoisers[2].n / 2
     scales = tiny.T - 1
     assert scales <= row["passes"] <= scales * tiny.denoisers[2].n
 
 
-def test_looks_around_are_compared_where_there_are_any():
-    config = completion.Config(process=("single", "annealed"), around=(0, 3))
-    single = [{"process": "single", "around": around} for around in (0, 3)]
+def test_numbers_of_resampling_passes_are_compared_where_there_are_any():
+    config = completion.Config(process=("single", "annealed"), resampling_passes=(0, 3))
+    single = [{"process": "single", "resampling_passes": n} for n in (0, 3)]
     assert completion.inpaint_options(config) == [*single, {"process": "annealed"}]
     assert completion.inpaint_options(completion.Config(process=("single",))) == [
         {"process": "single"}

@@ -1,4 +1,4 @@
-"""Editing: what is known survives, what is marked is repainted, and the seed still decides."""
+"""Editing: what is known survives, the mask is repainted, and the seed still decides."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from PIL import Image
 
 from imagebart.data.images import to_rgb
 from imagebart.editing import pasting
-from imagebart.editing.inpainting import Edit, outpaint_steps
-from imagebart.editing.masks import pixel_hole
+from imagebart.editing.inpainting import MaskedImage, outpaint_steps
+from imagebart.editing.masks import masked_pixels
 from imagebart.editing.pasting import feathered
 from imagebart.editing.process import PROCESSES, edit_steps
 
@@ -40,7 +40,7 @@ def same(a: Image.Image, b: Image.Image) -> bool:
 # ── what is known ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_pixels_outside_the_hole_are_the_input(tiny):
+def test_pixels_outside_the_mask_are_the_input(tiny):
     image, mask = picture(), corner()
     for edit in tiny.inpaint(image, mask, 3, seed=1):
         before, after = np.asarray(image), np.asarray(edit)
@@ -48,10 +48,10 @@ def test_pixels_outside_the_hole_are_the_input(tiny):
         assert not np.array_equal(after[mask], before[mask])
 
 
-def test_the_hole_is_painted_with_what_the_chain_drew(tiny):
+def test_the_mask_is_painted_with_what_the_chain_drew(tiny):
     image, mask = picture(), corner()
-    hole = Edit(tiny, image, mask).hole
-    *_, last = edit_steps(tiny, tiny.encode(image), hole, 2, seed=1)
+    masked = MaskedImage(tiny, image, mask).masked
+    *_, last = edit_steps(tiny, tiny.encode(image), masked, 2, seed=1)
     painted = tiny.decode(last.tokens)
     for edit, whole in zip(tiny.inpaint(image, mask, 2, seed=1), painted, strict=True):
         assert np.array_equal(np.asarray(edit)[mask], np.asarray(whole)[mask])
@@ -70,7 +70,7 @@ def test_an_empty_mask_returns_the_input(tiny):
         ({"temperature": -1}, ValueError),
         ({"process": "refined", "passes": -1}, ValueError),
         ({"process": "annealed", "chains": 0}, ValueError),
-        ({"around": -1}, ValueError),
+        ({"resampling_passes": -1}, ValueError),
     ],
 )
 def test_options_are_checked_where_there_is_nothing_to_do(tiny, options, error):
@@ -84,7 +84,7 @@ def test_an_empty_mask_returns_the_input_of_any_size(tiny, process):
     assert same(tiny.inpaint(image, blank(50, 41), process=process, feather=2)[0], image)
 
 
-def test_a_full_hole_is_plain_sampling(tiny):
+def test_a_full_mask_is_plain_sampling(tiny):
     edits = tiny.inpaint(picture(), ~blank(), 3, seed=11, top_k=5)
     for edit, sample in zip(edits, tiny.sample(3, seed=11, top_k=5), strict=True):
         assert same(edit, sample)
@@ -142,12 +142,12 @@ SIZES = st.integers(1, 90)
 @given(SIZES, SIZES, st.integers(0, 2), st.integers(0, 2), st.data())
 @settings(max_examples=40)
 def test_known_pixels_are_exact_at_any_size(tiny, width, height, context, feather, data):
-    """Every marked pixel may change; what lies in other tokens is the input, bit for bit."""
+    """Every masked pixel may change; what lies in other tokens is the input, bit for bit."""
     image, mask = picture(width, height), blank(width, height)
     for _ in range(data.draw(st.integers(1, 3))):
         x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
         mask[y : y + data.draw(st.integers(1, 40)), x : x + data.draw(st.integers(1, 40))] = True
-    edit = Edit(tiny, image, mask, context=context, feather=feather)
+    edit = MaskedImage(tiny, image, mask, context=context, feather=feather)
     assert edit.inside.numpy()[mask].all()
     how = dict(seed=1, context=context, feather=feather)
     result = np.asarray(tiny.inpaint(image, mask, **how)[0])
@@ -157,16 +157,16 @@ def test_known_pixels_are_exact_at_any_size(tiny, width, height, context, feathe
     assert (result[~outside] != np.asarray(image)[~outside]).any()
 
 
-def test_a_large_picture_is_edited_around_its_hole(tiny):
-    """The model sees as much as it can; a hole beyond that has a larger box."""
+def test_a_large_picture_is_edited_around_its_mask(tiny):
+    """The model sees as much as it can; a mask beyond that has a larger box."""
     image, mask = picture(96, 48), blank(96, 48)
     mask[20:24, 80:84] = True
-    edit = Edit(tiny, image, mask)
+    edit = MaskedImage(tiny, image, mask)
     assert (edit.box.left, edit.box.top, edit.box.width, edit.box.height) == (48, 0, 48, 48)
     changed = (np.asarray(tiny.inpaint(image, mask)[0]) != np.asarray(image)).any(2)
     assert changed[12:24, 72:84].all() and changed.sum() == 144
     mask[:24] = True
-    wide = Edit(tiny, image, mask)
+    wide = MaskedImage(tiny, image, mask)
     assert (wide.box.left, wide.box.top, wide.box.width, wide.box.height) == (0, -24, 96, 96)
     assert torch.equal(wide.inside, torch.from_numpy(mask))
 
@@ -186,22 +186,22 @@ def test_results_come_one_by_one(tiny, feather):
     """So that a batch of large pictures is never held; each is what all together would be."""
     image, mask = picture(50, 41), blank(50, 41)
     mask[5:20, 10:30] = True
-    edit = Edit(tiny, image, mask, feather=feather)
+    edit = MaskedImage(tiny, image, mask, feather=feather)
     tokens = torch.arange(3 * 16).reshape(3, 4, 4) % 12
     results = list(edit.results(tokens))
     assert [one.shape for one in results] == [(1, 3, 41, 50)] * 3
-    painted, inside = tiny.generate(tokens), pixel_hole(tiny, edit.hole)
+    painted, inside = tiny.generate(tokens), masked_pixels(tiny, edit.masked)
     painted = feathered(painted, edit.x_0, inside, feather) if feather else painted
     together = edit.box.paste(edit.x, painted, edit.inside)
     assert torch.equal(torch.cat(results), together)
     assert torch.equal(edit.result(tokens), together)
 
 
-def test_a_hole_is_widened_by_its_context(tiny):
+def test_a_mask_is_dilated_by_its_context(tiny):
     image, mask = picture(), blank()
     mask[8, 8] = True
-    holes = [Edit(tiny, image, mask, context=c).hole[0] for c in (0, 1, 2)]
-    assert [hole.sum().item() for hole in holes] == [1, 9, 16]
+    dilations = [MaskedImage(tiny, image, mask, context=c).masked[0] for c in (0, 1, 2)]
+    assert [one.sum().item() for one in dilations] == [1, 9, 16]
     for name in ("context", "feather"):
         with pytest.raises(ValueError, match=f"{name} must be a whole number, at least 0"):
             tiny.inpaint(image, mask, **{name: -1})
@@ -213,9 +213,9 @@ def test_of_a_map_the_model_is_told_what_it_sees(make_model):
     image, mask = picture(128, 64), blank(128, 64)
     mask[:, 20:40] = True
     kinds = np.repeat([[0, 1, 2, 2]], 2, axis=0)  # a place is 32×32 pixels
-    box = Edit(model, image, mask).box
+    box = MaskedImage(model, image, mask).box
     assert (box.left, box.top, box.width, box.height) == (0, 0, 64, 64)
-    told = Edit(model, image, mask).maps(kinds, 2)["semantic_map"]
+    told = MaskedImage(model, image, mask).maps(kinds, 2)["semantic_map"]
     assert [one.shape for one in told] == [(32, 32)] * 2
     assert (told[0][:, :16] == 0).all() and (told[0][:, 16:] == 1).all()
     whole = model.inpaint(image, mask, semantic_map=kinds, output_type="pt")

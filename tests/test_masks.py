@@ -1,4 +1,4 @@
-"""Masks: one rule for what is repainted, and every token that a marked pixel touches."""
+"""Masks: one rule for what is repainted, and every token that a masked pixel touches."""
 
 import re
 import struct
@@ -10,13 +10,13 @@ from PIL import Image
 from test_inpainting import ORIENTATION, blank, corner, picture
 
 from imagebart.data import images
-from imagebart.editing.masks import hole_pixels, pixel_hole, read_mask, upright
+from imagebart.editing.masks import masked_pixels, pixel_mask, read_mask, upright
 
 
-def test_the_hole_in_pixels_is_that_of_whole_tokens(tiny):
-    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
-    hole[0, 1, 2] = True
-    pixels = pixel_hole(tiny, hole)[0, 0]
+def test_masked_pixels_are_those_of_whole_tokens(tiny):
+    masked = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masked[0, 1, 2] = True
+    pixels = masked_pixels(tiny, masked)[0, 0]
     assert pixels.sum() == 64 and pixels[8:16, 16:24].all()
 
 
@@ -62,7 +62,7 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 def test_all_kinds_of_masks_say_the_same(name):
-    assert np.array_equal(hole_pixels(MASKS[name], (32, 32)), corner())
+    assert np.array_equal(pixel_mask(MASKS[name], (32, 32)), corner())
 
 
 BLACK = {
@@ -79,7 +79,7 @@ BLACK = {
 
 @pytest.mark.parametrize("name", BLACK)
 def test_what_is_darker_than_half_stays(name):
-    assert not hole_pixels(BLACK[name], (32, 32)).any()
+    assert not pixel_mask(BLACK[name], (32, 32)).any()
 
 
 @pytest.mark.parametrize(
@@ -120,17 +120,17 @@ def test_a_mask_is_turned_as_its_image(tmp_path):
     lying.save(tmp_path / "mask.png", exif=turned)
     lying.info["exif"] = ODD
     for opened in (Image.open(tmp_path / "mask.png"), read_mask(tmp_path / "mask.png"), lying):
-        assert np.array_equal(hole_pixels(opened, (48, 32)), mask)
-        assert np.array_equal(hole_pixels(upright(opened), (48, 32)), mask)
+        assert np.array_equal(pixel_mask(opened, (48, 32)), mask)
+        assert np.array_equal(pixel_mask(upright(opened), (48, 32)), mask)
     broken = white_on_black()
     broken.info["exif"] = b"Exif\0\0garbage"
-    assert np.array_equal(hole_pixels(broken, (32, 32)), corner())
+    assert np.array_equal(pixel_mask(broken, (32, 32)), corner())
 
 
 @pytest.mark.parametrize("name", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16", "clear"])
 def test_a_mask_means_the_same_from_its_file(tmp_path, name):
     MASKS[name].save(tmp_path / "mask.png")
-    assert np.array_equal(hole_pixels(read_mask(tmp_path / "mask.png"), (32, 32)), corner())
+    assert np.array_equal(pixel_mask(read_mask(tmp_path / "mask.png"), (32, 32)), corner())
 
 
 def test_a_file_that_is_no_mask_is_one_sentence(tmp_path, monkeypatch):

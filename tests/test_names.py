@@ -37,8 +37,8 @@ def defined_in(path: Path) -> set[str]:
 
 # Names of other areas that have two meanings today; each is renamed with its area.
 TO_COME = {
-    *("Edit", "MOST", "Maps", "look"),
-    *("filled", "start", "tent"),
+    *("MOST", "Maps", "look"),
+    *("start", "tent"),
 }
 
 
@@ -63,12 +63,12 @@ OLD_WORDS = {  # a private word, as a regular expression: the field's word
     r"shell door|[Ff]rom a shell|shell command": "command line",
     r"rooms": "tabs, packages",
     r"whole\.py": "arguments.py",
+    r"[Hh]oles?|HOLES?|hole_\w+|\w+_holes?(_\w+)?": "mask, masked tokens, span",
+    r"around(?==)|--around|(looks|course)(?=\()|turn(?=: int|=)": "resampling, schedule, pass index",
 }
 TO_COME_WORDS = {  # words of areas that are being renamed
     r"reckon(ed|s)?": "computed",
     r"[Ww]ish(es)?": "condition, target, prompts",
-    r"holes\.py|hole_pixels|pixel_hole|token_hole|sampling\.holes": "mask, span",
-    r"looks|course": "passes, schedule",
     r"Belief|beliefs?": "x_1 prediction",
     r"Asked|asked_along|\bask\(": "encoded condition",
     r"droppable": "condition dropout",

@@ -535,21 +535,21 @@ def edit(make_model, monkeypatch):
 
     monkeypatch.setattr(process, "decoder", lambda method: spy)
     torch.manual_seed(0)
-    x_1, hole = torch.randint(12, (1, 4, 4)), torch.rand(1, 4, 4) < 0.5
+    x_1, masked = torch.randint(12, (1, 4, 4)), torch.rand(1, 4, 4) < 0.5
 
     def run(num_images: int = 2, process=process.annealed_steps, **options):
         records.clear()
-        return list(process(model, x_1, hole, num_images, **options)), list(records)
+        return list(process(model, x_1, masked, num_images, **options)), list(records)
 
-    return model, x_1, hole, run
+    return model, x_1, masked, run
 
 
 def test_known_tokens_survive_the_annealed_process(edit):
-    _, x_1, hole, run = edit
+    _, x_1, masked, run = edit
     steps, records = run()
     for step in steps:
-        assert torch.equal(step.tokens[:, ~hole[0]], x_1[:, ~hole[0]].expand(2, -1))
-    assert any((x_t[:, ~hole.flatten()] != x_1[~hole]).any() for _, x_t, *_ in records)
+        assert torch.equal(step.tokens[:, ~masked[0]], x_1[:, ~masked[0]].expand(2, -1))
+    assert any((x_t[:, ~masked.flatten()] != x_1[~masked]).any() for _, x_t, *_ in records)
 
 
 def test_annealed_passes_are_as_many_as_released(edit):
@@ -569,7 +569,7 @@ def test_annealed_passes_are_as_many_as_released(edit):
 def test_one_pass_a_scale_is_the_single_process(edit):
     _, _, _, run = edit
     annealed, _ = run(chains=1, seed=3)
-    single, _ = run(process=process.edit_steps, around=0, seed=3)
+    single, _ = run(process=process.edit_steps, resampling_passes=0, seed=3)
     for a, b in zip(annealed, single, strict=True):
         assert torch.equal(a.tokens, b.tokens)
 

@@ -105,7 +105,7 @@ WRONG = {
     "bits_per_token() got 'clases': did you mean 'classes'?": (
         lambda m: m.bits_per_token(IMAGE, clases=1)
     ),
-    "edit_steps() got 'nonsense', it takes model, x_1, hole, ": (
+    "edit_steps() got 'nonsense', it takes model, x_1, masked, ": (
         lambda m: process.edit_steps(m, None, None, nonsense=1)
     ),
     "best_of() got 'chunks': did you mean 'chunk'?": (
@@ -127,7 +127,10 @@ def test_an_option_of_another_process_is_refused(tiny):
     for wrong, sentence in (
         ({"passes": 3}, "passes needs process='refined', got 'single'"),
         ({"chains": 3, "process": "refined"}, "chains needs process='annealed', got 'refined'"),
-        ({"around": 0, "process": "annealed"}, "around needs process='single' or 'refined'"),
+        (
+            {"resampling_passes": 0, "process": "annealed"},
+            "needs process='single' or 'refined'",
+        ),
         ({"process": "fast"}, "process must be one of"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -148,10 +151,10 @@ def test_what_is_not_said_is_the_default_of_the_table(tiny):
         said = filled(TAKES[getattr(ImageBART, function.__name__)], {})
         assert torch.equal(function(*arguments, **how, **said), function(*arguments, **how))
     x_1 = tiny.encode(IMAGE)
-    hole = torch.ones_like(x_1, dtype=torch.bool)
+    masked = torch.ones_like(x_1, dtype=torch.bool)
     for steps in process.PROCESSES.values():
-        *_, said = steps(tiny, x_1, hole, **filled(TAKES[steps], {}))
-        *_, plain = steps(tiny, x_1, hole)
+        *_, said = steps(tiny, x_1, masked, **filled(TAKES[steps], {}))
+        *_, plain = steps(tiny, x_1, masked)
         assert torch.equal(said.tokens, plain.tokens)
 
 

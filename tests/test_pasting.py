@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagebart.editing.pasting import Box, blur, box_around, feathered, filled, outward
+from imagebart.editing.pasting import Box, blur, box_around, feathered, fill_unknown, outward
 
 SIDES = st.integers(1, 60)
 
@@ -21,13 +21,13 @@ def numbered(height: int, width: int) -> Image.Image:
 
 
 @given(SIDES, SIDES, SIDES, SIDES, st.data())
-def test_a_box_holds_the_marked_part_and_stays_inside_if_it_can(height, width, h, w, data):
-    marked = np.zeros((height, width), bool)
+def test_a_box_holds_the_masked_part_and_stays_inside_if_it_can(height, width, h, w, data):
+    mask = np.zeros((height, width), bool)
     for _ in range(2):
         y, x = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-        marked[y, x] = True
-    box = box_around(marked, (h, w))
-    assert not marked[~box.inside((height, width))].any()
+        mask[y, x] = True
+    box = box_around(mask, (h, w))
+    assert not mask[~box.inside((height, width))].any()
     assert abs(box.width * h - box.height * w) <= max(h, w)
     if box.height <= height:
         assert 0 <= box.top <= height - box.height
@@ -48,31 +48,31 @@ def test_a_box_cuts_what_it_says_and_goes_on_beyond_the_border():
 
 
 @given(st.integers(-3, 9), st.integers(-3, 9), st.integers(4, 40), st.integers(4, 40), st.data())
-def test_every_marked_pixel_marks_its_token_and_lies_in_its_hole(left, top, width, height, data):
-    box, marked = Box(left, top, width, height), np.zeros((24, 24), bool)
+def test_every_masked_pixel_masks_its_token_and_lies_in_it(left, top, width, height, data):
+    box, mask = Box(left, top, width, height), np.zeros((24, 24), bool)
     y, x = data.draw(st.integers(0, 23)), data.draw(st.integers(0, 23))
-    marked[y, x] = True
-    hole = box.tokens(marked, (4, 4))
-    assert bool(box.pixels(hole, (24, 24))[y, x]) == bool(box.inside((24, 24))[y, x])
-    other = ~hole
+    mask[y, x] = True
+    masked = box.tokens(mask, (4, 4))
+    assert bool(box.pixels(masked, (24, 24))[y, x]) == bool(box.inside((24, 24))[y, x])
+    other = ~masked
     assert not box.pixels(other, (24, 24))[y, x]
     if width >= 4 and height >= 4:  # a pixel touches two tokens a side at most
-        assert hole.sum() <= 4
+        assert masked.sum() <= 4
 
 
 def test_a_thin_stroke_marks_all_it_crosses():
-    marked = np.zeros((320, 320), bool)
-    marked[100] = True
-    hole = Box(0, 0, 320, 320).tokens(marked, (4, 4))[0]
-    assert hole.tolist() == [[False] * 4, [True] * 4, [False] * 4, [False] * 4]
+    mask = np.zeros((320, 320), bool)
+    mask[100] = True
+    masked = Box(0, 0, 320, 320).tokens(mask, (4, 4))[0]
+    assert masked.tolist() == [[False] * 4, [True] * 4, [False] * 4, [False] * 4]
 
 
-def test_what_is_painted_goes_where_the_hole_is():
+def test_what_is_painted_goes_where_tokens_are_masked():
     x, painted = torch.zeros(1, 3, 8, 8), torch.ones(2, 3, 4, 4)
-    hole = torch.zeros(1, 2, 2, dtype=torch.bool)
-    hole[0, 1, 0] = True
+    masked = torch.zeros(1, 2, 2, dtype=torch.bool)
+    masked[0, 1, 0] = True
     box = Box(-2, 2, 8, 8)  # tokens of four pixels, the right one of the lower row
-    where = box.pixels(hole, (8, 8))
+    where = box.pixels(masked, (8, 8))
     result = box.paste(x, painted, where)
     assert result.shape == (2, 3, 8, 8)
     assert torch.equal(result[0, 0] > 0.5, where) and where.sum() == 2 * 2
@@ -115,7 +115,7 @@ def test_the_unknown_is_filled_from_the_nearest_known():
     pixels = np.asarray(numbered(4, 5)).copy()
     known = np.zeros((4, 5), bool)
     known[1:3, 1:3] = True
-    got = filled(pixels, known)
+    got = fill_unknown(pixels, known)
     assert np.array_equal(got[known], pixels[known])
     assert np.array_equal(got[1], pixels[1, [1, 1, 2, 2, 2]])
     assert np.array_equal(got[0], got[1]) and np.array_equal(got[3], got[2])
@@ -124,7 +124,7 @@ def test_the_unknown_is_filled_from_the_nearest_known():
 def test_a_known_place_is_found_in_both_directions():
     pixels = np.asarray(numbered(1, 6)).copy()
     known = np.array([[False, True, False, False, False, True]])
-    assert np.array_equal(filled(pixels, known)[0], pixels[0, [1, 1, 1, 1, 5, 5]])
+    assert np.array_equal(fill_unknown(pixels, known)[0], pixels[0, [1, 1, 1, 1, 5, 5]])
 
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 16)])

@@ -25,8 +25,8 @@ def tokens(seed: int = 0) -> torch.Tensor:
     return torch.randint(12, (1, 4, 4), generator=torch.Generator().manual_seed(seed))
 
 
-def holes(count: int) -> list[torch.Tensor]:
-    """Holes of every size, as (1, 4, 4) booleans."""
+def masks(count: int) -> list[torch.Tensor]:
+    """Masks of every size, as (1, 4, 4) booleans."""
     generator = torch.Generator().manual_seed(0)
     parts = torch.linspace(0.05, 0.95, count)
     return [torch.rand(1, 4, 4, generator=generator) < part for part in parts]
@@ -34,25 +34,25 @@ def holes(count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["parallel", "sequential"])
 def test_known_tokens_survive(tiny, method):
-    """At every scale they are the image's own, clean; the hole starts as noise."""
+    """At every scale they are the image's own, clean; masked tokens start as noise."""
     x_1 = tokens()
-    for hole in holes(3):
-        here = hole.expand(3, -1, -1)
-        steps = list(edit_steps(tiny, x_1, hole, 3, seed=5, method=method))
+    for masked in masks(3):
+        here = masked.expand(3, -1, -1)
+        steps = list(edit_steps(tiny, x_1, masked, 3, seed=5, method=method))
         assert [step.t for step in steps] == [4, 3, 2, 1]
         for step in steps:
             assert torch.equal(step.tokens[~here], x_1.expand(3, -1, -1)[~here])
         noise = uniform_tokens([5, 6, 7], 4, 16, 12).view(3, 4, 4)
         assert torch.equal(steps[0].tokens[here], noise[here])
-        assert not hole.any() or not torch.equal(steps[-1].tokens[here], steps[0].tokens[here])
+        assert not masked.any() or not torch.equal(steps[-1].tokens[here], steps[0].tokens[here])
 
 
 @pytest.mark.parametrize("choice", [dict(), dict(temperature=0.6, top_k=4)])
-def test_parallel_is_sequential_around_holes(tiny, choice):
+def test_parallel_is_sequential_with_masks(tiny, choice):
     x_1 = tokens(1)
-    for hole in holes(4):
+    for masked in masks(4):
         parallel, sequential = (
-            [s.tokens for s in edit_steps(tiny, x_1, hole, 8, seed=9, method=m, **choice)]
+            [s.tokens for s in edit_steps(tiny, x_1, masked, 8, seed=9, method=m, **choice)]
             for m in ("parallel", "sequential")
         )
         for a, b in zip(parallel, sequential, strict=True):
@@ -60,13 +60,13 @@ def test_parallel_is_sequential_around_holes(tiny, choice):
 
 
 def test_known_tokens_cost_no_pass(make_model):
-    """A window that holds one unknown position is settled in one pass, two at most."""
+    """A window that holds one unknown position converges in one pass, two at most."""
     model = make_model(T=2)
-    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
-    hole[0, 3, 3] = True
+    masked = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masked[0, 3, 3] = True
     passes = []
     decode = partial(decode_parallel, on_pass=lambda t, at: passes.append(t))
-    list(edit_steps(model, torch.zeros(1, 4, 4, dtype=torch.int64), hole, method=decode))
+    list(edit_steps(model, torch.zeros(1, 4, 4, dtype=torch.int64), masked, method=decode))
     assert 1 <= len(passes) <= 2
 
 
@@ -75,10 +75,10 @@ def test_known_tokens_cost_no_pass(make_model):
 
 def test_known_tokens_survive_annealing(tiny):
     x_1 = tokens()
-    (hole,) = holes(1)
-    steps = list(annealed_steps(tiny, x_1, hole, 3, seed=5, chains=[3, 2, 1]))
+    (masked,) = masks(1)
+    steps = list(annealed_steps(tiny, x_1, masked, 3, seed=5, chains=[3, 2, 1]))
     assert [step.t for step in steps] == [4, 3, 2, 1]
-    known = ~hole.expand(3, -1, -1)
+    known = ~masked.expand(3, -1, -1)
     for step in steps:
         assert torch.equal(step.tokens[known], x_1.expand(3, -1, -1)[known])
 
@@ -86,7 +86,7 @@ def test_known_tokens_survive_annealing(tiny):
 def test_once_down_every_scale_is_the_single_process(tiny):
     once = tiny.inpaint(picture(), corner(), 2, seed=4, process="annealed", chains=1)
     twice = tiny.inpaint(picture(), corner(), 2, seed=4, process="annealed", chains=2)
-    single = tiny.inpaint(picture(), corner(), 2, seed=4, around=0)
+    single = tiny.inpaint(picture(), corner(), 2, seed=4, resampling_passes=0)
     assert all(same(a, b) for a, b in zip(once, single, strict=True))
     assert not any(same(a, b) for a, b in zip(twice, single, strict=True))
 
@@ -121,7 +121,7 @@ def test_every_scale_is_run_at_least_once(tiny, chains):
         tiny.inpaint(picture(), corner(), process="annealed", chains=chains)
 
 
-# ── what lies behind a hole ───────────────────────────────────────────────────────────────────
+# ── resampling ───────────────────────────────────────────────────────────────────
 
 
 def scales_that_ran(model, **options) -> list[int]:
@@ -136,42 +136,42 @@ def scales_that_ran(model, **options) -> list[int]:
     return ran
 
 
-def test_a_hole_is_first_drawn_by_the_scale_that_sees_around_it(tiny, make_model):
+def test_a_mask_is_first_sampled_by_the_scale_that_sees_all_known_tokens(tiny, make_model):
     """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or something is
     said, or T is 2."""
-    hole, everything = corner(), np.ones((32, 32), bool)
-    assert scales_that_ran(tiny, mask=hole) == [3] * 4 + [2]
-    assert scales_that_ran(tiny, mask=hole, around=1) == [3, 2]
-    assert scales_that_ran(tiny, mask=hole, around=0) == [4, 3, 2]
+    mask, everything = corner(), np.ones((32, 32), bool)
+    assert scales_that_ran(tiny, mask=mask) == [3] * 4 + [2]
+    assert scales_that_ran(tiny, mask=mask, resampling_passes=1) == [3, 2]
+    assert scales_that_ran(tiny, mask=mask, resampling_passes=0) == [4, 3, 2]
     assert scales_that_ran(tiny, mask=everything) == [4, 3, 2]
-    assert scales_that_ran(make_model(T=2), mask=hole) == [2]
+    assert scales_that_ran(make_model(T=2), mask=mask) == [2]
     told = make_model(conditions={"class": 3}, condition_dropout=True)
-    assert scales_that_ran(told, mask=hole) == [3] * 4 + [2]
-    assert scales_that_ran(told, mask=hole, classes=1) == [4, 3, 2]
-    assert scales_that_ran(told, mask=hole, classes=1, around=2) == [3, 3, 2]
-    refined = dict(process="refined", passes=2, around=2)
-    assert scales_that_ran(make_model(T=3), mask=hole, **refined) == [2] * 4
+    assert scales_that_ran(told, mask=mask) == [3] * 4 + [2]
+    assert scales_that_ran(told, mask=mask, classes=1) == [4, 3, 2]
+    assert scales_that_ran(told, mask=mask, classes=1, resampling_passes=2) == [3, 3, 2]
+    refined = dict(process="refined", passes=2, resampling_passes=2)
+    assert scales_that_ran(make_model(T=3), mask=mask, **refined) == [2] * 4
 
 
-@pytest.mark.parametrize("share, looks", [(1, 2), (32, 2), (64, 4), (96, 6), (128, 8), (255, 8)])
-def test_a_larger_hole_is_looked_around_more_often(share, looks):
-    """`share` tokens of 256 are a hole."""
-    hole = torch.zeros(2, 256, dtype=torch.bool)
-    hole[:, :share] = True
-    assert process.looks(hole) == looks
+@pytest.mark.parametrize("share, passes", [(1, 2), (32, 2), (64, 4), (96, 6), (128, 8), (255, 8)])
+def test_a_larger_mask_is_resampled_more_often(share, passes):
+    """`share` tokens of 256 are masked."""
+    masked = torch.zeros(2, 256, dtype=torch.bool)
+    masked[:, :share] = True
+    assert process.default_resampling(masked) == passes
 
 
-def test_every_pass_over_a_hole_has_noise_of_its_own(make_model, monkeypatch):
-    turns, draw = [], process.gumbel
-    monkeypatch.setattr(process, "gumbel", lambda *a: (turns.append((a[1], *a[4:])), draw(*a))[1])
-    make_model(T=3).inpaint(picture(), corner(), process="refined", passes=2, around=3)
-    assert len(turns) == len(set(turns)) == 5
+def test_every_pass_over_a_mask_has_noise_of_its_own(make_model, monkeypatch):
+    passes, draw = [], process.gumbel
+    monkeypatch.setattr(process, "gumbel", lambda *a: (passes.append((a[1], *a[4:])), draw(*a))[1])
+    make_model(T=3).inpaint(picture(), corner(), process="refined", passes=2, resampling_passes=3)
+    assert len(passes) == len(set(passes)) == 5
 
 
-@pytest.mark.parametrize("around", [-1, 1.5])
-def test_looks_around_are_counted_in_whole_numbers(tiny, around):
-    with pytest.raises(ValueError, match="around must be a whole number, at least 0, got"):
-        tiny.inpaint(picture(), corner(), around=around)
+@pytest.mark.parametrize("passes", [-1, 1.5])
+def test_resampling_passes_are_whole_numbers(tiny, passes):
+    with pytest.raises(ValueError, match="resampling_passes must be a whole number, at least 0"):
+        tiny.inpaint(picture(), corner(), resampling_passes=passes)
 
 
 # ── passes on the finest scale ────────────────────────────────────────────────────────────────
@@ -179,43 +179,43 @@ def test_looks_around_are_counted_in_whole_numbers(tiny, around):
 
 def test_no_pass_is_the_single_pass(tiny):
     x_1 = tokens()
-    hole = holes(3)[1]
-    once = list(edit_steps(tiny, x_1, hole, 2, seed=3))
+    masked = masks(3)[1]
+    once = list(edit_steps(tiny, x_1, masked, 2, seed=3))
     for passes in (0, 2):
-        steps = list(refined_steps(tiny, x_1, hole, 2, seed=3, passes=passes))
+        steps = list(refined_steps(tiny, x_1, masked, 2, seed=3, passes=passes))
         assert [step.t for step in steps[:4]] == [4, 3, 2, 1]
         for a, b in zip(once, steps, strict=False):
             assert torch.equal(a.tokens, b.tokens)
         assert len(steps) <= 4 + passes and steps[-1].done == 1
 
 
-def test_a_pass_forgets_the_hole_to_t_2_and_remembers_it(tiny):
-    """Each pass by hand: redraw the hole with chance β_2, then the scale t = 2 once more."""
+def test_a_pass_noises_the_mask_to_t_2_and_denoises_it(tiny):
+    """Each pass by hand: redraw masked tokens with chance β_2, then the scale t = 2 once more."""
     x_1 = tokens()
-    hole = holes(3)[2]
-    steps = list(refined_steps(tiny, x_1, hole, 1, seed=3, passes=3))
-    known, beta = ~hole.flatten(1), float(tiny.diffusion.beta[2])
-    for turn, (before, after) in enumerate(pairwise(steps[3:]), 1):
-        x_2 = redraw(before.tokens.flatten(1), beta, 12, [3], 2, turn)
+    masked = masks(3)[2]
+    steps = list(refined_steps(tiny, x_1, masked, 1, seed=3, passes=3))
+    known, beta = ~masked.flatten(1), float(tiny.diffusion.beta[2])
+    for i, (before, after) in enumerate(pairwise(steps[3:]), 1):
+        x_2 = redraw(before.tokens.flatten(1), beta, 12, [3], 2, i)
         x_2 = torch.where(known, x_1.flatten(1), x_2)
-        noise = gumbel([3], 2, 16, 12, turn)
+        noise = gumbel([3], 2, 16, 12, i)
         expected = decode_sequential(
             tiny.denoisers[2], x_2, noise, Filter(), None, known, x_1.flatten(1)
         )
         assert torch.equal(after.tokens.flatten(1), expected)
 
 
-def test_an_image_refines_alone_as_in_a_batch_and_rests_once_settled(tiny):
+def test_an_image_refines_alone_as_in_a_batch_and_stays_once_converged(tiny):
     x_1 = tokens()
-    hole = torch.zeros(1, 4, 4, dtype=torch.bool)
-    hole[0, 1, 1] = True
-    batch = list(refined_steps(tiny, x_1, hole, 6, seed=20, passes=12))
+    masked = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masked[0, 1, 1] = True
+    batch = list(refined_steps(tiny, x_1, masked, 6, seed=20, passes=12))
     for i in range(6):
-        alone = list(refined_steps(tiny, x_1, hole, 1, seed=20 + i, passes=12))
+        alone = list(refined_steps(tiny, x_1, masked, 1, seed=20 + i, passes=12))
         for a, b in zip(alone, batch, strict=False):
             assert torch.equal(a.tokens[0], b.tokens[i])
         assert torch.equal(alone[-1].tokens[0], batch[-1].tokens[i])
-    assert len(batch) < 4 + 12  # one token settles soon
+    assert len(batch) < 4 + 12  # one token converges soon
     assert torch.equal(batch[-1].tokens, batch[-2].tokens)
 
 

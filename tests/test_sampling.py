@@ -138,7 +138,7 @@ def test_the_first_positions_have_the_same_noise_however_many_follow(K):
 
 
 @pytest.mark.parametrize("decode", METHODS.values(), ids=METHODS)
-def test_noise_is_needed_up_to_the_last_hole(make_denoiser, decode):
+def test_noise_is_needed_up_to_the_last_masked_token(make_denoiser, decode):
     denoiser, x_t = make_denoiser(2, grid=(8, 8)), uniform_tokens(range(3), 2, 64, 12)
     noise, known = gumbel(range(3), 2, 64, 12), torch.ones(3, 64, dtype=torch.bool)
     known[0, 5:9], known[1, 30], known[2, 20:40] = False, False, False
@@ -242,7 +242,7 @@ def test_image_i_of_one_seed_has_its_own(tiny):
 def test_noise_belongs_to_seed_scale_and_pass():
     one = gumbel([5], 2, 4, 3)
     assert torch.equal(gumbel([4, 5], 2, 4, 3)[1:], one)
-    for other in (gumbel([6], 2, 4, 3), gumbel([5], 3, 4, 3), gumbel([5], 2, 4, 3, turn=1)):
+    for other in (gumbel([6], 2, 4, 3), gumbel([5], 3, 4, 3), gumbel([5], 2, 4, 3, pass_index=1)):
         assert not torch.equal(other, one)
     assert not torch.equal(uniform_tokens([5], 3, 64, 99), uniform_tokens([6], 3, 64, 99))
 
@@ -439,7 +439,7 @@ def test_rows_that_are_done_leave_the_batch(make_denoiser):
 
 
 @pytest.mark.parametrize("decode", [decode_sequential, decode_parallel])
-def test_only_the_span_of_the_holes_is_drawn(make_denoiser, decode):
+def test_only_the_span_of_masked_tokens_is_drawn(make_denoiser, decode):
     """Known runs at either end cost no pass of their own."""
     denoiser, at = make_denoiser(2, grid=(8, 8)), []
     x_t, noise = uniform_tokens(range(2), 2, 64, 12), gumbel(range(2), 2, 64, 12)

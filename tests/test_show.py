@@ -177,14 +177,14 @@ def test_tokens_that_are_no_grid_of_codes_are_refused(grid, sentence):
         show.tokens(grid, PAINT)
 
 
-def test_only_the_hole_is_tinted():
-    hole = np.zeros((32, 32), dtype=bool)
-    hole[8:20, 4:] = True
-    before, after = np.asarray(plain(GREY)), np.asarray(show.mask_overlay(plain(GREY), hole))
-    assert np.array_equal((before != after).any(axis=2), hole)
+def test_only_the_mask_is_tinted():
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[8:20, 4:] = True
+    before, after = np.asarray(plain(GREY)), np.asarray(show.mask_overlay(plain(GREY), mask))
+    assert np.array_equal((before != after).any(axis=2), mask)
 
 
-def test_a_hole_of_another_size_is_refused():
+def test_a_mask_of_another_size_is_refused():
     with pytest.raises(ValueError, match="as large as the image"):
         show.mask_overlay(plain(RED), np.zeros((8, 8), dtype=bool))
 

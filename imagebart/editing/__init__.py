@@ -1,8 +1,8 @@
-"""Editing, which no model is trained for.   [sections 4.2 and 4.3, A.3]
+"""Editing, without training for it.   [sections 4.2 and 4.3, A.3]
 
-process       the masked process: known tokens held at every scale while the rest is drawn
-masks         a mask: a picture, a file or an array as booleans, and as tokens
-pasting       what the model sees of a picture, and how its result is pasted back
+process       the masked process: known tokens fixed at every scale, masked tokens sampled
+masks         masks: images, files and arrays as booleans
+pasting       the crop that the model edits, and how its result is pasted back
 inpainting    inpaint, complete, outpaint
-panorama      beyond the training size: a window slides over a wide picture
+panorama      images wider than the training size: a sliding window
 """

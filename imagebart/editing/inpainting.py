@@ -1,10 +1,10 @@
-"""Edit pictures: what is marked is repainted, what is not stays to the bit.   [section 4.3, A.3]
+"""Edit images: the mask is repainted, all other pixels stay bit for bit.   [section 4.3, A.3]
 
-inpaint     a mask of any shape, on a picture of any size
+inpaint     a mask of any shape, on an image of any size
 complete    one half kept
-outpaint    on beyond the borders
+outpaint    beyond the borders
 
-A mask becomes a hole of tokens, which `process` fills; only its pixels are pasted back.
+The mask becomes masked tokens, which `process` samples; only their pixels are pasted back.
 """
 
 import inspect
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from imagebart.arguments import as_int, each_of
 from imagebart.data.images import to_pil, to_rgb, to_tensor
-from imagebart.editing.masks import hole_pixels, pixel_hole
-from imagebart.editing.pasting import Box, box_around, feathered, filled, outward
+from imagebart.editing.masks import masked_pixels, pixel_mask
+from imagebart.editing.pasting import Box, box_around, feathered, fill_unknown, outward
 from imagebart.editing.process import PROCESSES
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
@@ -40,31 +40,30 @@ def inpaint(
     box: Box | None = None,
     **options: Unpack[EditingOptions],
 ) -> Images:
-    """Images in [-1, 1] that are `image` where the mask is black / False, repainted where white.
+    """Images (b, 3, H, W) in [-1, 1]: `image`, repainted where the mask is white / True.
 
-    The mask is a picture, or an array of booleans or of bytes: white, or at least half as bright,
-    is repainted; black and transparent stay (`masks.py`). Image and mask have one size, any, and
-    so have the results. The model sees a part of its own shape around the mask
-    (`pasting.box_around`, or `box`). A token is repainted if any pixel of it is marked, and pixels
-    of all other tokens are the input's, exactly. An empty mask gives the input back.
+    The mask is an image, or an array of booleans or uint8 (`masks.pixel_mask`), of the image's
+    size, any; the results have it too. The model edits a crop of its aspect ratio around the mask
+    (`pasting.box_around`, or `box`). A token is repainted if any of its pixels is masked; pixels of
+    all other tokens are the input's, bit for bit. An empty mask returns the input.
 
     `process` is "single" (`process.edit_steps`), "refined" (`process.refined_steps`) or "annealed"
-    (`process.annealed_steps`, as released), whose options it takes. A `semantic_map` is one of the
-    whole picture. ValueError if the sizes differ, if the mask is none, or for an option of another
-    process.
+    (`process.annealed_steps`, as released), and takes its options. A `semantic_map` covers the
+    whole image. ValueError if the sizes differ, if the mask is neither image nor array, or for an
+    option of another process.
     """
     image_seeds(options.get("seed", 0), num_images)
     widths = {name: options.pop(name) for name in ("context", "feather") if name in options}
     steps = process_of(options)
-    edit = Edit(model, image, mask, box=box, **widths)
+    edit = MaskedImage(model, image, mask, box=box, **widths)
     options |= edit.maps(options.get("semantic_map"), num_images)
-    *_, last = steps(model, edit.x_1(), edit.hole, num_images, **options)
+    *_, last = steps(model, edit.x_1(), edit.masked, num_images, **options)
     return edit.result(last.tokens)
 
 
 def process_of(options: EditingOptions) -> Callable[..., Iterator[Step]]:
-    """The process that the options name, taken out of them with what is None; ValueError for one
-    that there is not, or if an option is another's."""
+    """The process named by the options, which loses `process` and all that is None; ValueError for
+    an unknown process or an option of another."""
     name = options.pop("process", "single")
     if name not in PROCESSES:
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {name!r}")
@@ -78,12 +77,13 @@ def process_of(options: EditingOptions) -> Callable[..., Iterator[Step]]:
     return PROCESSES[name]
 
 
-class Edit:
-    """A picture, the part of it that the model sees, and the tokens of it that may change.
+class MaskedImage:
+    """An image, the crop that the model edits, and its masked tokens.
 
-    x         the picture (1, 3, H, W), in [-1, 1]
-    x_0       what the model sees of it, at the model's size
-    hole      the tokens (1, h, w) that may change; their pixels are `inside`
+    x         the image (1, 3, H, W), in [-1, 1]
+    x_0       the crop, at the model's size
+    masked    the tokens (1, h, w) to be repainted
+    inside    their pixels (H, W) in the image
     """
 
     def __init__(
@@ -98,21 +98,21 @@ class Edit:
     ):
         context, feather = as_int(context, "context"), as_int(feather, "feather")
         image = to_rgb(image)
-        marked = hole_pixels(mask, image.size)
-        everything = marked if marked.any() else ~marked
+        mask = pixel_mask(mask, image.size)
+        around = mask if mask.any() else ~mask
         self.model, self.feather = model, feather
-        self.box = box_around(everything, model.image_size) if box is None else box
+        self.box = box_around(around, model.image_size) if box is None else box
         self.x = to_tensor(image)[None].to(model.device)
         self.x_0 = model.pixels(self.box.cut(image, model.image_size))
-        self.hole = widened(self.box.tokens(marked, model.grid), context)
-        self.inside = self.box.pixels(self.hole, image.size[::-1])
+        self.masked = dilated(self.box.tokens(mask, model.grid), context)
+        self.inside = self.box.pixels(self.masked, image.size[::-1])
 
     def x_1(self) -> Grid:
-        """The tokens (1, h, w) of what the model sees."""
+        """The tokens (1, h, w) of the crop."""
         return self.model.vqgan.encode(self.x_0)
 
     def maps(self, given, num_images: int) -> dict:
-        """The option `semantic_map` for what the model sees, from maps of the whole picture."""
+        """The option `semantic_map` for the crop, from maps of the whole image."""
         if given is None:
             return {}
         each = each_of(given, num_images, np.ndarray, "semantic_map")
@@ -125,30 +125,30 @@ class Edit:
         return {"semantic_map": [seen(one) for one in each]}
 
     def result(self, tokens: Grid) -> Images:
-        """The picture, repainted with each of the tokens (b, h, w)."""
+        """The image (b, 3, H, W), repainted with each of the tokens (b, h, w)."""
         return torch.cat([*self.results(tokens)])
 
     def results(self, tokens: Grid) -> Iterator[Images]:
-        """The same one by one, since a picture may be large: a batch (1, 3, H, W) each."""
+        """The same one by one, to save memory: a batch (1, 3, H, W) each."""
         painted = self.model.generate(tokens)
         if self.feather:
-            inside = pixel_hole(self.model, self.hole).to(painted.device)
+            inside = masked_pixels(self.model, self.masked).to(painted.device)
             painted = feathered(painted, self.x_0, inside, self.feather)
         for one in painted.split(1):
             yield self.box.paste(self.x, one, self.inside)
 
 
-def widened(hole: Bool[Tensor, "1 h w"], context: int) -> Bool[Tensor, "1 h w"]:
-    """The hole and all tokens within `context` of it."""
+def dilated(masked: Bool[Tensor, "1 h w"], context: int) -> Bool[Tensor, "1 h w"]:
+    """The masked tokens and all tokens within `context` of them."""
     size = 2 * context + 1
-    return F.max_pool2d(hole.float(), size, stride=1, padding=context) > 0
+    return F.max_pool2d(masked.float(), size, stride=1, padding=context) > 0
 
 
 # ── completions ───────────────────────────────────────────────────────────────────────────────
 
 HALVES = ("upper", "lower", "left", "right")
 MOST_SIDE = 16_384
-"""Pixels a side that outpainting may reach."""
+"""Pixels per side that outpainting may reach."""
 
 
 @with_options
@@ -160,16 +160,17 @@ def complete(
     keep: str = "lower",
     **options: Unpack[EditingOptions],
 ) -> Images:
-    """Images in [-1, 1] that keep one half of `image`: "upper", "lower", "left" or "right"."""
+    """Images (b, 3, H, W) in [-1, 1] that keep one half of `image`: "upper", "lower", "left" or
+    "right". Errors as in `inpaint`."""
     if keep not in HALVES:
         raise ValueError(f"keep must be one of {HALVES}, got {keep!r}")
-    image = to_rgb(image)  # upright, as its hole
-    hole = np.zeros((image.height, image.width), bool)
-    turned = hole.T if keep in ("left", "right") else hole
-    half = len(turned) // 2
-    turned[half:] = keep in ("upper", "left")
-    turned[:half] = keep in ("lower", "right")
-    return inpaint(model, image, hole, num_images, **options)
+    image = to_rgb(image)  # upright, as its mask
+    mask = np.zeros((image.height, image.width), bool)
+    lines = mask.T if keep in ("left", "right") else mask
+    half = len(lines) // 2
+    lines[half:] = keep in ("upper", "left")
+    lines[:half] = keep in ("lower", "right")
+    return inpaint(model, image, mask, num_images, **options)
 
 
 @with_options
@@ -184,7 +185,7 @@ def outpaint(
     bottom: int = 0,
     **options: Unpack[EditingOptions],
 ) -> Images:
-    """Images in [-1, 1], larger than `image` by these pixels on each side; see `outpaint_steps`."""
+    """Images (b, 3, H, W) in [-1, 1]: `image` with these pixels added; see `outpaint_steps`."""
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
     grown, seeds = [], image_seeds(options.pop("seed", 0), num_images)
     for seed, own in zip(seeds, each_image(options, num_images), strict=True):
@@ -194,7 +195,7 @@ def outpaint(
 
 
 def each_image(options: dict, num_images: int) -> list[dict]:
-    """The options of each image alone: prompts, classes and maps are one for all, or one each."""
+    """The options of each image: prompts, classes and maps are one for all, or one each."""
     said = {name: kind for name, kind in WORDS.items() if name in options}
     each = {name: each_of(options[name], num_images, kind, name) for name, kind in said.items()}
     return [options | {name: each[name][i] for name in said} for i in range(num_images)]
@@ -212,12 +213,13 @@ def outpaint_steps(
     bottom: int = 0,
     **options: Unpack[EditingOptions],
 ) -> Iterator[tuple[Image.Image, float]]:
-    """A picture that grows by these pixels on each side: (the picture so far, the part done).
+    """Add these pixels to each side: yields (the larger image so far, the fraction done).
 
-    The model sees windows as large as fit into the image. They go outwards by half their size, each
-    with at least half of it known; all that is known stays, bit for bit. Until a pixel's window has
-    come it repeats the nearest that is known. `seed` is one number; a `semantic_map` is one of the
-    grown picture.
+    The model inpaints windows as large as fit into the image, which move outwards by half their
+    size (`pasting.outward`). At least half of each window is known; known pixels stay, bit for bit.
+    Pixels not painted yet repeat the nearest known one. `seed` is one number; a `semantic_map`
+    covers the result. ValueError for negative margins, an image that is too small, a result that is
+    too large (`grown_size`), and as in `inpaint`.
     """
     seed = options.pop("seed", 0)
     image, margins = to_rgb(image), {"left": left, "right": right, "top": top, "bottom": bottom}
@@ -226,18 +228,18 @@ def outpaint_steps(
     canvas, known = np.zeros((*size, 3), np.uint8), np.zeros(size, bool)
     canvas[place], known[place] = np.asarray(image), True
     boxes = list(outward(known, model.image_size))
-    for turn, box in enumerate(boxes):
-        continued = Image.fromarray(filled(canvas, known))
-        yield continued, turn / len(boxes)
-        one = window_seed(seed, turn)
-        window = inpaint(model, continued, ~known, box=box, seed=one, **options)
+    for i, box in enumerate(boxes):
+        so_far = Image.fromarray(fill_unknown(canvas, known))
+        yield so_far, i / len(boxes)
+        one = window_seed(seed, i)
+        window = inpaint(model, so_far, ~known, box=box, seed=one, **options)
         new = box.inside(size) & ~known
         canvas[new], known = np.asarray(to_pil(window)[0])[new], known | new
     yield Image.fromarray(canvas), 1.0
 
 
 def grown_size(model: ImageBART, image: Image.Image, margins: dict[str, int]) -> tuple[int, int]:
-    """(H, W) with the margins; ValueError if they, or the image, are nothing to go on from."""
+    """(H, W) with the margins; ValueError for negative margins, or a side out of range."""
     for name, margin in margins.items():
         as_int(margin, name)
     if min(image.size) * 8 < min(model.image_size):
@@ -250,8 +252,8 @@ def grown_size(model: ImageBART, image: Image.Image, margins: dict[str, int]) ->
     return H, W
 
 
-def window_seed(seed: int, turn: int) -> int:
-    """The seed itself for the first window, one of its own for every other."""
-    if turn == 0:
+def window_seed(seed: int, index: int) -> int:
+    """A seed for every window: the seed itself for the first."""
+    if index == 0:
         return seed
-    return int(torch.randint(2**63 - 1, (), generator=generator_of(seed, turn, 0, "window")))
+    return int(torch.randint(2**63 - 1, (), generator=generator_of(seed, index, 0, "window")))

@@ -1,7 +1,4 @@
-"""A mask becomes a hole: pictures, files and arrays as booleans, pixels as tokens.   [section 4.3]
-
-White, or at least half as bright, is repainted; black and transparent stay.
-"""
+"""Masks: images, files and arrays as booleans, True = repaint; tokens as pixels.   [section 4.3]"""
 
 import numpy as np
 from einops import repeat
@@ -13,16 +10,16 @@ from imagebart.model import ImageBART
 from imagebart.notation import Bool
 
 MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
-"""Modes of pictures that can be masks."""
+"""Modes of images that can be masks."""
 
 
-def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mask as H×W booleans, True = repaint; `size` = (W, H) is the image's.
+def pixel_mask(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The mask as booleans (H, W), True = repaint; `size` = (W, H) is the image's.
 
-    One rule: white, or at least half as bright, is repainted; black and transparent stay. A mask is
-    a picture of a mode in `MASK_MODES`, turned as its EXIF says; or an array H×W or H×W×3, of
-    booleans (True is white) or of bytes 0 .. 255. ValueError for all else, and unless the mask is
-    as large as the image.
+    A pixel is repainted if it is white or at least half as bright, known if it is darker or
+    transparent. A mask is an image of a mode in `MASK_MODES`, rotated by its EXIF orientation; or
+    an array (H, W) or (H, W, 3) of booleans (True is white) or of uint8 0 .. 255. ValueError for
+    all else, and unless the mask has the image's size.
     """
     picture = mask_picture(mask)
     if picture.size != size:
@@ -32,7 +29,7 @@ def hole_pixels(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.nda
 
 
 def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
-    """The mask as a picture, upright; ValueError if it is none."""
+    """The mask as an upright image; ValueError if it is neither image nor array."""
     if isinstance(mask, Image.Image) and mask.mode in MASK_MODES:
         return upright(mask)
     numbers = isinstance(mask, np.ndarray) and mask.dtype in (bool, np.uint8)
@@ -49,7 +46,7 @@ def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, without it then: nothing turns it a second time."""
+    """Rotated by its EXIF orientation, which is removed so that it is applied once."""
     picture.load()
     turn = turn_of(picture)
     turned = picture.copy() if turn is None else picture.transpose(turn)
@@ -58,7 +55,7 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def kind_of(mask: object) -> str:
-    """What somebody took for a mask."""
+    """A description of what was given as a mask, for errors."""
     if isinstance(mask, Image.Image):
         return f"mode {mask.mode}"
     arrays = np.ndarray | Tensor
@@ -66,7 +63,7 @@ def kind_of(mask: object) -> str:
 
 
 def on_black(picture: Image.Image) -> np.ndarray:
-    """Grey of 0 .. 255 (H, W), with what is transparent laid on black."""
+    """Grey (H, W), 0 .. 255, composited on black."""
     if picture.mode == "I;16":
         grey = np.asarray(picture)
         return np.where(grey == picture.info.get("transparency", -1), 0, grey >> 8)
@@ -77,14 +74,14 @@ def on_black(picture: Image.Image) -> np.ndarray:
 
 
 def read_mask(path: PathLike) -> Image.Image:
-    """The picture in a file as it is, for `hole_pixels`; ValueError unless it is a whole picture.
+    """The image of a file for `pixel_mask`, not composited on white as by `images.read_image`.
 
-    `images.read_image` would lay it on white.
+    ValueError unless the file is a complete image.
     """
     return read_image(path, convert=upright)
 
 
-def pixel_hole(model: ImageBART, hole: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:
-    """The pixels of the tokens in the hole."""
+def masked_pixels(model: ImageBART, masked: Bool[Tensor, "1 h w"]) -> Bool[Tensor, "1 1 H W"]:
+    """The pixels of the masked tokens, at the model's size."""
     f = model.vqgan.f
-    return repeat(hole, "1 h w -> 1 1 (h fh) (w fw)", fh=f, fw=f)
+    return repeat(masked, "1 h w -> 1 1 (h fh) (w fw)", fh=f, fw=f)

@@ -1,7 +1,7 @@
-"""Which part of a picture the model sees, and how what it painted goes back: bit for bit outside.
+"""Crop what the model edits, and paste its result at masked tokens only.
 
-A picture of any size is edited at the model's: a box of the model's shape around the hole is cut
-out, scaled, edited, scaled back, and pasted where tokens were repainted.
+An image of any size is edited at the model's: a box of the model's aspect ratio around the mask is
+cropped, resized, edited, resized back, and pasted where tokens are masked.
 """
 
 import math
@@ -20,7 +20,7 @@ from imagebart.notation import Bool, Float, Images
 
 @dataclass(frozen=True)
 class Box:
-    """A part of a picture, in its pixels; it may reach beyond the borders."""
+    """A rectangle in pixels of an image; it may extend beyond the borders."""
 
     left: int
     top: int
@@ -28,7 +28,7 @@ class Box:
     height: int
 
     def cut(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """The part, scaled to `size` (H, W); beyond the borders the outermost pixels go on."""
+        """The crop, resized to `size` (H, W); beyond the borders edge pixels are repeated."""
         pixels = np.asarray(image)
         (H, W), right, bottom = pixels.shape[:2], self.left + self.width, self.top + self.height
         rows = np.arange(self.top, bottom).clip(0, H - 1)
@@ -39,8 +39,8 @@ class Box:
         return part.resize(size[::-1], Image.Resampling.LANCZOS)
 
     def kinds(self, kinds: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
-        """The part of a semantic map (any H', W') of a picture of `size` (H, W), 8×8 places a token
-        of `grid`; beyond the borders the outermost go on."""
+        """The crop of a semantic map (H', W') of an image of `size` (H, W), resampled to 8×8 places
+        per token of `grid` (h, w); beyond the borders edge places are repeated."""
         at = []
         for start, length, whole, places, tokens in zip(
             (self.top, self.left), (self.height, self.width), size, kinds.shape, grid, strict=True
@@ -49,26 +49,26 @@ class Box:
             at.append((middle * places / whole).astype(int).clip(0, places - 1))
         return kinds[np.ix_(*at)]
 
-    def tokens(self, marked: np.ndarray, grid: tuple[int, int]) -> Bool[Tensor, "1 h w"]:
-        """True at every token that a marked pixel touches, however thin the stroke."""
-        (h, w), (H, W) = grid, marked.shape
+    def tokens(self, mask: np.ndarray, grid: tuple[int, int]) -> Bool[Tensor, "1 h w"]:
+        """The masked tokens of `grid` (h, w): those with at least one masked pixel (H, W)."""
+        (h, w), (H, W) = grid, mask.shape
         rows = [_touched(self.top, self.height, i, h, H) for i in range(h)]
         columns = [_touched(self.left, self.width, j, w, W) for j in range(w)]
-        return torch.tensor([[[bool(marked[r, c].any()) for c in columns] for r in rows]])
+        return torch.tensor([[[bool(mask[r, c].any()) for c in columns] for r in rows]])
 
-    def pixels(self, hole: Bool[Tensor, "1 h w"], size: tuple[int, int]) -> Bool[Tensor, "H W"]:
-        """The pixels of a picture of `size` (H, W) that lie in the hole's tokens."""
-        (h, w), (H, W) = hole.shape[1:], size
+    def pixels(self, masked: Bool[Tensor, "1 h w"], size: tuple[int, int]) -> Bool[Tensor, "H W"]:
+        """The pixels of an image of `size` (H, W) in masked tokens."""
+        (h, w), (H, W) = masked.shape[1:], size
         inside = torch.zeros(H, W, dtype=torch.bool)
         rows = torch.arange(max(self.top, 0), min(self.top + self.height, H))
         columns = torch.arange(max(self.left, 0), min(self.left + self.width, W))
         i = (rows - self.top) * h // self.height
         j = (columns - self.left) * w // self.width
-        inside[rows[:, None], columns] = hole[0].cpu()[i[:, None], j]
+        inside[rows[:, None], columns] = masked[0].cpu()[i[:, None], j]
         return inside
 
     def inside(self, size: tuple[int, int]) -> np.ndarray:
-        """The pixels of a picture of `size` (H, W) that lie in the box, as booleans."""
+        """The pixels of an image of `size` (H, W) in the box, as booleans."""
         inside = np.zeros(size, bool)
         rows = slice(max(self.top, 0), self.top + self.height)
         inside[rows, max(self.left, 0) : self.left + self.width] = True
@@ -80,7 +80,7 @@ class Box:
         painted: Float[Tensor, "b 3 h w"],
         where: Bool[Tensor, "H W"],
     ) -> Float[Tensor, "b 3 H W"]:
-        """x (1, 3, H, W) with the painted parts (b, 3, h, w), scaled, `where` it says."""
+        """x (1, 3, H, W) replaced by the resized crops `painted` (b, 3, h, w) at pixels `where`."""
         if painted.shape[2:] != (self.height, self.width):
             size = self.height, self.width
             painted = F.interpolate(painted, size, mode="bicubic", antialias=True)
@@ -95,14 +95,14 @@ class Box:
         return result
 
 
-def box_around(marked: np.ndarray, size: tuple[int, int]) -> Box:
-    """As much of a picture as the model (H, W) can see at once, and all of the marked part.
+def box_around(mask: np.ndarray, size: tuple[int, int]) -> Box:
+    """The crop that a model of `size` (h, w) edits: the largest box of its aspect ratio.
 
-    The largest box of the model's shape within the picture, or a larger one where the marked part
-    is; its middle is that of the marked part, as far as the borders allow.
+    It lies within the image, or is larger if the mask (H, W) does not fit, and is centred on the
+    mask as far as the borders allow.
     """
-    (H, W), (h, w) = marked.shape, size
-    rows, columns = marked.any(1).nonzero()[0], marked.any(0).nonzero()[0]
+    (H, W), (h, w) = mask.shape, size
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     tall, wide = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
     scale = max(min(H / h, W / w), tall / h, wide / w)
     height, width = math.ceil(h * scale - 1e-9), math.ceil(w * scale - 1e-9)
@@ -112,8 +112,9 @@ def box_around(marked: np.ndarray, size: tuple[int, int]) -> Box:
 
 
 def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
-    """Boxes of the shape `size` that cover what lies around a known rectangle, right, left, above,
-    below: as large as fit into it, each at least half known when those before it are painted."""
+    """Boxes of the aspect ratio of `size` (h, w) that cover the unknown area around a known
+    rectangle: right, left, above, below. Each is as large as fits into the rectangle, and at least
+    half known once those before it are painted."""
     (H, W), (h, w) = known.shape, size
     rows, columns = known.any(1).nonzero()[0].tolist(), known.any(0).nonzero()[0].tolist()
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
@@ -137,16 +138,16 @@ def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
         yield from (Box(x, bottom - height, width, height) for x in along(0, W, width))
 
 
-def filled(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, 3) with the unknown ones taken from the nearest known of their row, or of their
-    column where the row has none."""
+def fill_unknown(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) with unknown ones copied from the nearest known pixel of their row, or of
+    their column if the row has none."""
     column, row = _nearest(known), _nearest(known.any(1)[:, None].T).T
     across = np.take_along_axis(pixels, column[..., None], axis=1)
     return across[row[:, 0]]
 
 
 def _nearest(known: np.ndarray) -> np.ndarray:
-    """For each place of each row the nearest place that is known, itself if none is."""
+    """For each place of each row the nearest known place, or itself if none is known."""
     place = np.broadcast_to(np.arange(known.shape[1]), known.shape)
     before = np.maximum.accumulate(np.where(known, place, -(10**9)), axis=1)
     after = np.minimum.accumulate(np.where(known, place, 10**9)[:, ::-1], axis=1)[:, ::-1]
@@ -155,12 +156,12 @@ def _nearest(known: np.ndarray) -> np.ndarray:
 
 
 def _placed(start: int, length: int, whole: int) -> int:
-    """Within [0, whole) if it fits there, else around its middle."""
+    """A start such that the length lies within [0, whole) if it fits, else is centred on it."""
     return int(min(max(start, 0), whole - length)) if length <= whole else (whole - length) // 2
 
 
 def _touched(start: int, length: int, i: int, count: int, whole: int) -> slice:
-    """The pixels that the i-th of `count` equal parts of start … start + length touches."""
+    """The pixels of the i-th of `count` equal parts of start … start + length."""
     first = math.floor(start + i * length / count + 1e-6)
     last = math.ceil(start + (i + 1) * length / count - 1e-6)
     return slice(min(max(first, 0), whole), min(max(last, 0), whole))
@@ -169,10 +170,11 @@ def _touched(start: int, length: int, i: int, count: int, whole: int) -> slice:
 def feathered(
     painted: Images, x_0: Float[Tensor, "1 3 H W"], inside: Bool[Tensor, "1 1 H W"], width: int
 ) -> Images:
-    """What was painted, shifted near the border of the hole to meet what is known there.
+    """The painted pixels, shifted near the border of the mask to match the known pixels.
 
-    A VQGAN does not give back the known pixels exactly; its error at the border, averaged nearby,
-    is taken from the hole, less and less over about `width` pixels. Known pixels are not touched.
+    A VQGAN does not reconstruct known pixels exactly; its error at the border, blurred, is
+    subtracted from the masked pixels `inside`, fading over about `width` pixels. Known pixels are
+    unchanged.
     """
     known = (~inside).to(painted.dtype)
     error, near = blur((x_0 - painted) * known, width), blur(known, width)
@@ -181,7 +183,7 @@ def feathered(
 
 
 def blur(x: Float[Tensor, "b c H W"], width: int) -> Float[Tensor, "b c H W"]:
-    """A Gaussian blur of standard deviation width / 2; borders go on."""
+    """A Gaussian blur of standard deviation width / 2; edge pixels are repeated."""
     reach = 2 * width
     place = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
     kernel = (-2 * (place / width) ** 2).exp()
