@@ -64,7 +64,7 @@ OLD_WORDS = {  # a private word, as a regular expression: the field's word
     r"rooms": "tabs, packages",
     r"whole\.py": "arguments.py",
     r"[Hh]oles?|HOLES?|hole_\w+|\w+_holes?(_\w+)?": "mask, masked tokens, span",
-    r"around(?==)|--around|(looks|course)(?=\()|turn(?=: int|=)": "resampling, schedule, pass index",
+    r"around(?==)|--around|(looks|course)(?=\()|turn(?=: int|=)": "resampling, schedule, pass",
 }
 TO_COME_WORDS = {  # words of areas that are being renamed
     r"reckon(ed|s)?": "computed",
