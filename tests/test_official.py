@@ -523,7 +523,7 @@ def test_text_and_maps_are_read_by_every_scale(make_denoiser, shape, t):
 
 
 @pytest.fixture
-def edit(make_model, monkeypatch):
+def edit(make_model):
     """A function that edits a wide random image in the released way, and what it did on the way:
     one record a pass, (t, x_t, filter, x_{t-1})."""
     model, records = make_model(T=4, grid=(4, 4)), []
@@ -533,13 +533,12 @@ def edit(make_model, monkeypatch):
         records.append((denoiser.t, x_t, choose, x_prev))
         return x_prev
 
-    monkeypatch.setattr(process, "decoder", lambda method: spy)
     torch.manual_seed(0)
     x_1, masked = torch.randint(12, (1, 4, 4)), torch.rand(1, 4, 4) < 0.5
 
     def run(num_images: int = 2, process=process.annealed_steps, **options):
         records.clear()
-        return list(process(model, x_1, masked, num_images, **options)), list(records)
+        return list(process(model, x_1, masked, num_images, method=spy, **options)), list(records)
 
     return model, x_1, masked, run
 
