@@ -28,6 +28,7 @@ from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STA
 from imagebart.distributed import pick_device
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.folders import SHIPPED
+from imagebart.options import Conditions, EditingOptions, as_dataclass, options_said
 from imagebart.probe import Probe
 
 SCENES = 3000
@@ -53,13 +54,11 @@ TARGETS = (
 )
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(as_dataclass(EditingOptions, without=Conditions.__annotations__)):
     model: str = str(SHIPPED)  # a folder or a Hub id
     n: int = 200  # edits, shared by the targets
     candidates: int = 1  # drawn for each edit
-    guidance: float | None = None  # the model's own unless given
-    passes: int = 0  # of refinement
     probe: Path | None = None  # the shipped one unless given
     seed: int = 0  # of every edit
     out: Path | None = None  # where the JSON goes
@@ -137,14 +136,14 @@ def edited(
     config: Config,
 ) -> Image.Image:
     """The edit; of several candidates the one most similar to the prompt."""
-    how = {"process": "refined", "passes": config.passes} if config.passes else {}
+    how = options_said(config, EditingOptions)
+    if "passes" in how:
+        how.setdefault("process", "refined")
     images = model.inpaint(
         image,
         mask,
         config.candidates,
         prompt=prompt,
-        guidance=config.guidance,
-        seed=config.seed,
         **how,
     )
     likeness = probe.likeness(prompt)(images) if len(images) > 1 else [0.0]

@@ -34,12 +34,13 @@ from imagebart.checkpoint import sha256_of, write_json
 from imagebart.conditions import class_count
 from imagebart.data.images import ImageFolder, SceneryData
 from imagebart.distributed import finish, part_of, split, start
+from imagebart.options import Conditions, SamplingOptions, as_dataclass, options_said
 
 METRIC_PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(as_dataclass(SamplingOptions, without=Conditions.__annotations__)):
     model: str | None = None  # a folder or a Hub id; the shipped model if there is no --images
     images: Path | None = None  # measure the images of this folder instead of a model's samples
     reference: str | None = None  # real pictures: a folder, "scenery", or their statistics (.npz)
@@ -49,8 +50,6 @@ class Config:
     num_images: Annotated[int | None, tyro.conf.arg(aliases=["--n"])] = None
     batch: int = 32  # images per step on each device
     seed: int = 0  # of sample 0, and of the random subsets of IS and KID
-    temperature: float = 1.0
-    top_k: int = 0  # 0 is off
     captions: str | None = None  # the prompts: a text file with one in each line, or "scenery"
     clip: Path | None = None  # the folder of a CLIP model (Hugging Face's layout)
     inception: Path | None = None  # the network's weights; default: where torch.hub keeps them
@@ -105,10 +104,8 @@ def samples(
         n,
         batch=config.batch,
         part=indices,
-        seed=config.seed,
-        temperature=config.temperature,
-        top_k=config.top_k,
         output_type="pt",
+        **options_said(config, SamplingOptions),
         **conditions,
     )
     for part, images in zip(split(indices, config.batch), stream, strict=True):

@@ -31,13 +31,14 @@ from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
+from imagebart.options import Conditions, SamplingOptions, as_dataclass, options_said
 from imagebart.probe import GRID, Predictions, Probe
 
 ConditionName = Literal["text", "class", "map"]
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(as_dataclass(SamplingOptions, without=(*Conditions.__annotations__, "guidance"))):
     model: str = str(SHIPPED)  # a folder or a Hub id
     conditions: tuple[ConditionName, ...] = ("text", "class")
     n: int = 1000  # samples of each
@@ -127,11 +128,11 @@ def draw_samples(
     model: ImageBART, targets: Targets, condition: ConditionName, guidance: float, config: Config
 ) -> Tensor:
     """One sample per scene, b×3×H×W uint8."""
-    parts = []
+    parts, how = [], options_said(config, SamplingOptions) | {"guidance": guidance}
     for start in tqdm(range(0, config.n, config.batch), desc=condition, mininterval=5):
         rows = range(start, min(start + config.batch, config.n))
-        how = {"seed": config.seed + start, "guidance": guidance, "output_type": "pt"}
-        images = model.sample(len(rows), **how, **targets.options(condition, rows, model))
+        how |= {"seed": config.seed + start, **targets.options(condition, rows, model)}
+        images = model.sample(len(rows), output_type="pt", **how)
         parts.append((images * 255).round().byte().cpu())
     return torch.cat(parts)
 

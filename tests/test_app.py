@@ -29,6 +29,7 @@ from demo.edit import MASKS, MOST_UNDOS, inpaint, mask_layer, outpaint, remember
 from demo.paint import semantic
 from demo.panorama import panorama
 from demo.pictures import example_pictures, growing, read_editor, read_picture
+from demo.requests import FILTERS
 from demo.sample import sample
 from imagebart import ImageBART
 from imagebart.conditions import text_shape, text_tokens
@@ -38,6 +39,7 @@ from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import pixel_mask
 from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
+from imagebart.options import EditingOptions, PanoramaOptions, SamplingOptions, rows
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 
@@ -183,6 +185,30 @@ def test_endpoints_have_these_names_and_defaults(client):
         "/panorama": {**chain, "prompts": "", "width": 192, "wrap": False, "exact": False},
         "/chain": {"image": None, "t": 2, "seed": 0},
     }
+
+
+CHAIN = {"method": "the tokens are the same", "semantic_map": "painted, at /semantic"}
+EDITS = CHAIN | dict.fromkeys(["process", "around", "chains"], "the app refines")
+WIDE = {"method": CHAIN["method"], "mode": "called exact", "classes": "said in the prompts"}
+DOORS = {  # endpoint → the table of its options, and those that it lacks: why
+    "/sample": (SamplingOptions, CHAIN),
+    "/inpaint": (EditingOptions, EDITS),
+    "/outpaint": (EditingOptions, EDITS),
+    "/panorama": (PanoramaOptions, WIDE),
+}
+
+
+def test_every_option_reaches_the_app(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    for name, (table, missing) in DOORS.items():
+        shown = {p["parameter_name"] for p in named[name]["parameters"]}
+        assert rows(table).keys() - shown == missing.keys(), name
+
+
+def test_numbers_reach_the_chain(model, monkeypatch):
+    told, numbers = [], {name: 0.5 if name != "top_k" else 3 for name in FILTERS}
+    monkeypatch.setattr(ImageBART, "sample_steps", lambda *_, **how: told.append(how) or iter([]))
+    assert list(sample(model, **numbers)) == [] and numbers.items() <= told[0].items()
 
 
 def test_a_picture_is_forgotten_level_by_level(client, model, tmp_path):

@@ -1,11 +1,15 @@
 """One table of options, and every door shows it: signatures, command line, app, evaluation."""
 
 import ast
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import get_args
 
+import edits
+import generation
 import numpy as np
+import obedience
 import pytest
 import torch
 from PIL import Image
@@ -171,15 +175,84 @@ def test_choices_of_the_tables_are_those_that_there_are():
 
 # ── the other doors ───────────────────────────────────────────────────────────────────────────
 
-AN_ARRAY = "an array: the app paints one"
-DOORS = {  # what a person can say there, and what not: why
-    "sample": (Sample, SamplingOptions, {"semantic_map": AN_ARRAY}),
-    "edit": (Edit, EditingOptions, {"semantic_map": AN_ARRAY}),
+ARRAY = "an array: the app paints one"
+DRAWN = "what each scene or caption of the evaluation says"
+SWEPT = "several in one run"
+DOORS = {  # where options can be said, of which table, and which cannot: why
+    "sample": (Sample, SamplingOptions, {"semantic_map": ARRAY}),
+    "edit": (Edit, EditingOptions, {"semantic_map": ARRAY}),
     "panorama": (Panorama, PanoramaOptions, {}),
+    "eval/generation.py": (
+        generation.Config,
+        SamplingOptions,
+        dict.fromkeys(["prompt", "classes", "semantic_map"], DRAWN),
+    ),
+    "eval/obedience.py": (
+        obedience.Config,
+        SamplingOptions,
+        dict.fromkeys(["prompt", "classes", "semantic_map"], DRAWN) | {"guidance": SWEPT},
+    ),
+    "eval/edits.py": (
+        edits.Config,
+        EditingOptions,
+        dict.fromkeys(["prompt", "classes", "semantic_map"], DRAWN),
+    ),
 }
 
 
-@pytest.mark.parametrize("command", DOORS)
-def test_every_option_reaches_the_command_line(command):
-    door, table, missing = DOORS[command]
-    assert rows(table).keys() - door.__dataclass_fields__.keys() == missing.keys()
+def options_of(door: str) -> dict:
+    """A value that is not the default for every option that can be said there."""
+    _, table, missing = DOORS[door]
+    values = {float: 0.5, int: 3, str: "lake", int | str: "lake", bool: True}
+    said = {}
+    for name, row in rows(table).items():
+        if name not in missing:
+            value = values.get(row.one) or get_args(row.one)[-1]
+            said[name] = (value,) if row.option.per == "place" else value
+    return said
+
+
+class Told:
+    """A model that draws nothing and remembers what it was told."""
+
+    K, T, classes, device = 12, 3, 0, torch.device("cpu")
+
+    def sample(self, *_, output_type="pil", **options):
+        self.told = options
+        return [IMAGE] if output_type == "pil" else torch.zeros(1, 3, 32, 32)
+
+    def sample_stream(self, *_, batch=None, part=None, **options):
+        return iter([self.sample(**options)])
+
+    def inpaint(self, *_, **options):
+        self.told = options
+        return [IMAGE]
+
+    panorama = inpaint
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_option_reaches_the_command_line_and_the_evaluation(door, monkeypatch, tmp_path):
+    config, table, missing = DOORS[door]
+    several = {"guidance"} & missing.keys()  # a field, but of another kind
+    assert rows(table).keys() - config.__dataclass_fields__.keys() == missing.keys() - several
+    said, model, more = options_of(door), Told(), {"out": tmp_path / "out.png"}
+    IMAGE.save(tmp_path / "image.png")
+    monkeypatch.setattr(ImageBART, "from_pretrained", lambda *_, **__: model)
+    if door == "edit":
+        more |= {"image": tmp_path / "image.png", "mask": tmp_path / "image.png"}
+    config = config(**said, **more)
+    if door == "eval/generation.py":
+        next(generation.samples(model, config, 1, [], range(1)))
+    elif door == "eval/obedience.py":
+        monkeypatch.setattr(obedience.Targets, "__init__", lambda *_: None)
+        monkeypatch.setattr(obedience.Targets, "options", lambda *_: {})
+        config = dataclasses.replace(config, n=1)
+        obedience.draw_samples(model, obedience.Targets(), "text", 2.0, config)
+        said["guidance"] = 2.0
+    elif door == "eval/edits.py":
+        edits.edited(model, None, IMAGE, MASK, "a lake", config)
+        said["prompt"] = "a lake"
+    else:
+        config.run()
+    assert model.told == said
