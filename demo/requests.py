@@ -23,7 +23,7 @@ MOST_PIXELS = 2**24
 """Of an input image, and of all images of a request: for example four of 2048×2048."""
 MOST_LAYERS = 8
 LONGEST_PROMPT = 1000
-MOST = {"temperature": 5, "guidance": 20, "passes": 16, "context": 4, "feather": 16}
+LIMITS = {"temperature": 5, "guidance": 20, "passes": 16, "context": 4, "feather": 16}
 """Of numbers without a bound in the library."""
 STEP = 0.05
 """Step of a slider for real numbers."""
@@ -58,7 +58,7 @@ def bounds(model: ImageBART, name: str) -> tuple[float, float]:
     """The bounds of a numeric option for visitors, inclusive."""
     option = rows(EditingOptions)[name].option
     lowest = option.least + STEP if option.open else option.least
-    return lowest, {"top_k": model.K, **MOST}.get(name, option.most)
+    return lowest, {"top_k": model.K, **LIMITS}.get(name, option.most)
 
 
 def read_number(model: ImageBART, name: str, value: Any) -> float:

@@ -33,6 +33,7 @@ from imagebart.folders import (
     scale_name,
     update_config,
 )
+from imagebart.isolation import isolated, plain_settings
 from imagebart.notation import Float, Grid, Images, Tokens
 from imagebart.options import (
     Conditions,
@@ -241,7 +242,7 @@ class ImageBART(nn.Module):
 
     # ── x_0 ↔ x_1 ─────────────────────────────────────────────────────────────────────────────
 
-    @torch.inference_mode()
+    @isolated
     def encode(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Grid:
         """x_1: tokens (b, h, w) int64 of PIL images (resized and cropped to the model's size) or
         of a tensor b×3×H×W in [0, 1] (taken as it is; H and W multiples of f)."""
@@ -253,7 +254,7 @@ class ImageBART(nn.Module):
         require_output(output_type)
         return self.present(self.generate(tokens), output_type)
 
-    @torch.inference_mode()
+    @isolated
     def generate(self, tokens: Grid) -> Images:
         """G(x_1), as the network gives it: about [-1, 1]."""
         if tokens.ndim != 3 or tokens.numel() == 0:
@@ -269,6 +270,7 @@ class ImageBART(nn.Module):
         on those beside it."""
         return batch.split(1 if self.device.type == "cpu" else 32)
 
+    @isolated
     def pixels(self, images: Image.Image | Sequence[Image.Image] | Tensor) -> Tensor:
         """PIL images or a tensor in [0, 1] as x_0: b×3×H×W in [-1, 1] on the model's device."""
         if isinstance(images, Tensor):
@@ -280,6 +282,7 @@ class ImageBART(nn.Module):
         fitted = [to_tensor(fit(to_rgb(image), self.image_size)) for image in images]
         return torch.stack(fitted).to(self.device)
 
+    @isolated
     def present(self, images: Tensor, output_type: str) -> Pictures:
         """x_0 in [-1, 1] as the caller wants it."""
         require_output(output_type)
@@ -304,7 +307,7 @@ class ImageBART(nn.Module):
         return self.bits_per_token_of(self.encode(images), seed=seed, **conditions)
 
     @with_options
-    @torch.inference_mode()
+    @isolated
     def bits_per_token_of(
         self, tokens: Grid, *, seed: int = 0, **conditions: Unpack[Conditions]
     ) -> dict[int, Float[Tensor, "b"]]:
@@ -345,6 +348,7 @@ class ImageBART(nn.Module):
     # ── folders ───────────────────────────────────────────────────────────────────────────────
 
     @classmethod
+    @plain_settings()
     def from_pretrained(
         cls,
         source: str | Path | None = None,

@@ -16,6 +16,9 @@
 Shapes: b batch, n tokens, h w token grid, H W pixels, c channels, K codes, m prefix and context.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -45,3 +48,6 @@ Scales = int | Int[Tensor, "b"]
 
 PerPosition = Float[Tensor, "b n"]
 """One number a token, e.g. nats."""
+
+Function = TypeVar("Function", bound=Callable)
+"""What a decorator takes and gives back: its type stays the same."""

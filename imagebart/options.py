@@ -21,14 +21,13 @@ from dataclasses import dataclass, make_dataclass
 from functools import reduce, wraps
 from operator import or_
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get_origin
 
 import numpy as np
 from typing_extensions import Doc
 
 from imagebart.arguments import as_int, as_real
-
-Function = TypeVar("Function", bound=Callable)
+from imagebart.notation import Function
 
 Classes = int | str | Sequence[int | str] | None
 Texts = str | Sequence[str | None] | None
@@ -201,7 +200,7 @@ def rows(table: type) -> dict[str, Row]:
     return {name: Row(hint.__origin__, hint.__metadata__[0]) for name, hint in hints}
 
 
-def filled(table: type, given: dict) -> dict:
+def with_defaults(table: type, given: dict) -> dict:
     """The table's options: those given, and the defaults."""
     return {name: row.option.default for name, row in rows(table).items()} | given
 

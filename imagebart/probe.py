@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from imagebart.checkpoint import load_tensors, save_tensors
 from imagebart.data.scenery import KINDS, LABELS, OBJECTS, SEASONS, TIMES, WEATHERS
+from imagebart.isolation import isolated
 from imagebart.notation import Float, Int
 from imagebart.ranking import CLIP, Score
 
@@ -94,7 +95,7 @@ class Probe(CLIP):
         self.heads.load_state_dict(load_tensors(folder / "heads.safetensors"))
         self.float().eval().requires_grad_(False)
 
-    @torch.inference_mode()
+    @isolated
     def predict(self, images: Sequence[Image.Image] | Tensor, batch: int = 64) -> Predictions:
         """Predictions for PIL images, or b×3×H×W uint8; resized to the probe's size."""
         parts = [self._predict(images[i : i + batch]) for i in range(0, len(images), batch)]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from imagebart.arguments import as_int
 from imagebart.checkpoint import sha256_of
 from imagebart.data.text import TEXT_IDS, encode_text
+from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Float
 from imagebart.options import EditingOptions, SamplingOptions, with_options
@@ -157,7 +157,7 @@ class CLIP(nn.Module):
         files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
         self.sha256 = {file.name: sha256_of(file) for file in files}
 
-    @torch.inference_mode()
+    @isolated
     def forward(
         self, images: Sequence[Image.Image] | Tensor, captions: Sequence[str]
     ) -> Float[Tensor, "b"]:
@@ -166,13 +166,13 @@ class CLIP(nn.Module):
 
     # Since transformers 5 the projected embedding is the output's `pooler_output`.
 
-    @torch.inference_mode()
+    @isolated
     def embed_images(self, images: Sequence[Image.Image] | Tensor) -> Float[Tensor, "b d"]:
         """E_image of PIL images, or b×3×H×W uint8."""
         pixels = self.processor(images=list(images), return_tensors="pt").to(self.model.device)
         return self.model.get_image_features(**pixels).pooler_output
 
-    @torch.inference_mode()
+    @isolated
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """E_text; a longer text than the model can read is cut."""
         ids, _ = encode_text(list(texts), self.longest)

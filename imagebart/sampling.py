@@ -24,13 +24,17 @@ from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import EncodedCondition, encode_condition, per_scale
+from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
-from imagebart.options import ChainOptions, SamplingOptions, filled, rows, with_options
+from imagebart.options import ChainOptions, SamplingOptions, rows, with_defaults, with_options
 
 WINDOW = {"cpu": 16, "cuda": 64}
 """Positions that a parallel pass reads: more than it will settle, for what is drawn again is the
 better guess. A CPU pays for each of them, a GPU for the pass (eval/passes.py)."""
+
+COLDEST = 1e-30
+"""The lowest temperature that divides logits up to 1e8 to float32 numbers; less is 0."""
 
 Noise = Float[Tensor, "b upto K"]
 
@@ -68,7 +72,7 @@ class Step:
 
 
 @with_options
-@torch.inference_mode()
+@isolated
 def sample_steps(
     model: ImageBART, num_images: int = 1, **options: Unpack[SamplingOptions]
 ) -> Iterator[Step]:
@@ -97,7 +101,7 @@ class Request:
 
     @classmethod
     def of(cls, model: ImageBART, num_images: int, options: SamplingOptions) -> "Request":
-        given = filled(SamplingOptions, options)
+        given = with_defaults(SamplingOptions, options)
         seeds = image_seeds(given.pop("seed"), num_images)
         filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
         decode = decoder(given.pop("method"))
@@ -272,8 +276,9 @@ def decoder(method: str | Decode) -> Decode:
 
 
 def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:
-    """argmax(filtered logits / temperature + noise); without noise at temperature 0."""
-    if choose.temperature == 0:
+    """argmax(filtered logits / temperature + noise); without noise at temperature 0, and at one so
+    small that logits divided by it may be no numbers."""
+    if choose.temperature < COLDEST:
         return logits.argmax(-1)
     return (filtered(logits / choose.temperature, choose.top_k, choose.top_p) + noise).argmax(-1)
 

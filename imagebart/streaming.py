@@ -16,6 +16,7 @@ from imagebart.arguments import each_of
 from imagebart.denoiser import Denoiser
 from imagebart.distributed import split
 from imagebart.guidance import encode_condition
+from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Grid
 from imagebart.options import SamplingOptions, rows, with_options
@@ -32,6 +33,7 @@ WORDS = {name: row.one for name, row in rows(SamplingOptions).items() if row.opt
 
 
 @with_options
+@isolated
 def sample_stream(
     model: ImageBART,
     num_images: int = 1,

@@ -16,7 +16,7 @@ LIBRARY = ROOT / "imagebart"
 # From the ground up: a module imports from its own layer or from those below it.
 LAYERS = [
     {"notation", "arguments", "data", "editing", "released"},
-    {"linear", "rotary", "efficientnet", "decodable", "options", "quantiser"},
+    {"linear", "rotary", "efficientnet", "decodable", "options", "quantiser", "isolation"},
     {"vqgan", "perceptual", "diffusion", "transformer", "distributed", "checkpoint"}
     | {"data.scenery.world"},
     {"data.scenery.sky", "data.scenery.land"},

@@ -25,8 +25,8 @@ from imagebart.options import (
     RefinedOptions,
     SamplingOptions,
     SingleOptions,
-    filled,
     rows,
+    with_defaults,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -152,12 +152,12 @@ def test_what_is_not_said_is_the_default_of_the_table(tiny):
         (tiny.outpaint, (IMAGE,)),
         (tiny.panorama, (48,)),
     ):
-        said = filled(TAKES[getattr(ImageBART, function.__name__)], {})
+        said = with_defaults(TAKES[getattr(ImageBART, function.__name__)], {})
         assert torch.equal(function(*arguments, **how, **said), function(*arguments, **how))
     x_1 = tiny.encode(IMAGE)
     masked = torch.ones_like(x_1, dtype=torch.bool)
     for steps in process.PROCESSES.values():
-        *_, said = steps(tiny, x_1, masked, **filled(TAKES[steps], {}))
+        *_, said = steps(tiny, x_1, masked, **with_defaults(TAKES[steps], {}))
         *_, plain = steps(tiny, x_1, masked)
         assert torch.equal(said.tokens, plain.tokens)
 

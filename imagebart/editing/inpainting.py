@@ -22,6 +22,7 @@ from imagebart.data.images import to_pil, to_rgb, to_tensor
 from imagebart.editing.masks import masked_pixels, pixel_mask
 from imagebart.editing.pasting import Box, box_around, feathered, fill_unknown, outward
 from imagebart.editing.process import PROCESSES
+from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
 from imagebart.options import EditingOptions, with_options
@@ -30,7 +31,7 @@ from imagebart.streaming import WORDS
 
 
 @with_options
-@torch.inference_mode()
+@isolated
 def inpaint(
     model: ImageBART,
     image: Image.Image,
@@ -152,6 +153,7 @@ MOST_SIDE = 16_384
 
 
 @with_options
+@isolated
 def complete(
     model: ImageBART,
     image: Image.Image,
@@ -174,6 +176,7 @@ def complete(
 
 
 @with_options
+@isolated
 def outpaint(
     model: ImageBART,
     image: Image.Image,
@@ -202,7 +205,7 @@ def each_image(options: dict, num_images: int) -> list[dict]:
 
 
 @with_options
-@torch.inference_mode()
+@isolated
 def outpaint_steps(
     model: ImageBART,
     image: Image.Image,

@@ -26,9 +26,10 @@ from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Denoiser
 from imagebart.guidance import EncodedCondition, encode_condition
+from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
-from imagebart.options import Classes, PanoramaOptions, Texts, filled, with_options
+from imagebart.options import Classes, PanoramaOptions, Texts, with_defaults, with_options
 from imagebart.sampling import Filter, Step, decoder, draw, generator_of, gumbel, scale_filters
 from imagebart.sampling import uniform_tokens as uniform
 
@@ -36,6 +37,7 @@ MODES = ("fast", "exact")
 
 
 @with_options
+@isolated
 def panorama(
     model: ImageBART, width: int, height: int | None = None, **options: Unpack[PanoramaOptions]
 ) -> Images:
@@ -46,7 +48,7 @@ def panorama(
 
 
 @with_options
-@torch.inference_mode()
+@isolated
 def panorama_steps(
     model: ImageBART,
     width: int,
@@ -62,7 +64,7 @@ def panorama_steps(
     Between two prompts or classes the logits go over from one to the other. Wrapped, the width must
     be a multiple of f.
     """
-    given = filled(PanoramaOptions, options)
+    given = with_defaults(PanoramaOptions, options)
     mode, wrap, seed = (given.pop(name) for name in ("mode", "wrap", "seed"))
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
@@ -332,7 +334,7 @@ def encode_along(
 # ── from wide tokens to a picture ─────────────────────────────────────────────────────────────
 
 
-@torch.inference_mode()
+@isolated
 def decode_wide(model: ImageBART, tokens: Grid, wrap: bool = False) -> Images:
     """G(x_1) of wide tokens (1, h, w), in [-1, 1], window by window and cross-faded.
 

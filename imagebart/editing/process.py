@@ -20,6 +20,7 @@ from torch import Tensor
 from imagebart.arguments import as_int
 from imagebart.diffusion import geometric
 from imagebart.guidance import per_scale
+from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Tokens
 from imagebart.options import (
@@ -45,7 +46,7 @@ LEAST_RESAMPLING, MOST_RESAMPLING = 2, 8
 
 
 @with_options
-@torch.inference_mode()
+@isolated
 def edit_steps(
     model: ImageBART,
     x_1: Grid,
@@ -70,7 +71,7 @@ def edit_steps(
 
 
 @with_options
-@torch.inference_mode()
+@isolated
 def annealed_steps(
     model: ImageBART,
     x_1: Grid,
@@ -101,7 +102,7 @@ def annealed_steps(
 
 
 @with_options
-@torch.inference_mode()
+@isolated
 def refined_steps(
     model: ImageBART,
     x_1: Grid,

@@ -1,0 +1,65 @@
+"""The caller's PyTorch does not change what is computed here, and is left as it was.
+
+A caller may have autocast on, another default dtype or default device, gradients on or off: none of
+it reaches a function that is `isolated`. Its tensors are float32 (or what the weights are) and lie
+where the model is, as the tokens of a seed need. Random numbers come from generators of their own
+(`sampling.generator_of`), so global seeds are neither read nor moved; deterministic algorithms and
+the number of threads stay the caller's, since the tokens do not depend on them.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import wraps
+
+import torch
+
+from imagebart.notation import Function
+
+AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+"""Kinds of devices that autocast knows."""
+
+
+@contextmanager
+def plain_settings() -> Iterator[None]:
+    """No autocast, float32 and the CPU as defaults, in this block; then as before."""
+    with ExitStack() as stack:
+        for kind in AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        dtype = torch.get_default_dtype()
+        if dtype != torch.float32:
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
+
+
+def isolated(function: Function) -> Function:
+    """The function in inference mode and with plain settings.
+
+    A generator has them while it computes a step and gives the caller's back at every yield, since
+    the next step may be asked for in another thread, or never.
+    """
+    if not inspect.isgeneratorfunction(inspect.unwrap(function)):
+
+        @wraps(function)
+        def alone(*args, **kwargs):
+            with plain_settings(), torch.inference_mode():
+                return function(*args, **kwargs)
+
+        return alone
+
+    @wraps(function)
+    def steps(*args, **kwargs):
+        with closing(function(*args, **kwargs)) as generator:
+            while True:
+                with plain_settings(), torch.inference_mode():
+                    try:
+                        step = next(generator)
+                    except StopIteration:
+                        return
+                yield step
+
+    return steps
