@@ -313,10 +313,12 @@ class ImageBART(nn.Module):
     ) -> dict[int, Float[Tensor, "b"]]:
         """The same for tokens x_1 (b, h, w), given their conditions.
 
-        The noise of image i is that of seed + i, whatever is beside it.
+        The noise of image i is that of seed + i, whatever is beside it. Images go in batches that
+        fit the memory.
         """
         from imagebart.guidance import encode_condition
         from imagebart.sampling import image_seeds
+        from imagebart.streaming import fitting
 
         if tuple(tokens.shape[1:]) != self.grid:
             (h, w), (H, W) = self.grid, self.image_size
@@ -325,13 +327,15 @@ class ImageBART(nn.Module):
         x_1 = rearrange(tokens, "b h w -> b (h w)").to(self.device)
         seeds = image_seeds(seed, len(x_1))
         condition = encode_condition(self, len(x_1), guidance=1.0, **conditions).condition
-        bits = {}
-        for t, denoiser in self.denoisers.items():
-            x_prev, x_t = self._forgotten(x_1, t, seeds)
-            logits = denoiser(x_prev, x_t, condition)
-            nats = self.diffusion.loss_t(logits, x_t, x_1, t)
-            bits[t] = nats.mean(1) / float(np.log(2))
-        return bits
+        bits = {t: [] for t in self.denoisers}
+        for images in torch.arange(len(x_1)).split(fitting(self)):
+            own = None if condition is None else condition[images]
+            for t, denoiser in self.denoisers.items():
+                x_prev, x_t = self._forgotten(x_1[images], t, [seeds[i] for i in images])
+                logits = denoiser(x_prev, x_t, own)
+                nats = self.diffusion.loss_t(logits, x_t, x_1[images], t)
+                bits[t].append(nats.mean(1) / float(np.log(2)))
+        return {t: torch.cat(parts) for t, parts in bits.items()}
 
     def _forgotten(self, x_1: Tokens, t: int, seeds: list[int]) -> tuple[Tokens, Tokens]:
         """(x_{t-1}, x_t) of each image, with the noise of its own seed."""

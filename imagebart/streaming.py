@@ -46,15 +46,29 @@ def sample_stream(
 
     See `ImageBART.sample_stream`. What is said of every image is checked before the first is drawn.
     """
-    each = {"seed": image_seeds(options.pop("seed", 0), num_images)}
-    words = {name: options.pop(name, None) for name in WORDS}
-    encode_condition(model, num_images, guidance=options.get("guidance"), **words)
+    for count, own in batches(model, num_images, options, batch=batch, part=part):
+        *_, last = model.sample_steps(count, **own)
+        yield last.tokens
+
+
+def batches(
+    model: ImageBART,
+    num_images: int,
+    options: SamplingOptions,
+    *,
+    batch: int | None = None,
+    part: range | None = None,
+) -> Iterator[tuple[int, dict]]:
+    """(how many, their options) of `batch` images after another, as many as fit unless given."""
+    rest = dict(options)
+    each = {"seed": image_seeds(rest.pop("seed", 0), num_images)}
+    words = {name: rest.pop(name, None) for name in WORDS}
+    encode_condition(model, num_images, guidance=rest.get("guidance"), **words)
     each |= {name: each_of(words[name], num_images, kind, name) for name, kind in WORDS.items()}
     part = range(num_images) if part is None else part
     for images in split(part, fitting(model) if batch is None else batch):
         cut = {name: [values[i] for i in images] for name, values in each.items()}
-        *_, last = model.sample_steps(len(images), **cut, **options)
-        yield last.tokens
+        yield len(images), cut | rest
 
 
 # ── how many at a time ────────────────────────────────────────────────────────────────────────

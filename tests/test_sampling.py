@@ -350,6 +350,15 @@ def test_top_p_keeps_the_fewest_that_hold_p(row, p):
     assert mass - least < p + 1e-6
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-38, 1e-31])
+def test_temperatures_too_small_to_divide_by_are_greedy(tiny, temperature):
+    logits, noise = 1e3 * torch.randn(2, 5, 12), gumbel([0, 1], 2, 5, 12)
+    assert torch.equal(draw(logits, noise, Filter(temperature)), logits.argmax(-1))
+    assert torch.equal(draw(logits, noise, Filter(1e-30)), logits.argmax(-1))
+    cold, greedy = run(tiny, [1], temperature=temperature), run(tiny, [1], temperature=0)
+    assert all(map(torch.equal, cold, greedy))
+
+
 def test_filters_that_are_off_change_nothing():
     logits = torch.randn(2, 3, 7)
     for k in (0, 7, 100):

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from imagebart import sampling, streaming
 from imagebart.conditions import text_tokens
 from imagebart.distributed import Ranks, part_of
 from imagebart.model import ImageBART
+from imagebart.sampling import decode_parallel
 from imagebart.streaming import bytes_of_an_image, fitting
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +129,52 @@ def test_a_batch_fits_into_an_eighth_of_the_memory(tiny, monkeypatch):
         assert fitting(tiny) == images
     monkeypatch.undo()
     assert streaming.memory(tiny.device) > 2**28
+
+
+@pytest.fixture
+def two_at_a_time(tiny, monkeypatch):
+    """Memory for two images of `tiny`."""
+    most = 2 * streaming.SHARE * max(map(bytes_of_an_image, tiny.denoisers.values()))
+    return lambda: monkeypatch.setattr(streaming, "memory", lambda device: most)
+
+
+@pytest.mark.parametrize("how", [{}, {"process": "refined", "passes": 2}, {"process": "annealed"}])
+def test_edits_come_in_batches_that_fit(tiny, two_at_a_time, how):
+    image, mask, rows = Image.new("RGB", (32, 32)), np.eye(32, dtype=bool), []
+
+    def decode(denoiser, x_t, *rest, **more):
+        rows.append(len(x_t))
+        return decode_parallel(denoiser, x_t, *rest, **more)
+
+    how = {"seed": [3, 1, 4, 15, 9], "method": decode, "output_type": "pt", **how}
+    together = tiny.inpaint(image, mask, 5, **how)
+    assert set(rows) == {5}
+    two_at_a_time()
+    rows.clear()
+    assert torch.equal(tiny.inpaint(image, mask, 5, **how), together)
+    assert set(rows) == {2, 1}
+
+
+def test_one_condition_among_several_decides_for_all_batches(make_model, two_at_a_time):
+    """A prompt or class of any image turns off the passes around the hole, in one batch or many."""
+    model = make_model(T=4, conditions={"class": 2}, condition_dropout=True)
+    image, mask = Image.new("RGB", (32, 32)), np.arange(32)[:, None].repeat(32, 1) < 8
+    how = {"classes": [None, None, 1], "seed": 1, "output_type": "pt"}
+    together = model.inpaint(image, mask, 3, **how)
+    two_at_a_time()
+    assert fitting(model) < 3 and torch.equal(model.inpaint(image, mask, 3, **how), together)
+
+
+def test_bits_come_in_batches_that_fit(tiny, two_at_a_time, monkeypatch):
+    tokens = torch.randint(12, (5, 4, 4), generator=torch.Generator().manual_seed(0))
+    together, rows, denoiser = tiny.bits_per_token_of(tokens, seed=2), [], tiny.denoisers[2]
+    two_at_a_time()
+    watched = denoiser.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    cut = tiny.bits_per_token_of(tokens, seed=2)
+    watched.remove()
+    assert rows == [2, 2, 1]
+    for t, bits in together.items():
+        torch.testing.assert_close(cut[t], bits, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

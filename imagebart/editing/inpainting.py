@@ -21,13 +21,13 @@ from imagebart.arguments import as_int, each_of
 from imagebart.data.images import to_pil, to_rgb, to_tensor
 from imagebart.editing.masks import masked_pixels, pixel_mask
 from imagebart.editing.pasting import Box, box_around, feathered, fill_unknown, outward
-from imagebart.editing.process import PROCESSES
+from imagebart.editing.process import PROCESSES, annealed_steps, shared_resampling
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
 from imagebart.options import EditingOptions, with_options
 from imagebart.sampling import Step, generator_of, image_seeds
-from imagebart.streaming import WORDS
+from imagebart.streaming import WORDS, batches, fitting
 
 
 @with_options
@@ -51,15 +51,22 @@ def inpaint(
     `process` is "single" (`process.edit_steps`), "refined" (`process.refined_steps`) or "annealed"
     (`process.annealed_steps`, as released), and takes its options. A `semantic_map` covers the
     whole image. ValueError if the sizes differ, if the mask is neither image nor array, or for an
-    option of another process.
+    option of another process. Images come in batches that fit the memory.
     """
     image_seeds(options.get("seed", 0), num_images)
     widths = {name: options.pop(name) for name in ("context", "feather") if name in options}
     steps = process_of(options)
     edit = MaskedImage(model, image, mask, box=box, **widths)
     options |= edit.maps(options.get("semantic_map"), num_images)
-    *_, last = steps(model, edit.x_1(), edit.masked, num_images, **options)
-    return edit.result(last.tokens)
+    x_1, images = edit.x_1(), []
+    chosen = options.get("resampling_passes") is not None or steps is annealed_steps
+    if not chosen and num_images > fitting(model):
+        passes = shared_resampling(model, edit.masked, num_images, options)
+        options |= {"resampling_passes": passes}
+    for count, own in batches(model, num_images, options):
+        *_, last = steps(model, x_1, edit.masked, count, **own)
+        images.append(edit.result(last.tokens))
+    return torch.cat(images)
 
 
 def process_of(options: EditingOptions) -> Callable[..., Iterator[Step]]:

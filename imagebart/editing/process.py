@@ -28,6 +28,7 @@ from imagebart.options import (
     RefinedOptions,
     SamplingOptions,
     SingleOptions,
+    rows,
     with_options,
 )
 from imagebart.sampling import (
@@ -201,6 +202,16 @@ class MaskedProcess:
 
 
 PROCESSES = {"single": edit_steps, "annealed": annealed_steps, "refined": refined_steps}
+
+
+def shared_resampling(
+    model: ImageBART, masked: Bool[Tensor, "1 h w"], num_images: int, options: RefinedOptions
+) -> int:
+    """Resampling passes of images that are drawn in several batches: as in a single batch, where
+    one condition is enough for 0."""
+    given = {name: value for name, value in options.items() if name in rows(SamplingOptions)}
+    unconditional = Request.of(model, num_images, given).encoded.is_unconditional
+    return default_resampling(rearrange(masked, "1 h w -> 1 (h w)")) if unconditional else 0
 
 
 def default_resampling(masked: Bool[Tensor, "b n"]) -> int:
