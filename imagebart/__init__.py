@@ -17,7 +17,7 @@ In reading order, with the ideas that each file has:
     conditions      the table of conditions: class, text, map; their tokens, vectors and dropout
     denoiser        one scale: p(x_{t-1} | x_t), condition prefix, cached decoding
     guidance        a caller's conditions, encoded; classifier-free guidance
-    sampling        the reverse chain: noise of a seed, temperature, top-k, nucleus (top-p) filter,
+    sampling        the reverse chain: noise of a seed, temperature, top-k, top-p (nucleus), min-p,
                     sequential and parallel decoding, the draft (x_1 prediction)
     streaming       thousands of images in batches
     model           ImageBART: all of these as one object; the bound in bits per token

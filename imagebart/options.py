@@ -105,6 +105,15 @@ class ChainOptions(TypedDict, total=False):
             open=True,
         ),
     ]
+    min_p: Annotated[
+        float | Sequence[float],
+        Option(
+            0.0,
+            "only codes at least this times as likely as the likeliest; 0 is off",
+            per="scale",
+            most=1,
+        ),
+    ]
     method: Annotated[
         Literal["parallel", "sequential"] | Callable,
         Option("parallel", "how a scale is decoded: same tokens, another speed; or a function"),

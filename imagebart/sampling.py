@@ -11,6 +11,7 @@ passes, `sequential` in n, and both give the same tokens.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -53,6 +54,7 @@ class Filter:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -280,11 +282,13 @@ def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:
     small that logits divided by it may be no numbers."""
     if choose.temperature < COLDEST:
         return logits.argmax(-1)
-    return (filtered(logits / choose.temperature, choose.top_k, choose.top_p) + noise).argmax(-1)
+    kept = filtered(logits / choose.temperature, choose.top_k, choose.top_p, choose.min_p)
+    return (kept + noise).argmax(-1)
 
 
-def filtered(logits: Logits, top_k: int, top_p: float) -> Logits:
-    """-inf outside the k likeliest codes, and outside the fewest that hold a mass of p."""
+def filtered(logits: Logits, top_k: int, top_p: float, min_p: float = 0.0) -> Logits:
+    """-inf outside the k likeliest codes, outside the fewest that hold a mass of p, and where
+    p_k < min_p · max p."""
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -293,6 +297,9 @@ def filtered(logits: Logits, top_k: int, top_p: float) -> Logits:
         p = ordered.softmax(-1)
         outside = p.cumsum(-1) - p >= top_p
         logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+    if min_p > 0:
+        least = logits.amax(-1, keepdim=True) + math.log(min_p)
+        logits = logits.masked_fill(logits < least, -torch.inf)
     return logits
 
 

@@ -169,6 +169,7 @@ def test_endpoints_have_these_names_and_defaults(client):
         "temperature": 1,
         "top_k": 0,
         "top_p": 1,
+        "min_p": 0,
         "negative_prompt": "",
         "guidance": 1,
     }

@@ -36,7 +36,7 @@ CHOICES = [
     dict(temperature=0),
     dict(top_k=3),
     dict(top_p=0.8),
-    dict(temperature=1.3, top_k=5, top_p=0.9),
+    dict(temperature=1.3, top_k=5, top_p=0.9, min_p=0.05),
 ]
 
 
@@ -350,6 +350,23 @@ def test_top_p_keeps_the_fewest_that_hold_p(row, p):
     assert mass - least < p + 1e-6
 
 
+def test_min_p_keeps_what_is_likely_beside_the_likeliest():
+    """p_k ≥ min_p · max p, after the temperature, whatever else filters."""
+    logits = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(0))
+    p = logits.softmax(-1)
+    for min_p in (0.01, 0.3, 0.7):
+        kept = filtered(logits, 0, 1.0, min_p) > -torch.inf
+        assert torch.equal(kept, p >= min_p * p.amax(-1, keepdim=True)) and not kept.all()
+        both = filtered(logits, 3, 1.0, min_p) > -torch.inf
+        assert torch.equal(both, kept & (filtered(logits, 3, 1.0) > -torch.inf))
+    assert ((filtered(logits, 0, 1.0, 1.0) > -torch.inf).sum(-1) == 1).all()
+    hot, noise = Filter(temperature=2.0, min_p=0.5), torch.full_like(logits, -50.0)
+    noise[..., 0] = 0  # code 0 is drawn wherever it is kept
+    flat = (logits / 2).softmax(-1)
+    kept = flat[..., 0] >= 0.5 * flat.amax(-1)
+    assert torch.equal(draw(logits, noise, hot) == 0, kept) and 0 < kept.sum() < kept.numel()
+
+
 @pytest.mark.parametrize("temperature", [1e-320, 1e-38, 1e-31])
 def test_temperatures_too_small_to_divide_by_are_greedy(tiny, temperature):
     logits, noise = 1e3 * torch.randn(2, 5, 12), gumbel([0, 1], 2, 5, 12)
@@ -389,6 +406,8 @@ def test_each_scale_may_have_its_own_choice(tiny):
         (dict(top_p=None), r"top_p must lie in \(0, 1\], got None"),
         (dict(top_p=0.0), r"top_p must lie in \(0, 1\], got 0.0"),
         (dict(top_p=1.1), r"top_p must lie in \(0, 1\], got 1.1"),
+        (dict(min_p=-0.1), r"min_p must lie in \[0, 1\], got -0.1"),
+        (dict(min_p=1.1), r"min_p must lie in \[0, 1\], got 1.1"),
         (dict(temperature=[1, 1]), "temperature must be one number, or 3 for t = 2 to 4"),
         (dict(top_p=[]), "top_p must be one number, or 3"),
         (dict(method="fast"), "method must be one of"),
