@@ -353,6 +353,7 @@ class ImageBART(nn.Module):
 
     @classmethod
     @plain_settings()
+    @torch.random.fork_rng(devices=())  # new layers draw weights, before those of the files come
     def from_pretrained(
         cls,
         source: str | Path | None = None,
