@@ -22,8 +22,10 @@ AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
 @contextmanager
 def plain_settings() -> Iterator[None]:
-    """No autocast, float32 and the CPU as defaults, in this block; then as before."""
+    """No autocast, no inference mode, float32 and the CPU as defaults, in this block; then as
+    before."""
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         for kind in AUTOCAST:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
