@@ -215,7 +215,7 @@ def options_of(door: str) -> dict:
 class Told:
     """A model that draws nothing and remembers what it was told."""
 
-    K, T, classes, device = 12, 3, 0, torch.device("cpu")
+    K, T, conditions, device = 12, 3, {}, torch.device("cpu")
 
     def sample(self, *_, output_type="pil", **options):
         self.told = options
