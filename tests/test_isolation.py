@@ -106,11 +106,11 @@ def test_a_model_is_read_alike_in_every_world(tiny, tmp_path, world):
 @pytest.mark.parametrize("world", ["autocast", "float64", "another device", "inference mode"])
 def test_between_two_steps_the_world_is_the_callers(tiny, world):
     x_1 = tiny.encode(IMAGE)
-    hole = torch.ones_like(x_1, dtype=torch.bool)
+    masked = torch.ones_like(x_1, dtype=torch.bool)
     chains = {
         "sample": lambda: tiny.sample_steps(seed=1),
-        "edit": lambda: edit_steps(tiny, x_1, hole, seed=1),
-        "refine": lambda: refined_steps(tiny, x_1, hole, seed=1, passes=1),
+        "edit": lambda: edit_steps(tiny, x_1, masked, seed=1),
+        "refine": lambda: refined_steps(tiny, x_1, masked, seed=1, passes=1),
         "panorama": lambda: panorama_steps(tiny, 40, seed=1),
         "stream": lambda: tiny.sample_stream(2, batch=1, seed=1),
     }
