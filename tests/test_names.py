@@ -37,7 +37,7 @@ def defined_in(path: Path) -> set[str]:
 
 # Names of other areas that have two meanings today; each is renamed with its area.
 TO_COME = {
-    *("MOST", "Maps", "look"),
+    *("Maps", "look"),
     *("start", "tent"),
 }
 
