@@ -180,7 +180,7 @@ class PanoramaOptions(ChainOptions, total=False):
             "fast", "windows that overlap by half, or a window for every token (many times slower)"
         ),
     ]
-    wrap: Annotated[bool, Option(False, "the right end goes on at the left one")]
+    wrap: Annotated[bool, Option(False, "the right end continues at the left end")]
 
 
 class Row(NamedTuple):

@@ -97,7 +97,7 @@ def test_tokens_are_drawn_where_the_noise_is(diffusion, gpu, output, t, said):
         assert first.device.type == end.device.type == x_prev.device.type == "cuda"
 
 
-def test_wishes_are_blended_where_the_tokens_are(diffusion, gpu):
+def test_conditions_are_blended_where_the_tokens_are(diffusion, gpu):
     denoiser = scale(2, diffusion, **SAID)
     asked = SimpleNamespace(guided=lambda scale: scale, condition=condition_of(denoiser)[:1])
     blended = Blended([asked, asked], denoiser, noise(2, N))

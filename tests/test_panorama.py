@@ -11,14 +11,14 @@ import torch
 from imagebart.conditions import text_tokens
 from imagebart.editing.panorama import (
     Blended,
-    Scale,
+    ConditionsAlongX,
     WideNoise,
-    Wishes,
+    WideScale,
     decode_wide,
-    encode_along,
+    encode_along_x,
     origins,
     panorama_steps,
-    tent,
+    triangular_window,
 )
 from imagebart.guidance import encode_condition
 from imagebart.sampling import Filter, draw, gumbel
@@ -79,8 +79,8 @@ def test_exact_draws_each_token_in_the_window_around_it(tiny):
     """A token by hand: the window centred at it, all tokens before it in that window."""
     noise = WideNoise(7, tiny, (4, 9))
     x_T = noise.tokens()
-    wishes = Wishes(encode_along(tiny, 9, None, None, {}), 9, False)
-    scale = Scale(tiny.denoisers[3], wishes, x_T, noise, False)
+    conditions = ConditionsAlongX(encode_along_x(tiny, 9, None, None), 9, False)
+    scale = WideScale(tiny.denoisers[3], conditions, x_T, noise, False)
     for _ in scale.tokens(Filter()):
         pass
     for row, column in ((0, 0), (2, 5), (3, 8), (1, 7)):
@@ -126,15 +126,15 @@ def test_a_wrapped_picture_goes_on_at_its_other_end(tiny, mode):
 def test_the_fade_is_one_everywhere():
     cover = torch.zeros(32)
     for start in (0, 8, 16):
-        cover[start : start + 16] += tent(16)
+        cover[start : start + 16] += triangular_window(16)
     torch.testing.assert_close(cover[8:24], torch.ones(16))
 
 
-# ── wishes ────────────────────────────────────────────────────────────────────────────────────
+# ── conditions ────────────────────────────────────────────────────────────────────────────────────
 
 
 @BOTH
-def test_wishes_change_along_the_width(asking, mode):
+def test_conditions_change_along_the_width(asking, mode):
     how = dict(seed=2, mode=mode, guidance=1.0)
     two = tokens(asking, 192, prompts=["a lake", "night"], **how)
     first, second = (tokens(asking, 192, prompts=one, **how) for one in ("a lake", "night"))
@@ -145,13 +145,13 @@ def test_wishes_change_along_the_width(asking, mode):
     assert by_class.shape == (1, 4, 8)
 
 
-def test_weights_go_over_from_wish_to_wish():
-    wishes = Wishes([None, None], 16, False)
-    weights = wishes.weights(torch.arange(16))
+def test_weights_go_over_from_condition_to_condition():
+    conditions = ConditionsAlongX([None, None], 16, False)
+    weights = conditions.weights(torch.arange(16))
     assert weights[0, :4].eq(1).all() and weights[1, 12:].eq(1).all()
     torch.testing.assert_close(weights.sum(0), torch.ones(16))
     assert (weights[0].diff() <= 0).all() and 0.4 < weights[0, 7] < 0.6
-    around = Wishes([None] * 3, 16, True).weights(torch.arange(16))
+    around = ConditionsAlongX([None] * 3, 16, True).weights(torch.arange(16))
     torch.testing.assert_close(around.sum(0), torch.ones(16))
     assert around[2, 0] > 0 and around[0, 15] > 0
 

@@ -1,15 +1,15 @@
-"""Wider than the training size: a window of that size slides over the picture.   [section 4.2]
+"""Images wider than the training size: a sliding window of that size.   [section 4.2]
 
-At every scale t = T .. 2 a denoiser sees one window of x_t at a time, and of x_{t-1} what is
-already drawn in it:
+At every scale t = T .. 2 the denoiser reads a window of x_t, and the tokens of x_{t-1} that are
+already sampled in it:
 
-    fast     windows half of which and more is drawn already; each draws the rest. Cost grows with
-             the area as for small pictures.
-    exact    every token is drawn in the window that has it at its centre, as far as the borders
-             allow: the sliding window of the paper and of taming-transformers. A window a token.
+    fast     overlapping windows, each at least half sampled; the rest is sampled in one decoding.
+             Cost grows linearly with the area.
+    exact    each token is sampled in the window centred on it, as far as the borders allow: the
+             sliding window of the paper and of taming-transformers. One window per token.
 
-Noise belongs to places, not to windows, so both start from the same x_T and make their choices
-with the same numbers; a panorama of the training size is the sample of that seed.
+Noise belongs to positions of the image, not of a window: both modes share x_T and Gumbel noise, and
+a panorama of the training size is the sample of that seed.
 """
 
 import itertools
@@ -41,7 +41,7 @@ MODES = ("fast", "exact")
 def panorama(
     model: ImageBART, width: int, height: int | None = None, **options: Unpack[PanoramaOptions]
 ) -> Images:
-    """A picture (1, 3, height, width) in [-1, 1]; see `panorama_steps`."""
+    """An image (1, 3, height, width) in [-1, 1]; see `panorama_steps`."""
     *_, last = panorama_steps(model, width, height, **options)
     height = model.image_size[0] if height is None else height
     return decode_wide(model, last.tokens, options.get("wrap", False))[:, :, :height, :width]
@@ -55,37 +55,37 @@ def panorama_steps(
     height: int | None = None,
     **options: Unpack[PanoramaOptions],
 ) -> Iterator[Step]:
-    """The chain over a wide picture; yields x_{t-1} after every window (after every row, if exact).
+    """The chain over a wide image; yields x_{t-1} after every window (every row, if exact).
 
-    Tokens are (1, h, w), still x_t where the scale has not come; `done` is the part of the way.
-    `width` and `height` are pixels, at least the training size; a picture whose sides are no
-    multiples of f is made a little larger and cut (`panorama`). `seed` is one number.
+    Tokens are (1, h, w), those of x_t where x_{t-1} is not sampled yet; `done` is the fraction of
+    the chain. `width` and `height` are pixels, at least the training size; if they are no multiples
+    of f, the tokens cover a larger image, which `panorama` crops. `seed` is one number.
 
-    Between two prompts or classes the logits go over from one to the other. Wrapped, the width must
-    be a multiple of f.
+    Between two prompts or classes log-probabilities are interpolated (`ConditionsAlongX`). With
+    `wrap` the width must be a multiple of f. ValueError if a size or an option is out of range.
     """
     given = with_defaults(PanoramaOptions, options)
     mode, wrap, seed = (given.pop(name) for name in ("mode", "wrap", "seed"))
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-    size = grid_of(model, width, height, wrap)
+    size = wide_grid(model, width, height, wrap)
     filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
     decode = decoder(given.pop("method"))
-    wishes = Wishes(encode_along(model, size[1], **given), size[1], wrap)
+    conditions = ConditionsAlongX(encode_along_x(model, size[1], **given), size[1], wrap)
     noise = WideNoise(seed, model, size)
     x = noise.tokens()
     yield Step(model.T, x[None], 0.0)
     for t in range(model.T, 1, -1):
-        scale = Scale(model.denoisers[t], wishes, x, noise, wrap)
+        scale = WideScale(model.denoisers[t], conditions, x, noise, wrap)
         pieces = scale.windows(decode, filters[t]) if mode == "fast" else scale.tokens(filters[t])
         for part in pieces:
             yield Step(t - 1, scale.x_prev[None].clone(), (model.T - t + part) / (model.T - 1))
         x = scale.x_prev
 
 
-def grid_of(model: ImageBART, width: int, height: int | None, wrap: bool) -> tuple[int, int]:
-    """Tokens (h, w) that cover a picture of this size; ValueError if it is too small, or if its
-    ends could not meet."""
+def wide_grid(model: ImageBART, width: int, height: int | None, wrap: bool) -> tuple[int, int]:
+    """The token grid (h, w) that covers an image of this size in pixels; ValueError if it is
+    smaller than the training size, or cannot be wrapped."""
     H, W = model.image_size
     height = H if height is None else height
     for name, pixels, least in (("width", width, W), ("height", height, H)):
@@ -104,23 +104,30 @@ def grid_of(model: ImageBART, width: int, height: int | None, wrap: bool) -> tup
 # ── one scale ─────────────────────────────────────────────────────────────────────────────────
 
 
-class Scale:
-    """p^{t-1} over a wide x_t, window by window. `x_prev` (h, w) is what has been drawn."""
+class WideScale:
+    """p_θ^{t-1} over a wide x_t, window by window; `x_prev` (h, w) is valid where `drawn`."""
 
-    def __init__(self, denoiser: Denoiser, wishes: "Wishes", x_t, noise: "WideNoise", wrap: bool):
-        self.denoiser, self.wishes, self.noise, self.wrap = denoiser, wishes, noise, wrap
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        conditions: "ConditionsAlongX",
+        x_t: Int[Tensor, "h w"],
+        noise: "WideNoise",
+        wrap: bool,
+    ):
+        self.denoiser, self.conditions, self.noise, self.wrap = denoiser, conditions, noise, wrap
         self.x_t, self.x_prev = x_t, x_t.clone()
         self.drawn = torch.zeros_like(x_t, dtype=torch.bool)
 
     def windows(self, decode, choose) -> Iterator[float]:
-        """fast: window after window, each with what is drawn already held."""
+        """fast: window after window, with the tokens drawn before it as known tokens."""
         (h, w), (H, W) = self.denoiser.config.grid, self.x_t.shape
         tops = origins(H, h, False, self.noise.strides(self.denoiser.t, h, "down"))
         lefts = origins(W, w, self.wrap, self.noise.strides(self.denoiser.t, w, "along"))
         places = list(itertools.product(tops, lefts))
         for i, (top, left) in enumerate(places, 1):
             at = self.view(top, left)
-            scale, condition = self.wishes.at(self.denoiser, at[1], self.x_t.device)
+            scale, condition = self.conditions.at(self.denoiser, at[1], self.x_t.device)
             flat = (part[at].reshape(1, -1) for part in (self.x_t, self.drawn, self.x_prev))
             x_t, known, x_known = flat
             noise = self.noise.window(self.denoiser.t, *at).to(x_t.device)
@@ -130,16 +137,16 @@ class Scale:
             yield i / len(places)
 
     def tokens(self, choose) -> Iterator[float]:
-        """exact: token after token, each at the centre of its window."""
+        """exact: token after token, each in the window centred on it."""
         (h, w), (H, W) = self.denoiser.config.grid, self.x_t.shape
         for row in range(H):
             top, here = centred(row, h, H), None
             for column in range(W):
                 left = centred(column, w, 10**9 if self.wrap else W)
-                if left != here:  # another window: read it from its beginning
+                if left != here:  # another window: read from its start
                     here, read = left, 0
                     at = self.view(top, left)
-                    scale, condition = self.wishes.at(self.denoiser, at[1], self.x_t.device)
+                    scale, condition = self.conditions.at(self.denoiser, at[1], self.x_t.device)
                     decoding = scale.start(self.x_t[at].reshape(1, -1), condition)
                     noise = self.noise.window(self.denoiser.t, *at).to(self.x_t.device)
                 i = (row - top) * w + column - left
@@ -150,17 +157,15 @@ class Scale:
             yield (row + 1) / H
 
     def view(self, top: int, left: int) -> tuple[Int[Tensor, "h 1"], Int[Tensor, " w"]]:
-        """The places of a window, for indexing; columns go on at the other end."""
+        """(rows, columns) of a window for indexing; columns wrap around."""
         (h, w), device = self.denoiser.config.grid, self.x_t.device
         rows = torch.arange(top, top + h, device=device)[:, None]
         return rows, torch.arange(left, left + w, device=device) % self.x_t.shape[1]
 
 
 def origins(size: int, window: int, wrap: bool, strides: Iterator[int] | None = None) -> list[int]:
-    """Where windows begin: so far apart, half a window unless given, the last one at the border.
-
-    Wrapped, the last one lies across both ends and has drawn tokens on either side.
-    """
+    """Starts of windows that cover `size`: half a window apart or by `strides`, the last at the
+    border. With `wrap` one more lies across both ends, between tokens that are drawn."""
     half = window // 2 or 1
     strides = itertools.repeat(half) if strides is None else strides
     last, starts = size - window - (half if wrap else 0), [0]
@@ -170,18 +175,18 @@ def origins(size: int, window: int, wrap: bool, strides: Iterator[int] | None = 
 
 
 def centred(i: int, window: int, size: int) -> int:
-    """Where the window begins that has place i at its centre, as far as the borders allow."""
+    """The start of the window centred on position i, as far as the borders allow."""
     return min(max(i - window // 2, 0), size - window)
 
 
-# ── noise of places ───────────────────────────────────────────────────────────────────────────
+# ── noise of positions ────────────────────────────────────────────────────────────────────────
 
 
 class WideNoise:
-    """x_T and the Gumbel noise of a wide picture, in blocks of the training size.
+    """x_T and the Gumbel noise of a wide image, in blocks of the training size.
 
-    Block (0, 0) has the numbers of a sample of this seed. Others are drawn when a window meets
-    them and forgotten soon, so that memory does not grow with the picture.
+    Block (0, 0) is the noise of a sample of this seed. Blocks are generated when a window first
+    overlaps them and freed when none does, so that memory does not grow with the image.
     """
 
     def __init__(self, seed: int, model: ImageBART, size: tuple[int, int]):
@@ -203,17 +208,17 @@ class WideNoise:
         return torch.cat(rows)[:H, :W].to(self.device)
 
     def strides(self, t: int, window: int, way: str) -> Iterator[int]:
-        """How far each window of scale t lies from the one before: a quarter to a half of it.
+        """Random distances between the windows of scale t: a quarter to a half of a window.
 
-        A denoiser paints what is usual at each place of a window, fewer things at the edges; were
-        all windows equally far apart, at every scale, the picture would show their rhythm.
+        A denoiser draws fewer objects near the edges of a window; equal distances at every scale
+        would show as a periodic pattern.
         """
         generator, half = generator_of(self.seed, t, 0, way), window // 2 or 1
         while True:
             yield int(torch.randint(half // 2 + 1, half + 1, (), generator=generator))
 
     def window(self, t: int, rows: Int[Tensor, "h 1"], columns: Int[Tensor, " w"]) -> Logits:
-        """The noise (1, h·w, K) of the places of a window at scale t."""
+        """The Gumbel noise (1, h·w, K) of a window at scale t."""
         (h, w), rows, columns = self.grid, rows.cpu(), columns.cpu()
         noise = torch.empty(h, w, self.K)
         used = {(int(i), int(j)) for i in (rows // h).unique() for j in (columns // w).unique()}
@@ -232,28 +237,28 @@ class WideNoise:
         return self.blocks[t, i, j]
 
     def block_seed(self, i: int, j: int) -> int:
-        """A seed for every block: the picture's own for the first."""
+        """A seed for every block: the image's own for the first."""
         if (i, j) == (0, 0):
             return self.seed
         generator = generator_of(self.seed, i, j, "block")
         return int(torch.randint(2**63 - 1, (), generator=generator))
 
 
-# ── wishes along the width ────────────────────────────────────────────────────────────────────
+# ── conditions along x ────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is asked from left to right, evenly spread over `width` tokens."""
+class ConditionsAlongX:
+    """Prompts and classes from left to right, evenly spaced over `width` tokens."""
 
     encoded: list[EncodedCondition]
     width: int
     wrap: bool
 
-    def weights(self, columns: Int[Tensor, " w"]) -> Float[Tensor, "wishes w"]:
-        """How much each wish counts at these columns: going over linearly, summing to 1."""
+    def weights(self, columns: Int[Tensor, " w"]) -> Float[Tensor, "k w"]:
+        """The weight ω_k of each condition at these columns: linear interpolation, Σ_k ω_k = 1."""
         count = len(self.encoded)
-        place = (columns + 0.5) / self.width * count - 0.5  # wish k is alone at place k
+        place = (columns + 0.5) / self.width * count - 0.5  # ω_k = 1 at place k
         if not self.wrap:
             place = place.clamp(0, count - 1)
         away = (place - torch.arange(count, device=columns.device)[:, None]).abs()
@@ -264,7 +269,7 @@ class Wishes:
     def at(
         self, denoiser: Denoiser, columns: Int[Tensor, " w"], device
     ) -> tuple[Decodable, Condition | None]:
-        """(what decodes a window of these columns, its condition)."""
+        """(scale that decodes a window of these columns, its condition)."""
         weights = self.weights(columns)
         counted = [k for k in range(len(self.encoded)) if weights[k].any()]
         if len(counted) == 1:
@@ -276,13 +281,13 @@ class Wishes:
 
 
 class Blended(Decodable):
-    """Denoisers of several wishes, their logits mixed place by place; decoded as any other."""
+    """A scale under several conditions: Σ_k ω_k log p_k at every position."""
 
     def __init__(
         self,
         encoded: list[EncodedCondition],
         denoiser: Denoiser,
-        weights: Float[Tensor, "wishes n"],
+        weights: Float[Tensor, "k n"],
     ):
         self.parts: list[tuple[Decodable, Condition | None]] = [
             (one.guided(denoiser), one.condition) for one in encoded
@@ -290,11 +295,11 @@ class Blended(Decodable):
         self.weights, self.n, self.K, self.t = weights, denoiser.n, denoiser.K, denoiser.t
 
     def start(self, x_t: Tokens, condition: None = None) -> list:
-        """As `Decodable.start`, for every wish."""
+        """As `Decodable.start`, for every condition."""
         return [scale.start(x_t, condition) for scale, condition in self.parts]
 
     def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], state: list) -> Float[Tensor, "b s K"]:
-        """As `Decodable.step`: Σ_k weight_k · z_k."""
+        """As `Decodable.step`: Σ_k ω_k log softmax(z_k)."""
         logits = [
             weight[at][..., None] * scale.step(x_prev, at, one).log_softmax(-1)
             for (scale, _), weight, one in zip(self.parts, self.weights, state, strict=True)
@@ -312,11 +317,11 @@ class Blended(Decodable):
             scale.keep(rows, one)
 
 
-def encode_along(
+def encode_along_x(
     model: ImageBART, columns: int, prompts: Texts, classes: Classes, **options
 ) -> list[EncodedCondition]:
-    """One for every prompt, with the options of `encode_condition`; ValueError if there are more
-    than columns, or lists differ."""
+    """One per prompt or class, with the options of `encode_condition`; ValueError if there are more
+    than columns, or if two lists differ in length."""
     given = {"prompt": to_builtin(prompts, str), "classes": to_builtin(classes, str)}
     lists = {name: list(v) if is_several(v) else [v] for name, v in given.items()}
     counts = {len(values) for values in lists.values()} - {1}
@@ -331,21 +336,21 @@ def encode_along(
     ]
 
 
-# ── from wide tokens to a picture ─────────────────────────────────────────────────────────────
+# ── from wide tokens to an image ──────────────────────────────────────────────────────────────
 
 
 @isolated
 def decode_wide(model: ImageBART, tokens: Grid, wrap: bool = False) -> Images:
-    """G(x_1) of wide tokens (1, h, w), in [-1, 1], window by window and cross-faded.
+    """G(x_1) of wide tokens (1, h, w): an image in [-1, 1], decoded in cross-faded windows.
 
-    The decoder's norms look at all they are given, so windows of the training size are what it
-    knows; memory beyond the picture itself does not grow with the width.
+    The decoder's group norms depend on the whole input, so each window has the training size.
+    Memory beyond the image itself does not grow with the width.
     """
     (h, w), (H, W), f = model.grid, tokens.shape[1:], model.vqgan.f
     if model.grid == (H, W):
         return model.generate(tokens)
     total, weights = torch.zeros(1, 3, H * f, W * f), torch.zeros(1, 1, H * f, W * f)
-    fade = tent(h * f)[:, None] * tent(w * f)
+    fade = triangular_window(h * f)[:, None] * triangular_window(w * f)
     for top in origins(H, h, False):
         for left in origins(W, w, wrap) if not wrap else range(0, W, w // 2):
             columns = torch.arange(left, left + w) % W
@@ -357,7 +362,7 @@ def decode_wide(model: ImageBART, tokens: Grid, wrap: bool = False) -> Images:
     return (total / weights).to(model.device)
 
 
-def tent(size: int) -> Float[Tensor, " size"]:
-    """Weights that rise to the middle and fall again; tents half their size apart sum to 1."""
+def triangular_window(size: int) -> Float[Tensor, " size"]:
+    """Weights that rise linearly to the middle and fall; windows half a size apart sum to 1."""
     up = (torch.arange(size) + 0.5) / (size / 2)
     return torch.minimum(up, 2 - up)
