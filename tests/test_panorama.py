@@ -151,23 +151,23 @@ def test_weights_go_over_from_condition_to_condition():
     assert weights[0, :4].eq(1).all() and weights[1, 12:].eq(1).all()
     torch.testing.assert_close(weights.sum(0), torch.ones(16))
     assert (weights[0].diff() <= 0).all() and 0.4 < weights[0, 7] < 0.6
-    around = ConditionsAlongX([None] * 3, 16, True).weights(torch.arange(16))
-    torch.testing.assert_close(around.sum(0), torch.ones(16))
-    assert around[2, 0] > 0 and around[0, 15] > 0
+    wrapped = ConditionsAlongX([None] * 3, 16, True).weights(torch.arange(16))
+    torch.testing.assert_close(wrapped.sum(0), torch.ones(16))
+    assert wrapped[2, 0] > 0 and wrapped[0, 15] > 0
 
 
 def test_blended_logits_are_the_weighted_ones(asking):
-    asked = [encode_condition(asking, 1, classes=k, guidance=2.0) for k in (0, 1)]
+    encoded = [encode_condition(asking, 1, classes=k, guidance=2.0) for k in (0, 1)]
     weights = torch.rand(16, generator=torch.Generator().manual_seed(0))
     weights = torch.stack([weights, 1 - weights])
     x_prev, x_t = torch.randint(12, (2, 1, 16), generator=torch.Generator().manual_seed(1))
     denoiser, at = asking.denoisers[2], torch.arange(16)[None]
-    blended = Blended(asked, denoiser, weights)
+    blended = Blended(encoded, denoiser, weights)
     got = blended.step(x_prev, at, blended.start(x_t))
     each = []
-    for one in asked:
-        led = one.at(denoiser)
-        each.append(led.step(x_prev, at, led.start(x_t, one.condition)).log_softmax(-1))
+    for one in encoded:
+        guided = one.guided(denoiser)
+        each.append(guided.step(x_prev, at, guided.start(x_t, one.condition)).log_softmax(-1))
     expected = weights[0][:, None] * each[0] + weights[1][:, None] * each[1]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
