@@ -222,7 +222,7 @@ def value_at(*path, value):
         ),
         (("guidance",), None, "guidance must be a finite number, got None"),
         (("guidance",), [1, "2"], r"guidance must be finite numbers, got \[1, '2'\]"),
-        (("denoisers",), {"a": {}}, r"denoisers must be \{t: shape\}, got \{'a': \{\}\}"),
+        (("denoisers",), {"a": {}}, r"denoisers must be \{t: shape\} or .*, got \{'a': \{\}\}"),
         (("denoisers", "2"), 5, r"denoisers must be \{t: shape\}"),
         (("denoisers", "2", "width"), 16.0, "width must be a whole number, got 16.0"),
         (("denoisers", "2", "width"), 0, "must describe a DenoiserConfig: sizes must be at least"),
