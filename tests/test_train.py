@@ -172,7 +172,7 @@ def joint_tiny() -> presets.Preset:
     takes["map"] = ConditionShape(18, 8 * 8)
     shape = replace(tiny.between, conditions=takes, condition_dropout=True, **one)
     dropout = {"class": 0.5, "text": 0.25, "map": 0.5}
-    scale = replace(tiny.scale, muon=0.01, condition_dropout=dropout)
+    scale = replace(tiny.scale, condition_dropout=dropout)
     return replace(tiny, between=shape, last=shape, scale=scale)
 
 
