@@ -9,15 +9,18 @@ import torch
 from PIL import Image
 
 from imagebart import ImageBART
+from imagebart.data.text import encode_text
 from imagebart.diffusion import MultinomialDiffusion, geometric
 
-CONDITIONS = dict(classes=3, text_length=6, map_kinds=4, droppable=True)
+CONDITIONS = dict(conditions={"class": 3, "text": 6, "map": 4}, condition_dropout=True)
 
 
 @pytest.fixture(scope="module")
 def joint(make_model):
     """T = 4 over 4×4 tokens of 12 codes: rotary, with every condition."""
-    return make_model(joint=True, rotary=True, qk_norm=True, **CONDITIONS)
+    model = make_model(joint=True, rotary=True, qk_norm=True, **CONDITIONS)
+    model.denoisers[2].know_text(encode_text(["sea", "sky"], 6)[0])
+    return model
 
 
 @pytest.fixture
