@@ -66,7 +66,7 @@ class Config:
     device: str = "auto"
 
 
-# ── masks ─────────────────────────────────────────────────────────────────────────────────────────
+# ── masks ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def mask_of(family: str, size: tuple[int, int], index: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def mask_of(family: str, size: tuple[int, int], index: int) -> np.ndarray:
     return mask
 
 
-# ── what is measured ──────────────────────────────────────────────────────────────────────────────
+# ── what is measured ──────────────────────────────────────────────────────────────────────────
 
 
 def border_step(image: Tensor, mask: Tensor) -> float:
@@ -104,7 +104,7 @@ def border_step(image: Tensor, mask: Tensor) -> float:
     return torch.cat([down, right]).mean().item()
 
 
-# ── the table ─────────────────────────────────────────────────────────────────────────────────────
+# ── the table ─────────────────────────────────────────────────────────────────────────────────
 
 
 def inpaint_options(config: Config) -> list[dict]:

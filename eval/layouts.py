@@ -14,7 +14,7 @@ from imagebart.checkpoint import read_json
 
 RESULTS = Path(__file__).parent / "results"
 
-# ── the parts of a table ──────────────────────────────────────────────────────────────────────────
+# ── the parts of a table ──────────────────────────────────────────────────────────────────────
 
 
 def record(name: str) -> dict:
@@ -70,7 +70,7 @@ def plus_minus(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}"
 
 
-# ── likelihood and reconstruction ─────────────────────────────────────────────────────────────────
+# ── likelihood and reconstruction ─────────────────────────────────────────────────────────────
 
 
 def held_out_table() -> str:
@@ -103,7 +103,7 @@ def held_out_table() -> str:
     return markdown("held-out scenery | shipped model | beside it", rows, *names)
 
 
-# ── conditions ────────────────────────────────────────────────────────────────────────────────────
+# ── conditions ────────────────────────────────────────────────────────────────────────────────
 
 
 def obedience_table() -> str:
@@ -157,7 +157,7 @@ def edits_table() -> str:
     return markdown("prompt | edits | found", rows, "scenery_edits")
 
 
-# ── masks and windows ─────────────────────────────────────────────────────────────────────────────
+# ── masks and windows ─────────────────────────────────────────────────────────────────────────
 
 COMPLETION = "seam | probe-FID | attributes found | … time of day | passes"
 
@@ -221,7 +221,7 @@ def seams_table() -> str:
     return markdown(header, rows, *names)
 
 
-# ── speed ─────────────────────────────────────────────────────────────────────────────────────────
+# ── speed ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def speed_table(name: str) -> str:
@@ -293,7 +293,7 @@ def split_table() -> str:
     return markdown(f"{header} | width 752, sequential | parallel", rows, "split", "split_752")
 
 
-# ── passes ────────────────────────────────────────────────────────────────────────────────────────
+# ── passes ────────────────────────────────────────────────────────────────────────────────────
 
 
 def passes_table(name: str, column: str, key: str, labels: dict[str, str]) -> str:
@@ -324,7 +324,7 @@ def passes_rows(rows: list[dict], label: str) -> list[tuple]:
     return lines
 
 
-# ── all in one table ──────────────────────────────────────────────────────────────────────────────
+# ── all in one table ──────────────────────────────────────────────────────────────────────────
 
 
 def highlights_table() -> str:

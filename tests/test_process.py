@@ -70,7 +70,7 @@ def test_known_tokens_cost_no_pass(make_model):
     assert 1 <= len(passes) <= 2
 
 
-# ── several times down every scale ────────────────────────────────────────────────────────────────
+# ── several times down every scale ────────────────────────────────────────────────────────────
 
 
 def test_known_tokens_survive_annealing(tiny):
@@ -121,7 +121,7 @@ def test_every_scale_is_run_at_least_once(tiny, chains):
         tiny.inpaint(picture(), corner(), process="annealed", chains=chains)
 
 
-# ── resampling ────────────────────────────────────────────────────────────────────────────────────
+# ── resampling ────────────────────────────────────────────────────────────────────────────────
 
 
 def scales_that_ran(model, **options) -> list[int]:
@@ -174,7 +174,7 @@ def test_resampling_passes_are_whole_numbers(tiny, passes):
         tiny.inpaint(picture(), corner(), resampling_passes=passes)
 
 
-# ── passes on the finest scale ────────────────────────────────────────────────────────────────────
+# ── passes on the finest scale ────────────────────────────────────────────────────────────────
 
 
 def test_no_pass_is_the_single_pass(tiny):

@@ -101,7 +101,7 @@ def wide_grid(model: ImageBART, width: int, height: int | None, wrap: bool) -> t
     return size
 
 
-# ── one scale ─────────────────────────────────────────────────────────────────────────────────────
+# ── one scale ─────────────────────────────────────────────────────────────────────────────────
 
 
 class WideScale:
@@ -179,7 +179,7 @@ def centred(i: int, window: int, size: int) -> int:
     return min(max(i - window // 2, 0), size - window)
 
 
-# ── noise of positions ────────────────────────────────────────────────────────────────────────────
+# ── noise of positions ────────────────────────────────────────────────────────────────────────
 
 
 class WideNoise:
@@ -244,7 +244,7 @@ class WideNoise:
         return int(torch.randint(2**63 - 1, (), generator=generator))
 
 
-# ── conditions along x ────────────────────────────────────────────────────────────────────────────
+# ── conditions along x ────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def encode_along_x(
     ]
 
 
-# ── from wide tokens to an image ──────────────────────────────────────────────────────────────────
+# ── from wide tokens to an image ──────────────────────────────────────────────────────────────
 
 
 @isolated
