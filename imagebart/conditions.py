@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from imagebart.data.images import fit_box
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.text import END, TEXT_IDS, TEXT_LENGTH, decode_ids, encode_text
 from imagebart.notation import Bool, Float, Int, Mask
+
+if TYPE_CHECKING:
+    from imagebart.model import ImageBART
 
 ABSENT = -1
 """The token of what is not given."""
@@ -122,14 +126,16 @@ class TextVectors(PlacedVectors):
 # ── class ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def encode_classes(model, values: Sequence[int | str | None], option: str) -> Int[Tensor, "b 1"]:
+def encode_classes(
+    model: "ImageBART", values: Sequence[int | str | None], option: str
+) -> Int[Tensor, "b 1"]:
     """Class ids from ids or names."""
     return torch.tensor(
         [[ABSENT if one is None else class_id(model, one, option)] for one in values]
     )
 
 
-def class_id(model, name: int | str, option: str) -> int:
+def class_id(model: "ImageBART", name: int | str, option: str) -> int:
     """A class's id from its id or its name; ValueError tells near names."""
     count, names = model.conditions["class"].vocabulary, model.names["class"]
     if isinstance(name, str) and name in names:
@@ -153,7 +159,9 @@ def tokenise_class(ids: Sequence[int], grid: tuple[int, int]) -> Int[np.ndarray,
 # ── text ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def encode_prompts(model, values: Sequence[str | None], option: str) -> Int[Tensor, "b m"]:
+def encode_prompts(
+    model: "ImageBART", values: Sequence[str | None], option: str
+) -> Int[Tensor, "b m"]:
     """CLIP's ids of texts; warns of a text that is too long, and of pieces without a vector."""
     length = model.conditions["text"].length
     ids, cut = text_tokens([one or "" for one in values], length)
@@ -190,7 +198,9 @@ def pieces_of(ids: Int[Tensor, "b m"]) -> Int[Tensor, " known"]:
 # ── map ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def encode_maps(model, values: Sequence[np.ndarray | None], option: str) -> Int[Tensor, "b m"]:
+def encode_maps(
+    model: "ImageBART", values: Sequence[np.ndarray | None], option: str
+) -> Int[Tensor, "b m"]:
     """The commonest kind at each token (b, h·w) of maps (H, W) of kinds, -1 where it is open.
 
     As of a picture, the model sees the largest centred part of its own shape.
