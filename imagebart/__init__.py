@@ -26,6 +26,7 @@ In reading order, with the ideas that each file has:
     data/           scenery, images, prompts and maps as tokens, token files
     released/       the paper's published weights: read, converted, checked
 
+    fitting         whether a file's tensors fit config.json, before anything is built
     folders         a model's folder, and models of the Hub: read and written
     presets         sizes and training recipes: the shipped models, the paper's
     ranking         best of many: rejection, re-ranking, CLIP

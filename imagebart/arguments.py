@@ -35,6 +35,15 @@ def as_real(
     return value
 
 
+def shown(text: str, most: int = 100) -> str:
+    """A text of a file, as an error may quote it: one printable line, at most `most` characters.
+
+    Control characters, which a terminal would obey, are written as escapes.
+    """
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
 def to_builtin(value, kind: type):
     """NumPy's and torch's numbers and arrays as Python's, unless they are of the kind wanted."""
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, kind) else value

@@ -1,7 +1,7 @@
 """Atomic files, checkpoints of training runs, averaged weights.
 
 atomic_write                  a file has its old or its new content, never a part
-save_tensors, load_tensors    weights: safetensors, finite
+save_tensors, load_tensors    weights: safetensors, finite; read_header gives their shapes
 Checkpoints                   the state of a training run, verified by a digest when read
 EMA                           averaged weights, used for sampling
 run_lock, StopSignal          one run per folder; on a signal a run saves before it stops
@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import signal
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +22,11 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from imagebart.arguments import shown
 
 PathLike = str | os.PathLike
 
@@ -48,6 +51,12 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def require_file(path: Path) -> None:
+    """OSError unless it is a regular file: a pipe or a device would be read for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("no regular file")
 
 
 def _unreadable(path: Path, error: OSError) -> ValueError:
@@ -75,6 +84,9 @@ def sha256_of(path: PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+JSON_LIMIT = 16 * 2**20  # bytes
+
+
 def write_json(value: Any, path: PathLike) -> None:
     """Write `value` as indented JSON; ValueError for NaN, which JSON does not have."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
@@ -86,15 +98,19 @@ def read_json(path: PathLike) -> Any:
     """The content of a JSON file; ValueError naming the file if it is missing or not JSON."""
     path = Path(path)
     try:
+        require_file(path)
+        if path.stat().st_size > JSON_LIMIT:
+            raise ValueError(f"more than {JSON_LIMIT} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _unreadable(path, error) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: must be JSON, got {error}") from None
+        raise ValueError(f"{path}: must be JSON, got {shown(str(error))}") from None
 
 
 # ── Weights ───────────────────────────────────────────────────────────────────────────────────
 
+STORED_TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
 HEADER_LIMIT = 4 * 2**20  # bytes, some 30 000 names; a million take half a minute to parse
 
 
@@ -120,15 +136,38 @@ def load_tensors(path: PathLike) -> dict[str, Tensor]:
     later, as black images.
     """
     path = Path(path)
-    try:
-        _require_short_header(path)
+    for name, (kind, _) in read_header(path).items():
+        if kind not in STORED_TYPES:
+            raise ValueError(
+                f"{path}: {shown(name)} must be of {', '.join(sorted(STORED_TYPES))}, got {kind}"
+            )
+    with _one_sentence(path):
         tensors = load_file(path)
+    _require_finite(tensors, path)
+    return tensors
+
+
+def read_header(path: PathLike) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{name: (type, shape)} of a safetensors file; errors as `load_tensors`. No weight is read."""
+    path = Path(path)
+    with _one_sentence(path):
+        require_file(path)
+        _require_short_header(path)
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            return {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in slices.items()}
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """What fails while a safetensors file is read, as a ValueError."""
+    try:
+        yield
     except OSError as error:
         raise _unreadable(path, error) from None
     except SafetensorError as error:
-        raise ValueError(f"{path}: must be a whole safetensors file, got {error}") from None
-    _require_finite(tensors, path)
-    return tensors
+        reason = shown(str(error))
+        raise ValueError(f"{path}: must be a whole safetensors file, got {reason}") from None
 
 
 def _require_short_header(path: Path) -> None:
@@ -140,8 +179,11 @@ def _require_short_header(path: Path) -> None:
 
 def _require_finite(tensors: Mapping[str, Tensor], path: PathLike) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{path}: weights must be finite, got NaN or infinity in {name}")
+        single = tensor.float() if tensor.dtype == torch.float64 else tensor  # as it will run
+        if single.is_floating_point() and not single.isfinite().all():
+            raise ValueError(
+                f"{path}: weights must be finite, got NaN or infinity in {shown(name)}"
+            )
 
 
 # ── The state of a run ────────────────────────────────────────────────────────────────────────

@@ -118,6 +118,12 @@ class TextVectors(PlacedVectors):
         self.row.fill_(ABSENT)
         self.row[pieces] = torch.arange(len(pieces), dtype=self.row.dtype, device=self.row.device)
 
+    def require_rows(self) -> None:
+        """ValueError unless every piece has a row of the table, or none."""
+        low, high, count = int(self.row.min()), int(self.row.max()), self.tokens.num_embeddings
+        if low < ABSENT or high >= count:
+            raise ValueError(f"rows of pieces must lie in [{ABSENT}, {count}), got {low} to {high}")
+
     def forward(self, tokens: Int[Tensor, "b m"]) -> Embedded:
         row = self.row[tokens.clamp(min=0)].long()
         return super().forward(torch.where(tokens == ABSENT, ABSENT, row))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imagebart.arguments import shown
 from imagebart.notation import Float, Logits, PerPosition, Probs, Scales, Tokens
 
 
@@ -43,7 +44,9 @@ class MultinomialDiffusion:
         bar = torch.tensor(given, dtype=torch.float64)
         falls = len(given) >= 2 and bool((bar[1:] < bar[:-1]).all())
         if not falls or given[0] != 1 or given[-1] != 0:
-            raise ValueError(f"alpha_bar must fall from 1 to 0 with every step, got {given}")
+            raise ValueError(
+                f"alpha_bar must fall from 1 to 0 with every step, got {shown(str(given))}"
+            )
         if K < 1:
             raise ValueError(f"K must be at least 1, got {K}")
         self.K, self.T, self.dtype = K, len(given), dtype

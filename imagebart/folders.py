@@ -2,23 +2,31 @@
 
 A joint network is one file for all scales, `scale_joint.safetensors`, and one row of config.json.
 
-Only JSON and safetensors are read, and untrusted files are checked: errors are one sentence.
+Only JSON and safetensors are read, and untrusted files are checked before anything is built
+(fitting.py): errors are ValueErrors of one sentence.
 """
 
 import math
+import re
+import reprlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import get_args, get_origin
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from imagebart.checkpoint import load_tensors, read_json, save_tensors, write_json
-from imagebart.conditions import ConditionShape, text_shape
+from imagebart.arguments import shown
+from imagebart.checkpoint import load_tensors, read_header, read_json, save_tensors, write_json
+from imagebart.conditions import ConditionShape, TextVectors, text_shape
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.fitting import on_meta, require_bounds, require_weights
+from imagebart.options import ChainOptions
+from imagebart.options import rows as options_of
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
@@ -29,6 +37,11 @@ JOINT = "joint"
 
 OPTIONAL_ENTRIES = ("names", "guidance")
 """Optional entries of config.json."""
+
+MOST_SCALES = 100
+MOST_NAMES = 100_000
+NAME_LENGTH = 200
+"""Characters of a class or a kind that are kept."""
 
 
 def find_folder(
@@ -64,23 +77,45 @@ def find_folder(
 def read_config(folder: Path) -> dict:
     """config.json of a model; ValueError if it is not one."""
     path = Path(folder) / "config.json"
-    config = upgraded(read_json(path))
+    config = read_json(path)
+    with _naming(path):
+        config = upgraded(config)
     wanted = {"vqgan": dict | str, "alpha_bar": list, "denoisers": dict}
     for name, kind in wanted.items():
         if not isinstance(config, dict) or not isinstance(config.get(name), kind):
             raise ValueError(f"{path} must hold {', '.join(wanted)}: no {name} there")
     scales = config["denoisers"]
-    named = list(scales) == [JOINT] or all(t.isdecimal() for t in scales)
+    named = list(scales) == [JOINT] or all(re.fullmatch(r"[1-9]\d?", t, re.A) for t in scales)
     if not named or not all(isinstance(shape, dict) for shape in scales.values()):
         raise ValueError(
-            f'{path}: denoisers must be {{t: shape}} or {{"{JOINT}": shape}}, got {scales!r:.80}'
+            f'{path}: denoisers must be {{t: shape}} or {{"{JOINT}": shape}}, '
+            f"got {shown(reprlib.repr(scales))}"
+        )
+    if len(config["alpha_bar"]) > MOST_SCALES:
+        raise ValueError(
+            f"{path}: alpha_bar must be at most {MOST_SCALES}, got {len(config['alpha_bar'])}"
         )
     for name, kind in ENTRIES.items():
         if isinstance(config.get(name), list) and name == "guidance":
             kind = tuple[float, ...]  # one a scale
         if name in config:
             require_kind(config[name], kind, f"{path}: {name}")
+    if "names" in config:
+        config["names"] = {
+            shown(kind): _checked_names(names, f"{path}: names")
+            for kind, names in config["names"].items()
+        }
+    guidance = config.get("guidance", 1.0)
+    for each in guidance if isinstance(guidance, list) else [guidance]:
+        options_of(ChainOptions)["guidance"].check(each, f"{path}: guidance")
     return config
+
+
+def _checked_names(names: list[str], path: str) -> list[str]:
+    """Names of classes or kinds, printable: errors and pages show them."""
+    if len(names) > MOST_NAMES:
+        raise ValueError(f"{path} must be at most {MOST_NAMES}, got {len(names)}")
+    return [shown(name, NAME_LENGTH) for name in names]
 
 
 ENTRIES = {
@@ -106,7 +141,7 @@ TYPE_WORDS = {
 def require_kind(value, kind: type, name: str) -> None:
     """ValueError unless a JSON value has this type."""
     if not is_of(value, kind):
-        raise ValueError(f"{name} must be {TYPE_WORDS[kind]}, got {value!r:.80}")
+        raise ValueError(f"{name} must be {TYPE_WORDS[kind]}, got {shown(reprlib.repr(value))}")
 
 
 def is_of(value, kind: type) -> bool:
@@ -133,10 +168,13 @@ def load_vqgan(folder: Path) -> VQGAN:
     """The VQGAN of a folder, its own or a model's."""
     folder, shape = find_vqgan(Path(folder))
     path = folder / "vqgan.safetensors"
-    tensors = load_tensors(path)
-    vqgan = VQGAN(_configured(VQGANConfig, shape, folder))
-    vqgan.shrink_as(tensors)
-    _load(vqgan, tensors, path)
+    config = _configured(VQGANConfig, shape, folder)
+    stored = {name: size for name, (_, size) in read_header(path).items()}
+    require_weights(path, on_meta(lambda: VQGAN(config).shrunk_as(stored)).state_dict())
+    tensors, vqgan = load_tensors(path), VQGAN(config)
+    with _naming(path):
+        vqgan.shrink_as(tensors)
+    vqgan.load_state_dict(tensors)
     return vqgan
 
 
@@ -147,10 +185,13 @@ def find_vqgan(folder: Path) -> tuple[Path, dict]:
     shape = config.get("vqgan") if isinstance(config, dict) else None
     if isinstance(shape, str):
         beside = folder.resolve().parent / shape
-        if Path(shape).name != shape or not (beside / "config.json").is_file():
+        if (
+            not re.fullmatch(r"(?!\.)[\w. -]{1,100}", shape)
+            or not (beside / "config.json").is_file()
+        ):
             raise ValueError(
                 f"{folder}/config.json: vqgan must be its shape or a folder beside this one, "
-                f"got {shape!r}"
+                f"got {shown(repr(shape))}"
             )
         folder, config = beside, read_json(beside / "config.json")
         shape = config.get("vqgan") if isinstance(config, dict) else None
@@ -185,9 +226,25 @@ def load_denoiser(
             f"{JOINT if joint else t}, got {str(config.joint).lower()}"
         )
     path = Path(folder) / scale_file(config, t)
+    with _naming(f"{folder}/config.json"):
+        empty = on_meta(lambda: Denoiser(config, diffusion, t))
+    require_weights(path, empty.state_dict())
     denoiser = Denoiser(config, diffusion, t)
-    _load(denoiser, load_tensors(path), path)
+    denoiser.load_state_dict(load_tensors(path))
+    for module in denoiser.modules():
+        if isinstance(module, TextVectors):
+            with _naming(path):
+                module.require_rows()
     return denoiser
+
+
+@contextmanager
+def _naming(path: Path | str) -> Iterator[None]:
+    """ValueErrors name the file, and are short."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {shown(str(error), 300)}") from None
 
 
 def scale_name(config: DenoiserConfig, t: int) -> str:
@@ -253,7 +310,10 @@ def upgraded(config: dict) -> dict:
         names = {"class": config.pop("class_names", []), "map": config.pop("map_names", [])}
         config["names"] = names
     if isinstance(config.get("denoisers"), dict):
-        config["denoisers"] = {t: _upgraded_shape(row) for t, row in config["denoisers"].items()}
+        rows = config["denoisers"].items()
+        config["denoisers"] = {
+            t: _upgraded_shape(row) if isinstance(row, dict) else row for t, row in rows
+        }
     return config
 
 
@@ -262,12 +322,16 @@ def _upgraded_shape(shape: dict) -> dict:
     shape, conditions = dict(shape), {}
     classes, kinds = shape.pop("classes", 0), shape.pop("map_kinds", 0)
     length, pieces = shape.pop("text_length", 0), shape.pop("text_pieces", 0)
+    for number in (classes, kinds, length, pieces):
+        require_kind(number, int, "a condition")
+    grid = shape.get("grid")
+    require_kind(grid, tuple[int, int], "grid")
     if classes:
         conditions["class"] = {"vocabulary": classes, "length": 1}
     if length:
         conditions["text"] = asdict(text_shape(length, pieces))
     if kinds:
-        conditions["map"] = {"vocabulary": kinds, "length": math.prod(shape["grid"])}
+        conditions["map"] = {"vocabulary": kinds, "length": math.prod(grid)}
     return shape | {"conditions": conditions, "condition_dropout": shape.pop("droppable", False)}
 
 
@@ -280,23 +344,12 @@ def _as(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tens
 
 def _configured(kind: type, values: dict, folder: Path):
     path = f"{folder}/config.json"
-    for field in fields(kind):
-        if field.name in values:
-            require_kind(values[field.name], field.type, f"{path}: {field.name}")
+    given = {field.name: field.type for field in fields(kind) if field.name in values}
+    for name, wanted in given.items():
+        require_kind(values[name], wanted, f"{path}: {name}")
+    require_bounds({name: values[name] for name in given}, path)
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} must describe a {kind.__name__}: {error}") from None
-
-
-def _load(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy weights into a module after checking names and shapes."""
-    wanted = {name: tuple(x.shape) for name, x in module.state_dict().items()}
-    got = {name: tuple(x.shape) for name, x in tensors.items()}
-    for name in sorted(wanted.keys() | got.keys()):
-        if wanted.get(name) != got.get(name):
-            raise ValueError(
-                f"{path}: {name} must be {wanted.get(name, 'absent')}, "
-                f"got {got.get(name, 'nothing')}"
-            )
-    module.load_state_dict(tensors)
+        reason = shown(str(error), 300)
+        raise ValueError(f"{path} must describe a {kind.__name__}: {reason}") from None

@@ -78,11 +78,23 @@ class Quantiser(nn.Module, ABC):
         """Shrink if the quantiser was whose saved tensors these are; they can be loaded then."""
         if "used" in tensors:
             self.shrink(tensors["used"])
+            tokens = tensors["token_of"]
+            if tokens.min() < 0 or tokens.max() >= self.K:
+                raise ValueError(
+                    f"token_of must lie in [0, {self.K}), got {tokens.min()} to {tokens.max()}"
+                )
+
+    def make_room(self, count: int) -> None:
+        """Tables of `count` tokens, whose content is not yet known."""
+        device = self.vectors().device
+        self.used = torch.empty(count, dtype=torch.int64, device=device)
+        self.token_of = torch.empty(self.size, dtype=torch.int64, device=device)
 
     def shrink(self, used: Tensor, generator: torch.Generator | None = None) -> None:
         """Keep tokens for the codes `used` (sorted, unique) only; draw the table for the rest."""
         if len(used) == 0 or used.min() < 0 or used.max() >= self.size:
-            raise ValueError(f"used codes must lie in [0, {self.size}), at least one, got {used}")
+            got = f"{used.min()} to {used.max()}" if len(used) else "none"
+            raise ValueError(f"used codes must lie in [0, {self.size}), at least one, got {got}")
         if not torch.equal(used, used.unique()):
             raise ValueError("used codes must be sorted and unique")
         token_of = torch.randint(len(used), (self.size,), generator=generator)

@@ -149,6 +149,14 @@ class VQGAN(nn.Module):
         own = {name.removeprefix(start): x for name, x in tensors.items() if name.startswith(start)}
         self.quantiser.shrink_as(own)
 
+    def shrunk_as(self, shapes: dict[str, tuple[int, ...]]) -> "VQGAN":
+        """Itself, whose quantiser has room for the tables of tokens that a file of these shapes
+        has."""
+        count = shapes.get("quantiser.used")
+        if count:
+            self.quantiser.make_room(count[0])
+        return self
+
     def hold_tokens(self) -> None:
         """Freeze encoder and quantiser: tokens stay as they are, and only the decoder learns."""
         for part in (self.encoder, self.quant_conv, self.quantiser):

@@ -3,8 +3,12 @@
 import io
 import json
 import os
+import resource
+import struct
 import tarfile
+import time
 import warnings
+import zlib
 from itertools import chain
 from pathlib import Path
 
@@ -192,6 +196,18 @@ def test_what_is_no_whole_picture_is_refused_by_name(tmp_path, name):
     NO_PICTURES[name](tmp_path / name)
     with pytest.raises(ValueError, match=f"{name}: must be a readable image, got ."):
         read_image(tmp_path / name)
+
+
+def test_a_column_of_millions_of_rows_is_refused_by_its_header(tmp_path):
+    """33 kB that would take 600 MB: every row costs memory of its own."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 1, 2**24, 8, 0, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(bytes(2**25)), b"IEND"]
+    whole = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"a\.png: must be a readable image, got 1×16777216 pix"):
+        read_image(tmp_path / "a.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300_000  # kB
 
 
 def test_fit_keeps_the_centre():
@@ -671,6 +687,48 @@ def test_wrong_shards_are_one_sentence(shards):
         pass
     with pytest.raises(ValueError, match="its shards must hold images, got none"):
         ShardFolder(shards)
+
+
+@pytest.mark.parametrize("label", [b"100000000", b"-5", b"9" * 5000, "٣".encode(), b"1e3", b""])
+def test_a_class_is_a_small_whole_number(shards, label):
+    add_to_shard(shards / "s-3.tar", {"x.png": b"", "x.cls": label})
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"a \.cls must (hold|be) a whole number.*, got") as raised:
+        ShardFolder(shards)
+    assert time.process_time() - start < 2 and len(str(raised.value)) < 300
+
+
+def add_to_shard(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("size", [-1, -512, -1024, 2**40])
+def test_members_lie_within_their_shard(shards, size):
+    path = shards / "s-2.tar"
+    content = bytearray(path.read_bytes())
+    content[124:136] = bytes([0xFF if size < 0 else 0x80]) + (size % 2**88).to_bytes(11, "big")
+    content[148:156] = b"%06o\0 " % (sum(content[:148]) + 8 * 32 + sum(content[156:512]))
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"s-2\.tar: must be a whole tar file, got"):
+        ShardFolder(shards)
+
+
+def test_names_in_a_shard_are_cut_and_printable(shards):
+    name = "\x1b[2J" + 100_000 * "a" + ".png"
+    add_to_shard(shards / "s-3.tar", {name: b"none"})
+    with pytest.raises(ValueError, match=r"\\x1b\[2Jaaa.*must be a readable image") as raised:
+        ShardFolder(shards, 8, strict=True)[3]
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 800
+
+
+def test_a_text_of_megabytes_is_no_caption(shards):
+    add_to_shard(shards / "s-3.tar", {"x.png": b"none", "x.txt": bytes(2**20 + 1)})
+    with pytest.raises(ValueError, match=r"x\.txt: must be at most 1048576 bytes, got 1048577"):
+        ShardFolder(shards).captions(3)
 
 
 def test_a_broken_picture_in_a_shard_is_replaced(shards):

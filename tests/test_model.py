@@ -2,6 +2,9 @@
 
 import copy
 import json
+import os
+import resource
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imagebart import ImageBART
+from imagebart.conditions import ConditionShape
+from imagebart.data.text import TEXT_IDS
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.folders import load_vqgan, save_vqgan
@@ -244,6 +249,127 @@ def test_a_config_that_describes_no_model_gives_one_sentence(folder, path, value
         load(folder)
     assert "\n" not in str(raised.value)
     assert "config.json" in str(raised.value) or "alpha_bar" in str(raised.value)
+
+
+HOSTILE = [
+    (("denoisers", "2", "width"), 1_000_000, "width must lie in 0..16384, got 1000000"),
+    (("denoisers", "2", "width"), 16_384, r"scale_2\.safetensors: .* must be \(.*16384.*\), got"),
+    (("denoisers", "2", "width"), 2**64, "width must lie in 0..16384, got 1844"),
+    (("denoisers", "2", "width"), 10**4000, "width must lie in 0..16384, got 1000"),
+    (("denoisers", "2", "heads"), -1, "heads must lie in 0..256, got -1"),
+    (("denoisers", "4", "decoder_depth"), 10**9, "decoder_depth must lie in 0..64, got 10000"),
+    (("denoisers", "4", "decoder_depth"), 64, r"scale_4\.safetensors: .* must be .*, got nothing"),
+    (("denoisers", "3", "grid"), [2**40, 2**40], "grid must lie in 0..128, got 1099511627776"),
+    (("denoisers", "3", "rotary"), True, r"scale_3\.safetensors: .*, got"),
+    (("denoisers", "3", "joint"), True, "joint must be false for scale 3, got true"),
+    (("denoisers", "3", "output"), "\x1b[2J" + 8_000_000 * "a", "output must be one of"),
+    (("denoisers", "3", "\x1b[2J" + 8_000_000 * "a"), 1, "must describe a DenoiserConfig"),
+    (("denoisers", "9" * 5000), {}, r"denoisers must be \{t: shape\}"),
+    (("denoisers", "²"), {}, r"denoisers must be \{t: shape\}"),
+    (("denoisers", "joint"), {}, r"denoisers must be \{t: shape\}"),
+    (("alpha_bar",), 1_000_000 * [1.0], "alpha_bar must be at most 100, got 1000000"),
+    (("vqgan", "K"), 2**40, "K must lie in 0..262144, got 1099511627776"),
+    (("vqgan", "multipliers"), 1_000_000 * [1], "multipliers must be at most 8, got 1000000"),
+    (("vqgan", "multipliers"), [10**9], "multipliers must lie in 0..64, got 1000000000"),
+    (("vqgan", "blocks"), 16, r"vqgan\.safetensors: .* must be .*, got nothing"),
+    (("vqgan",), "..", "vqgan must be its shape or a folder beside this one, got '..'"),
+    (("vqgan",), 300 * "a", "vqgan must be its shape or a folder beside this one, got 'aaa"),
+    (("names",), {"class": 200_000 * ["a"]}, "names must be at most 100000, got 200000"),
+    (("denoisers", "2", "conditions"), {"class": {"vocabulary": 2**40}}, "vocabulary must lie in"),
+    (("denoisers", "2", "conditions"), {str(i): {} for i in range(9)}, "must be at most 8, got 9"),
+    (("guidance",), -1, "guidance must be a number, at least 0, got -1"),
+    (("guidance",), [1.0, -1], "guidance must be a number, at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(
+    "path, value, says", HOSTILE, ids=[str(row[0][-1])[:20] for row in HOSTILE]
+)
+def test_a_hostile_config_is_refused_before_it_costs_anything(folder, path, value, says):
+    change_config(folder, value_at(*path, value=value))
+    start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=says) as raised:
+        load(folder)
+    assert time.process_time() - start < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300_000  # kB
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 800
+
+
+STORED_AS = [torch.float8_e4m3fn, torch.bool, torch.uint8, torch.int64, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", STORED_AS, ids=str)
+def test_weights_are_floating_point_numbers(folder, dtype):
+    path = folder / "scale_3.safetensors"
+    save_file({name: x.to(dtype) for name, x in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=r"scale_3\.safetensors: .* must be BF16 or F16 .*, got"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "table, value, says",
+    [
+        ("used", torch.tensor([0, 3, 12]), "used codes must lie in"),
+        ("used", torch.tensor([3, 0, 7]), "used codes must be sorted"),
+        ("token_of", torch.full((12,), 3), r"token_of must lie in \[0, 3\), got 3 to 3"),
+        ("used", torch.tensor([0.0, 3, 7]), r"quantiser\.used must be I64, got F32"),
+        ("token_of", torch.zeros(9, dtype=torch.int64), r"token_of must be \(12,\), got \(9,\)"),
+    ],
+)
+def test_tables_of_tokens_are_checked(make_vqgan, tmp_path, table, value, says):
+    vqgan = make_vqgan()
+    vqgan.quantiser.shrink(torch.tensor([0, 3, 7]))
+    save_vqgan(vqgan, tmp_path)
+    path = tmp_path / "vqgan.safetensors"
+    save_file({**load_file(path), f"quantiser.{table}": value}, path)
+    with pytest.raises(ValueError, match=rf"vqgan\.safetensors: .*{says}"):
+        load_vqgan(tmp_path)
+
+
+TEXT = {"text": ConditionShape(TEXT_IDS, 4, vectors=9)}
+
+
+def test_rows_of_text_lie_in_their_table(make_model, tmp_path):
+    make_model(T=2, conditions=TEXT).save_pretrained(tmp_path)
+    path = tmp_path / "scale_2.safetensors"
+    tensors = load_file(path)
+    tensors["prefix.text.row"][7] = 9
+    save_file(tensors, path)
+    with pytest.raises(
+        ValueError, match=r"scale_2\.safetensors: rows of pieces must lie in \[-1, 9\), got"
+    ):
+        load(tmp_path)
+
+
+def test_names_of_classes_are_printable_and_short(folder):
+    names = ["\x1b[2J", 1000 * "a", "sea"]
+    change_config(folder, value_at("names", value={"class": names, "map": []}))
+    first, second, third = load(folder).names["class"]
+    assert (first, len(second), third) == (r"\x1b[2J", 200, "sea")
+
+
+def test_a_joint_model_is_checked_too(make_denoiser, make_vqgan, tmp_path):
+    network = make_denoiser(t=4, T=4, joint=True)
+    scales = {t: network.at(t) for t in (2, 3, 4)}
+    ImageBART(make_vqgan(), network.diffusion, scales).save_pretrained(tmp_path)
+    load(tmp_path)
+    for path, value in ((("width",), 10**9), (("decoder_depth",), 64), (("joint",), False)):
+        config = json.loads((tmp_path / "config.json").read_text())
+        change_config(tmp_path, value_at("denoisers", "joint", *path, value=value))
+        with pytest.raises(ValueError, match=r"width must|scale_joint\.safetensors: |joint must"):
+            load(tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    change_config(tmp_path, value_at("denoisers", "2", value={}))
+    with pytest.raises(ValueError, match="denoisers must be"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vqgan.safetensors", "scale_2.safetensors"])
+def test_a_pipe_is_no_file(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=rf"{name}: must be a file that can be read, got no regul"):
+        load(folder)
 
 
 @pytest.mark.parametrize("source", ["./nothing/here", "nowhere", "a/b/c", "~/x", "/no/such/folder"])

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from imagebart.arguments import shown
 from imagebart.checkpoint import PathLike
 from imagebart.data import scenery
 
@@ -31,6 +32,7 @@ Size = int | tuple[int, int]
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders used
 MAX_PIXELS = 64_000_000  # a small file may decompress to gigabytes
+MAX_SIDE = 2**15  # a row costs memory of its own
 
 MAP = ".map.png"  # suffix of the semantic map beside an image
 UNLABELLED = 255  # in a map's file
@@ -58,11 +60,19 @@ def read_image(
     """
     try:
         with Image.open(file or path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} fit")
+            require_size(image)
             return (convert or to_rgb)(image)
     except Exception as error:  # decoders raise any exception on a broken file
-        raise ValueError(f"{_printable(path)}: must be a readable image, got {error}") from error
+        reason = shown(str(error), 200)
+        raise ValueError(f"{_printable(path)}: must be a readable image, got {reason}") from error
+
+
+def require_size(image: Image.Image) -> None:
+    """ValueError for an image that costs too much to decode; only its header is read."""
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+        raise ValueError(
+            f"{image.width}×{image.height} pixels, at most {MAX_PIXELS} and {MAX_SIDE} a side fit"
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -266,9 +276,11 @@ class ImageFolder(Dataset):
         """The kinds (H, W) of a map's file, -1 where unlabelled."""
         try:
             with Image.open(path, formats=("PNG",)) as image:
+                require_size(image)
                 image.load()
         except Exception as error:  # as in `read_image`
-            raise ValueError(f"{_printable(path)}: must be a map, a PNG, got {error}") from error
+            reason = shown(str(error), 200)
+            raise ValueError(f"{_printable(path)}: must be a map, a PNG, got {reason}") from error
         if len(image.getbands()) != 1:
             raise ValueError(f"{_printable(path)}: must have one channel, got {image.mode}")
         if self.size is not None:
@@ -386,10 +398,11 @@ def _metadata(root: Path, files: list[str]) -> dict[str, list[str]] | None:
             for row in rows_of(path):
                 said = texts.setdefault(os.path.normpath(row["file_name"]), [])
                 if not isinstance(row["text"], str | None):
-                    raise TypeError(f"a text must be a string, got {row['text']!r}")
+                    raise TypeError(f"a text must be a string, got {type(row['text']).__name__}")
                 said += [] if row["text"] is None else [row["text"]]
-        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-            raise ValueError(f"{path}: rows must have file_name and text, got {error!r}") from error
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
+            reason = shown(repr(error), 200)
+            raise ValueError(f"{path}: rows must have file_name and text, got {reason}") from error
         if texts.keys().isdisjoint(files):
             raise ValueError(f"{path}: file_name must be relative to {root}, got none that is")
         return texts
@@ -408,7 +421,7 @@ def _csv_rows(path: Path) -> Iterator[dict]:
 
 def _printable(path: PathLike) -> str:
     """A path as printable text, whatever its bytes."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    return shown(os.fsencode(path).decode("utf-8", "replace"), 300)
 
 
 # ── Batches ───────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from PIL import Image
 from torch.utils.data import Dataset
 
+from imagebart.arguments import as_int, shown
+from imagebart.checkpoint import require_file
 from imagebart.data.images import (
     EXTENSIONS,
     ImageFolder,
@@ -22,6 +24,10 @@ from imagebart.data.images import (
     in_natural_order,
     read_image,
 )
+
+MOST_CLASSES = 100_000
+MOST_TEXT_BYTES = 2**20  # of a .txt or a .cls
+MOST_IMAGE_BYTES = 2**28
 
 SCENERY_COUNTS = {"train": 60_000}  # default number of images of a split; others 5000
 
@@ -78,11 +84,7 @@ class ShardFolder(ImageFolder):
         self.files = [name for name in self._parts if name.lower().endswith(EXTENSIONS)]
         if not self.files:
             raise ValueError(f"{self.root}: its shards must hold images, got none")
-        classes = [self._text(name, ".cls") for name in self.files]
-        try:
-            self.classes = [-1 if text is None else int(text) for text in classes]
-        except ValueError as error:
-            raise ValueError(f"{self.root}: a .cls must hold a whole number: {error}") from None
+        self.classes = [self._label(name) for name in self.files]
         known = -1 not in self.classes
         names = tuple(map(str, range(max(self.classes) + 1))) if known else ()
         self.names = {"class": names, "map": ()}
@@ -95,34 +97,55 @@ class ShardFolder(ImageFolder):
     def _picture(self, i: int) -> Image.Image:
         return read_image(self.root / self.files[i], io.BytesIO(self._bytes(self.files[i])))
 
+    def _label(self, image: str) -> int:
+        """The class in an image's .cls, -1 if it has none."""
+        text = self._text(image, ".cls")
+        if text is None:
+            return -1
+        digits = text.strip()
+        if not (digits.isascii() and digits.isdecimal() and len(digits) < 10):
+            raise ValueError(f"{self.root}: a .cls must hold a whole number, got {shown(digits)}")
+        return as_int(int(digits), f"{self.root}: a .cls", most=MOST_CLASSES - 1)
+
     def _text(self, image: str, ending: str) -> str | None:
         """The text that belongs to an image; None if there is none."""
         name = key_of(image) + ending
         if name not in self._parts:
             return None
         try:
-            return self._bytes(name).decode("utf-8-sig")
+            return self._bytes(name, MOST_TEXT_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self.root / name}: must be UTF-8 text, got {error}") from error
+            where = shown(str(self.root / name), 300)
+            raise ValueError(f"{where}: must be UTF-8 text, got {error.reason}") from error
 
-    def _bytes(self, name: str) -> bytes:
+    def _bytes(self, name: str, most: int = MOST_IMAGE_BYTES) -> bytes:
         shard, start, length = self._parts[name]
+        if length > most:
+            where = shown(str(self.root / name), 300)
+            raise ValueError(f"{where}: must be at most {most} bytes, got {length}")
         with open(self.root / shard, "rb") as file:
             file.seek(start)
             return file.read(length)
 
 
 def parts_of(root: Path, shard: str) -> list[tuple[str, Part]]:
-    """(shard/name, location) of every file of a shard."""
+    """(shard/name, location) of every file of a shard; ValueError if one lies outside of it."""
+    path, parts, at = root / shard, [], -1
     try:
-        with tarfile.open(root / shard, "r:") as tar:
-            return [
-                (f"{shard}/{one.name}", Part(shard, one.offset_data, one.size))
-                for one in tar
-                if one.isfile()
-            ]
-    except (OSError, tarfile.TarError) as error:
-        raise ValueError(f"{root / shard}: must be a whole tar file, got {error}") from error
+        require_file(path)
+        size = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            for one in tar:
+                # A negative size leads back to an earlier member, and round for ever.
+                if not at < one.offset < one.offset_data <= one.offset_data + one.size <= size:
+                    raise tarfile.TarError(f"a member beyond its {size} bytes")
+                at = one.offset
+                if one.isreg() and not one.issparse():
+                    parts.append((f"{shard}/{one.name}", Part(shard, one.offset_data, one.size)))
+    except Exception as error:  # a damaged archive may raise anything
+        reason = shown(str(error), 200)
+        raise ValueError(f"{path}: must be a whole tar file, got {reason}") from error
+    return parts
 
 
 def key_of(name: str) -> str:

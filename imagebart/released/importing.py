@@ -29,6 +29,7 @@ from uuid import uuid4
 import torch
 from safetensors import SafetensorError
 
+from imagebart.arguments import shown
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import save_scale, save_vqgan
@@ -41,7 +42,7 @@ from imagebart.released.official import (
     require_schedule,
     under,
 )
-from imagebart.released.untrusted import is_zip, read_checkpoint
+from imagebart.released.untrusted import is_zip, open_zip, read_checkpoint
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 OnProgress = Callable[[str, int, int], None]
@@ -217,7 +218,7 @@ def _codebook(tensors: Tensors) -> torch.Tensor:
         if part not in stored:
             raise ValueError(f"{FIRST_STAGE}quantize.{part} must be there, got nothing")
     used, codes = stored["used"].read().long(), stored["embedding.weight"].read()
-    a_list = used.ndim == 1 and codes.ndim == 2 and len(used)
+    a_list = used.ndim == 1 and codes.ndim == 2 and 0 < len(used) <= len(codes)
     if not a_list or used.min() < 0 or used.max() >= len(codes):
         raise ValueError("quantize.used must list rows of the codebook, one at least")
     return codes[used]
@@ -254,17 +255,17 @@ def open_checkpoints(source: Path, scratch: Path) -> Iterator[Members]:
         yield {str(source): _in_place(source)}
     else:
         try:
-            with zipfile.ZipFile(source) as archive:
+            with open_zip(source) as archive:
                 entries = [e for e in archive.infolist() if e.filename.endswith(".ckpt")]
                 yield {e.filename: _unpacked(archive, e, scratch) for e in entries}
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:
-            raise ValueError(f"{source}: must be a whole zip archive, {e}") from None
+            raise ValueError(f"{source}: must be a whole zip archive, {shown(str(e))}") from None
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a file was written by torch.save, whose format is a zip archive too."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_zip(path) as archive:
             return any(name.endswith("data.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
@@ -280,7 +281,7 @@ def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, scratch: Path) -
         small = entry.file_size <= min(MAX_UNPACKED_BYTES, 100 * entry.compress_size + 2**20)
         if not small:
             raise ValueError(
-                f"{entry.filename}: must unpack to at most {MAX_UNPACKED_BYTES} bytes and a "
+                f"{shown(entry.filename)}: must unpack to at most {MAX_UNPACKED_BYTES} bytes and a "
                 f"hundred times its size, got {entry.file_size} bytes from {entry.compress_size}"
             )
         path = scratch / f".{uuid4().hex[:8]}.ckpt"  # never the archive's own path
@@ -297,7 +298,8 @@ def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, scratch: Path) -
 
 
 def _base(member: str) -> str:
-    return re.split(r"[/\\]", member)[-1]
+    """The last part of a path in an archive, as an error or a progress bar may show it."""
+    return shown(re.split(r"[/\\]", member)[-1])
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from imagebart.arguments import shown
 from imagebart.conditions import class_count
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
@@ -83,7 +84,7 @@ class ReleasedTensors:
         if left:
             raise ValueError(
                 f"the tensors must be those of the configuration, got {len(left)} more, "
-                f"such as {left[0]}"
+                f"such as {shown(left[0])}"
             )
 
 

@@ -1,29 +1,35 @@
 """Read the tensors of an untrusted PyTorch checkpoint without executing code.
 
-A `.ckpt` is a zip archive of one pickle and one entry of raw numbers per storage. A pickle is a
-program that can call any importable function. Here every name is looked up in two short lists,
-tensor constructors and inert classes, and any other name refuses the file. Nothing is imported for
-the file. Tensors stay in the file until `StoredTensor.read`.
+A `.ckpt` is a zip archive of one pickle (pickled.py) and one entry of raw numbers per storage.
+Every name in the pickle is looked up in two short lists, tensor constructors and inert classes, and
+any other name refuses the file. Nothing is imported for the file. Tensors stay in the file until
+`StoredTensor.read`. Whatever a file holds, it is refused within seconds, and its text is cut and
+made printable where an error quotes it (`arguments.shown`).
 """
 
 import io
 import math
 import os
-import pickle
-import pickletools
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from imagebart.arguments import shown
+from imagebart.released.pickled import (
+    TEXT_LIMIT,
+    Builder,
+    Inert,
+    UntrustedFileError,
+    read_pickle,
+)
+
 PICKLE_LIMIT = 16 * 2**20  # bytes; a released scale has about 1 MiB
-OPERATION_LIMIT = 2_000_000
+DIRECTORY_LIMIT = 8 * 2**20  # bytes of a zip archive's list of entries; of a scale some 400 kB
 TENSOR_LIMIT = 20_000
-TUPLE_LIMIT = 50_000  # a released scale has 14_000; hashing 150_000 nested ones crashes the process
+DIMENSION_LIMIT = 8
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -64,15 +70,6 @@ INERT = {
 }
 """Lightning's objects beside the weights: replaced by `Inert`."""
 
-TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
-"""Containers that nest without limit and are hashable."""
-
-REFUSED_OPERATIONS = {"EXT1", "EXT2", "EXT4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
-
-
-class UntrustedFileError(ValueError):
-    """A file that is not a checkpoint of plain tensors."""
-
 
 def read_checkpoint(path: str | os.PathLike) -> dict[str, "StoredTensor"]:
     """The tensors of a checkpoint's `state_dict` (or of a bare one), by name, still in the file.
@@ -83,7 +80,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, "StoredTensor"]:
     path = Path(path)
     try:
         archive = _Archive(path)
-        top = _unpickle(archive)
+        top = archive.read_pickle()
     except UntrustedFileError as error:
         raise UntrustedFileError(f"{path}: {error}") from None
     except OSError as error:
@@ -98,23 +95,18 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, "StoredTensor"]:
         raise UntrustedFileError(f"{path}: must hold at most {TENSOR_LIMIT} named tensors")
     if not found:
         raise UntrustedFileError(f"{path}: must hold tensors, got a state_dict without")
+    # Each tensor reads its whole storage: a thousand tensors of one large storage would not end.
+    total, size = sum(x.storage.size for x in found.values()), path.stat().st_size
+    if total > 2 * size:
+        raise UntrustedFileError(f"{path}: tensors must not share storages, got {total} bytes")
     return found
 
 
 # ── tensors in the file ───────────────────────────────────────────────────────────────────────
 
 
-class Sealed:
-    """An object that a pickle may not modify (it could change a tensor's bounds)."""
-
-    __slots__ = ()
-
-    def __setstate__(self, _) -> None:
-        raise UntrustedFileError("its pickle must not alter what it has built")
-
-
 @dataclass(frozen=True)
-class Storage(Sealed):
+class Storage:
     """A storage in the archive."""
 
     archive: "_Archive"
@@ -122,9 +114,14 @@ class Storage(Sealed):
     dtype: torch.dtype
     count: int
 
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.count * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
-class StoredTensor(Sealed):
+class StoredTensor:
     """A tensor in a checkpoint: shape and type are known, numbers are loaded by `read`."""
 
     storage: Storage
@@ -147,18 +144,25 @@ class StoredTensor(Sealed):
 
 def _stored_tensor(storage, offset, shape, stride, *_) -> StoredTensor:
     """In place of `torch._utils._rebuild_tensor_v2`, with bounds checked."""
-    numbers = [offset, *shape, *stride]
-    whole = all(type(i) is int and 0 <= i < 2**48 for i in numbers)
-    if not isinstance(storage, Storage) or not whole or len(shape) != len(stride):
-        raise UntrustedFileError("tensors must have a storage, an offset, a shape and strides")
+    if not isinstance(storage, Storage) or not _is_shape((offset,)):
+        raise UntrustedFileError("tensors must have a storage and an offset")
+    if not _is_shape(shape) or not _is_shape(stride) or len(shape) != len(stride):
+        raise UntrustedFileError(
+            f"tensors must have a shape and strides of at most {DIMENSION_LIMIT} numbers"
+        )
     last = offset + sum((s - 1) * step for s, step in zip(shape, stride, strict=True))
     # A stride of 0 would expand one number to terabytes.
     if math.prod(shape) and (last >= storage.count or math.prod(shape) > storage.count):
         raise UntrustedFileError(
-            f"tensors must lie within their storage of {storage.count} numbers, "
-            f"got shape {tuple(shape)}"
+            f"tensors must lie within their storage of {storage.count} numbers, got shape {shape}"
         )
-    return StoredTensor(storage, offset, tuple(shape), tuple(stride))
+    return StoredTensor(storage, offset, shape, stride)
+
+
+def _is_shape(numbers: object) -> bool:
+    """Whether it is a tuple of a few whole numbers."""
+    short = type(numbers) is tuple and len(numbers) <= DIMENSION_LIMIT
+    return short and all(type(i) is int and 0 <= i < 2**48 for i in numbers)
 
 
 def _stored_parameter(tensor, *_) -> StoredTensor:
@@ -168,40 +172,11 @@ def _stored_parameter(tensor, *_) -> StoredTensor:
     return tensor
 
 
-@dataclass(frozen=True)
-class Builder(Sealed):
-    """A function that a pickle may call."""
-
-    build: Callable
-
-    def __call__(self, *arguments) -> object:
-        return self.build(*arguments)
-
-
 BUILDERS = {
-    "collections OrderedDict": OrderedDict,
+    "collections OrderedDict": Builder(lambda: {}),
     "torch._utils _rebuild_tensor_v2": Builder(_stored_tensor),
     "torch._utils _rebuild_parameter": Builder(_stored_parameter),
 }
-
-
-class Inert:
-    """Placeholder for objects other than tensors: accepts and ignores everything."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __setstate__(self, _) -> None:
-        pass
-
-    def append(self, _) -> None:
-        pass
-
-    def extend(self, _) -> None:
-        pass
-
-    def __setitem__(self, *_) -> None:
-        pass
 
 
 # ── the archive ───────────────────────────────────────────────────────────────────────────────
@@ -215,9 +190,9 @@ class _Archive:
         if not is_zip(path):
             raise UntrustedFileError(_why_no_zip(path))
         try:
-            self.zip = zipfile.ZipFile(path)
+            self.zip = open_zip(path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-            raise UntrustedFileError(f"must be a whole zip archive: {error}") from None
+            raise UntrustedFileError(f"must be a whole zip archive: {shown(str(error))}") from None
         self.sizes = self._checked_sizes()
         pickles = [
             name for name in self.sizes if name.count("/") == 1 and name.endswith("/data.pkl")
@@ -243,10 +218,34 @@ class _Archive:
                     filled += got
                 file.read(1)  # the checksum is verified at the end of the entry
         except Exception as error:  # a damaged archive may raise anything
-            raise UntrustedFileError(f"{self.path}: {entry} is damaged, {error}") from None
+            reason = f"{shown(entry)} is damaged, {shown(str(error))}"
+            raise UntrustedFileError(f"{self.path}: {reason}") from None
         if filled < len(data):
-            raise UntrustedFileError(f"{self.path}: {entry} is cut short")
+            raise UntrustedFileError(f"{self.path}: {shown(entry)} is cut short")
         return data
+
+    def read_pickle(self) -> object:
+        """What the archive's pickle builds."""
+        data = bytes(self.read(f"{self.folder}data.pkl"))
+        return read_pickle(data, find, self.storage)
+
+    def storage(self, pid: object) -> Storage:
+        """("storage", type, key, device, count): a storage of the archive, its size checked."""
+        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
+            raise UntrustedFileError("storages must be described as torch.save does")
+        _, kind, key, _, count = pid
+        named = isinstance(key, str) and len(key) <= TEXT_LIMIT
+        if not isinstance(kind, torch.dtype) or not named or type(count) is not int:
+            raise UntrustedFileError("storages must be described as torch.save does")
+        entry = f"{self.folder}data/{key}"
+        if entry not in self.sizes:
+            raise UntrustedFileError(f"storage {shown(key)} must be in the file, got none")
+        storage = Storage(self, entry, kind, count)
+        if self.sizes[entry] != storage.size:
+            raise UntrustedFileError(
+                f"storage {shown(key)} must be of {storage.size} bytes, got {self.sizes[entry]}"
+            )
+        return storage
 
     def _checked_sizes(self) -> dict[str, int]:
         entries = self.zip.infolist()
@@ -256,7 +255,7 @@ class _Archive:
             stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
             if not stored or entry.file_size != entry.compress_size:
                 raise UntrustedFileError(
-                    f"entries must be stored as they are, {entry.filename} is not"
+                    f"entries must be stored as they are, {shown(entry.filename)} is not"
                 )
         # Overlapping entries would expand to more than the file.
         total, size = sum(entry.file_size for entry in entries), self.path.stat().st_size
@@ -265,6 +264,35 @@ class _Archive:
                 f"entries must fit into {size} bytes side by side, got {total}"
             )
         return {entry.filename: entry.file_size for entry in entries}
+
+
+def find(module: str, name: str) -> object:
+    """What a name in the pickle stands for. Names are compared, never imported."""
+    if module == "torch" and name in STORAGES:
+        return STORAGES[name]
+    if f"{module} {name}" in INERT:
+        return Inert
+    if f"{module} {name}" in BUILDERS:
+        return BUILDERS[f"{module} {name}"]
+    raise UntrustedFileError(
+        f"must hold tensors and inert data only, got a reference to {shown(f'{module}.{name}')}"
+    )
+
+
+class _ShortReads(io.FileIO):
+    """A file of which nobody reads much at once: a zip archive's list of entries is read so."""
+
+    def read(self, size: int = -1) -> bytes:
+        if size > DIRECTORY_LIMIT:
+            raise zipfile.BadZipFile(f"entries must be listed in {DIRECTORY_LIMIT} bytes")
+        return super().read(size)
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """A zip archive; BadZipFile if its list of entries is longer than DIRECTORY_LIMIT."""
+    with _ShortReads(path) as file:
+        zipfile.ZipFile(file)
+    return zipfile.ZipFile(path)
 
 
 def is_zip(path: Path) -> bool:
@@ -286,80 +314,3 @@ def _why_no_zip(path: Path) -> str:
     if not start:
         return "must be a checkpoint, got an empty file"
     return "must be a whole PyTorch checkpoint (a zip archive), got something else or a part of one"
-
-
-# ── the pickle ────────────────────────────────────────────────────────────────────────────────
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds containers, `StoredTensor`s and `Inert`s; any other name refuses the file."""
-
-    def __init__(self, data: bytes, archive: _Archive):
-        super().__init__(io.BytesIO(data))
-        self.archive = archive
-
-    def find_class(self, module: str, name: str):
-        """Names are compared, never imported."""
-        if module == "torch" and name in STORAGES:
-            return _StorageType(STORAGES[name])
-        if f"{module} {name}" in INERT:
-            return Inert
-        if f"{module} {name}" in BUILDERS:
-            return BUILDERS[f"{module} {name}"]
-        raise UntrustedFileError(
-            f"must hold tensors and inert data only, got a reference to {module}.{name}"
-        )
-
-    def persistent_load(self, pid) -> Storage:
-        """("storage", type, key, device, count): a storage of the archive, its size checked."""
-        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-            raise UntrustedFileError("storages must be described as torch.save does")
-        _, kind, key, _, count = pid
-        entry = f"{self.archive.folder}data/{key}"
-        if not isinstance(kind, _StorageType) or not isinstance(key, str) or type(count) is not int:
-            raise UntrustedFileError("storages must be described as torch.save does")
-        if entry not in self.archive.sizes:
-            raise UntrustedFileError(f"storage {key} must be in the file, got none")
-        if self.archive.sizes[entry] != count * kind.dtype.itemsize:
-            raise UntrustedFileError(
-                f"storage {key} must be of {count * kind.dtype.itemsize} bytes, "
-                f"got {self.archive.sizes[entry]}"
-            )
-        return Storage(self.archive, entry, kind.dtype, count)
-
-
-@dataclass(frozen=True)
-class _StorageType(Sealed):
-    """Placeholder for torch.FloatStorage and similar; not callable."""
-
-    dtype: torch.dtype
-
-
-def _unpickle(archive: _Archive) -> object:
-    data = bytes(archive.read(f"{archive.folder}data.pkl"))
-    try:
-        _require_harmless(data)
-        return _Unpickler(data, archive).load()
-    except (UntrustedFileError, OSError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # a damaged pickle may raise anything
-        raise UntrustedFileError(
-            f"its pickle is damaged: {error or type(error).__name__}"
-        ) from None
-
-
-def _require_harmless(data: bytes) -> None:
-    """Refuse operations that a checkpoint does not need and that could exhaust time, memory or
-    stack."""
-    tuples = 0
-    for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        if operation.name in REFUSED_OPERATIONS:
-            raise UntrustedFileError(f"its pickle must not use {operation.name}")
-        # The memo is an array: one large index would exhaust memory.
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(data):
-            raise UntrustedFileError("its pickle must number its memo from 0")
-        tuples += operation.name in TUPLES
-        if tuples > TUPLE_LIMIT:
-            raise UntrustedFileError(f"its pickle must build at most {TUPLE_LIMIT} tuples")
-        if count > OPERATION_LIMIT:
-            raise UntrustedFileError(f"its pickle must have at most {OPERATION_LIMIT} operations")

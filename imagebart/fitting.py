@@ -1,0 +1,89 @@
+"""Does a file of weights fit config.json? Answered from its header, before anything is built.
+
+require_bounds     sizes of a configuration: none beyond LIMITS
+require_weights    names, shapes and types of a file: those of a module, which is built on the
+                   meta device, where sizes cost nothing
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from imagebart.arguments import shown
+from imagebart.checkpoint import read_header
+
+LIMITS = {
+    # a VQGAN
+    "image_size": 2**14,
+    "K": 2**18,
+    "embed_dim": 2**12,
+    "z_channels": 2**12,
+    "channels": 2**10,
+    "multipliers": 64,
+    "attention_levels": 64,
+    "blocks": 16,
+    "patch": 64,
+    "pixel_channels": 2**10,
+    "extra_decoder_blocks": 16,
+    # a scale
+    "grid": 128,
+    "width": 2**14,
+    "heads": 2**8,
+    "head_width": 2**10,
+    "encoder_depth": 64,
+    "decoder_depth": 64,
+    # a condition
+    "vocabulary": 2**20,
+    "length": 2**14,
+    "vectors": 2**20,
+}
+"""Largest sizes that are loaded; the paper's models have at most a quarter of most of them."""
+
+MOST_ENTRIES = 8
+"""Of a list of sizes, or a table of them."""
+
+FLOATS = {"F64", "F32", "F16", "BF16"}
+WHOLE = {torch.int64: {"I64"}, torch.int32: {"I32"}}
+"""Types of weights and of tables, as safetensors names them."""
+
+
+def require_bounds(sizes: dict, path: str) -> None:
+    """ValueError for a whole number beyond LIMITS, and for a list or a table of too many."""
+    for name, size in sizes.items():
+        where = f"{path}: {shown(name)}"
+        many = len(size) if isinstance(size, list | tuple | dict) else 1
+        if name not in LIMITS and not isinstance(size, dict):
+            continue
+        if many > MOST_ENTRIES:
+            raise ValueError(f"{where} must be at most {MOST_ENTRIES}, got {many}")
+        if isinstance(size, dict):
+            require_bounds(size, where)
+            continue
+        for one in size if isinstance(size, list | tuple) else [size]:
+            if not 0 <= one <= LIMITS[name]:
+                raise ValueError(
+                    f"{where} must lie in 0..{LIMITS[name]}, got {shown(str(one), 40)}"
+                )
+
+
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
+    """A module without memory for its weights."""
+    with torch.device("meta"):
+        return build()
+
+
+def require_weights(path: Path, wanted: dict[str, Tensor]) -> None:
+    """ValueError unless a safetensors file has the names, shapes and kinds of these tensors."""
+    got = read_header(path)
+    for name in sorted(wanted.keys() | got.keys()):
+        shape = tuple(wanted[name].shape) if name in wanted else "absent"
+        kind, stored = got.get(name, (None, "nothing"))
+        if shape != stored:
+            raise ValueError(f"{path}: {shown(name)} must be {shape}, got {shown(str(stored))}")
+        types = FLOATS if wanted[name].is_floating_point() else WHOLE[wanted[name].dtype]
+        if kind not in types:
+            raise ValueError(
+                f"{path}: {shown(name)} must be {' or '.join(sorted(types))}, got {kind}"
+            )
