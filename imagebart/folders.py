@@ -39,7 +39,7 @@ OPTIONAL_ENTRIES = ("names", "guidance")
 """Optional entries of config.json."""
 
 MOST_SCALES = 100
-MOST_NAMES = 100_000
+MOST_NAMES = 100_000  # entries of any list
 NAME_LENGTH = 200
 """Characters of a class or a kind that are kept."""
 
@@ -102,20 +102,13 @@ def read_config(folder: Path) -> dict:
             require_kind(config[name], kind, f"{path}: {name}")
     if "names" in config:
         config["names"] = {
-            shown(kind): _checked_names(names, f"{path}: names")
+            shown(kind): [shown(name, NAME_LENGTH) for name in names]  # pages and errors show them
             for kind, names in config["names"].items()
         }
     guidance = config.get("guidance", 1.0)
     for each in guidance if isinstance(guidance, list) else [guidance]:
         options_of(ChainOptions)["guidance"].check(each, f"{path}: guidance")
     return config
-
-
-def _checked_names(names: list[str], path: str) -> list[str]:
-    """Names of classes or kinds, printable: errors and pages show them."""
-    if len(names) > MOST_NAMES:
-        raise ValueError(f"{path} must be at most {MOST_NAMES}, got {len(names)}")
-    return [shown(name, NAME_LENGTH) for name in names]
 
 
 ENTRIES = {
@@ -145,7 +138,12 @@ def require_kind(value, kind: type, name: str) -> None:
 
 
 def is_of(value, kind: type) -> bool:
-    """Whether a JSON value has this type: a list is a tuple, and 1 a float."""
+    """Whether a JSON value has this type: a list is a tuple, and 1 a float.
+
+    A list of more than MOST_NAMES has none.
+    """
+    if isinstance(value, list | tuple | dict) and len(value) > MOST_NAMES:
+        return False
     if get_origin(kind) is tuple:
         each, last = get_args(kind)
         listed = isinstance(value, list | tuple) and (last is ... or len(value) == 2)
