@@ -728,7 +728,7 @@ def test_names_in_a_shard_are_cut_and_printable(shards):
 def test_a_text_of_megabytes_is_no_caption(shards):
     add_to_shard(shards / "s-3.tar", {"x.png": b"none", "x.txt": bytes(2**20 + 1)})
     with pytest.raises(ValueError, match=r"x\.txt: must be at most 1048576 bytes, got 1048577"):
-        ShardFolder(shards).captions(3)
+        ShardFolder(shards).texts(3)
 
 
 def test_a_broken_picture_in_a_shard_is_replaced(shards):

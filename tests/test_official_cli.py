@@ -479,8 +479,8 @@ def endless_pickles() -> dict[str, bytes]:
         "a shape of many dimensions": REBUILD
         + (b"(" + STORAGE + number(0) + dimensions + b"t" + dimensions + b"t\x89NtR."),
         "equal keys of megabytes": b"\x80\x02}" + long + b"q\x00Ns" + long + b"q\x01Ns"
-        + 300_000 * b"h\x00Ns" + b".",
-        "calls of many values": many + inert + b"0" + 200_000 * b"h\x01h\x00R0" + b".",
+        + 150_000 * b"h\x00Ns" + b".",
+        "calls of many values": many + inert + b"0" + 100_000 * b"h\x01h\x00R0" + b".",
         "more operations than any": b"\x80\x02]" + 3_000_000 * b"N0" + b".",
     }  # fmt: skip
 

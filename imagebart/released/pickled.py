@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from imagebart.arguments import shown
 
-OPERATION_LIMIT = 1_000_000  # a released scale has some 150 000
+OPERATION_LIMIT = 500_000  # a released scale has some 150 000
 TEXT_LIMIT = 1000  # characters of a key or a name
 KEY_LIMIT = 2000  # keys that are not text: a released scale has one a parameter of its optimiser
 ARGUMENT_LIMIT = 16  # of a call
