@@ -23,7 +23,7 @@ MOST_PIXELS = 2**24
 """Of an input image, and of all images of a request: for example four of 2048×2048."""
 MOST_LAYERS = 8
 LONGEST_PROMPT = 1000
-LIMITS = {"temperature": 5, "guidance": 20, "passes": 16, "context": 4, "feather": 16}
+SLIDER_LIMITS = {"temperature": 5, "guidance": 20, "passes": 16, "context": 4, "feather": 16}
 """Of numbers without a bound in the library."""
 STEP = 0.05
 """Step of a slider for real numbers."""
@@ -58,7 +58,7 @@ def bounds(model: ImageBART, name: str) -> tuple[float, float]:
     """The bounds of a numeric option for visitors, inclusive."""
     option = rows(EditingOptions)[name].option
     lowest = option.least + STEP if option.open else option.least
-    return lowest, {"top_k": model.K, **LIMITS}.get(name, option.most)
+    return lowest, {"top_k": model.K, **SLIDER_LIMITS}.get(name, option.most)
 
 
 def read_number(model: ImageBART, name: str, value: Any) -> float:
@@ -105,10 +105,10 @@ def read_words(
         options["classes"] = read_classes(model, classes, seed, count)
     if guidance is not None:
         options["guidance"] = read_number(model, "guidance", guidance)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         encode_condition(model, count, **options)
-    remarks += [f"{str(one.message)[:200]}." for one in said]
+    remarks += [f"{str(one.message)[:200]}." for one in caught]
     return options, "".join(f" {remark}" for remark in dict.fromkeys(remarks))
 
 

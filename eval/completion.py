@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from metrics import MIN_IMAGES, ImageMetrics, feature_distance
 from PIL import Image
-from records import options_of, run_record, shown
+from records import options_of, recorded, run_record
 from reporting import run
 from torch import Tensor
 from tqdm import tqdm
@@ -188,7 +188,7 @@ def main(config: Config) -> dict:
         for family in config.masks:
             for how in inpaint_options(config):
                 row, completed = measure_completion(model, probe, how, family, config)
-                rows.append({"model": shown(source), "T": model.T, "mask": family} | how | row)
+                rows.append({"model": recorded(source), "T": model.T, "mask": family} | how | row)
                 pictures += completed
                 caption = f"T = {model.T}, {family}, {how['process']}"
                 captions += [caption, *[""] * (len(completed) - 1)]

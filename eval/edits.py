@@ -28,7 +28,7 @@ from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STA
 from imagebart.distributed import pick_device
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.folders import SHIPPED
-from imagebart.options import Conditions, EditingOptions, as_dataclass, options_said
+from imagebart.options import Conditions, EditingOptions, as_dataclass, options_given
 from imagebart.probe import Probe
 
 SCENES = 3000
@@ -136,7 +136,7 @@ def edited(
     config: Config,
 ) -> Image.Image:
     """The edit; of several candidates the one most similar to the prompt."""
-    how = options_said(config, EditingOptions)
+    how = options_given(config, EditingOptions)
     if "passes" in how:
         how.setdefault("process", "refined")
     images = model.inpaint(

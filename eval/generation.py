@@ -34,7 +34,7 @@ from imagebart.checkpoint import sha256_of, write_json
 from imagebart.conditions import class_count
 from imagebart.data.images import ImageFolder, SceneryData
 from imagebart.distributed import finish, part_of, split, start
-from imagebart.options import Conditions, SamplingOptions, as_dataclass, options_said
+from imagebart.options import Conditions, SamplingOptions, as_dataclass, options_given
 
 METRIC_PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 
@@ -105,7 +105,7 @@ def samples(
         batch=config.batch,
         part=indices,
         output_type="pt",
-        **options_said(config, SamplingOptions),
+        **options_given(config, SamplingOptions),
         **conditions,
     )
     for part, images in zip(split(indices, config.batch), stream, strict=True):

@@ -31,7 +31,7 @@ from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
-from imagebart.options import Conditions, SamplingOptions, as_dataclass, options_said
+from imagebart.options import Conditions, SamplingOptions, as_dataclass, options_given
 from imagebart.probe import GRID, Predictions, Probe
 
 ConditionName = Literal["text", "class", "map"]
@@ -128,7 +128,7 @@ def draw_samples(
     model: ImageBART, targets: Targets, condition: ConditionName, guidance: float, config: Config
 ) -> Tensor:
     """One sample per scene, b×3×H×W uint8."""
-    parts, how = [], options_said(config, SamplingOptions) | {"guidance": guidance}
+    parts, how = [], options_given(config, SamplingOptions) | {"guidance": guidance}
     for start in tqdm(range(0, config.n, config.batch), desc=condition, mininterval=5):
         rows = range(start, min(start + config.batch, config.n))
         how |= {"seed": config.seed + start, **targets.options(condition, rows, model)}

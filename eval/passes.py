@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from records import options_of, run_record, shown
+from records import options_of, recorded, run_record
 from reporting import run
 from tqdm import tqdm
 
@@ -86,7 +86,7 @@ def count_passes(
             passes[i, t], seconds[i, t] = len(noted) - before, time.perf_counter() - began
     return [
         {
-            "model": shown(source),
+            "model": recorded(source),
             "T": model.T,
             "t": t,
             "beta": float(model.diffusion.beta[t]),

@@ -22,7 +22,7 @@ from imagebart.data import scenery
 from imagebart.data.images import to_tensor
 from imagebart.data.scenery.world import BUILDING, STAR
 from imagebart.folders import SHIPPED, load_vqgan
-from imagebart.perceptual import fine, psnr, sharpness
+from imagebart.perceptual import high_pass, psnr, sharpness
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(config: Config) -> dict:
             places["night_buildings"] = labels == BUILDING
         for name, place in places.items():
             if place.any():
-                details[name].append((fine(image)[0, :, place], fine(back)[0, :, place]))
+                details[name].append((high_pass(image)[0, :, place], high_pass(back)[0, :, place]))
     scores["sharpness"] = scores["sharpness_of_reconstructions"] / scores["sharpness_of_renders"]
     for name, pairs in details.items():
         if not pairs:

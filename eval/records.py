@@ -21,10 +21,10 @@ def run_record(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> di
 
 def options_of(config) -> dict[str, str]:
     """Every field of a script's `Config` as text."""
-    return {name: shown(value) for name, value in asdict(config).items()}
+    return {name: recorded(value) for name, value in asdict(config).items()}
 
 
-def shown(value: object) -> str:
+def recorded(value: object) -> str:
     """An option as text; paths in this repository are relative to it."""
     return str(value).replace(f"{Path(__file__).parents[1]}{os.sep}", "")
 

@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from records import PACKAGES, run_record, shown
+from records import PACKAGES, recorded, run_record
 from replay import decode_replayed, plans_of, profile
 from reporting import run
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
@@ -75,7 +75,7 @@ def main(config: Config) -> dict:
     ways = {"parallel": partial(parallel, window=window), "sequential": decode_sequential}
     model = model.to(device, dtype)
     report = {
-        "model": config.shape or shown(config.model),
+        "model": config.shape or recorded(config.model),
         "T": model.T,
         "tokens": model.denoisers[2].n,
         "dtype": config.dtype,
@@ -105,7 +105,7 @@ def open_chain(config: Config, device: torch.device, window: int) -> tuple[Image
     model = random_model(config.shape)
     plans = plans_of(model, tenths, window)
     passes = {
-        "of": shown(config.passes_of),
+        "of": recorded(config.passes_of),
         "images": config.passes_n,
         "made": "the shape's passes are computed in full, as many and where that chain, with "
         "trained weights, takes them: its passes in each tenth of the positions, over their "

@@ -29,7 +29,7 @@ from imagebart.options import (
     PanoramaOptions,
     SamplingOptions,
     as_dataclass,
-    options_said,
+    options_given,
 )
 from imagebart.released.importing import PUBLISHED, import_released
 
@@ -87,7 +87,7 @@ class Sample(Model, as_dataclass(SamplingOptions, without=("semantic_map",))):
         ranks = start(self.device)
         part = part_of(self.num_images, ranks)
         model = self.load(ranks.device)
-        options = options_said(self, SamplingOptions)
+        options = options_given(self, SamplingOptions)
         stream = model.sample_stream(self.num_images, part=part, **options)
         seeds = range(self.seed + part.start, self.seed + part.stop)
         drawn = zip(seeds, chain.from_iterable(stream), strict=True)
@@ -126,7 +126,7 @@ class Edit(Model, as_dataclass(EditingOptions, without=("semantic_map",))):
             raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
         image = read_image(self.image)
         mask = None if self.mask is None else pixel_mask(read_mask(self.mask), image.size)
-        model, options = self.load(), options_said(self, EditingOptions)
+        model, options = self.load(), options_given(self, EditingOptions)
         if "passes" in options:
             options.setdefault("process", "refined")
         if mask is not None:
@@ -149,7 +149,7 @@ class Panorama(Model, as_dataclass(PanoramaOptions)):
     def run(self) -> None:
         if self.out.suffix.lower() != ".png":
             raise ValueError(f"--out must be the name of a .png file, got {self.out}")
-        model, options = self.load(), options_said(self, PanoramaOptions)
+        model, options = self.load(), options_given(self, PanoramaOptions)
         (image,) = model.panorama(self.width, self.height, **options)
         save(image, self.out)
         print(self.out)
@@ -202,9 +202,9 @@ class Bars:
 def main(arguments: list[str]) -> None:
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command is None:
-        asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(__doc__.strip(), file=sys.stdout if asked else sys.stderr)
-        sys.exit(0 if asked else 2)
+        help_asked = bool(arguments) and arguments[0] in ("-h", "--help")
+        print(__doc__.strip(), file=sys.stdout if help_asked else sys.stderr)
+        sys.exit(0 if help_asked else 2)
     prog = f"python -m imagebart {arguments[0]}"
     try:
         tyro.cli(command, args=arguments[1:], prog=prog).run()

@@ -342,7 +342,7 @@ def drop(
 ) -> Condition:
     """Condition dropout: each condition of each row made absent with its chance.
 
-    A spatial one half of these times in a box of it only, so that part of it can be asked for too.
+    A spatial one half of these times in a box of it only, so that a part of it can be given too.
     """
     parts = []
     for name, part in split_condition(condition, shapes).items():

@@ -83,8 +83,8 @@ class Denoiser(nn.Module, Decodable):
 
     A joint network (the ablation of section 4.4) is one set of weights for all t, and `at(t)` is
     the same network at scale t. It has an encoder at T too, whose input begins with a start vector
-    for each scale. The decoder is told the scale at every place, by a vector added to its input:
-    how much of x_t to believe is a question of every place, and none need look it up.
+    for each scale. A vector of the scale is added to the decoder's input at every position: how
+    reliable x_t is depends on the scale, and no position needs attention to find it out.
     """
 
     def __init__(self, config: DenoiserConfig, diffusion: MultinomialDiffusion, t: int):
@@ -171,7 +171,7 @@ class Denoiser(nn.Module, Decodable):
         memory, memory_present = self.encode(x_t, condition)
         prefix, present = self.decoder_prefix(len(x_prev), condition)
         x = torch.cat([prefix, self.tokens(x_prev[:, :-1])], dim=1)
-        at = F.pad(self.told_everywhere(), (0, 0, self.prefix.length - 1, 0))
+        at = F.pad(self.position_and_scale(), (0, 0, self.prefix.length - 1, 0))
         hidden = self.decoder(x + at, memory, memory_present, present)
         return hidden[:, self.prefix.length - 1 :]
 
@@ -199,7 +199,7 @@ class Denoiser(nn.Module, Decodable):
         batch, memory = len(x_t), self._memory_of_each(x_t, condition)
         prefix, present = self.decoder_prefix(batch, condition)
         cache = self.decoder.cache(batch, self.prefix.length + self.n - 1, *memory, present)
-        positions = self.told_everywhere()
+        positions = self.position_and_scale()
         if self.prefix.length > 1:
             slots = torch.arange(self.prefix.length, device=prefix.device)
             at = F.pad(positions[:1], (0, 0, self.prefix.length - 1, 0))
@@ -275,8 +275,8 @@ class Denoiser(nn.Module, Decodable):
 
     # ── helpers ───────────────────────────────────────────────────────────────────────────────
 
-    def told_everywhere(self) -> Float[Tensor, "n c"]:
-        """What is added to the decoder's input: the place, and a joint network's scale."""
+    def position_and_scale(self) -> Float[Tensor, "n c"]:
+        """What is added to the decoder's input: its position, and a joint network's scale."""
         places = self.positions()
         return places if self.scale_vectors is None else places + self.scale_vectors[self.t - 2]
 

@@ -2,7 +2,7 @@
 
     x_T ~ uniform  →  x_{t-1} ~ p_θ^{t-1}(· | x_t), t = T .. 2  →  x_0 = G(x_1)
 
-Where a model lies on disk is told in folders.py.
+folders.py describes the files of a model.
 """
 
 from collections.abc import Iterator, Sequence

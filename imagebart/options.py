@@ -31,7 +31,7 @@ from imagebart.notation import Function
 
 Classes = int | str | Sequence[int | str] | None
 Texts = str | Sequence[str | None] | None
-Maps = np.ndarray | Sequence[np.ndarray] | None
+SemanticMaps = np.ndarray | Sequence[np.ndarray] | None
 
 PER = {
     "seed": "or a list, one an image",
@@ -69,7 +69,8 @@ class Conditions(TypedDict, total=False):
     prompt: Annotated[Texts, Option(None, "what it shows, in words", per="image")]
     classes: Annotated[Classes, Option(None, "its class, an id or a name", per="image")]
     semantic_map: Annotated[
-        Maps, Option(None, "what is where: kinds H×W, -1 where it is left open", per="image")
+        SemanticMaps,
+        Option(None, "what is where: kinds H×W, -1 where it is left open", per="image"),
     ]
 
 
@@ -214,7 +215,7 @@ def with_defaults(table: type, given: dict) -> dict:
     return {name: row.option.default for name, row in rows(table).items()} | given
 
 
-# ── the door ──────────────────────────────────────────────────────────────────────────────────
+# ── public functions ──────────────────────────────────────────────────────────────────────────
 
 
 def with_options(function: Function) -> Function:
@@ -234,7 +235,7 @@ def with_options(function: Function) -> Function:
     known = {parameter.name: None for parameter in (*written, *shown)}
 
     @wraps(function)
-    def door(*args, **given):
+    def checked(*args, **given):
         for name in given:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -242,9 +243,9 @@ def with_options(function: Function) -> Function:
                 raise TypeError(f"{function.__name__}() got {name!r}{hint}")
         return function(*args, **given)
 
-    door.__signature__ = signature.replace(parameters=[*written, *shown])
-    door.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\n{documentation(table)}"
-    return door
+    checked.__signature__ = signature.replace(parameters=[*written, *shown])
+    checked.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\n{documentation(table)}"
+    return checked
 
 
 def documentation(table: type) -> str:
@@ -256,7 +257,7 @@ def documentation(table: type) -> str:
     return "\n".join(lines)
 
 
-# ── other doors ───────────────────────────────────────────────────────────────────────────────
+# ── the command line ──────────────────────────────────────────────────────────────────────────
 
 
 def as_dataclass(table: type, without: Collection[str] = ()) -> type:
@@ -274,7 +275,7 @@ def as_dataclass(table: type, without: Collection[str] = ()) -> type:
     return make_dataclass(table.__name__, fields, frozen=True, kw_only=True)
 
 
-def options_said(config: Any, table: type) -> dict:
+def options_given(config: Any, table: type) -> dict:
     """The options of a table that a command line was given: all that are not the defaults."""
     defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}
     names = [name for name in rows(table) if name in defaults]

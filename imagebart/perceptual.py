@@ -123,7 +123,7 @@ class PatchDiscriminator(nn.Module):
         self.blocks = nn.Sequential(*blocks, nn.Conv2d(width, 1, 4, 1, 1))
 
     def forward(self, image: Images) -> Float[Tensor, "b 1 h w"]:
-        return self.blocks(torch.cat([image, 4 * fine(image)], dim=1))
+        return self.blocks(torch.cat([image, 4 * high_pass(image)], dim=1))
 
 
 def reconstruction_loss(
@@ -141,13 +141,13 @@ def reconstruction_loss(
     one pixel off. slopes = mean |∇x_0 - ∇G(x_1)|, of neighbouring pixels: a weave in a flat sky is
     small in every pixel, and all slope.
     """
-    w = 1 + detail * fine(image).abs()
+    w = 1 + detail * high_pass(image).abs()
     error = image - reconstruction.float()
     loss = (w * error.abs()).mean() + weight * perceptual(image, reconstruction).mean()
     return loss + edges * sharpness(error).mean() if edges else loss
 
 
-def fine(image: Images) -> Images:
+def high_pass(image: Images) -> Images:
     """What a 9×9 blur would lose: stars, windows, edges, texture."""
     return image - F.avg_pool2d(image, 9, stride=1, padding=4, count_include_pad=False)
 

@@ -329,7 +329,7 @@ def generator_of(seed: int, t: int, pass_index: int, use: str) -> torch.Generato
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-# ── what the caller said ──────────────────────────────────────────────────────────────────────
+# ── the caller's options ──────────────────────────────────────────────────────────────────────
 
 
 def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:

@@ -29,7 +29,7 @@ SHARE = 8
 """A batch may take one part in so many of the device's memory."""
 
 WORDS = {name: row.one for name, row in rows(SamplingOptions).items() if row.option.per == "image"}
-"""What can be said of each image, and the type of one such word."""
+"""Options that can differ by image, and the type of one value."""
 
 
 @with_options
@@ -44,7 +44,7 @@ def sample_stream(
 ) -> Iterator[Grid]:
     """x_1 of the images `part` (all of them) of `num_images`, `batch` at a time; in order.
 
-    See `ImageBART.sample_stream`. What is said of every image is checked before the first is drawn.
+    See `ImageBART.sample_stream`. Every image's options are checked before the first is sampled.
     """
     for count, own in batches(model, num_images, options, batch=batch, part=part):
         *_, last = model.sample_steps(count, **own)

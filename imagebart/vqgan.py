@@ -21,7 +21,7 @@ from imagebart.arguments import as_int
 from imagebart.notation import Float, Grid, Images, Latents
 from imagebart.quantiser import QUANTISERS
 
-Maps = Float[Tensor, "b _ _ _"]
+FeatureMaps = Float[Tensor, "b _ _ _"]
 """Feature maps, where a layer may change their number and size."""
 
 
@@ -38,7 +38,7 @@ class VQGANConfig:
     blocks: int = 2  # residual blocks a level (the decoder has one more)
     attention_levels: tuple[int, ...] = (4,)  # levels with self-attention, 0 = finest
     mid_attention: bool = True  # self-attention between the two middle blocks
-    patch: int = 1  # pixels a side folded into channels at the door
+    patch: int = 1  # pixels a side folded into channels first
     pixel_channels: int = 0  # width of the decoder's full-resolution stage; 0 = none
     extra_decoder_blocks: int = 0  # further residual blocks of every level of the decoder
     quantiser: str = "vector"  # a row of quantiser.QUANTISERS
@@ -246,7 +246,7 @@ class Finish(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, h: Maps, image: Images) -> Images:
+    def forward(self, h: FeatureMaps, image: Images) -> Images:
         for level in self.levels:
             h = level(h)
         h = self.block(self.conv_in(torch.cat([h, image], dim=1)))
@@ -269,7 +269,7 @@ class Level(nn.Module):
         self.attention = nn.ModuleList(SelfAttention(out) for _ in range(blocks if attend else 0))
         self.after = after
 
-    def forward(self, h: Maps) -> Maps:
+    def forward(self, h: FeatureMaps) -> FeatureMaps:
         for i, block in enumerate(self.blocks):
             h = block(h)
             if i < len(self.attention):
@@ -286,7 +286,7 @@ class Residual(nn.Module):
         self.norm2, self.conv2 = norm(out), conv3(out, out)
         self.shortcut = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
-    def forward(self, h: Maps) -> Maps:
+    def forward(self, h: FeatureMaps) -> FeatureMaps:
         residual = self.conv1(F.silu(self.norm1(h)))
         residual = self.conv2(F.silu(self.norm2(residual)))
         return self.shortcut(h) + residual
@@ -299,7 +299,7 @@ class Plain(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = conv3(width, width), conv3(width, width)
 
-    def forward(self, h: Maps) -> Maps:
+    def forward(self, h: FeatureMaps) -> FeatureMaps:
         return h + self.conv2(F.silu(self.conv1(F.silu(h))))
 
 
@@ -323,7 +323,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2)
 
-    def forward(self, h: Maps) -> Maps:
+    def forward(self, h: FeatureMaps) -> FeatureMaps:
         return self.conv(F.pad(h, (0, 1, 0, 1)))  # right and below only, as published
 
 
@@ -332,7 +332,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = conv3(width, out)
 
-    def forward(self, h: Maps) -> Maps:
+    def forward(self, h: FeatureMaps) -> FeatureMaps:
         return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
 

@@ -99,13 +99,13 @@ def model(make_model, tmp_path_factory) -> ImageBART:
 
 
 @pytest.fixture(scope="module")
-def told(make_model, tmp_path_factory) -> ImageBART:
+def conditional(make_model, tmp_path_factory) -> ImageBART:
     """A model that takes maps and text, and knows the words of "a lake at night"."""
     model = make_model(T=3, conditions={"text": 6, "map": 3}, condition_dropout=True)
     model.names["map"] = ["sky", "water", "grass"]
     for denoiser in model.denoisers.values():
         denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
-    model.folder = tmp_path_factory.mktemp("told")
+    model.folder = tmp_path_factory.mktemp("conditional")
     model.save_pretrained(model.folder)
     return model
 
@@ -191,7 +191,7 @@ def test_endpoints_have_these_names_and_defaults(client):
 CHAIN = {"method": "the tokens are the same", "semantic_map": "painted, at /semantic"}
 EDITS = CHAIN | dict.fromkeys(["process", "resampling_passes", "chains"], "the app refines")
 WIDE = {"method": CHAIN["method"], "mode": "called exact", "classes": "said in the prompts"}
-DOORS = {  # endpoint → the table of its options, and those that it lacks: why
+INTERFACES = {  # endpoint → the table of its options, and those that it lacks: why
     "/sample": (SamplingOptions, CHAIN),
     "/inpaint": (EditingOptions, EDITS),
     "/outpaint": (EditingOptions, EDITS),
@@ -201,15 +201,15 @@ DOORS = {  # endpoint → the table of its options, and those that it lacks: why
 
 def test_every_option_reaches_the_app(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    for name, (table, missing) in DOORS.items():
+    for name, (table, missing) in INTERFACES.items():
         shown = {p["parameter_name"] for p in named[name]["parameters"]}
         assert rows(table).keys() - shown == missing.keys(), name
 
 
 def test_numbers_reach_the_chain(model, monkeypatch):
-    told, numbers = [], {name: 0.5 if name != "top_k" else 3 for name in FILTERS}
-    monkeypatch.setattr(ImageBART, "sample_steps", lambda *_, **how: told.append(how) or iter([]))
-    assert list(sample(model, **numbers)) == [] and numbers.items() <= told[0].items()
+    given, numbers = [], {name: 0.5 if name != "top_k" else 3 for name in FILTERS}
+    monkeypatch.setattr(ImageBART, "sample_steps", lambda *_, **how: given.append(how) or iter([]))
+    assert list(sample(model, **numbers)) == [] and numbers.items() <= given[0].items()
 
 
 def test_a_picture_is_forgotten_level_by_level(client, model, tmp_path):
@@ -559,14 +559,14 @@ def test_a_guarded_login_answers_429():
     async def send(message):
         seen.append(message.get("status"))
 
-    async def ask(times: int):
+    async def post(times: int):
         guard = serving.Guard(passed)
         scope = {"type": "http", "method": "POST", "path": "/login", "headers": []}
         for _ in range(times):
             await guard(scope | {"client": ("1.2.3.4", 1)}, None, send)
 
     seen = []
-    asyncio.run(ask(11))
+    asyncio.run(post(11))
     assert seen[:11] == ["passed"] * 10 + [429]
 
 
@@ -688,7 +688,7 @@ def test_pictures_of_a_request_are_bounded_together():
         requests.check_pixels(16, 1024, 1025)
 
 
-def test_large_results_are_refused_before_anything_is_drawn(model, told, clip, tmp_path):
+def test_large_results_are_refused_before_anything_is_drawn(model, conditional, clip, tmp_path):
     most = "^all pictures together must have at most 16 million pixels, got"
     request = request_of(
         Image.new("RGB", (2100, 2100)), Image.new("L", (2100, 2100), 255), tmp_path
@@ -701,24 +701,24 @@ def test_large_results_are_refused_before_anything_is_drawn(model, told, clip, t
         next(outpaint(model, request, num_images=4, **sides))
     many = dict(num_images=2, candidates=2, ranker=CLIP(clip))
     with pytest.raises(ValueError, match=f"{most} 4 of 2176×2176$"):
-        next(outpaint(told, request, "a lake", **many, **sides))
+        next(outpaint(conditional, request, "a lake", **many, **sides))
 
 
-def test_candidates_of_all_images_are_bounded_together(told, clip, tmp_path):
+def test_candidates_of_all_images_are_bounded_together(conditional, clip, tmp_path):
     sentence = "^candidates must be at most 64 for all images together, got 5 for each of 13$"
     request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
     words = dict(prompt="a lake", num_images=13, candidates=5, ranker=CLIP(clip))
     for steps in (
-        sample(told, **words),
-        inpaint(told, request, **words),
-        outpaint(told, request, left=8, **words),
-        semantic(told, request, **words),
+        sample(conditional, **words),
+        inpaint(conditional, request, **words),
+        outpaint(conditional, request, left=8, **words),
+        semantic(conditional, request, **words),
     ):
         with pytest.raises(ValueError, match=sentence):
             next(steps)
 
 
-def test_layers_are_counted(model, told, tmp_path):
+def test_layers_are_counted(model, conditional, tmp_path):
     request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
     request["layers"] *= 8
     next(inpaint(model, request))
@@ -727,13 +727,13 @@ def test_layers_are_counted(model, told, tmp_path):
         with pytest.raises(ValueError, match=r"^there must be at most 8 layers, got 9$"):
             next(steps)
     with pytest.raises(ValueError, match=r"^there must be at most 8 layers, got 9$"):
-        next(semantic(told, request))
+        next(semantic(conditional, request))
 
 
-def test_large_candidates_are_drawn_by_ones_and_twos(told, clip, tmp_path, monkeypatch):
+def test_large_candidates_are_drawn_by_ones_and_twos(conditional, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(requests, "MOST_PIXELS", 2 * 32 * 32)
     request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
-    steps = inpaint(told, request, "a lake", candidates=4, ranker=CLIP(clip))
+    steps = inpaint(conditional, request, "a lake", candidates=4, ranker=CLIP(clip))
     assert [next(steps)[2] for _ in range(2)] == [f"{n} of 4 candidates drawn …" for n in (2, 4)]
     assert [requests.at_once(*size) for size in ((32, 32), (16, 16), (64, 64))] == [2, 4, 1]
 
@@ -823,15 +823,15 @@ def test_an_edit_tells_how_it_settled(model, tmp_path):
         np.testing.assert_array_equal(seen[kept], np.asarray(image)[kept])
 
 
-def test_the_best_edits_are_shown_and_the_best_first(told, clip, tmp_path):
+def test_the_best_edits_are_shown_and_the_best_first(conditional, clip, tmp_path):
     image, layer = picture(40, 32), mask_layer("Lower half", (40, 32))
     request, ranker = request_of(image, layer, tmp_path), CLIP(clip)
     how = dict(seed=5, passes=1)
     *steps, (_, strip, line, got) = inpaint(
-        told, request, "a lake", 2, candidates=3, ranker=ranker, **how
+        conditional, request, "a lake", 2, candidates=3, ranker=ranker, **how
     )
     mask, how = layer.getchannel("A"), how | {"process": "refined", "prompt": "a lake"}
-    images = told.inpaint(image, mask, 6, **how)
+    images = conditional.inpaint(image, mask, 6, **how)
     best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
     assert [line for _, _, line, _ in steps[:2]] == [
         "4 of 6 candidates drawn …",
@@ -842,8 +842,8 @@ def test_the_best_edits_are_shown_and_the_best_first(told, clip, tmp_path):
     assert_same([Image.open(strip[-1][0])], [images[best[0]]])
 
     beyond = dict(left=32, candidates=2, ranker=ranker, passes=1, seed=5)
-    *_, (_, line, got) = outpaint(told, request, "a lake", 1, **beyond)
-    images = told.outpaint(image, 2, left=32, **how)
+    *_, (_, line, got) = outpaint(conditional, request, "a lake", 1, **beyond)
+    images = conditional.outpaint(image, 2, left=32, **how)
     best = int(np.argmax(ranker.likeness("a lake")(images)))
     assert line.startswith(f"Seed {5 + best}, ")
     assert_same([Image.open(path) for path in got], [images[best]])
@@ -885,20 +885,20 @@ ODD_WORDS = {
 
 
 @pytest.mark.parametrize("name", ODD_WORDS)
-def test_odd_words_are_read_as_far_as_they_can_be(told, name):
+def test_odd_words_are_read_as_far_as_they_can_be(conditional, name):
     prompt, remark = ODD_WORDS[name]
-    *_, (_, line, images) = sample(told, prompt, seed=1)
+    *_, (_, line, images) = sample(conditional, prompt, seed=1)
     assert len(images) == 1
     assert f" s. {remark}" in line if remark else line.endswith(" s.")
     with pytest.raises(ValueError, match="prompt must be text of at most 1000 characters"):
-        next(sample(told, "lake " * 10_000))
+        next(sample(conditional, "lake " * 10_000))
 
 
-def test_a_panorama_has_room_for_its_prompts(told):
+def test_a_panorama_has_room_for_its_prompts(conditional):
     lines = "\n".join(["a lake"] * 5)
     with pytest.raises(ValueError, match="prompts and classes must be at most 4, got 5"):
-        next(panorama(told, lines, width=32))
-    *_, (_, wide) = panorama(told, lines, width=37)  # not a multiple of f
+        next(panorama(conditional, lines, width=32))
+    *_, (_, wide) = panorama(conditional, lines, width=37)  # not a multiple of f
     assert Image.open(wide).size == (37, 32)
 
 
@@ -953,17 +953,17 @@ def page(server, request):
 
 
 @pytest.fixture(scope="module")
-def told_server(told, clip, tmp_path_factory):
-    """A server of `told`, with a CLIP model that ranks."""
-    arguments = "--model", str(told.folder), "--clip", str(clip)
-    with Server(tmp_path_factory.mktemp("told-files"), *arguments) as server:
+def conditional_server(conditional, clip, tmp_path_factory):
+    """A server of `conditional`, with a CLIP model that ranks."""
+    arguments = "--model", str(conditional.folder), "--clip", str(clip)
+    with Server(tmp_path_factory.mktemp("conditional-files"), *arguments) as server:
         yield server
 
 
 @pytest.fixture(params=[DESKTOP])
-def told_page(told_server, request):
-    """The page of `told`."""
-    with browsing(told_server.url, request.param) as page:
+def conditional_page(conditional_server, request):
+    """The page of `conditional`."""
+    with browsing(conditional_server.url, request.param) as page:
         yield page
 
 
@@ -1060,14 +1060,14 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     assert page.complaints == []
 
 
-@pytest.mark.parametrize("told_page", [DESKTOP, PHONE], indirect=True)
-def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(told_page, told, clip):
-    page, words, example = told_page, "a lake at night", example_pictures(told)[1]
+@pytest.mark.parametrize("conditional_page", [DESKTOP, PHONE], indirect=True)
+def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, conditional, clip):
+    page, words, example = conditional_page, "a lake at night", example_pictures(conditional)[1]
     page.get_by_role("tab", name="Edit").click()
     tab = page.get_by_role("tabpanel").filter(has=page.locator("#editor"))
     page.locator("#examples .thumbnail-item").nth(1).click()
     page.get_by_text("Upload an image").wait_for(state="hidden")
-    dab(page, 2, 1, told)
+    dab(page, 2, 1, conditional)
     tab.get_by_label("Prompt", exact=True).fill(words)
     for name in ("Refinement passes", "Best of"):
         tab.get_by_role("spinbutton", name=name).fill("2")
@@ -1075,23 +1075,25 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(told_page, told, clip
     mask = np.zeros((32, 32), bool)
     mask[16:24, 8:16] = True
     how = dict(seed=9, process="refined", passes=2, prompt=words)
-    (best,) = best_edits(told, example, mask, 1, 2, CLIP(clip).likeness(words), **how)
+    (best,) = best_edits(conditional, example, mask, 1, 2, CLIP(clip).likeness(words), **how)
     np.testing.assert_array_equal(edited, np.asarray(best.image))
-    assert page.locator("#first-result .grid-container img").count() > told.T
+    assert page.locator("#first-result .grid-container img").count() > conditional.T
 
     tab.get_by_role("button", name="Extend beyond the borders").click()
     tab.get_by_role("button", name="Left", exact=True).click()
     assert tab.get_by_role("spinbutton", name="Pixels to the left").input_value() == "16"
 
     page.get_by_role("tab", name="Paint a map").click()
-    dab(page, 1, 2, told, "#painting")
+    dab(page, 1, 2, conditional, "#painting")
     tab = page.get_by_role("tabpanel").filter(has=page.locator("#painting"))
     tab.get_by_label("Prompt", exact=True).fill(words)
     tab.get_by_role("button", name="Draw the landscape").click()
     page.locator("#semantic-status").get_by_text("Seed 0,").wait_for()
-    kinds = read_kinds(served(page, page.locator("#read img")), kind_colours(told.names["map"]))
+    kinds = read_kinds(
+        served(page, page.locator("#read img")), kind_colours(conditional.names["map"])
+    )
     assert set(np.unique(kinds)) == {-1, 0} and not (kinds[:8] == 0).any()
-    expected = told.sample(1, seed=0, prompt=words, semantic_map=kinds)
+    expected = conditional.sample(1, seed=0, prompt=words, semantic_map=kinds)
     np.testing.assert_array_equal(shown(page, "#painted"), pixels(expected)[0])
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0 and page.complaints == []

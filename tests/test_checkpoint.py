@@ -549,16 +549,16 @@ def test_a_folder_has_one_run_and_is_free_when_it_is_killed(tmp_path):
 def test_a_writer_can_wait_for_its_turn(tmp_path, monkeypatch):
     first = python(HOLD, str(tmp_path))
     assert first.stdout.readline() == "held\n"
-    asked = threading.Event()
+    waiting = threading.Event()
 
     def release() -> None:
-        assert asked.wait(60)
+        assert waiting.wait(60)
         first.communicate("done\n")
 
     other = threading.Thread(target=release)
     other.start()
     lockf = fcntl.lockf
-    monkeypatch.setattr(fcntl, "lockf", lambda *how: (asked.set(), lockf(*how))[1])
+    monkeypatch.setattr(fcntl, "lockf", lambda *how: (waiting.set(), lockf(*how))[1])
     with run_lock(tmp_path, wait=True):
         assert (tmp_path / "finished").exists()
     other.join()

@@ -157,13 +157,13 @@ def test_a_model_refuses_what_it_takes_not(tiny, make_model):
 
 @pytest.mark.parametrize("text", ["\0", "🏔️ 🌊 🌋", "בוקר טוב", "lake " * 10_000, "volcano"])
 def test_any_prompt_can_be_read_and_what_is_lost_is_told(model, text):
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         condition = encode_condition(model, 1, prompt=text).condition
-    told = " ".join(str(one.message) for one in said)
+    message = " ".join(str(one.message) for one in caught)
     assert condition.shape == (1, 1 + 6 + 16)
-    assert ("only its first 4 pieces" in told) == (text.startswith("lake") or not text.isascii())
-    assert ("never seen" in told) == (not text.startswith(("lake", "\0")))
+    assert ("only its first 4 pieces" in message) == (text.startswith("lake") or not text.isascii())
+    assert ("never seen" in message) == (not text.startswith(("lake", "\0")))
 
 
 def test_names_and_default_guidance_travel_with_the_folder(model, tmp_path, monkeypatch):

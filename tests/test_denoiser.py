@@ -88,8 +88,8 @@ def test_a_rotary_place_is_told_by_attention_alone(make_denoiser, t):
     """Of equal tokens in all places nothing differs but where they are."""
     x = torch.full((1, N), 3)
     denoiser = make_denoiser(t, rotary=True)
-    told = denoiser(x, x)[0, 1:]
-    assert ((told[1:] - told[:-1]).abs().amax(-1) > 1e-3).all()
+    logits = denoiser(x, x)[0, 1:]
+    assert ((logits[1:] - logits[:-1]).abs().amax(-1) > 1e-3).all()
     assert not any("positions" in name for name in denoiser.state_dict())
 
 
@@ -187,8 +187,8 @@ def test_a_network_that_knows_x_1_gives_the_posterior(make_denoiser, t):
     denoiser = make_denoiser(t, T=4, K=5)
     x_1, x_t = tokens(2, K=5), tokens(2, K=5, seed=1)
     f = 200 * torch.nn.functional.one_hot(x_1, 5).float()
-    x_t_said = x_t if denoiser.sees_x_t else None
-    p = denoiser.logits(f, x_t_said).softmax(-1)
+    seen = x_t if denoiser.sees_x_t else None
+    p = denoiser.logits(f, seen).softmax(-1)
     torch.testing.assert_close(p, denoiser.diffusion.q_posterior(x_t, x_1, t), rtol=0, atol=1e-6)
 
 

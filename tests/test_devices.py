@@ -62,12 +62,12 @@ def condition_of(denoiser: Denoiser) -> torch.Tensor | None:
 
 each_output = pytest.mark.parametrize("output", OUTPUTS)
 each_scale = pytest.mark.parametrize("t", [2, 3, T])
-each_said = pytest.mark.parametrize("said", [{}, SAID], ids=["nothing", "all"])
+each_condition = pytest.mark.parametrize("said", [{}, SAID], ids=["nothing", "all"])
 
 
 @each_output
 @each_scale
-@each_said
+@each_condition
 def test_a_sequence_is_read_where_its_tokens_are(diffusion, gpu, output, t, said):
     denoiser = scale(t, diffusion, output=output, **said)
     logits = denoiser(tokens(), tokens(), condition_of(denoiser))
@@ -77,16 +77,16 @@ def test_a_sequence_is_read_where_its_tokens_are(diffusion, gpu, output, t, said
 
 @each_output
 @each_scale
-@each_said
+@each_condition
 def test_tokens_are_drawn_where_the_noise_is(diffusion, gpu, output, t, said):
     """As `decode_parallel` goes: a draft, a start, a read, steps, and an update of the draft."""
     denoiser, draft = scale(t, diffusion, output=output, **said), Draft(diffusion)
-    asked = condition_of(denoiser)
-    ways = [denoiser] if asked is None else [denoiser, Guided(denoiser, asked, 2.0)]
+    encoded = condition_of(denoiser)
+    ways = [denoiser] if encoded is None else [denoiser, Guided(denoiser, encoded, 2.0)]
     with torch.inference_mode():
         for way in ways:
             x_prev = draft.propose(tokens(), t, noise(), CHOOSE)
-            decoding = way.start(tokens(), asked)
+            decoding = way.start(tokens(), encoded)
             way.read(x_prev, 3, decoding)
             at = torch.arange(3, 7, device="cuda").expand(B, 4)
             z = way.step(x_prev, at, decoding)
@@ -99,8 +99,8 @@ def test_tokens_are_drawn_where_the_noise_is(diffusion, gpu, output, t, said):
 
 def test_conditions_are_blended_where_the_tokens_are(diffusion, gpu):
     denoiser = scale(2, diffusion, **SAID)
-    asked = SimpleNamespace(guided=lambda scale: scale, condition=condition_of(denoiser)[:1])
-    blended = Blended([asked, asked], denoiser, noise(2, N))
+    encoded = SimpleNamespace(guided=lambda scale: scale, condition=condition_of(denoiser)[:1])
+    blended = Blended([encoded, encoded], denoiser, noise(2, N))
     decoding = blended.start(tokens(1, N))
     at = torch.arange(4, device="cuda")[None]
     assert blended.step(tokens(1, N), at, decoding).device.type == "cuda"

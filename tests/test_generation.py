@@ -233,7 +233,7 @@ def test_statistics_stand_for_their_pictures(narrow, tmp_path):
         np.savez(tmp_path / "theirs.npz", mu=file["mu"], sigma=file["sigma"])
         np.savez(tmp_path / "others.npz", **{**file, "inception": "another file"})
 
-    def against(name: str) -> dict:
+    def score_with(name: str) -> dict:
         scorer = metrics.ImageMetrics(["fid"], ALONE)
         scorer.read_stats(tmp_path / name)
         scorer.update(blocks(400, seed=1))
@@ -242,10 +242,10 @@ def test_statistics_stand_for_their_pictures(narrow, tmp_path):
 
     expected = whole.compute(seed=0)["fid"]
     for name in ("real.npz", "theirs.npz"):
-        assert against(name)["value"] == pytest.approx(expected["value"], rel=1e-6)
-        assert against(name)["name"] == "FID@400"
+        assert score_with(name)["value"] == pytest.approx(expected["value"], rel=1e-6)
+        assert score_with(name)["name"] == "FID@400"
     with pytest.raises(ValueError, match="same Inception"):
-        against("others.npz")
+        score_with("others.npz")
 
 
 def meet_and_judge(rank: int, folder: Path) -> None:
@@ -364,7 +364,7 @@ def test_the_record_holds_everything_that_a_second_run_needs(config, clip, folde
 
 
 def test_samples_are_the_models_and_so_are_the_kept_ones(model, narrow):
-    asked = Config(
+    config = Config(
         model=model,
         reference="scenery",
         metrics=("fid", "is"),
@@ -376,7 +376,7 @@ def test_samples_are_the_models_and_so_are_the_kept_ones(model, narrow):
         save_images=Path("kept"),
         device="cpu",
     )
-    record = run(asked)
+    record = run(config)
     assert record["seeds"] == [7, 7 + N - 1]
     assert len(record["weights"]["model"]["sha256"]) == 64
 

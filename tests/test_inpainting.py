@@ -215,9 +215,9 @@ def test_of_a_map_the_model_is_told_what_it_sees(make_model):
     kinds = np.repeat([[0, 1, 2, 2]], 2, axis=0)  # a place is 32×32 pixels
     box = MaskedImage(model, image, mask).box
     assert (box.left, box.top, box.width, box.height) == (0, 0, 64, 64)
-    told = MaskedImage(model, image, mask).maps(kinds, 2)["semantic_map"]
-    assert [one.shape for one in told] == [(32, 32)] * 2
-    assert (told[0][:, :16] == 0).all() and (told[0][:, 16:] == 1).all()
+    maps = MaskedImage(model, image, mask).maps(kinds, 2)["semantic_map"]
+    assert [one.shape for one in maps] == [(32, 32)] * 2
+    assert (maps[0][:, :16] == 0).all() and (maps[0][:, 16:] == 1).all()
     whole = model.inpaint(image, mask, semantic_map=kinds, output_type="pt")
     part = model.inpaint(
         image.crop((0, 0, 64, 64)), mask[:, :64], semantic_map=kinds[:, :2], output_type="pt"

@@ -68,13 +68,13 @@ def test_obedience_counts_correct_predictions(folder, probe):
 
     maps = [s.semantic_map for s in targets]
     images = model.sample(6, seed=3, guidance=1.5, semantic_map=maps)
-    asked = np.stack([commonest_kinds(one, (16, 16)) for one in maps])
-    share = (eyes.predict(images).kinds.numpy() == asked).mean()
+    kinds = np.stack([commonest_kinds(one, (16, 16)) for one in maps])
+    share = (eyes.predict(images).kinds.numpy() == kinds).mean()
     assert rows["map"]["samples"]["places"] == pytest.approx(share)
-    shifted = (eyes.predict(images).kinds.numpy() == np.roll(asked, -1, axis=0)).mean()
+    shifted = (eyes.predict(images).kinds.numpy() == np.roll(kinds, -1, axis=0)).mean()
     assert rows["map"]["chance"]["places"] == pytest.approx(shifted)
     renders = eyes.predict([Image.fromarray(scene.image) for scene in targets])
-    share = (renders.kinds.numpy() == asked).mean()
+    share = (renders.kinds.numpy() == kinds).mean()
     assert rows["map"]["renders"]["places"] == pytest.approx(share)
 
 

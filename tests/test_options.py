@@ -1,4 +1,4 @@
-"""One table of options, and every door shows it: signatures, command line, app, evaluation."""
+"""One table of options, and every interface shows it: signatures, command line, app, evaluation."""
 
 import ast
 import dataclasses
@@ -173,12 +173,12 @@ def test_choices_of_the_tables_are_those_that_there_are():
         assert rows(SamplingOptions)[name].option.default == default
 
 
-# ── the other doors ───────────────────────────────────────────────────────────────────────────
+# ── command line, page, evaluation ────────────────────────────────────────────────────────────
 
 ARRAY = "an array: the app paints one"
 DRAWN = "what each scene or caption of the evaluation says"
 SWEPT = "several in one run"
-DOORS = {  # where options can be said, of which table, and which cannot: why
+INTERFACES = {  # where options can be given, of which table, and which cannot: why
     "sample": (Sample, SamplingOptions, {"semantic_map": ARRAY}),
     "edit": (Edit, EditingOptions, {"semantic_map": ARRAY}),
     "panorama": (Panorama, PanoramaOptions, {}),
@@ -200,9 +200,9 @@ DOORS = {  # where options can be said, of which table, and which cannot: why
 }
 
 
-def options_of(door: str) -> dict:
+def options_of(interface: str) -> dict:
     """A value that is not the default for every option that can be said there."""
-    _, table, missing = DOORS[door]
+    _, table, missing = INTERFACES[interface]
     values = {float: 0.5, int: 3, str: "lake", int | str: "lake", bool: True}
     said = {}
     for name, row in rows(table).items():
@@ -212,47 +212,47 @@ def options_of(door: str) -> dict:
     return said
 
 
-class Told:
-    """A model that draws nothing and remembers what it was told."""
+class Recorder:
+    """A model that draws nothing and remembers the options it was given."""
 
     K, T, conditions, device = 12, 3, {}, torch.device("cpu")
 
     def sample(self, *_, output_type="pil", **options):
-        self.told = options
+        self.options = options
         return [IMAGE] if output_type == "pil" else torch.zeros(1, 3, 32, 32)
 
     def sample_stream(self, *_, batch=None, part=None, **options):
         return iter([self.sample(**options)])
 
     def inpaint(self, *_, **options):
-        self.told = options
+        self.options = options
         return [IMAGE]
 
     panorama = inpaint
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_option_reaches_the_command_line_and_the_evaluation(door, monkeypatch, tmp_path):
-    config, table, missing = DOORS[door]
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_every_option_reaches_the_command_line_and_the_evaluation(interface, monkeypatch, tmp_path):
+    config, table, missing = INTERFACES[interface]
     several = {"guidance"} & missing.keys()  # a field, but of another kind
     assert rows(table).keys() - config.__dataclass_fields__.keys() == missing.keys() - several
-    said, model, more = options_of(door), Told(), {"out": tmp_path / "out.png"}
+    said, model, more = options_of(interface), Recorder(), {"out": tmp_path / "out.png"}
     IMAGE.save(tmp_path / "image.png")
     monkeypatch.setattr(ImageBART, "from_pretrained", lambda *_, **__: model)
-    if door == "edit":
+    if interface == "edit":
         more |= {"image": tmp_path / "image.png", "mask": tmp_path / "image.png"}
     config = config(**said, **more)
-    if door == "eval/generation.py":
+    if interface == "eval/generation.py":
         next(generation.samples(model, config, 1, [], range(1)))
-    elif door == "eval/obedience.py":
+    elif interface == "eval/obedience.py":
         monkeypatch.setattr(obedience.Targets, "__init__", lambda *_: None)
         monkeypatch.setattr(obedience.Targets, "options", lambda *_: {})
         config = dataclasses.replace(config, n=1)
         obedience.draw_samples(model, obedience.Targets(), "text", 2.0, config)
         said["guidance"] = 2.0
-    elif door == "eval/edits.py":
+    elif interface == "eval/edits.py":
         edits.edited(model, None, IMAGE, MASK, "a lake", config)
         said["prompt"] = "a lake"
     else:
         config.run()
-    assert model.told == said
+    assert model.options == said

@@ -10,8 +10,8 @@ from imagebart.perceptual import (
     RandomFeatures,
     adaptive_weight,
     discriminator_loss,
-    fine,
     generator_loss,
+    high_pass,
     lecam,
     psnr,
     reconstruction_loss,
@@ -100,7 +100,7 @@ def test_detail_makes_a_lost_star_cost_more_than_a_wrong_sky():
 
     shifted = star + 1 / 32**2  # as much error in the mean, spread over the sky
     assert cost(star, sky, 0.0) == pytest.approx(cost(star, shifted, 0.0), rel=1e-3)
-    weight = 1 + 50 * fine(star)[0, 0, 16, 16].item()
+    weight = 1 + 50 * high_pass(star)[0, 0, 16, 16].item()
     assert cost(star, sky, 50.0) == pytest.approx(weight * cost(star, sky, 0.0))
     assert cost(star, shifted, 50.0) < 4 * cost(star, shifted, 0.0)
 
@@ -121,11 +121,11 @@ def test_edges_make_a_weave_cost_more_than_a_wrong_sky():
 
 def test_fine_structure_is_what_a_blur_loses():
     ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
-    assert fine(ramp)[..., 4:-4].abs().max() < 1e-6
+    assert high_pass(ramp)[..., 4:-4].abs().max() < 1e-6
     star = torch.zeros(1, 3, 32, 32)
     star[..., 16, 16] = 1.0
-    assert fine(star)[..., 16, 16].min().item() == pytest.approx(1 - 1 / 81)
-    assert fine(star).sum().item() == pytest.approx(0, abs=1e-4)
+    assert high_pass(star)[..., 16, 16].min().item() == pytest.approx(1 - 1 / 81)
+    assert high_pass(star).sum().item() == pytest.approx(0, abs=1e-4)
 
 
 def test_the_discriminator_judges_patches():
@@ -149,7 +149,7 @@ def test_the_discriminator_is_shown_what_a_blur_would_lose():
     image = images()
     discriminator(image)
     assert torch.equal(shown[0][:, :3], image)
-    torch.testing.assert_close(shown[0][:, 3:], 4 * fine(image))
+    torch.testing.assert_close(shown[0][:, 3:], 4 * high_pass(image))
 
 
 def test_the_hinge_rests_beyond_its_margin():

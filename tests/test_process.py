@@ -145,10 +145,10 @@ def test_a_mask_is_first_sampled_by_the_scale_that_sees_all_known_tokens(tiny, m
     assert scales_that_ran(tiny, mask=mask, resampling_passes=0) == [4, 3, 2]
     assert scales_that_ran(tiny, mask=everything) == [4, 3, 2]
     assert scales_that_ran(make_model(T=2), mask=mask) == [2]
-    told = make_model(conditions={"class": 3}, condition_dropout=True)
-    assert scales_that_ran(told, mask=mask) == [3] * 4 + [2]
-    assert scales_that_ran(told, mask=mask, classes=1) == [4, 3, 2]
-    assert scales_that_ran(told, mask=mask, classes=1, resampling_passes=2) == [3, 3, 2]
+    conditional = make_model(conditions={"class": 3}, condition_dropout=True)
+    assert scales_that_ran(conditional, mask=mask) == [3] * 4 + [2]
+    assert scales_that_ran(conditional, mask=mask, classes=1) == [4, 3, 2]
+    assert scales_that_ran(conditional, mask=mask, classes=1, resampling_passes=2) == [3, 3, 2]
     refined = dict(process="refined", passes=2, resampling_passes=2)
     assert scales_that_ran(make_model(T=3), mask=mask, **refined) == [2] * 4
 

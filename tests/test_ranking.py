@@ -47,8 +47,8 @@ def test_the_best_edits_are_those_of_a_plain_sort(tiny):
 
 def test_the_best_so_far_are_told_chunk_by_chunk(tiny):
     scores = brightness(tiny.sample(7, seed=2))
-    told = list(best_so_far(tiny.sample, 2, 7, brightness, seed=2, chunk=3))
-    assert [[r.score for r in best] for best in told] == [
+    reports = list(best_so_far(tiny.sample, 2, 7, brightness, seed=2, chunk=3))
+    assert [[r.score for r in best] for best in reports] == [
         sorted(scores[:n])[::-1][:2] for n in (3, 6, 7)
     ]
 
@@ -87,10 +87,10 @@ def test_clip_ranks_by_likeness(tiny, clip):
     vectors = judge.model.get_image_features(
         **judge.processor(images=images, return_tensors="pt")
     ).pooler_output
-    told = judge.model.get_text_features(
+    text = judge.model.get_text_features(
         input_ids=torch.tensor([[START, 320, 2553, END]])
     ).pooler_output
-    expected = torch.nn.functional.cosine_similarity(vectors, told)
+    expected = torch.nn.functional.cosine_similarity(vectors, text)
     torch.testing.assert_close(torch.tensor(likeness), expected)
     best = best_of(tiny, 2, 6, judge.likeness("a lake"), seed=0)
     assert [r.seed for r in best] == expected.argsort(descending=True)[:2].tolist()

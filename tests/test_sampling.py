@@ -382,7 +382,7 @@ def test_filters_that_are_off_change_nothing():
         assert torch.equal(filtered(logits, k, 1.0), logits)
 
 
-# ── what the caller said ──────────────────────────────────────────────────────────────────────
+# ── the caller's options ──────────────────────────────────────────────────────────────────────
 
 
 def test_each_scale_may_have_its_own_choice(tiny):

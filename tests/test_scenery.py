@@ -246,16 +246,16 @@ def test_what_a_caption_says_is_found_in_its_words():
     counted = dict.fromkeys(("kind", "time", "weather", "season", "object"), 0)
     for i in range(300):
         scene = render(scene_seed("test", i), 64, 64)
-        told = said(scene)
-        assert told.items() <= scene.attributes.items() and told["kind"] == scene.kind
-        for name in told:
+        named = said(scene)
+        assert named.items() <= scene.attributes.items() and named["kind"] == scene.kind
+        for name in named:
             counted[name] += 1
-        assert ("at " + scene.attributes["time"] in scene.caption) == ("time" in told)
+        assert ("at " + scene.attributes["time"] in scene.caption) == ("time" in named)
         assert ("snowy" in scene.caption or "wintry" in scene.caption) <= (
-            told.get("season") == "winter"
+            named.get("season") == "winter"
         )
         if "object" in scene.attributes:
             word = scene.attributes["object"].removesuffix("s")
-            assert (word in scene.caption) == ("object" in told)
+            assert (word in scene.caption) == ("object" in named)
     assert counted["kind"] == 300 and 260 < counted["time"] < 290
     assert 200 < counted["weather"] < 270 and min(counted.values()) > 60

@@ -204,8 +204,8 @@ def test_growth_of_memory_is_what_was_held():
     """A list of ones larger by `more` than an earlier peak, which a process is born with, can
     hide; torch gives it back, the peak stays."""
     run = [sys.executable, "-c", HOLDING]
-    told = subprocess.run(run, cwd=EVAL, capture_output=True, text=True, check=True).stdout
-    first, second = map(float, told.split())
+    printed = subprocess.run(run, cwd=EVAL, capture_output=True, text=True, check=True).stdout
+    first, second = map(float, printed.split())
     assert 0.8 < first < 1.3 and second < 0.1
 
 
@@ -217,14 +217,14 @@ print(sorted({"metrics", "torchmetrics", "torch_fidelity", "open_clip"} & sys.mo
 
 def test_a_benchmark_of_speed_loads_no_judge_of_pictures():
     run = [sys.executable, "-c", JUDGES]
-    told = subprocess.run(run, cwd=EVAL, capture_output=True, text=True, check=True).stdout
-    assert told == "[]\n"
+    printed = subprocess.run(run, cwd=EVAL, capture_output=True, text=True, check=True).stdout
+    assert printed == "[]\n"
 
 
 def test_a_report_does_not_say_where_the_repository_lies(tmp_path):
-    assert records.shown(SHIPPED) == "imagebart/pretrained/scenery"
-    assert records.shown((str(SHIPPED), 1)) == "('imagebart/pretrained/scenery', 1)"
-    assert records.shown(tmp_path) == str(tmp_path) and records.shown((1, 2)) == "(1, 2)"
+    assert records.recorded(SHIPPED) == "imagebart/pretrained/scenery"
+    assert records.recorded((str(SHIPPED), 1)) == "('imagebart/pretrained/scenery', 1)"
+    assert records.recorded(tmp_path) == str(tmp_path) and records.recorded((1, 2)) == "(1, 2)"
 
 
 # ── the passes of a trained chain ─────────────────────────────────────────────────────────────

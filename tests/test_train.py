@@ -143,14 +143,16 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
     drops = replace(tiny.scale, condition_dropout={"class": 0.5, "text": 0.25})
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **shapes, scale=drops))
 
-    still = ("--steps", 1, "--learning-rate", 0, "--init", chain / "model")
+    frozen = ("--steps", 1, "--learning-rate", 0, "--init", chain / "model")
     for t in (2, 3):
-        train_scale(chain, tmp_path / "model", *still, t=t)
-    told, plain = (
+        train_scale(chain, tmp_path / "model", *frozen, t=t)
+    conditional, plain = (
         ImageBART.from_pretrained(folder / "model", device="cpu") for folder in (tmp_path, chain)
     )
-    assert told.names["class"] == tuple(scenery.KINDS) and plain.names["class"] == ()
-    for a, b in zip(told.sample_steps(2, seed=3), plain.sample_steps(2, seed=3), strict=True):
+    assert conditional.names["class"] == tuple(scenery.KINDS) and plain.names["class"] == ()
+    for a, b in zip(
+        conditional.sample_steps(2, seed=3), plain.sample_steps(2, seed=3), strict=True
+    ):
         assert torch.equal(a.tokens, b.tokens)
 
     train_scale(chain, tmp_path / "taught", "--steps", 3, t=3)
@@ -485,7 +487,7 @@ def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
     learn_by_muon(monkeypatch)
     train_scale(chain, tmp_path / "muon", *step)
     moved, recipe = {}, presets.PRESETS["tiny"].scale
-    course = warmup_cosine(0, 1, recipe.warmup_steps)
+    factor = warmup_cosine(0, 1, recipe.warmup_steps)
     for name in ("adamw", "muon"):
         _, state = Checkpoints(tmp_path / name / "checkpoints" / "scale_2").latest()
         moved[name] = {key: state["denoiser"][key] - old for key, old in before.items()}
@@ -496,9 +498,9 @@ def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
         if in_a_layer:
             steep, even = (torch.linalg.svdvals(x) for x in (by_adamw, by_muon))
             assert (even / even[0]).mean() > 1.2 * (steep / steep[0]).mean(), name
-            longest = 0.2 * course * recipe.muon * max(by_muon.shape) ** 0.5
+            longest = 0.2 * factor * recipe.muon * max(by_muon.shape) ** 0.5
             assert even[0].item() == pytest.approx(longest, rel=0.3), name
-            rate = course * recipe.learning_rate
+            rate = factor * recipe.learning_rate
             assert by_adamw.abs().median().item() == pytest.approx(rate, rel=0.1), name
 
 

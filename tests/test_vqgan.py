@@ -151,8 +151,8 @@ def test_new_layers_start_as_nothing(vqgan):
 
 def test_a_level_with_attention_can_be_deeper(make_vqgan):
     vqgan, grid = make_vqgan(attention_levels=(1,)), torch.randint(12, (1, 4, 4))
-    deeper = grown(vqgan, extra_decoder_blocks=1)
-    assert torch.equal(deeper.decode(grid), vqgan.decode(grid))
+    larger = grown(vqgan, extra_decoder_blocks=1)
+    assert torch.equal(larger.decode(grid), vqgan.decode(grid))
 
 
 @pytest.mark.parametrize("patch, multipliers", [(1, (1, 1)), (2, (1, 1)), (4, (1,))])

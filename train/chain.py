@@ -50,7 +50,7 @@ def main(config: Config) -> int:
         while (waiting or running) and not stop.requested:
             while waiting and shares:
                 t, share = waiting.pop(0), shares.pop(0)
-                running[t] = start(config, t, share), share
+                running[t] = start_scale(config, t, share), share
             time.sleep(1)
             for t, (process, share) in list(running.items()):
                 if process.poll() is not None:
@@ -97,7 +97,7 @@ def deal(gpus: list[str], scales: int) -> list[list[str]]:
     return [gpus[i * each : (i + 1) * each] for i in range(at_once)]
 
 
-def start(config: Config, t: str, share: list[str]) -> subprocess.Popen:
+def start_scale(config: Config, t: str, share: list[str]) -> subprocess.Popen:
     """train/scale.py for scale t, or JOINT, on its share of the GPUs."""
     launcher = [sys.executable]
     if len(share) > 1:

@@ -146,8 +146,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
             image = next(images)["image"].to(ranks.device, memory_format=torch.channels_last)
             for group in optimiser.param_groups:
-                course = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
-                group["lr"] = recipe.learning_rate * course
+                factor = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
+                group["lr"] = recipe.learning_rate * factor
             quantise = tokens_held or step >= recipe.quantise_start
             if not tokens_held and revival_is_due(step, recipe, new=config.init is None):
                 revive(vqgan, image, usage, step, config.seed, ranks)
@@ -197,7 +197,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 bar.set_postfix(rec=f"{rec.item():.3f}", refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 path = config.out / f"reconstructions_{step:06d}.png"
-                look(averaged(vqgan, ema), look_at, quantise, path, step, log, ranks)
+                log_reconstructions(averaged(vqgan, ema), look_at, quantise, path, step, log, ranks)
             if step % config.save_every == 0:
                 save(step)
         if step % config.save_every:
@@ -248,7 +248,9 @@ def revive(vqgan: VQGAN, image, usage, step: int, seed: int, ranks) -> None:
 
 
 @torch.no_grad()
-def look(vqgan: VQGAN, image, quantise: bool, path: Path, step: int, log: Log, ranks) -> None:
+def log_reconstructions(
+    vqgan: VQGAN, image, quantise: bool, path: Path, step: int, log: Log, ranks
+) -> None:
     """Reconstruct held-out images: numbers to the log, a picture to look at."""
     if not ranks.is_main:
         return

@@ -138,7 +138,7 @@ def network(config: Config):
 
 
 def loss_of(
-    clip, heads: ProbeHeads, pixels: Tensor, ids: Tensor, told: dict[str, Tensor], kinds: Tensor
+    clip, heads: ProbeHeads, pixels: Tensor, ids: Tensor, targets: dict[str, Tensor], kinds: Tensor
 ) -> dict[str, Tensor]:
     """The three things to learn: captions, attributes, places.
 
@@ -154,7 +154,7 @@ def loss_of(
     captions = (F.cross_entropy(likeness, own) + F.cross_entropy(likeness.T, own)) / 2
 
     logits, places = heads(summary, patches)
-    each = [F.cross_entropy(logits[name].float(), told[name]) for name in ATTRIBUTES]
+    each = [F.cross_entropy(logits[name].float(), targets[name]) for name in ATTRIBUTES]
     return {
         "captions": captions,
         "attributes": sum(each) / len(each),
@@ -201,7 +201,7 @@ class ProbeImages:
         said = json.loads(str(held["said"]))
         self.captions = [caption for caption, _ in said]
         numbers = torch.tensor([numbers for _, numbers in said])
-        self.told = dict(zip(ATTRIBUTES, numbers.unbind(1), strict=True))
+        self.targets = dict(zip(ATTRIBUTES, numbers.unbind(1), strict=True))
 
     def _render(self, split, count, vqgan, config, every_other: bool, file: Path) -> None:
         loader = DataLoader(
@@ -235,8 +235,8 @@ class ProbeImages:
         images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
         kinds = torch.where(mirrored[:, None, None], kinds.flip(2), kinds)
         ids, _ = encode_text([self.captions[i] for i in indices], CAPTION_LENGTH)
-        told = {name: numbers[indices].to(device) for name, numbers in self.told.items()}
-        return in_range(images).to(device), ids.to(device), told, kinds.to(device)
+        targets = {name: numbers[indices].to(device) for name, numbers in self.targets.items()}
+        return in_range(images).to(device), ids.to(device), targets, kinds.to(device)
 
 
 def in_range(images: Tensor) -> Tensor:
@@ -268,11 +268,11 @@ def evaluate(clip, heads: ProbeHeads, held_out: ProbeImages, device) -> dict[str
         for rows in torch.arange(len(images)).split(100):
             pixels = in_range(torch.from_numpy(images[rows])).to(device)
             summary, patches = read(clip, pixels)
-            told, covers = heads(summary, patches)
-            logits.append({key: value.cpu() for key, value in told.items()})
+            predicted, covers = heads(summary, patches)
+            logits.append({key: value.cpu() for key, value in predicted.items()})
             places.append(covers.argmax(-1).cpu())
             embedded.append(F.normalize(clip.visual_projection(summary), dim=1).cpu())
-        for key, truth in held_out.told.items():
+        for key, truth in held_out.attributes.items():
             drawn = torch.cat([part[key] for part in logits]).argmax(1)
             visible = truth != IGNORE_INDEX
             found[f"{name}_{key}"] = (drawn == truth)[visible].float().mean()

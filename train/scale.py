@@ -129,10 +129,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     skipped = 0
     with StopSignal() as stop:
         while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
-            course = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
+            factor = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
             for name, optimiser in optimisers.items():
                 for group in optimiser.param_groups:
-                    group["lr"] = course * rates[name]
+                    group["lr"] = factor * rates[name]
 
             t = scales[step % len(scales)]
 
@@ -166,11 +166,11 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             turn = range(len(scales))  # a report is a line for each scale, step after step
             if any(is_reported(step - i, recipe.steps) for i in turn):
                 mean = {log_key("loss", t, scales): distributed.mean(loss, ranks)}
-                log.write(step, **mean, norm=norm, learning_rate=recipe.learning_rate * course)
+                log.write(step, **mean, norm=norm, learning_rate=recipe.learning_rate * factor)
                 bar.set_postfix({f"nats at t = {t}": f"{loss.item():.3f}"}, refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 held = x_1_held_out, held_out_condition
-                look(denoiser, ema, scales, *held, log, step, recipe.precision, ranks)
+                log_held_out(denoiser, ema, scales, *held, log, step, recipe.precision, ranks)
             if step % config.save_every == 0:
                 save(step)
         if step % config.save_every:
@@ -243,7 +243,9 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
 
 
 @torch.no_grad()
-def look(denoiser, ema, scales, x_1, condition, log, step: int, precision: str, ranks) -> None:
+def log_held_out(
+    denoiser, ema, scales, x_1, condition, log, step: int, precision: str, ranks
+) -> None:
     """Held-out nats/token of the averaged weights, on the same noise every time."""
     if not ranks.is_main:
         return

@@ -112,8 +112,8 @@ def run_stage(
     if stop.requested:
         sys.exit(128 + signal.SIGTERM)
     if process.returncode:
-        said = output.read_text(encoding="utf-8").strip().splitlines() or ["nothing"]
-        raise ValueError(f"{stage.name} must succeed, see {output}, which ends: {said[-1]}")
+        lines = output.read_text(encoding="utf-8").strip().splitlines() or ["nothing"]
+        raise ValueError(f"{stage.name} must succeed, see {output}, which ends: {lines[-1]}")
 
 
 def started(stage: Stage, output: Path) -> subprocess.Popen:

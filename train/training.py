@@ -1,4 +1,4 @@
-"""What the training scripts share: options, the learning rate's course, the log, what a run must
+"""What the training scripts share: options, the learning rate's schedule, the log, what a run must
 keep."""
 
 import json

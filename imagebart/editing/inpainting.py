@@ -107,9 +107,9 @@ class MaskedImage:
         context, feather = as_int(context, "context"), as_int(feather, "feather")
         image = to_rgb(image)
         mask = pixel_mask(mask, image.size)
-        around = mask if mask.any() else ~mask
+        area = mask if mask.any() else ~mask
         self.model, self.feather = model, feather
-        self.box = box_around(around, model.image_size) if box is None else box
+        self.box = box_around(area, model.image_size) if box is None else box
         self.x = to_tensor(image)[None].to(model.device)
         self.x_0 = model.pixels(self.box.cut(image, model.image_size))
         self.masked = dilated(self.box.tokens(mask, model.grid), context)
@@ -206,9 +206,9 @@ def outpaint(
 
 def each_image(options: dict, num_images: int) -> list[dict]:
     """The options of each image: prompts, classes and maps are one for all, or one each."""
-    said = {name: kind for name, kind in WORDS.items() if name in options}
-    each = {name: each_of(options[name], num_images, kind, name) for name, kind in said.items()}
-    return [options | {name: each[name][i] for name in said} for i in range(num_images)]
+    kinds = {name: kind for name, kind in WORDS.items() if name in options}
+    each = {name: each_of(options[name], num_images, kind, name) for name, kind in kinds.items()}
+    return [options | {name: each[name][i] for name in kinds} for i in range(num_images)]
 
 
 @with_options
