@@ -165,8 +165,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             bar.update()
             turn = range(len(scales))  # a report is a line for each scale, step after step
             if any(is_reported(step - i, recipe.steps) for i in turn):
-                mean = {log_key("loss", t, scales): distributed.mean(loss, ranks)}
-                log.write(step, **mean, norm=norm, learning_rate=recipe.learning_rate * factor)
+                rate = recipe.learning_rate * factor
+                mean = distributed.mean(loss, ranks)
+                log.write(step, t=t, loss=mean, norm=norm, learning_rate=rate)
                 bar.set_postfix({f"nats at t = {t}": f"{loss.item():.3f}"}, refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 held = x_1_held_out, held_out_condition
@@ -252,7 +253,6 @@ def log_held_out(
     diffusion = denoiser.diffusion
     averaged = Denoiser(denoiser.config, diffusion, denoiser.t).to(x_1.device)
     ema.copy_to(averaged)
-    held_out = {}
     for t in scales:
         x_prev, x_t = diffusion.q_sample_pair(x_1.cpu(), t, torch.Generator().manual_seed(0))
         total = 0.0
@@ -262,13 +262,7 @@ def log_held_out(
             with distributed.autocast(x_1.device, precision):
                 losses = averaged.at(t).loss(before, now, x_1[rows], own)
             total += losses.sum().item()
-        held_out[log_key("held_out", t, scales)] = total / x_1.numel()
-    log.write(step, **held_out)
-
-
-def log_key(number: str, t: int, scales: list[int]) -> str:
-    """What a number is called in the log: by its scale where there are several."""
-    return f"{number}_{t}" if len(scales) > 1 else number
+        log.write(step, t=t, held_out=total / x_1.numel())
 
 
 def run_folder(config: Config) -> Path:

@@ -68,7 +68,8 @@ class Log:
         if not self.active:
             return
         line = {"step": step, "seconds": round(time.time() - self.began, 1)}
-        line |= {name: round(float(value), 6) for name, value in values.items()}
+        for name, value in values.items():
+            line[name] = value if isinstance(value, int) else round(float(value), 6)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
