@@ -5,7 +5,7 @@ require_weights    names, shapes and types of a file: those of a module, which i
                    meta device, where sizes cost nothing
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ LIMITS = {
     "length": 2**14,
     "vectors": 2**20,
 }
-"""Largest sizes that are loaded; the paper's models have at most a quarter of most of them."""
+"""Largest sizes that are loaded, above those of the paper's models."""
 
 MOST_ENTRIES = 8
 """Of a list of sizes, or a table of them."""
@@ -53,19 +53,18 @@ def require_bounds(sizes: dict, path: str) -> None:
     """ValueError for a whole number beyond LIMITS, and for a list or a table of too many."""
     for name, size in sizes.items():
         where = f"{path}: {shown(name)}"
-        many = len(size) if isinstance(size, list | tuple | dict) else 1
-        if name not in LIMITS and not isinstance(size, dict):
-            continue
-        if many > MOST_ENTRIES:
-            raise ValueError(f"{where} must be at most {MOST_ENTRIES}, got {many}")
+        if isinstance(size, dict | list | tuple) and len(size) > MOST_ENTRIES:
+            raise ValueError(f"{where} must be at most {MOST_ENTRIES}, got {len(size)}")
         if isinstance(size, dict):
             require_bounds(size, where)
-            continue
-        for one in size if isinstance(size, list | tuple) else [size]:
-            if not 0 <= one <= LIMITS[name]:
-                raise ValueError(
-                    f"{where} must lie in 0..{LIMITS[name]}, got {shown(str(one), 40)}"
-                )
+        elif name in LIMITS:
+            _require_bound(size if isinstance(size, list | tuple) else [size], LIMITS[name], where)
+
+
+def _require_bound(sizes: Sequence[int], most: int, where: str) -> None:
+    for size in sizes:
+        if not 0 <= size <= most:
+            raise ValueError(f"{where} must lie in 0..{most}, got {shown(str(size), 40)}")
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
