@@ -1,6 +1,7 @@
 """Compression: what is rounded, what the gradient sees, and which images fit."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,13 @@ from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagebart.checkpoint import read_json, sha256_of
+from imagebart.folders import load_vqgan
+from imagebart.presets import find_preset
 from imagebart.quantiser import VectorQuantiser
 from imagebart.vqgan import VQGAN, VQGANConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +301,11 @@ def test_the_published_shape_has_the_published_size():
     with torch.device("meta"):
         vqgan = VQGAN(VQGANConfig())
     assert sum(p.numel() for p in vqgan.parameters()) == pytest.approx(72e6, rel=0.03)
+
+
+def test_the_figures_of_vqgan_4096_are_of_the_weights_that_are_there():
+    folder, root = ROOT / "train" / "vqgan-4096", ROOT / "eval" / "results"
+    record = read_json(root / "vqgan-4096_reconstruction.json")
+    assert record["sha256"]["vqgan"] == sha256_of(folder / "vqgan.safetensors")
+    assert f"| PSNR | {record['psnr']:.2f} dB |" in (folder / "README.md").read_text()
+    assert load_vqgan(folder).config == find_preset("scenery-4096").vqgan
