@@ -97,7 +97,9 @@ def encode_condition(
             elif any(one is not None for one in values):
                 raise ValueError(f"this model takes no {name}, got {option} {given[option]!r:.200}")
         if name in shapes and not model.condition_dropout and (positive[-1] == ABSENT).all():
-            raise ValueError(f"this model was trained to be given {name} always, got none")
+            raise ValueError(
+                f"this model was trained to be given {name} always, got no {kind.option}"
+            )
     if not shapes:
         return EncodedCondition(None, None, scales)
     condition, unconditional = (
