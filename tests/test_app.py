@@ -379,7 +379,7 @@ WRONG = [
     ({"guidance": "much"}, "guidance must be a number from 0 to 20, got 'much'"),
     (
         {"guidance": 2},
-        "guidance must be 1 for a model that was not trained to drop a condition, got 2.0",
+        "guidance must be 1 for a model that was trained without condition dropout, got 2.0",
     ),
 ]
 
