@@ -41,7 +41,7 @@ from imagebart.model import ImageBART
 from imagebart.presets import PRESETS
 from imagebart.released import importing
 from imagebart.released.importing import PUBLISHED, download, import_released
-from imagebart.released.official import convert_denoiser, convert_vqgan
+from imagebart.released.official import ReleasedTensors, convert_denoiser, convert_vqgan
 from imagebart.released.untrusted import UntrustedFileError, read_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -468,9 +468,10 @@ def endless_pickles() -> dict[str, bytes]:
     keys = [(i * (2**61 - 1)).to_bytes(10, "little") for i in range(1, 60_000)]  # of one hash
     keys = [b"\x8a\x0a" + key for key in keys]
     long = b"X" + struct.pack("<I", 4_000_000) + 4_000_000 * b"a"
-    many = b"(" + 500_000 * b"N" + b"tq\x00"
-    inert = b"ccollections\ndefaultdict\nq\x01"
-    dimensions = b"(" + 400_000 * b"\x8a\x06\xff\xff\xff\xff\xff\x7f"
+    one = b"(" + number(1) + b"t"
+    many = b"(" + STORAGE + number(0) + one + one + 200_000 * b"N" + b"tq\x00"
+    build = REBUILD + b"q\x01"
+    dimensions = b"(" + 200_000 * b"\x8a\x06\xff\xff\xff\xff\xff\x7f"
     return {
         "keys that collide": b"\x80\x02}(" + b"N".join(keys) + b"Nu.",
         "keys that collide, one by one": b"\x80\x02}" + b"Ns".join(keys) + b"Ns.",
@@ -480,7 +481,7 @@ def endless_pickles() -> dict[str, bytes]:
         + (b"(" + STORAGE + number(0) + dimensions + b"t" + dimensions + b"t\x89NtR."),
         "equal keys of megabytes": b"\x80\x02}" + long + b"q\x00Ns" + long + b"q\x01Ns"
         + 150_000 * b"h\x00Ns" + b".",
-        "calls of many values": many + inert + b"0" + 100_000 * b"h\x01h\x00R0" + b".",
+        "calls of many values": many + build + b"0" + 60_000 * b"h\x01h\x00R0" + b".",
         "more operations than any": b"\x80\x02]" + 3_000_000 * b"N0" + b".",
     }  # fmt: skip
 
@@ -509,6 +510,12 @@ def test_text_of_a_file_is_cut_and_printable(tmp_path):
         archive.writestr("archive/data.pkl\x1b[2J", b"")
     with pytest.raises(UntrustedFileError, match=r"data\.pkl\\x1b\[2J is not"):
         read_checkpoint(path)
+
+
+def test_names_of_tensors_left_over_are_printable():
+    source = ReleasedTensors({"\x1b[2J" + 900 * "a": None})
+    with pytest.raises(ValueError, match=r"got 1 more, such as \\x1b\[2Ja{95}…$"):
+        source.require_nothing_else("none")
 
 
 def test_an_archive_of_many_entries_is_refused_at_once(tmp_path):
