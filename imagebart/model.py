@@ -328,10 +328,11 @@ class ImageBART(nn.Module):
         seeds = image_seeds(seed, len(x_1))
         condition = encode_condition(self, len(x_1), guidance=1.0, **conditions).condition
         bits = {t: [] for t in self.denoisers}
-        for images in torch.arange(len(x_1)).split(fitting(self)):
+        size = fitting(self)
+        for images in [slice(i, i + size) for i in range(0, len(x_1), size)]:
             own = None if condition is None else condition[images]
             for t, denoiser in self.denoisers.items():
-                x_prev, x_t = self._forgotten(x_1[images], t, [seeds[i] for i in images])
+                x_prev, x_t = self._forgotten(x_1[images], t, seeds[images])
                 logits = denoiser(x_prev, x_t, own)
                 nats = self.diffusion.loss_t(logits, x_t, x_1[images], t)
                 bits[t].append(nats.mean(1) / float(np.log(2)))

@@ -217,7 +217,7 @@ def test_a_picture_is_forgotten_level_by_level(client, model, tmp_path):
     shown, line, levels = client.predict(image, t=1, seed=3, api_name="/chain")
     x_1 = model.encode(Image.open(image["path"]))
     np.testing.assert_array_equal(pixels([Image.open(shown)])[0], pixels(model.decode(x_1))[0])
-    assert "At t = 1, 100% of the" in line and "bits a token" in line
+    assert "At t = 1, 100% of the" in line and "bits per token" in line
     kept = [int(re.search(r"(\d+)% kept", level["caption"]).group(1)) for level in levels]
     assert len(kept) == model.T and kept[0] == 100 and kept == sorted(kept, reverse=True)
     noise, *_ = client.predict(image, t=model.T, seed=3, api_name="/chain")

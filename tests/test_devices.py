@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from imagebart import model, probe
+from imagebart import model, probe, streaming
+from imagebart.conditions import ConditionShape, text_shape
 from imagebart.denoiser import OUTPUTS, Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.editing.panorama import Blended
@@ -21,7 +22,8 @@ from imagebart.sampling import Draft, Filter, draw, span
 from imagebart.vqgan import VQGAN
 
 B, N, K, T = 3, 16, 12, 4
-SAID = dict(conditions={"class": 3, "text": 6, "map": 5}, condition_dropout=True)
+CONDITIONS = {"class": ConditionShape(3, 1), "text": text_shape(6, 8), "map": ConditionShape(5, N)}
+SAID = dict(conditions=CONDITIONS, condition_dropout=True)
 CHOOSE = Filter(temperature=0.9, top_k=5, top_p=0.8)
 
 
@@ -30,6 +32,7 @@ def gpu(monkeypatch):
     """Tensors are fake; what looks at their values is told something, or does not look."""
     monkeypatch.setattr(Denoiser, "_checked", lambda self, condition: condition)
     monkeypatch.setattr(model, "require_fit", lambda *parts: None)
+    monkeypatch.setattr(streaming, "memory", lambda device: 2**33)
     monkeypatch.setattr(torch.Tensor, "__float__", lambda self: 0.5)  # of ᾱ_t
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield

@@ -315,7 +315,7 @@ def test_a_row_without_a_text_is_no_caption(tmp_path):
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ('{"file_name": "a.png", "text": 5}', "a text must be a string, got 5"),
+        ('{"file_name": "a.png", "text": 5}', "a text must be a string, got int"),
         ("{", "must have file_name and text"),
         ('{"file_name": "a.png"}', "must have file_name and text"),
         ("[1]", "must have file_name and text"),

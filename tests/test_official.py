@@ -22,7 +22,7 @@ from released import (
 )
 from safetensors.torch import load_file
 
-from imagebart.conditions import class_count, text_shape
+from imagebart.conditions import by_class, class_count, text_shape
 from imagebart.data.images import to_pil
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, cross_entropy, geometric
@@ -244,13 +244,15 @@ def encoder_decoder_case(output: str, conditional: bool, t: int = 3) -> Case:
     scales = 3 if output == "residual" else 0
     shapes = encoder_decoder_shapes(40, 2, (3, 2), rows, K, places, N, scales)
     shape = dict(width=40, heads=2, head_width=64, encoder_depth=3, decoder_depth=2)
-    config = DenoiserConfig(**WIDE, **shape, output=output, classes=CLASSES * conditional)
+    conditions = by_class(CLASSES * conditional)
+    config = DenoiserConfig(**WIDE, **shape, output=output, conditions=conditions)
     return Case(scale_file(random_tensors(shapes), ALPHA_BAR[output]), config, t)
 
 
 def gpt_case(conditional: bool, spare: int) -> Case:
     rows, block = (max(CLASSES, K), N + 1) if conditional else (K, N)
-    shape = DECODER | dict(width=36, heads=2, head_width=18, classes=CLASSES * conditional)
+    conditions = by_class(CLASSES * conditional)
+    shape = DECODER | dict(width=36, heads=2, head_width=18, conditions=conditions)
     shapes = gpt_shapes(36, 3, rows, K, block + spare)
     file = scale_file(random_tensors(shapes), ALPHA_BAR["plain"])
     return Case(file, DenoiserConfig(**WIDE, **shape), 4)

@@ -386,7 +386,7 @@ def test_filters_that_are_off_change_nothing():
 
 
 def test_each_scale_may_have_its_own_choice(tiny):
-    filters = scale_filters(4, [0.5, 1, 2], 3, [1, 0.9, 0.8])
+    filters = scale_filters(4, temperature=[0.5, 1, 2], top_k=3, top_p=[1, 0.9, 0.8])
     assert filters == {2: Filter(0.5, 3, 1), 3: Filter(1, 3, 0.9), 4: Filter(2, 3, 0.8)}
     last_greedy = run(tiny, [1], temperature=[1, 1, 0])
     assert torch.equal(last_greedy[1], run(tiny, [1], temperature=0)[1])

@@ -228,7 +228,7 @@ class ProbeImages:
             )
 
     def batch(self, indices: np.ndarray, generator, device) -> tuple:
-        """ProbeImages b×3×128×128 in [-1, 1], ids, attributes and kinds; half of them mirrored."""
+        """Images b×3×128×128 in [-1, 1], ids, attributes and kinds; half of them mirrored."""
         mirrored = torch.rand(len(indices), generator=generator) < 0.5
         images = torch.from_numpy(self.images[indices])
         kinds = torch.from_numpy(self.kinds[indices]).long()
@@ -272,7 +272,7 @@ def evaluate(clip, heads: ProbeHeads, held_out: ProbeImages, device) -> dict[str
             logits.append({key: value.cpu() for key, value in predicted.items()})
             places.append(covers.argmax(-1).cpu())
             embedded.append(F.normalize(clip.visual_projection(summary), dim=1).cpu())
-        for key, truth in held_out.attributes.items():
+        for key, truth in held_out.targets.items():
             drawn = torch.cat([part[key] for part in logits]).argmax(1)
             visible = truth != IGNORE_INDEX
             found[f"{name}_{key}"] = (drawn == truth)[visible].float().mean()
