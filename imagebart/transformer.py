@@ -19,10 +19,9 @@ from imagebart.linear import Linear
 from imagebart.notation import Bool, Float, Int
 from imagebart.rotary import Places, Rotation, rotate, rotation
 
-TILE, TILE_OF_WIDE, WIDE = 16, 8, 512
-"""Rows that go through a layer together while decoding: 16, but 8 from a width of 512 on. Narrow
-layers stay in a CPU's caches and cost their call; wide ones come from memory, and 8 rows are done
-when the weights are there."""
+TILE = 16
+"""Rows that go through a layer together while decoding. With 8, rows of width 512 round by their
+place in the tile on Intel processors without AVX-512."""
 
 Sequence = Float[Tensor, "b s c"]
 Memory = Float[Tensor, "b m c"]
@@ -244,7 +243,7 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         self.heads, self.head_width, self.prefix = heads, head_width, prefix
-        self.tile = TILE_OF_WIDE if width >= WIDE else TILE
+        self.tile = TILE
         shape = width, heads, head_width, bias, qk_norm
         self.blocks = nn.ModuleList(DecoderBlock(*shape, cross) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
