@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -41,7 +41,7 @@ class Import:
     Needs room on the disk for the archive and for the model, and memory for one scale twice over.
     """
 
-    name: tyro.conf.Positional[Literal[tuple(PUBLISHED)]]
+    name: tyro.conf.Positional[Literal[tuple(PUBLISHED)]]  # type: ignore[valid-type]  # a table's
     out: Path  # the folder to write; new or empty
     # instead of the download: a zip archive, a folder of scale1.ckpt …, or a VQGAN's .ckpt
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
@@ -61,6 +61,11 @@ class Import:
         print(f"{self.out}: {PUBLISHED[self.name].about}")
 
 
+SampleFields: Any = as_dataclass(SamplingOptions, without=("semantic_map",))
+EditFields: Any = as_dataclass(EditingOptions, without=("semantic_map",))
+PanoramaFields: Any = as_dataclass(PanoramaOptions)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Which model, and where it runs."""
@@ -73,7 +78,7 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Model, as_dataclass(SamplingOptions, without=("semantic_map",))):
+class Sample(Model, SampleFields):
     """Draw pictures: OUT/seed_0.png, OUT/seed_1.png … each written as soon as its batch is drawn.
 
     Thousands need no more memory than a batch. Under `torchrun … -m imagebart sample` every process
@@ -102,7 +107,7 @@ class Sample(Model, as_dataclass(SamplingOptions, without=("semantic_map",))):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit(Model, as_dataclass(EditingOptions, without=("semantic_map",))):
+class Edit(Model, EditFields):
     """Repaint a part of an image: OUT/seed_0.png … All other pixels stay, bit for bit.
 
     `--passes` alone stands for `--process refined --passes`.
@@ -135,11 +140,11 @@ class Edit(Model, as_dataclass(EditingOptions, without=("semantic_map",))):
             images = model.complete(image, self.num_images, keep=self.keep, **options)
         else:
             images = model.outpaint(image, self.num_images, **margins, **options)
-        save_by_seed(images, self.out, self.seed)
+        save_by_seed(cast(list[Image.Image], images), self.out, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panorama(Model, as_dataclass(PanoramaOptions)):
+class Panorama(Model, PanoramaFields):
     """Draw a wide picture, from one prompt or from several that follow from left to right."""
 
     width: int = 768

@@ -5,9 +5,11 @@ import operator
 from collections.abc import Sequence
 from contextlib import suppress
 from numbers import Real
+from types import UnionType
+from typing import Any, TypeGuard
 
 
-def as_int(value: int, name: str, least: int = 0, most: int | None = None) -> int:
+def as_int(value: Any, name: str, least: float = 0, most: float | None = None) -> int:
     """The value as an int, NumPy's among them; ValueError unless it is a whole number from `least`
     to `most`. True is none, and neither is 1.0."""
     number = None
@@ -44,17 +46,17 @@ def shown(text: str, most: int = 100) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
-def to_builtin(value, kind: type):
+def to_builtin(value, kind: type | UnionType):
     """NumPy's and torch's numbers and arrays as Python's, unless they are of the kind wanted."""
     return value.tolist() if hasattr(value, "tolist") and not isinstance(value, kind) else value
 
 
-def is_several(value) -> bool:
+def is_several(value) -> TypeGuard[Sequence]:
     """Whether it is a list, a tuple, a range … and not one number or text."""
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def each_of(given, batch: int, kind: type, name: str) -> list:
+def each_of(given, batch: int, kind: type | UnionType, name: str) -> list:
     """One given for all or one each, as a list of `batch`; nothing given is None for each."""
     given = to_builtin(given, kind)
     if given is None or isinstance(given, kind):

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 from uuid import uuid4
 
 import torch
@@ -275,7 +275,8 @@ class _Digesting(io.RawIOBase):
     """A file opened for writing that digests its bytes and keeps the error of a failed write."""
 
     def __init__(self, file: io.RawIOBase | io.BufferedIOBase):
-        self.file, self.digest, self.failure = file, hashlib.sha256(), None
+        self.file, self.digest = file, hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data) -> int:
         try:
@@ -291,7 +292,7 @@ def _write_sealed(state: dict, path: Path) -> None:
     with open(path, "wb") as file:
         digesting = _Digesting(file)
         try:
-            torch.save(state, digesting)
+            torch.save(state, cast(BinaryIO, digesting))
         except RuntimeError as error:
             raise digesting.failure or error from None
         file.write(SEAL + digesting.digest.hexdigest().encode())

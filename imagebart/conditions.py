@@ -15,6 +15,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import UnionType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,7 @@ class ConditionKind:
     """
 
     option: str  # the caller's keyword argument
-    value: type  # what a caller gives for one image
+    value: type | UnionType  # what a caller gives for one image
     encode: Callable[..., Int[Tensor, "b m"]]
     tokenise: Callable[..., Int[np.ndarray, "b m"]]
     stored: type  # integers of the token file
@@ -83,7 +84,7 @@ class TokenVectors(nn.Embedding):
     def __init__(self, shape: ConditionShape, width: int):
         super().__init__(shape.vocabulary, width)
 
-    def forward(self, tokens: Int[Tensor, "b m"]) -> Embedded:
+    def forward(self, tokens: Int[Tensor, "b m"]) -> Embedded:  # type: ignore[override]  # a pair
         return super().forward(tokens.clamp(min=0)), tokens != ABSENT
 
 
@@ -104,6 +105,8 @@ class TextVectors(PlacedVectors):
 
     `row` (49,408) is the piece's row of the table, or `ABSENT`: such a piece is not attended to.
     """
+
+    row: Int[Tensor, " pieces"]
 
     def __init__(self, shape: ConditionShape, width: int):
         super().__init__(replace(shape, vocabulary=shape.vectors or shape.vocabulary), width)

@@ -128,7 +128,8 @@ class Denoiser(nn.Module, Decodable):
     @property
     def text_rows(self) -> Int[Tensor, " pieces"]:
         """Row of each piece of text in this denoiser's table, `ABSENT` if it knows it not."""
-        return (self.encoder_prefix if self.sees_x_t else self.prefix).text.row
+        (text,) = (one for one in self.modules() if isinstance(one, TextVectors))
+        return text.row
 
     def at(self, t: int) -> "Denoiser":
         """The denoiser of scale t: a joint network serves all with the same weights."""
@@ -184,6 +185,8 @@ class Denoiser(nn.Module, Decodable):
         its slots are there."""
         if not self.sees_x_t:
             return None, None
+        if x_t is None:
+            raise ValueError(f"x_t must be given to the denoiser of t = {self.t}, got None")
         prefix, present = self.encoder_prefix(len(x_t), self._checked(condition), self.t)
         x = self.noisy_tokens(x_t) + self.noisy_positions()
         present = None if present is None else F.pad(present, (0, self.n), value=True)
@@ -253,13 +256,13 @@ class Denoiser(nn.Module, Decodable):
         output, diffusion, t = self.config.output, self.diffusion, self.t
         if output == "plain":
             return f
-        if output == "residual":
+        if self.log_gain is not None:  # residual
             gain = self.log_gain[t - 2] if self.config.joint else self.log_gain
             f = gain.exp() * f
         elif t > 2:
             alpha_bar = float(diffusion.alpha_bar[t - 1])
             f = (alpha_bar * f.softmax(-1) + (1 - alpha_bar) / self.K).log()
-        return f + diffusion.log_likelihood(x_t, t) if self.sees_x_t else f
+        return f + diffusion.log_likelihood(x_t, t) if self.sees_x_t and x_t is not None else f
 
     def initialise_from_codebook(
         self, codes: Float[Tensor, "K c"], generator: torch.Generator | None = None
@@ -284,7 +287,7 @@ class Denoiser(nn.Module, Decodable):
         return self.prefix(batch, None if self.sees_x_t else self._checked(condition))
 
     def _memory_of_each(
-        self, x_t: Tokens | None, condition: Condition | None
+        self, x_t: Tokens, condition: Condition | None
     ) -> tuple[Sequence | None, Present]:
         if not self.sees_x_t:
             return None, None
@@ -339,7 +342,7 @@ class Start(nn.Module):
         self, batch: int, condition: None = None, t: int | None = None
     ) -> tuple[Sequence, Present]:
         """The vectors, and which of them are there."""
-        vector = self.vector if self.vector.ndim == 1 else self.vector[t - 2]
+        vector = self.vector if t is None or self.vector.ndim == 1 else self.vector[t - 2]
         return repeat(vector, "c -> b 1 c", b=batch), None
 
 
@@ -374,9 +377,9 @@ class Prefix(Start):
         ]
         vectors, present = zip(*embedded, strict=True)
         front = int(self.start_first)
-        vectors = [start, *vectors] if front else [*vectors, start]
-        present = torch.cat(present, dim=1)
-        return torch.cat(vectors, dim=1), F.pad(present, (front, 1 - front), value=True)
+        slots = [start, *vectors] if front else [*vectors, start]
+        given = torch.cat(present, dim=1)
+        return torch.cat(slots, dim=1), F.pad(given, (front, 1 - front), value=True)
 
 
 class LearnedPositions(nn.Module):
@@ -405,6 +408,8 @@ class AxialPositions(nn.Module):
 
 class RotaryPositions(nn.Module):
     """Nothing is added: places turn queries and keys instead (rotary.py)."""
+
+    nothing: Float[Tensor, ""]
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()

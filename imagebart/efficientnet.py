@@ -108,8 +108,8 @@ def copy_folded(conv: nn.Conv2d, tensors: dict[str, Tensor], conv_name: str, nor
         tensors[f"{norm_name}.{name}"] for name in ("weight", "bias", "running_mean", "running_var")
     )
     scale = gamma / (variance + BATCH_NORM_EPSILON).sqrt()
-    conv.weight.copy_(tensors[f"{conv_name}.weight"] * scale[:, None, None, None])
-    conv.bias.copy_(beta - mean * scale)
+    weight = tensors[f"{conv_name}.weight"] * scale[:, None, None, None]
+    conv.load_state_dict({"weight": weight, "bias": beta - mean * scale})
 
 
 def find_weights() -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -81,8 +81,8 @@ def read_config(folder: Path) -> dict:
     with _naming(path):
         config = upgraded(config)
     wanted = {"vqgan": dict | str, "alpha_bar": list, "denoisers": dict}
-    for name, kind in wanted.items():
-        if not isinstance(config, dict) or not isinstance(config.get(name), kind):
+    for name, json_kind in wanted.items():
+        if not isinstance(config, dict) or not isinstance(config.get(name), json_kind):
             raise ValueError(f"{path} must hold {', '.join(wanted)}: no {name} there")
     scales = config["denoisers"]
     named = list(scales) == [JOINT] or all(re.fullmatch(r"[1-9]\d?", t, re.A) for t in scales)
@@ -111,7 +111,7 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-ENTRIES = {
+ENTRIES: dict[str, Any] = {
     "alpha_bar": tuple[float, ...],
     "names": dict[str, tuple[str, ...]],
     "guidance": float,
@@ -131,13 +131,13 @@ TYPE_WORDS = {
 """Types of the fields of config.json, for errors."""
 
 
-def require_kind(value, kind: type, name: str) -> None:
+def require_kind(value, kind: Any, name: str) -> None:
     """ValueError unless a JSON value has this type."""
     if not is_of(value, kind):
         raise ValueError(f"{name} must be {TYPE_WORDS[kind]}, got {shown(reprlib.repr(value))}")
 
 
-def is_of(value, kind: type) -> bool:
+def is_of(value, kind: Any) -> bool:
     """Whether a JSON value has this type: a list is a tuple, and 1 a float.
 
     A list of more than MOST_NAMES has none.
@@ -322,7 +322,7 @@ def _upgraded_shape(shape: dict) -> dict:
     length, pieces = shape.pop("text_length", 0), shape.pop("text_pieces", 0)
     for number in (classes, kinds, length, pieces):
         require_kind(number, int, "a condition")
-    grid = shape.get("grid")
+    grid: Any = shape.get("grid")
     require_kind(grid, tuple[int, int], "grid")
     if classes:
         conditions["class"] = {"vocabulary": classes, "length": 1}

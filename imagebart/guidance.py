@@ -42,7 +42,9 @@ class EncodedCondition:
     def guided(self, denoiser: Denoiser) -> Decodable:
         """The denoiser, guided where the guidance is not 1."""
         scale = self.guidance[denoiser.t]
-        return denoiser if scale == 1 else Guided(denoiser, self.negative, scale)
+        if scale == 1 or self.negative is None:
+            return denoiser
+        return Guided(denoiser, self.negative, scale)
 
 
 class Guided(Decodable):
@@ -52,8 +54,10 @@ class Guided(Decodable):
         self.denoiser, self.negative, self.scale = denoiser, negative, scale
         self.n, self.K, self.t = denoiser.n, denoiser.K, denoiser.t
 
-    def start(self, x_t: Tokens, condition: Condition) -> Any:
+    def start(self, x_t: Tokens, condition: Condition | None = None) -> Any:
         """As `Decodable.start`, for twice the rows: with the condition, then with the negative."""
+        if condition is None:
+            raise ValueError("guidance needs a condition, got None")
         return self.denoiser.start(twice(x_t), torch.cat([condition, self.negative]))
 
     def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], state: Any) -> Float[Tensor, "b s K"]:
@@ -86,9 +90,10 @@ def encode_condition(
         known = ", ".join(sorted(option_names()))
         raise TypeError(f"conditions must be given by {known}, got {', '.join(unknown)}")
     scales, shapes = guidance_of(model, guidance), model.conditions
-    positive, negative = [], []
+    positive: list[Tensor] = []
+    negative: list[Tensor] = []
     for name, kind in CONDITIONS.items():
-        for parts, option in ((positive, kind.option), (negative, kind.negative)):
+        for parts, option in ((positive, kind.option), (negative, kind.negative or "")):
             values = each_of(given.get(option), batch, kind.value, option)
             if kind.value is str:
                 values = [one or None for one in values]  # an empty text is none

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import wraps
+from typing import cast
 
 import torch
 
@@ -51,7 +52,7 @@ def isolated(function: Function) -> Function:
             with plain_settings(), torch.inference_mode():
                 return function(*args, **kwargs)
 
-        return alone
+        return cast(Function, alone)
 
     @wraps(function)
     def steps(*args, **kwargs):
@@ -64,4 +65,4 @@ def isolated(function: Function) -> Function:
                         return
                 yield step
 
-    return steps
+    return cast(Function, steps)

@@ -7,7 +7,7 @@ folders.py describes the files of a model.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Unpack, cast
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class ImageBART(nn.Module):
 
     @property
     def denoisers(self) -> dict[int, Denoiser]:
-        return {int(t): denoiser for t, denoiser in self._scales.items()}
+        return {int(t): cast(Denoiser, denoiser) for t, denoiser in self._scales.items()}
 
     @property
     def T(self) -> int:
@@ -327,7 +327,7 @@ class ImageBART(nn.Module):
         x_1 = rearrange(tokens, "b h w -> b (h w)").to(self.device)
         seeds = image_seeds(seed, len(x_1))
         condition = encode_condition(self, len(x_1), guidance=1.0, **conditions).condition
-        bits = {t: [] for t in self.denoisers}
+        bits: dict[int, list[Tensor]] = {t: [] for t in self.denoisers}
         size = fitting(self)
         for images in [slice(i, i + size) for i in range(0, len(x_1), size)]:
             own = None if condition is None else condition[images]
@@ -444,10 +444,8 @@ def require_pixels(images: Tensor) -> None:
         raise ValueError(f"images must lie in [0, 1], got {low:.5g} to {high:.5g}")
 
 
-def joined(
-    batches: list[list[Image.Image]] | list[Tensor] | list[np.ndarray],
-) -> Pictures:
-    """Batches of images as one."""
+def joined(batches: list) -> Pictures:
+    """Batches of images, all of one type, as one."""
     if isinstance(batches[0], Tensor):
         return torch.cat(batches)
     if isinstance(batches[0], np.ndarray):

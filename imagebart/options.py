@@ -16,11 +16,11 @@ the line that uses it.
 import difflib
 import inspect
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from functools import reduce, wraps
 from operator import or_
-from types import NoneType
+from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get_origin
 
 import numpy as np
@@ -196,7 +196,7 @@ class Row(NamedTuple):
         parts = [part for part in get_args(self.type) if part not in (NoneType, Callable)]
         return reduce(or_, [part for part in parts if get_origin(part) is not Sequence])
 
-    def check(self, value: float, name: str) -> None:
+    def check(self, value: Any, name: str) -> None:
         """ValueError unless one value is a number within the bounds."""
         if self.one is int:
             as_int(value, name, self.option.least, self.option.most)
@@ -210,9 +210,9 @@ def rows(table: type) -> dict[str, Row]:
     return {name: Row(hint.__origin__, hint.__metadata__[0]) for name, hint in hints}
 
 
-def with_defaults(table: type, given: dict) -> dict:
+def with_defaults(table: type, given: Mapping[str, object]) -> dict[str, Any]:
     """The table's options: those given, and the defaults."""
-    return {name: row.option.default for name, row in rows(table).items()} | given
+    return {name: row.option.default for name, row in rows(table).items()} | {**given}
 
 
 # ── public functions ──────────────────────────────────────────────────────────────────────────
@@ -243,9 +243,10 @@ def with_options(function: Function) -> Function:
                 raise TypeError(f"{function.__name__}() got {name!r}{hint}")
         return function(*args, **given)
 
-    checked.__signature__ = signature.replace(parameters=[*written, *shown])
-    checked.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\n{documentation(table)}"
-    return checked
+    described: Any = checked
+    described.__signature__ = signature.replace(parameters=[*written, *shown])
+    described.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{documentation(table)}"
+    return described
 
 
 def documentation(table: type) -> str:
@@ -268,7 +269,7 @@ def as_dataclass(table: type, without: Collection[str] = ()) -> type:
         if name not in without:
             one, default = row.one, row.option.default
             if row.option.per == "place":
-                one, default = tuple[one, ...], ()
+                one, default = GenericAlias(tuple, (one, ...)), ()
             elif default is None:
                 one = one | None
             fields.append((name, Annotated[one, Doc(row.option.meaning)], default))

@@ -149,13 +149,15 @@ def _scenery(
     about: str, T: int, scale: ScaleRecipe, conditions: dict[str, ConditionShape]
 ) -> Preset:
     """A chain for 16×16 tokens of scenery, with any of its conditions or none."""
-    shape = dict(width=192, heads=6, conditions=conditions, condition_dropout=bool(conditions))
+    shape = DenoiserConfig(
+        width=192, heads=6, conditions=conditions, condition_dropout=bool(conditions)
+    )
     return replace(
         _SCENERY_2,
         about=about,
         alpha_bar=tuple(geometric(T)),
-        between=DenoiserConfig(**shape, encoder_depth=4, decoder_depth=3),
-        last=DenoiserConfig(**shape, decoder_depth=7),
+        between=replace(shape, encoder_depth=4, decoder_depth=3),
+        last=replace(shape, decoder_depth=7),
         scale=scale,
     )
 
@@ -266,10 +268,10 @@ _F16_RECIPE = CompressionRecipe(  # of taming-transformers, on 8 GPUs; the one f
     adversarial_start=250_000,
     precision="fp32",
 )
-_LARGE = dict(width=1152, heads=16, head_width=64, encoder_depth=32, decoder_depth=6)
-_SMALL = dict(width=752, heads=16, head_width=64, encoder_depth=18, decoder_depth=6)
-_LARGE_LAST = dict(width=1216, heads=16, head_width=76, encoder_depth=1, decoder_depth=36)
-_SMALL_LAST = dict(width=800, heads=16, head_width=50, encoder_depth=1, decoder_depth=26)
+_LARGE = DenoiserConfig(width=1152, heads=16, head_width=64, encoder_depth=32, decoder_depth=6)
+_SMALL = DenoiserConfig(width=752, heads=16, head_width=64, encoder_depth=18, decoder_depth=6)
+_LARGE_LAST = DenoiserConfig(width=1216, heads=16, head_width=76, encoder_depth=1, decoder_depth=36)
+_SMALL_LAST = DenoiserConfig(width=800, heads=16, head_width=50, encoder_depth=1, decoder_depth=26)
 
 # ᾱ_1 .. ᾱ_T: every step costs the same perceptual distance.
 _FFHQ_3 = (1.0, 0.6360475420951843, 0.0)
@@ -294,14 +296,16 @@ def _published(
     conditions: dict[str, ConditionShape] | None = None,
 ) -> Preset:
     """A row of the paper: batch and learning rate are those of one GPU, with accumulation."""
-    shared = dict(axial_positions=False, conditions=conditions or {})
-    between, last = (_LARGE, _LARGE_LAST) if large else (_SMALL, _SMALL_LAST)
+    between, last = (
+        replace(shape, axial_positions=False, conditions=conditions or {})
+        for shape in ((_LARGE, _LARGE_LAST) if large else (_SMALL, _SMALL_LAST))
+    )
     return Preset(
         about=about,
         vqgan=vqgan,
         alpha_bar=alpha_bar,
-        between=DenoiserConfig(**between, **shared, output=output),
-        last=DenoiserConfig(**last, **shared, output="plain", bias=True, head_bias=False),
+        between=replace(between, output=output),
+        last=replace(last, output="plain", bias=True, head_bias=False),
         compression=_F16_RECIPE,
         scale=ScaleRecipe(
             steps=steps,

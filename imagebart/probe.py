@@ -136,11 +136,12 @@ def save_probe(clip, heads: ProbeHeads, folder: Path) -> None:
 
     size = clip.config.vision_config.image_size
     square = {"height": size, "width": size}
-    half = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    half = [0.5] * 3
     clip.save_pretrained(folder, state_dict={n: x.half() for n, x in clip.state_dict().items()})
-    CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square, **half).save_pretrained(
-        folder
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": size}, crop_size=square, image_mean=half, image_std=half
     )
+    processor.save_pretrained(folder)
     save_tensors(
         {name: x.half() for name, x in heads.state_dict().items()}, folder / "heads.safetensors"
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import numpy as np
 import torch.nn.functional as F
@@ -61,8 +61,8 @@ def best_of(
     They are drawn `chunk` at a time and only the best so far are kept. The options
     are one for all, `seed` one number. Of equal scores the higher seed wins.
     """
-    seed = options.pop("seed", 0)
-    draw = partial(model.sample, **options)
+    seed = as_int(options.pop("seed", 0), "seed")
+    draw = cast(Draw, partial(model.sample, **options))
     *_, best = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
     return best
 
@@ -83,8 +83,8 @@ def best_edits(
 
     The score sees the whole picture. The rest as in `best_of`.
     """
-    seed = options.pop("seed", 0)
-    draw = partial(model.inpaint, image, mask, **options)
+    seed = as_int(options.pop("seed", 0), "seed")
+    draw = cast(Draw, partial(model.inpaint, image, mask, **options))
     *_, best = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
     return best
 

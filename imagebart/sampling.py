@@ -12,7 +12,7 @@ passes, `sequential` in n, and both give the same tokens.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -102,7 +102,7 @@ class Request:
     encoded: EncodedCondition
 
     @classmethod
-    def of(cls, model: ImageBART, num_images: int, options: SamplingOptions) -> "Request":
+    def of(cls, model: ImageBART, num_images: int, options: Mapping[str, object]) -> "Request":
         given = with_defaults(SamplingOptions, options)
         seeds = image_seeds(given.pop("seed"), num_images)
         filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
@@ -144,7 +144,7 @@ def decode_sequential(
         if on_pass is not None:
             on_pass(denoiser.t, at)
         drawn = draw(denoiser.step(x_prev, at, state), noise[:, i : i + 1], choose)[:, 0]
-        x_prev[:, i] = drawn if known is None else torch.where(known[:, i], x_known[:, i], drawn)
+        x_prev[:, i] = drawn if known is None else torch.where(known[:, i], x_prev[:, i], drawn)
     return x_prev
 
 
@@ -179,7 +179,7 @@ def decode_parallel(
         about = x_t[:, drawn_here], denoiser.t
         x_prev[:, drawn_here] = draft.propose(*about, noise[:, drawn_here], choose)
     if known is not None:
-        x_prev = torch.where(known, x_known, x_prev)
+        x_prev = torch.where(known, x_t if x_known is None else x_known, x_prev)
     denoiser.read(x_prev, int(first.min()), state)
     first = first.min().expand(len(x_t)).clone()
     rows = torch.arange(len(x_t), device=x_t.device)  # those not done
@@ -198,7 +198,7 @@ def decode_parallel(
             on_pass(denoiser.t, at)
         here = rows[:, None], at
         z = denoiser.step(x_prev[rows], at, state)
-        if draft is not None:
+        if logits is not None:
             logits[here] = z
         drawn, guess = draw(z, noise[here], choose), x_prev[here]
         if known is not None:
@@ -206,7 +206,7 @@ def decode_parallel(
         agreed = (drawn == guess).cumprod(1).sum(1)
         x_prev[here] = drawn
         first[rows] += (agreed + 1).clamp(max=len(offset))
-    if draft is not None:
+    if draft is not None and logits is not None:
         draft.update(logits[:, drawn_here], *about)
     return x_prev
 

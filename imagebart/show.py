@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -37,7 +38,7 @@ WIDTH, HEIGHT, GAP = 1060, 256, 8  # pixels: widest row, tallest picture, betwee
 INK, QUIET, PAPER = "#2b2d33", "#b9bdc6", "#ffffff"
 COLOUR_CYCLE = ("#3a6ea5", "#d9822b", "#4f9d69", "#8e6bb0", "#c2504d", "#6f7785")
 MASK_COLOUR = (232, 80, 91)
-STYLE = {
+STYLE: dict[Any, Any] = {  # to matplotlib's types each name is a literal
     "font.size": 9.5,
     "axes.titlesize": 9.5,
     "axes.edgecolor": QUIET,
@@ -159,7 +160,7 @@ def strip(
 def chain(model: ImageBART, steps: Iterable, height: int | None = None) -> Picture:
     """x_T … x_1, decoded: one row per image, one column per step of `sample_steps`."""
     steps = list(steps)
-    decoded = [model.decode(step.tokens) for step in steps]
+    decoded = [cast(list[Image.Image], model.decode(step.tokens)) for step in steps]
     names = [step_name(step.t, model.T) for step in steps]
     blank = [""] * len(steps) * (len(decoded[0]) - 1) if decoded else []
     images = [column[row] for row in range(len(decoded[0])) for column in decoded]
@@ -247,7 +248,7 @@ def code_colours(model: ImageBART) -> UInt8[Tensor, "K 3"]:
     columns = math.ceil(math.sqrt(model.K))
     codes = torch.arange(columns**2) % model.K
     mosaic = repeat(codes, "(r c) -> 1 (r 3) (c 3)", c=columns)
-    pixels = model.decode(mosaic, output_type="pt")[0]
+    pixels = cast(Tensor, model.decode(mosaic, output_type="pt"))[0]
     f = pixels.shape[-1] // mosaic.shape[-1]
     tiles = rearrange(pixels, "d (r y) (c x) -> (r c) d y x", y=3 * f, x=3 * f)
     middle = tiles[: model.K, :, f : 2 * f, f : 2 * f].mean((2, 3))
@@ -327,14 +328,14 @@ def bars(
 
     Up to six named bars have one colour each in all charts.
     """
-    panels = {title: numbers(values) for title, values in panels.items()}
-    if not panels:
+    heights = {title: numbers(values) for title, values in panels.items()}
+    if not heights:
         raise ValueError("bars needs at least one chart, got none")
     words = 0.1 * sum(map(len, names or ()))  # inches that the names take under their bars
-    width = 1.0 + max(2.2, words) * len(panels)
+    width = 1.0 + max(2.2, words) * len(heights)
     figure = Figure(figsize=(min(12.0, width), 2.4), dpi=100)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (title, values) in zip(axes, panels.items(), strict=True):
+    axes = figure.subplots(1, len(heights), sharey=True, squeeze=False)[0]
+    for ax, (title, values) in zip(axes, heights.items(), strict=True):
         own = names is not None and len(values) <= len(COLOUR_CYCLE)
         ax.bar(
             range(len(values)), values, width=0.7, color=COLOUR_CYCLE[: len(values) if own else 1]
@@ -358,8 +359,8 @@ def curves(
     """
     figure = Figure(figsize=(7.5, 2.4), dpi=100)
     ax = figure.subplots()
-    for k, (name, values) in enumerate(lines.items()):
-        values = numbers(values)
+    for k, (name, line) in enumerate(lines.items()):
+        values = numbers(line)
         at = range(len(values)) if x is None else x[: len(values)]
         marker = "o" if len(values) <= 24 else None
         ax.plot(at, values, marker=marker, color=COLOUR_CYCLE[k % len(COLOUR_CYCLE)], label=name)

@@ -7,8 +7,8 @@ bit however they are cut; on a GPU as far as its kernels round alike for any num
 """
 
 import os
-from collections.abc import Iterator
-from typing import Unpack
+from collections.abc import Iterator, Mapping
+from typing import Any, Unpack
 
 import torch
 
@@ -54,13 +54,13 @@ def sample_stream(
 def batches(
     model: ImageBART,
     num_images: int,
-    options: SamplingOptions,
+    options: Mapping[str, object],
     *,
     batch: int | None = None,
     part: range | None = None,
 ) -> Iterator[tuple[int, dict]]:
     """(how many, their options) of `batch` images after another, as many as fit unless given."""
-    rest = dict(options)
+    rest: dict[str, Any] = {**options}
     each = {"seed": image_seeds(rest.pop("seed", 0), num_images)}
     words = {name: rest.pop(name, None) for name in WORDS}
     encode_condition(model, num_images, guidance=rest.get("guidance"), **words)

@@ -10,6 +10,9 @@ through every layer in tiles of one fixed size. Equal seeds then give equal toke
 along in the same pass: by construction, not by tolerance.
 """
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -165,8 +168,9 @@ class DecoderBlock(nn.Module):
         super().__init__()
         shape = width, heads, head_width, bias, qk_norm
         self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(*shape)
-        self.norm_cross = nn.LayerNorm(width) if cross else None
-        self.cross = CrossAttention(*shape) if cross else None
+        self.crosses = cross
+        if cross:
+            self.norm_cross, self.cross = nn.LayerNorm(width), CrossAttention(*shape)
         self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
 
     def forward(
@@ -179,13 +183,13 @@ class DecoderBlock(nn.Module):
         memory_turns: Rotation | None,
     ) -> Sequence:
         x = x + self.attention(self.norm1(x), visible, turns)
-        if self.cross is not None:
+        if self.crosses:
             x = x + self.cross(self.norm_cross(x), memory, memory_visible, turns, memory_turns)
         return x + self.mlp(self.norm2(x))
 
     def step(self, rows: Rows, cache: "LayerCache", window: "Window") -> Rows:
         rows = rows + self.attention.step(self.norm1(rows), cache, window)
-        if self.cross is not None:
+        if self.crosses:
             rows = rows + self.cross.step(self.norm_cross(rows), cache, window)
         return rows + self.mlp.step(self.norm2(rows), window.tile)
 
@@ -194,8 +198,17 @@ class DecoderBlock(nn.Module):
         self.attention.read(self.norm1(rows), cache, window)
 
 
+class DecoderBlocks(nn.ModuleList):
+    """A list of modules that are all of this type."""
+
+    def __iter__(self) -> Iterator[DecoderBlock]:
+        return cast(Iterator[DecoderBlock], super().__iter__())
+
+
 class Encoder(nn.Module):
     """Bidirectional: every slot sees every slot. With `places`, positions are rotary."""
+
+    turns: Rotation | None
 
     def __init__(
         self,
@@ -227,6 +240,9 @@ class Decoder(nn.Module):
     rotary. A slot is turned by the place that it predicts.
     """
 
+    turns: Rotation | None
+    memory_turns: Rotation | None
+
     def __init__(
         self,
         depth: int,
@@ -245,7 +261,7 @@ class Decoder(nn.Module):
         self.heads, self.head_width, self.prefix = heads, head_width, prefix
         self.tile = TILE
         shape = width, heads, head_width, bias, qk_norm
-        self.blocks = nn.ModuleList(DecoderBlock(*shape, cross) for _ in range(depth))
+        self.blocks = DecoderBlocks(DecoderBlock(*shape, cross) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.register_buffer("turns", turns_of(places, head_width), persistent=False)
         self.register_buffer("memory_turns", turns_of(memory_places, head_width), persistent=False)
@@ -260,7 +276,7 @@ class Decoder(nn.Module):
         visible = causal(x.shape[1], self.prefix, x.device)
         if prefix_present is not None:
             there = F.pad(prefix_present, (0, x.shape[1] - self.prefix), value=True)
-            visible = visible & seen_by_all(there)
+            visible = visible & there[:, None, None]
         turns = None if self.turns is None else self.turns[:, : x.shape[1]]
         seen = seen_by_all(memory_present)
         for block in self.blocks:
@@ -296,31 +312,36 @@ class Decoder(nn.Module):
         Slots may differ from row to row. A slot sees those before it and the prefix, so whatever
         lies before must have been read earlier or be part of this step.
         """
-        rows, window = self._below_the_last(x, slots, cache)
-        rows = self.blocks[-1].step(rows, cache[-1], window)
+        rows, last, window = self._below_the_last(x, slots, cache)
+        rows = last.step(rows, cache[-1], window)
         return window.from_rows(self.norm(rows))
 
     def read(self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]) -> None:
         """As `step`, for slots whose outputs nobody wants: later slots will see them."""
-        rows, window = self._below_the_last(x, slots, cache)
-        self.blocks[-1].read(rows, cache[-1], window)
+        rows, last, window = self._below_the_last(x, slots, cache)
+        last.read(rows, cache[-1], window)
 
     def _below_the_last(
         self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]
-    ) -> tuple[Rows, "Window"]:
-        """What enters the last block."""
+    ) -> tuple[Rows, DecoderBlock, "Window"]:
+        """What enters the last block, that block, and the slots."""
         first = cache[0]
         shape = first.k.shape[1], self.prefix, first.prefix_present
         turns = None if self.turns is None else self.turns[:, slots]
         window = Window(slots, *shape, x.dtype, self.tile, turns)
         rows = window.to_rows(x)
-        for block, layer in zip(self.blocks[:-1], cache[:-1], strict=True):
+        *below, last = self.blocks
+        for block, layer in zip(below, cache[:-1], strict=True):
             rows = block.step(rows, layer, window)
-        return rows, window
+        return rows, last, window
 
 
 class LayerCache:
-    """Keys and values of one layer: of the slots read so far, and of the encoder's memory."""
+    """Keys and values of one layer: of the slots read so far, and of the encoder's memory if there
+    is one."""
+
+    memory_k: Keys
+    memory_v: Keys
 
     def __init__(
         self,
@@ -330,7 +351,8 @@ class LayerCache:
         prefix_present: Present,
     ):
         self.k, self.v = kv
-        self.memory_k, self.memory_v = memory if memory is not None else (None, None)
+        if memory is not None:
+            self.memory_k, self.memory_v = memory
         self.memory_visible, self.prefix_present = memory_visible, prefix_present
 
     def keep(self, rows: Bool[Tensor, " b"]) -> None:
@@ -366,7 +388,7 @@ class Window:
         visible = seen[:, None]
         if prefix_present is not None:
             there = F.pad(prefix_present, (0, total - prefix), value=True)
-            visible = visible & seen_by_all(there)
+            visible = visible & there[:, None, None]
         self.visible = as_bias(visible, dtype)
         self.padding = -self.batch * self.length % tile
 
@@ -419,13 +441,13 @@ def attend(
     count = q.shape[2]
     short = 0, 0, 0, -count % tile
     q = F.pad(q, short)
-    each = visible is not None and visible.shape[2] > 1  # a mask for every query, not one for all
-    visible = F.pad(visible, short) if each else visible
+    if visible is None or visible.shape[2] == 1:  # one mask for all queries
+        masks = [visible] * (q.shape[2] // tile)
+    else:
+        masks = list(F.pad(visible, short).split(tile, dim=2))
     tiles = []
-    for first in range(0, count, tile):
-        here = slice(first, first + tile)
-        mask = visible[:, :, here] if each else visible
-        tiles.append(F.scaled_dot_product_attention(q[:, :, here], k, v, mask))
+    for q_tile, mask in zip(q.split(tile, dim=2), masks, strict=True):
+        tiles.append(F.scaled_dot_product_attention(q_tile, k, v, mask))
     return torch.cat(tiles, dim=2)[:, :, :count].transpose(1, 2).flatten(2)
 
 

@@ -243,8 +243,7 @@ class Finish(nn.Module):
         self.conv_in = conv3(width + 3, channels)
         self.block = Plain(channels)
         self.conv_out = conv3(channels, 3)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        start_at_zero(self.conv_out)
 
     def forward(self, h: FeatureMaps, image: Images) -> Images:
         for level in self.levels:
@@ -263,9 +262,9 @@ class Level(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Residual(width if i == 0 else out, out) for i in range(blocks))
         for _ in range(extra):
-            self.blocks.append(Residual(out, out))
-            nn.init.zeros_(self.blocks[-1].conv2.weight)
-            nn.init.zeros_(self.blocks[-1].conv2.bias)
+            block = Residual(out, out)
+            start_at_zero(block.conv2)
+            self.blocks.append(block)
         self.attention = nn.ModuleList(SelfAttention(out) for _ in range(blocks if attend else 0))
         self.after = after
 
@@ -339,6 +338,11 @@ class Upsample(nn.Module):
 def middle(width: int, attend: bool) -> nn.Sequential:
     between = SelfAttention(width) if attend else nn.Identity()
     return nn.Sequential(Residual(width, width), between, Residual(width, width))
+
+
+def start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def norm(width: int) -> nn.GroupNorm:

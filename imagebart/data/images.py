@@ -37,7 +37,7 @@ MAX_SIDE = 2**15  # a row costs memory of its own
 MAP = ".map.png"  # suffix of the semantic map beside an image
 UNLABELLED = 255  # in a map's file
 
-ORIENTATION = 0x0112  # EXIF tag; value → transpose that makes the pixels upright
+ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF tag; value → transpose that makes the pixels upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -101,7 +101,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def turn_of(image: Image.Image) -> Image.Transpose | None:
     """The transpose of the EXIF orientation; None for upright images."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
+        return TURNS.get(image.getexif().get(ORIENTATION, UPRIGHT))
     except Exception:  # invalid EXIF is ignored, the pixels are valid
         return None
 
@@ -186,6 +186,9 @@ class ImageFolder(Dataset):
     at the first, for measurements on exactly this set.
     """
 
+    files: list[str]
+    classes: list[int]
+
     def __init__(
         self,
         root: PathLike,
@@ -207,16 +210,15 @@ class ImageFolder(Dataset):
         if not 1 <= count <= n:
             raise ValueError(f"{self.root}: count must lie in 1..{n}, got {count}")
         chosen = [i * n // count for i in range(count)]
-        self.files, self.classes = (
-            [values[i] for i in chosen] for values in (self.files, self.classes)
-        )
+        self.files = [self.files[i] for i in chosen]
+        self.classes = [self.classes[i] for i in chosen]
 
     def _find(self) -> None:
         """Set `files`, `classes`, `names` of classes and of the kinds of maps, and captions."""
         self.files = _images(self.root)
 
-        folders = [name.split(os.sep)[0] if os.sep in name else None for name in self.files]
-        names = () if None in folders else tuple(sorted(set(folders), key=in_natural_order))
+        folders = [name.split(os.sep)[0] if os.sep in name else "" for name in self.files]
+        names = () if "" in folders else tuple(sorted(set(folders), key=in_natural_order))
         number = {name: i for i, name in enumerate(names)}
         self.classes = [number.get(folder, -1) for folder in folders]
 
@@ -274,6 +276,7 @@ class ImageFolder(Dataset):
 
     def _map(self, path: Path) -> np.ndarray:
         """The kinds (H, W) of a map's file, -1 where unlabelled."""
+        image: Image.Image
         try:
             with Image.open(path, formats=("PNG",)) as image:
                 require_size(image)

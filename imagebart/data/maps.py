@@ -30,7 +30,7 @@ def kind_colours(names: Sequence[str]) -> UInt8[Array, "kinds 3"]:
 
 def paint_kinds(kinds: Array, colours: UInt8[Array, "kinds 3"]) -> Image.Image:
     """A map (H, W) as an image; white where unlabelled."""
-    return Image.fromarray(np.concatenate([colours, np.uint8([OPEN])])[kinds])
+    return Image.fromarray(np.concatenate([colours, np.array([OPEN], np.uint8)])[kinds])
 
 
 def read_kinds(picture: Image.Image, colours: UInt8[Array, "kinds 3"]) -> Array:

@@ -21,6 +21,7 @@ from torch import Tensor
 TEXT_LENGTH = 77  # ids a prompt has, with its start and end
 START, END = 49406, 49407
 TEXT_IDS = 49408  # ids there are
+GONE = -1  # where a piece was, before it became a part of its left neighbour
 
 MERGES = Path(__file__).with_name("clip_bpe_merges.txt.gz")  # see THIRD_PARTY.md
 SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
@@ -69,7 +70,7 @@ def decode_ids(ids: Int[Tensor, " m"]) -> str:
     Bytes that are no UTF-8, as where an emoji was cut in two, show as U+FFFD. ValueError for what
     is not a row of ids.
     """
-    if not isinstance(ids, Int[Tensor, " m"]):
+    if not isinstance(ids, Int[Tensor, " m"]):  # type: ignore[arg-type]  # to mypy it is Annotated
         raise ValueError(f"ids must be one row of whole numbers, got {_kind(ids)}")
     spelled = _vocabulary().spelled
     text = b""
@@ -155,19 +156,19 @@ def _merge(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]:
     A priority queue and a linked list make it O(n log n) in the bytes of a word, since an untrusted
     prompt may be one word of a megabyte.
     """
-    ids = [*ids, None]  # a sentinel beyond both ends (the list is circular)
+    ids = [*ids, GONE]  # a sentinel beyond both ends (the list is circular)
     left, right = list(range(-1, len(ids) - 1)), [*range(1, len(ids)), 0]
     queue = [(merged[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merged]
     heapify(queue)
     while queue:
         joined, i = heappop(queue)
-        if ids[i] is None or merged.get((ids[i], ids[right[i]])) != joined:
+        if ids[i] == GONE or merged.get((ids[i], ids[right[i]])) != joined:
             continue  # one of the two was merged before
-        ids[i], ids[right[i]] = joined, None
+        ids[i], ids[right[i]] = joined, GONE
         right[i] = right[right[i]]
         left[right[i]] = i
         for start in (left[i], i):
             pair = ids[start], ids[right[start]]
             if pair in merged:
                 heappush(queue, (merged[pair], start))
-    return [i for i in ids if i is not None]
+    return [i for i in ids if i != GONE]

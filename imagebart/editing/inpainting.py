@@ -8,8 +8,8 @@ The mask becomes masked tokens, which `process` samples; only their pixels are p
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Unpack
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -53,23 +53,24 @@ def inpaint(
     whole image. ValueError if the sizes differ, if the mask is neither image nor array, or for an
     option of another process. Images come in batches that fit the memory.
     """
-    image_seeds(options.get("seed", 0), num_images)
-    widths = {name: options.pop(name) for name in ("context", "feather") if name in options}
-    steps = process_of(options)
+    given: dict[str, Any] = {**options}
+    image_seeds(given.get("seed", 0), num_images)
+    widths = {name: given.pop(name) for name in ("context", "feather") if name in given}
+    steps = process_of(given)
     edit = MaskedImage(model, image, mask, box=box, **widths)
-    options |= edit.maps(options.get("semantic_map"), num_images)
+    given |= edit.maps(given.get("semantic_map"), num_images)
     x_1, images = edit.x_1(), []
-    chosen = options.get("resampling_passes") is not None or steps is annealed_steps
+    chosen = given.get("resampling_passes") is not None or steps is annealed_steps
     if not chosen and num_images > fitting(model):
-        passes = shared_resampling(model, edit.masked, num_images, options)
-        options |= {"resampling_passes": passes}
-    for count, own in batches(model, num_images, options):
+        passes = shared_resampling(model, edit.masked, num_images, given)
+        given |= {"resampling_passes": passes}
+    for count, own in batches(model, num_images, given):
         *_, last = steps(model, x_1, edit.masked, count, **own)
         images.append(edit.result(last.tokens))
     return torch.cat(images)
 
 
-def process_of(options: EditingOptions) -> Callable[..., Iterator[Step]]:
+def process_of(options: dict[str, Any]) -> Callable[..., Iterator[Step]]:
     """The process named by the options, which loses `process` and all that is None; ValueError for
     an unknown process or an option of another."""
     name = options.pop("process", "single")
@@ -124,11 +125,12 @@ class MaskedImage:
         if given is None:
             return {}
         each = each_of(given, num_images, np.ndarray, "semantic_map")
-        size, grid = self.x.shape[2:], self.model.grid
+        (H, W), grid = self.x.shape[2:], self.model.grid
 
         def seen(one: np.ndarray | None) -> np.ndarray | None:
-            is_map = one is not None and one.ndim == 2 and one.size  # all else is refused later
-            return self.box.kinds(one, size, grid) if is_map else one
+            if one is None or one.ndim != 2 or not one.size:  # what is no map is refused later
+                return one
+            return self.box.kinds(one, (H, W), grid)
 
         return {"semantic_map": [seen(one) for one in each]}
 
@@ -196,19 +198,19 @@ def outpaint(
     **options: Unpack[EditingOptions],
 ) -> Images:
     """Images (b, 3, H, W) in [-1, 1]: `image` with these pixels added; see `outpaint_steps`."""
-    margins = {"left": left, "right": right, "top": top, "bottom": bottom}
-    grown, seeds = [], image_seeds(options.pop("seed", 0), num_images)
+    grown, seeds = [], image_seeds(options.get("seed", 0), num_images)
     for seed, own in zip(seeds, each_image(options, num_images), strict=True):
-        *_, (last, _) = outpaint_steps(model, image, **margins, **own | {"seed": seed})
+        own |= {"left": left, "right": right, "top": top, "bottom": bottom, "seed": seed}
+        *_, (last, _) = outpaint_steps(model, image, **own)
         grown.append(to_tensor(last))
     return torch.stack(grown).to(model.device)
 
 
-def each_image(options: dict, num_images: int) -> list[dict]:
+def each_image(options: Mapping[str, object], num_images: int) -> list[dict[str, Any]]:
     """The options of each image: prompts, classes and maps are one for all, or one each."""
     kinds = {name: kind for name, kind in WORDS.items() if name in options}
     each = {name: each_of(options[name], num_images, kind, name) for name, kind in kinds.items()}
-    return [options | {name: each[name][i] for name in kinds} for i in range(num_images)]
+    return [{**options} | {name: each[name][i] for name in kinds} for i in range(num_images)]
 
 
 @with_options
@@ -231,7 +233,8 @@ def outpaint_steps(
     covers the result. ValueError for negative margins, an image that is too small, a result that is
     too large (`grown_size`), and as in `inpaint`.
     """
-    seed = options.pop("seed", 0)
+    given: dict[str, Any] = {**options}
+    seed = given.pop("seed", 0)
     image, margins = to_rgb(image), {"left": left, "right": right, "top": top, "bottom": bottom}
     size = grown_size(model, image, margins)
     place = slice(top, top + image.height), slice(left, left + image.width)
@@ -242,7 +245,7 @@ def outpaint_steps(
         so_far = Image.fromarray(fill_unknown(canvas, known))
         yield so_far, i / len(boxes)
         one = window_seed(seed, i)
-        window = inpaint(model, so_far, ~known, box=box, seed=one, **options)
+        window = inpaint(model, so_far, ~known, box=box, seed=one, **given)
         new = box.inside(size) & ~known
         canvas[new], known = np.asarray(to_pil(window)[0])[new], known | new
     yield Image.fromarray(canvas), 1.0

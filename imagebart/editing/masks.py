@@ -32,8 +32,11 @@ def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
     """The mask as an upright image; ValueError if it is neither image nor array."""
     if isinstance(mask, Image.Image) and mask.mode in MASK_MODES:
         return upright(mask)
-    numbers = isinstance(mask, np.ndarray) and mask.dtype in (bool, np.uint8)
-    if not numbers or not (mask.ndim == 2 or mask.shape[2:] == (3,)):
+    if isinstance(mask, Image.Image) or not (
+        isinstance(mask, np.ndarray)
+        and mask.dtype in (bool, np.uint8)
+        and (mask.ndim == 2 or mask.shape[2:] == (3,))
+    ):
         raise ValueError(
             f"the mask must be a picture of mode {', '.join(MASK_MODES)}, or an array H×W or "
             f"H×W×3 of booleans or uint8, got {kind_of(mask)}"

@@ -294,7 +294,7 @@ class Blended(Decodable):
         ]
         self.weights, self.n, self.K, self.t = weights, denoiser.n, denoiser.K, denoiser.t
 
-    def start(self, x_t: Tokens, condition: None = None) -> list:
+    def start(self, x_t: Tokens, condition: Condition | None = None) -> list:
         """As `Decodable.start`, for every condition."""
         return [scale.start(x_t, condition) for scale, condition in self.parts]
 

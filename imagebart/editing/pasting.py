@@ -102,7 +102,7 @@ def box_around(mask: np.ndarray, size: tuple[int, int]) -> Box:
     mask as far as the borders allow.
     """
     (H, W), (h, w) = mask.shape, size
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     tall, wide = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
     scale = max(min(H / h, W / w), tall / h, wide / w)
     height, width = math.ceil(h * scale - 1e-9), math.ceil(w * scale - 1e-9)
@@ -116,7 +116,7 @@ def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
     rectangle: right, left, above, below. Each is as large as fits into the rectangle, and at least
     half known once those before it are painted."""
     (H, W), (h, w) = known.shape, size
-    rows, columns = known.any(1).nonzero()[0].tolist(), known.any(0).nonzero()[0].tolist()
+    rows, columns = (np.flatnonzero(known.any(axis)).tolist() for axis in (1, 0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = min((bottom - top) / h, (right - left) / w)
     height, width = int(h * scale + 1e-9), int(w * scale + 1e-9)
@@ -141,7 +141,7 @@ def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
 def fill_unknown(pixels: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Pixels (H, W, 3) with unknown ones copied from the nearest known pixel of their row, or of
     their column if the row has none."""
-    column, row = _nearest(known), _nearest(known.any(1)[:, None].T).T
+    column, row = _nearest(known), _nearest(np.asarray(known.any(1))[None]).T
     across = np.take_along_axis(pixels, column[..., None], axis=1)
     return across[row[:, 0]]
 

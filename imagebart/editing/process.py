@@ -9,9 +9,9 @@ and go through the chain. No model is trained for it. Three processes:
                 released editing script
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from einops import rearrange, repeat
@@ -67,8 +67,9 @@ def edit_steps(
     the paper's chain, every scale once. The default is 0 with a prompt, a class or a map, which
     t = T should be conditioned on, and `default_resampling(masked)` without.
     """
-    resampling_passes = options.pop("resampling_passes", None)
-    yield from MaskedProcess(model, x_1, masked, num_images, **options).run(resampling_passes)
+    given: dict[str, Any] = {**options}
+    resampling_passes = given.pop("resampling_passes", None)
+    yield from MaskedProcess(model, x_1, masked, num_images, **given).run(resampling_passes)
 
 
 @with_options
@@ -89,8 +90,9 @@ def annealed_steps(
     `released_chains`. Temperature and top-k apply at every scale. Other arguments, steps and errors
     as in `edit_steps`.
     """
-    chains = options.pop("chains", None)
-    process = MaskedProcess(model, x_1, masked, num_images, **options)
+    given: dict[str, Any] = {**options}
+    chains = given.pop("chains", None)
+    process = MaskedProcess(model, x_1, masked, num_images, **given)
     passes = released_chains(model) if chains is None else chain_lengths(model.T, chains)
     x = process.start()
     yield step_of(model, model.T, x)
@@ -120,9 +122,10 @@ def refined_steps(
     have, or after `passes`. The steps of these passes have t = 1. Other arguments and errors as in
     `edit_steps`.
     """
-    passes, resampling = options.pop("passes", None), options.pop("resampling_passes", None)
+    given: dict[str, Any] = {**options}
+    passes, resampling = given.pop("passes", None), given.pop("resampling_passes", None)
     passes = 8 if passes is None else as_int(passes, "passes")
-    process = MaskedProcess(model, x_1, masked, num_images, **options)
+    process = MaskedProcess(model, x_1, masked, num_images, **given)
     scales, in_all = model.T - 1, model.T - 1 + passes
     for step in process.run(resampling):
         yield replace(step, done=step.done * scales / in_all)
@@ -201,11 +204,15 @@ class MaskedProcess:
         return redraw(x, probability, self.model.K, self.request.seeds, t, pass_index)
 
 
-PROCESSES = {"single": edit_steps, "annealed": annealed_steps, "refined": refined_steps}
+PROCESSES: dict[str, Callable[..., Iterator[Step]]] = {
+    "single": edit_steps,
+    "annealed": annealed_steps,
+    "refined": refined_steps,
+}
 
 
 def shared_resampling(
-    model: ImageBART, masked: Bool[Tensor, "1 h w"], num_images: int, options: RefinedOptions
+    model: ImageBART, masked: Bool[Tensor, "1 h w"], num_images: int, options: Mapping[str, object]
 ) -> int:
     """Resampling passes of images that are drawn in several batches: as in a single batch, where
     one condition is enough for 0."""

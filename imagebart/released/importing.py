@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -131,19 +132,21 @@ def import_released(
 def _convert(
     name: str, source: Path, origin: str, draft: Path, ema: bool, progress: OnProgress
 ) -> None:
-    convert = _import_vqgan if PUBLISHED[name].vqgan else _import_chain
+    config = PUBLISHED[name].vqgan
+    convert = _import_chain if config is None else partial(_import_vqgan, config)
     sources = convert(name, source, draft, ema, progress)
     (draft / "README.md").write_text(card(name, origin, sources, ema), encoding="utf-8")
 
 
-def _import_vqgan(name: str, source: Path, draft: Path, ema: bool, progress: OnProgress) -> dict:
-    row = PUBLISHED[name]
+def _import_vqgan(
+    config: VQGANConfig, name: str, source: Path, draft: Path, ema: bool, progress: OnProgress
+) -> dict:
     with open_checkpoints(source, draft) as members:
-        member = _vqgan_member(source, members, row.files)
+        member = _vqgan_member(source, members, PUBLISHED[name].files)
         label = f"converting {_base(member)}"
         with members[member](progress) as path, named(name, path, _base(member)):
             progress(label, 0, 1)
-            save_vqgan(convert_vqgan(read_checkpoint(path), row.vqgan), draft)
+            save_vqgan(convert_vqgan(read_checkpoint(path), config), draft)
             progress(label, 1, 1)
             return {_base(member): sha256_of(path)}
 

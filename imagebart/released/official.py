@@ -162,8 +162,8 @@ def _vqgan_name(name: str, levels: int) -> str:
     elif rest and rest[0] == "mid":
         part = MIDDLE[int(rest[1])]
         name = ".".join([side, "mid", part, *rest[2:]])
-    for ours, theirs in VQGAN_WORDS:
-        name = re.sub(ours, theirs, name)
+    for word, theirs in VQGAN_WORDS:
+        name = re.sub(word, theirs, name)
     return name
 
 

@@ -11,6 +11,7 @@ so that a dictionary takes quadratic time, and calls have few arguments.
 import pickletools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from imagebart.arguments import shown
 
@@ -144,7 +145,7 @@ class Machine:
             raise UntrustedFileError(
                 f"its pickle must have keys of text, and at most {KEY_LIMIT} that are numbers"
             )
-        if text and len(key) > TEXT_LIMIT:
+        if type(key) is str and len(key) > TEXT_LIMIT:
             raise UntrustedFileError(
                 f"its pickle must have keys of at most {TEXT_LIMIT} characters, got {shown(key)}"
             )
@@ -176,7 +177,7 @@ class Machine:
         self.memo[len(self.memo) if place is None else place] = self.top()
 
 
-OPERATIONS: dict[str, Callable[[Machine, object], object]] = {
+OPERATIONS: dict[str, Callable[[Machine, Any], object]] = {
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,
     "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),

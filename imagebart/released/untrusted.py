@@ -13,6 +13,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -161,8 +162,11 @@ def _stored_tensor(storage, offset, shape, stride, *_) -> StoredTensor:
 
 def _is_shape(numbers: object) -> bool:
     """Whether it is a tuple of a few whole numbers."""
-    short = type(numbers) is tuple and len(numbers) <= DIMENSION_LIMIT
-    return short and all(type(i) is int and 0 <= i < 2**48 for i in numbers)
+    return (
+        type(numbers) is tuple
+        and len(numbers) <= DIMENSION_LIMIT
+        and all(type(i) is int and 0 <= i < 2**48 for i in numbers)
+    )
 
 
 def _stored_parameter(tensor, *_) -> StoredTensor:
@@ -211,7 +215,7 @@ class _Archive:
     def read(self, entry: str) -> bytearray:
         """An entry's bytes, verified by the archive's checksum."""
         try:
-            with self.zip.open(entry) as file:
+            with cast(zipfile.ZipExtFile, self.zip.open(entry)) as file:
                 data = bytearray(self.sizes[entry])
                 view, filled = memoryview(data), 0
                 while filled < len(data) and (got := file.readinto(view[filled:])):
@@ -282,8 +286,8 @@ def find(module: str, name: str) -> object:
 class _ShortReads(io.FileIO):
     """A file of which nobody reads much at once: a zip archive's list of entries is read so."""
 
-    def read(self, size: int = -1) -> bytes:
-        if size > DIRECTORY_LIMIT:
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size > DIRECTORY_LIMIT:
             raise zipfile.BadZipFile(f"entries must be listed in {DIRECTORY_LIMIT} bytes")
         return super().read(size)
 

@@ -100,7 +100,7 @@ def peak(c: Canvas, name, x0, top, base, albedo, depth, snow, label=MOUNTAIN, sl
     sun = mix(0.5, 0.12 + 0.74 * main, 0.35 + 0.65 * abs(side)) + 0.16 * (spur - 0.5)
 
     line = top + snow * tall * (0.75 + 0.5 * c.noise(name + "s", x * 22, 1)) - 0.12 * zigzag * snow
-    white = c.edge((line - y) * 0.8)[..., None] if snow > 0 else 0.0
+    white = c.edge((line - y) * 0.8)[..., None] if snow > 0 else np.zeros(1, np.float32)
     colour = c.lit(mix(albedo, SNOW_COLOUR, white), sun + 0.12)
     mist = depth + (0.25 + 0.5 * depth) * smooth((y - top) / max(tall, 0.05)) ** 2
     c.paint(box, c.far(colour, mist), cover, label)

@@ -24,7 +24,7 @@ def plan_of(rng: np.random.Generator) -> Plan:
     """Draw the parameters, always the same number of them and in the same order."""
     u = rng.random(10)
     kind = KINDS[int(u[0] * len(KINDS))]
-    _, _, views, things = PLACES[kind]
+    _, _, views, known = PLACES[kind]
     time = TIMES[int(np.searchsorted([0.17, 0.42, 0.63, 0.78], u[1]))]
     shares = [0.38, 0.68, 0.8, 0.92] if time != "night" else [0.34, 0.52, 0.6, 0.68]
     weather = WEATHERS[int(np.searchsorted(shares, u[2]))]
@@ -38,7 +38,7 @@ def plan_of(rng: np.random.Generator) -> Plan:
         season = "summer"
     if view == "flowers" and season == "winter":
         view = "trees"
-    things = [t for t in things.split() if t != "boat" or has_sea(kind, view)]
+    things = [t for t in known.split() if t != "boat" or has_sea(kind, view)]
     thing = things[int(u[5] / 0.7 * len(things))] if u[5] < 0.7 else "none"
     moon = "full" if u[6] < 0.5 else "crescent"
     return Plan(kind, time, weather, season, view, thing, moon, float(u[7]), int(u[8] * 2**53))

@@ -58,7 +58,7 @@ def paint_disc(c: Canvas):
     if moon and c.plan.moon == "crescent":
         shift = radius * 0.55
         cover *= c.edge(np.hypot(x - c.light.x - shift, y - c.light.y + shift * 0.5) - radius * 0.9)
-    c.paint(box, mix(c.light.disc, 1.0, 0.35), cover, LIGHT)
+    c.paint(box, mix(c.light.disc, np.ones(3, np.float32), 0.35), cover, LIGHT)
 
 
 def dots(c: Canvas, name, pitch, colour, label, top, bottom, radius, share):

@@ -156,13 +156,14 @@ def said(scene: Scene) -> dict[str, str]:
     text, found = scene.caption, scene.attributes
     weather = (*SKY_PHRASES[found["weather"]], *NIGHT_SKY.get(found["weather"], ()), "in thick fog")
     wintry = found.get("season") == "winter" and found["kind"] not in ("arctic", "volcano")
-    thing = {"birds": "flock of birds"}.get(found.get("object"), found.get("object"))
+    thing = found.get("object", "")
+    thing = {"birds": "flock of birds"}.get(thing, thing)
     phrases = {
         "kind": ("",),
         "time": (f"at {found['time']}",),
         "weather": weather,
         "season": ("snowy ", "wintry ") if wintry else (f"in {found.get('season')}",),
-        "object": (str(thing),),
+        "object": (thing,),
     }
     return {
         name: found[name]

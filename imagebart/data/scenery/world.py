@@ -10,7 +10,7 @@ light comes first        a palette per time of day gives sky, haze, ambient and 
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -100,7 +100,7 @@ def smooth(t: Array) -> Array:
     return t * t * (3 - 2 * t)
 
 
-def mix(a: Array, b: Array, t: Array | float) -> Array:
+def mix(a: Array | float, b: Array, t: Array | float) -> Array:
     """a → b as t goes 0 → 1."""
     return a + (b - a) * t
 
@@ -144,6 +144,7 @@ class Light:
     direct: Array
     cloud: Array
     shade: Array
+    _: KW_ONLY
     x: float
     y: float
     density: float  # of the haze
