@@ -3,6 +3,8 @@
     python app.py                                          the shipped model, http://127.0.0.1:7860
     python app.py --model runs/mine                        a folder, or a Hugging Face Hub id
     python app.py --host 0.0.0.0 --auth anna:secret        for others; never without a password
+    python app.py --auth anna:secret --public-host lab.example:8443 --root-path /imagebart
+                  --trusted-proxy 127.0.0.1                behind a reverse proxy on this machine
 
 Each tab is a module of `demo`. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/semantic`,
 `/panorama` and `/chain` can be called by programs (see the link "API" at the foot of the page), so
@@ -12,10 +14,11 @@ they check all arguments.
 import os
 import signal
 import sys
-import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +28,22 @@ from starlette.middleware import Middleware
 
 from demo.chain import chain_tab
 from demo.edit import edit_tab
+from demo.files import private_folder, stored_files, tidy
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
 from demo.pictures import chosen_for_editor, example_pictures
 from demo.sample import sample_tab
-from demo.serving import Guard, is_this_machine, read_auth
+from demo.serving import Guard, read_auth, site_of
 from demo.style import CSS, THEME, TITLE
+from demo.worker import MOST_WAITING, Worker
 from imagebart import ImageBART
 from imagebart.folders import SHIPPED_SEMANTIC
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP
+
+MOST_SESSIONS = 128
+"""Visitors whose state gradio keeps, 240 kB each; the one seen longest ago is forgotten."""
+SECONDS_BETWEEN_TIDIES = 30
 
 
 @dataclass
@@ -47,27 +56,32 @@ class Config:
     port: int | None = None  # default: the first free one from 7860
     device: str | None = None  # "cpu", "cuda" …; default: the best available
     auth: str | None = None  # USER:PASSWORD of visitors
+    time_limit: float = 300  # seconds that one request may use the model
+    public_host: str | None = None  # NAME or NAME:PORT that visitors see, behind a proxy
+    root_path: str = ""  # path below which a proxy serves the page
+    trusted_proxy: list[str] = field(default_factory=list)  # proxies whose X-Forwarded-* count
 
 
 def build(
-    model: ImageBART, painter: ImageBART | None = None, ranker: CLIP | None = None
+    worker: Worker, model: ImageBART, painter: ImageBART | None = None, ranker: CLIP | None = None
 ) -> gr.Blocks:
-    """The page; `painter` is the model of semantic maps, `ranker` ranks candidates."""
+    """The page; `worker` runs all models, `painter` is the model of semantic maps, `ranker` ranks
+    candidates."""
     examples = example_pictures(model)
-    with gr.Blocks(title="ImageBART", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="ImageBART", analytics_enabled=False) as page:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs() as tabs:
             with gr.Tab("Sample", id="sample"):
-                samples = sample_tab(model, ranker)
+                samples = sample_tab(worker, model, ranker)
             with gr.Tab("Edit", id="edit"):
-                edits = edit_tab(model, examples, ranker)
+                edits = edit_tab(worker, model, examples, ranker)
             if painter is not None:
                 with gr.Tab("Paint a map", id="semantic"):
-                    semantic_tab(painter, ranker)
+                    semantic_tab(worker, painter, ranker)
             with gr.Tab("Panorama", id="panorama"):
-                panorama_tab(model)
+                panorama_tab(worker, model)
             with gr.Tab("Chain", id="chain"):
-                chain_tab(model, examples)
+                chain_tab(worker, model, examples)
         samples.send.click(
             lambda results, i: (chosen_for_editor(results, i), gr.Tabs(selected="edit")),
             [samples.gallery, samples.index],
@@ -76,16 +90,21 @@ def build(
             api_visibility="private",
             show_progress="hidden",
         )
-    return page.queue(max_size=64)
+    return page.queue(max_size=MOST_WAITING, api_open=False)
 
 
-def launch(page: gr.Blocks, config: Config, **options) -> Any:
+def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
     """Serve the page behind `Guard`; `options` as `gr.Blocks.launch`."""
-    hosts = ("127.0.0.1", "localhost", "::1", config.host) if is_this_machine(config.host) else ()
+    site = site_of(config.host, config.public_host, config.root_path, config.trusted_proxy)
+    jobs = {f["id"] for f in page.config["dependencies"] if f["api_visibility"] == "public"}
+    kept = frozenset(path for *_, path in stored_files())
+    threading.Thread(target=keep_tidy, args=(page, kept), daemon=True).start()
+    guard = Middleware(Guard, worker=worker, site=site, jobs=jobs, kept=kept)
     return page.launch(
         server_name=config.host,
         server_port=config.port,
-        auth=read_auth(config.host, config.auth),
+        root_path=config.root_path,
+        auth=read_auth(config.host, config.auth, config.public_host),
         share=False,
         ssr_mode=False,
         mcp_server=False,
@@ -93,8 +112,10 @@ def launch(page: gr.Blocks, config: Config, **options) -> Any:
         enable_monitoring=False,
         run_history=False,
         max_file_size="10mb",
+        max_threads=2 * MOST_WAITING,  # jobs in line hold a place there, so others find one too
+        state_session_capacity=MOST_SESSIONS,
         allowed_paths=[],
-        app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)]},
+        app_kwargs={"middleware": [guard]},
         footer_links=["api"],
         theme=THEME,
         css=CSS,
@@ -102,18 +123,52 @@ def launch(page: gr.Blocks, config: Config, **options) -> Any:
     )
 
 
-@contextmanager
-def private_files() -> Iterator[None]:
-    """Visitors' images are kept in a folder readable by this user only, deleted at the end."""
+def keep_tidy(page: gr.Blocks, kept: frozenset[Path]) -> None:
+    """Delete old files of visitors, and forget what gradio remembers of those who left."""
+    queue = page._queue
+    while not time.sleep(SECONDS_BETWEEN_TIDIES):
+        tidy(kept)
+        for names in page.temp_file_sets:
+            names.clear()
+        for session in queue.pending_event_ids_session.keys() - queue.pending_messages_per_session:
+            queue.pending_event_ids_session.pop(session, None)
+
+
+def set_environment(host: str) -> None:
+    """What gradio and its server read from the environment."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # leaves the block below
-    with tempfile.TemporaryDirectory(prefix="imagebart-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
-        yield
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "64"  # it keeps a record of every call
+    os.environ["FORWARDED_ALLOW_IPS"] = ""  # `Guard` reads what proxies say
+    for name in ("no_proxy", "NO_PROXY"):  # the server asks itself whether it has started
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), host, "localhost")))
+
+
+@contextmanager
+def ended_cleanly(worker: Worker) -> Iterator[None]:
+    """Until SIGTERM or Ctrl-C: then jobs end, files are deleted, and the process exits with 0.
+
+    It does so without the interpreter's own ending, which aborts if a thread is in native code.
+    """
+
+    def leave(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        with private_folder():
+            try:
+                yield
+            finally:
+                worker.stop()
+    except (SystemExit, KeyboardInterrupt):
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def main(config: Config) -> None:
-    read_auth(config.host, config.auth)
+    read_auth(config.host, config.auth, config.public_host)
+    site_of(config.host, config.public_host, config.root_path, config.trusted_proxy)
     model = ImageBART.from_pretrained(config.model, device=config.device)
     shipped = config.model is None
     painter = model if "map" in model.conditions else None
@@ -122,8 +177,10 @@ def main(config: Config) -> None:
     ranker = CLIP(config.clip) if config.clip else Probe() if shipped else None
     if ranker is not None:
         ranker.to(model.device)
-    with private_files():
-        launch(build(model, painter, ranker), config)
+    worker = Worker(model, painter, ranker, seconds=config.time_limit)
+    set_environment(config.host)
+    with ended_cleanly(worker):
+        launch(build(worker, model, painter, ranker), worker, config)
 
 
 if __name__ == "__main__":

@@ -5,5 +5,7 @@ requests                                arguments of visitors, checked
 pictures                                input and output images
 parts                                   controls, galleries, buttons
 style                                   colours, sizes, title
-serving                                 passwords, cross-origin requests
+serving                                 hosts, proxies, passwords, bodies of requests
+worker                                  the line of jobs before the model
+files                                   the folder of visitors' files, and its door
 """

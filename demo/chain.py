@@ -1,19 +1,21 @@
 """The tab Chain: x_t of an image for every t, and bits per token of each scale."""
 
 import inspect
+from collections.abc import Iterator
 
 import gradio as gr
 import torch
 from PIL import Image
 
-from demo.parts import shelf_of
+from demo.parts import in_turn, shelf_of
 from demo.pictures import read_picture, stored
-from demo.requests import read_int, sentences
+from demo.requests import read_int
+from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import fit
 
 
-def chain_levels(model: ImageBART, image, t=2, seed=0) -> tuple:
+def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
     """The forward process of an image: (x_t decoded, status, all levels decoded).
 
     t: 1 (the image) to T (noise); seed: 0 to 2^63 - 1, of the noise, which is the same for all t.
@@ -27,7 +29,7 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> tuple:
     kept = [(x_t == x_1).float().mean().item() for x_t in levels]
     names = [f"t = {level}: {part:.0%} kept" for level, part in enumerate(kept, 1)]
     line = f"At t = {t}, {kept[t - 1]:.0%} of the {x_1[0].numel()} tokens are the image's."
-    return (
+    yield (
         shown[t - 1],
         f"{line} {bits_line(model, x_1, seed)}",
         list(zip(shown, names, strict=True)),
@@ -49,7 +51,7 @@ def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
     return f"The bound is {sum(bits.values()).item():.2f} bits per token: {terms}."
 
 
-def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
+def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image]) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             image = picture_input(examples)
@@ -64,9 +66,9 @@ def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
     levels = shelf_of(label="Levels", elem_id="levels", **plain)
 
-    def forget(image=None, t=2, seed=0):
-        with sentences():
-            return chain_levels(model, image, t, seed)
+    async def forget(image=None, t=2, seed=0):
+        async for outputs in in_turn(worker, lambda: chain_levels(model, image, t, seed)):
+            yield outputs
 
     gr.on(
         [image.change, t.change, seed.submit],
@@ -76,8 +78,7 @@ def chain_tab(model: ImageBART, examples: list[Image.Image]) -> None:
         preprocess=False,
         api_name="chain",
         api_description=inspect.cleandoc(chain_levels.__doc__),
-        concurrency_limit=1,
-        concurrency_id="model",
+        concurrency_limit=None,
         show_progress="minimal",
         show_progress_on=line,
         trigger_mode="always_last",

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
@@ -46,6 +45,7 @@ from demo.requests import (
     sentences,
     status,
 )
+from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import fit, to_pil
 from imagebart.editing.inpainting import MaskedImage, each_image, grown_size, outpaint_steps
@@ -220,7 +220,7 @@ def taken(
 @sentences()
 def undone(history: list[str]) -> tuple[dict, list[str]]:
     """(previous image as the editor's value, the history before it)."""
-    if not history or not Path(history[-1]).is_file():
+    if not history:
         raise ValueError("there is nothing to undo")
     return for_editor(read_picture({"path": history[-1]})), history[:-1]
 
@@ -229,7 +229,7 @@ def undone(history: list[str]) -> tuple[dict, list[str]]:
 
 
 def edit_tab(
-    model: ImageBART, examples: list[Image.Image], ranker: CLIP | None = None
+    worker: Worker, model: ImageBART, examples: list[Image.Image], ranker: CLIP | None = None
 ) -> SimpleNamespace:
     """The page; returns what the other tabs connect to."""
     with gr.Row():
@@ -260,9 +260,18 @@ def edit_tab(
             plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
             strip = shelf_of(label="First result", elem_id="first-result", **plain)
 
-    connect(model, inpaint, buttons, inputs, [shown, strip, line, gallery], index, ranker=ranker)
+    connect(
+        worker,
+        model,
+        inpaint,
+        buttons,
+        inputs,
+        [shown, strip, line, gallery],
+        index,
+        ranker=ranker,
+    )
     outputs = [shown, line, gallery]
-    connect(model, outpaint, beyond, inputs | margins, outputs, index, ranker=ranker)
+    connect(worker, model, outpaint, beyond, inputs | margins, outputs, index, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     beyond[0].click(lambda: [], None, strip, queue=False, **private)
     history = gr.State([])

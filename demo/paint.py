@@ -26,6 +26,7 @@ from demo.requests import (
     read_request,
     status,
 )
+from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data import scenery
 from imagebart.data.maps import OPEN, kind_colours, paint_kinds, read_kinds
@@ -83,7 +84,7 @@ def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
 # ── the page ──────────────────────────────────────────────────────────────────────────────────
 
 
-def semantic_tab(model: ImageBART, ranker: CLIP | None) -> None:
+def semantic_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             editor = map_editor(model)
@@ -95,7 +96,7 @@ def semantic_tab(model: ImageBART, ranker: CLIP | None) -> None:
             shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
     gr.Markdown("#### Results")
     gallery, index = results_gallery(label="Results", elem_id="painted", elem_classes="tiles")
-    connect(model, semantic, buttons, inputs, [shown, line, gallery], index, ranker=ranker)
+    connect(worker, model, semantic, buttons, inputs, [shown, line, gallery], index, ranker=ranker)
 
 
 def map_editor(model: ImageBART) -> gr.ImageEditor:

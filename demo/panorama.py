@@ -8,6 +8,7 @@ import gradio as gr
 from demo.parts import NO_TEXT, connect, controls_of_chance, controls_of_words, run_buttons
 from demo.pictures import Throttle, stored
 from demo.requests import LONGEST_PROMPT, read_int, read_request, short, status
+from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import to_pil
 from imagebart.editing.panorama import decode_wide, panorama_steps
@@ -51,7 +52,7 @@ def panorama(
         yield status(step, options["seed"], 1, began, remark), shown
 
 
-def panorama_tab(model: ImageBART) -> None:
+def panorama_tab(worker: Worker, model: ImageBART) -> None:
     _, W = model.image_size
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -73,4 +74,4 @@ def panorama_tab(model: ImageBART) -> None:
     picture = gr.Image(label="Panorama", height="auto", elem_id="panorama", **plain)
     inputs = {"prompts": prompts, "width": width, "seed": seed, **advanced}
     inputs |= {"wrap": wrap, "exact": exact}
-    connect(model, panorama, buttons, inputs, [line, picture])
+    connect(worker, model, panorama, buttons, inputs, [line, picture])

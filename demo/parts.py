@@ -1,12 +1,14 @@
 """Parts of the tabs: controls, galleries, an editor, and buttons that run an endpoint."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import gradio as gr
+from gradio.context import LocalContext
 from PIL import Image
 
 from demo.requests import FILTERS, LONGEST_PROMPT, MOST_IMAGES, STEP, bounds, sentences
+from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.conditions import class_count
 from imagebart.data import scenery
@@ -129,17 +131,30 @@ def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
-def endpoint(steps: Callable, model: ImageBART, inputs: Controls, **given) -> Callable:
-    """`steps` with its model and other given arguments, errors as sentences, inputs by name."""
+def endpoint(
+    steps: Callable, model: ImageBART, inputs: Controls, worker: Worker, **given
+) -> Callable:
+    """`steps` with its model and other given arguments, run by the worker, inputs by name."""
 
-    def run(*values):
-        with sentences():
-            yield from steps(model, **dict(zip(inputs, values, strict=True)), **given)
+    async def run(*values):
+        named = dict(zip(inputs, values, strict=True))
+        async for outputs in in_turn(worker, lambda: steps(model, **named, **given)):
+            yield outputs
 
-    named = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [inspect.Parameter(name, named, default=one.value) for name, one in inputs.items()]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, default=one.value) for name, one in inputs.items()]
     run.__name__, run.__signature__ = steps.__name__, inspect.Signature(parameters)
     return run
+
+
+async def in_turn(worker: Worker, steps: Callable[[], Iterator]) -> AsyncIterator:
+    """What the worker's thread yields for the visitor who is being answered, errors as
+    sentences."""
+    request = LocalContext.request.get()
+    visitor = request.client.host, request.session_hash or "", LocalContext.event_id.get() or ""
+    with sentences():
+        async for outputs in worker.results(steps, *visitor):
+            yield outputs
 
 
 def described(steps: Callable, inputs: Controls) -> str:
@@ -153,6 +168,7 @@ def described(steps: Callable, inputs: Controls) -> str:
 
 
 def connect(
+    worker: Worker,
     model: ImageBART,
     steps: Callable,
     buttons: tuple,
@@ -161,21 +177,20 @@ def connect(
     index: gr.State | None = None,
     **given,
 ) -> None:
-    """Run calls the endpoint, one visitor at a time; Stop ends it after the current scale.
+    """Run calls the endpoint, whose jobs the worker runs in turn; Stop ends its job at once.
 
     The status is the text output; `index` is the selected item of the gallery.
     """
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
     event = run.click(
-        endpoint(steps, model, inputs, **given),
+        endpoint(steps, model, inputs, worker, **given),
         [*inputs.values()],
         outputs,
         preprocess=False,  # the endpoint checks its arguments
         api_name=steps.__name__,
         api_description=described(steps, inputs),
-        concurrency_limit=1,
-        concurrency_id="model",
+        concurrency_limit=None,  # the worker has a line of its own
         show_progress="minimal",
         show_progress_on=line,
     )

@@ -5,30 +5,39 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
+from demo.files import opened
 from demo.requests import MOST_PIXELS, read_layers, sentences
 from imagebart import ImageBART
 from imagebart.data import scenery
-from imagebart.data.images import FORMATS, to_pil, to_rgb
+from imagebart.data.images import to_pil, to_rgb
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import masked_pixels, pixel_mask, upright
 
+FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
 EXAMPLES = 8
 PAINT = "#ff9a3c"  # bright, since a layer is read as a mask
 SECONDS_BETWEEN_PREVIEWS = 2
 
 
 def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
-    """An uploaded image, converted; ValueError if it is not an image.
+    """An uploaded image, converted; ValueError if it is not an image, or not uploaded.
 
     Gradio's own reader clips 16-bit grey and ignores the EXIF orientation.
     """
+    with opened(file.get("path") if isinstance(file, dict) else None) as source:
+        return decoded(source, convert)
+
+
+def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
+    """An image of one of `FORMATS`, converted."""
     try:
-        with Image.open(file["path"], formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             return convert(image)
@@ -112,10 +121,7 @@ def chosen_for_editor(results: list | None, index: int) -> dict:
     """The selected result of a gallery, by default the first, as the editor's value."""
     if not results:
         raise ValueError("there is no picture yet")
-    path = results[min(index, len(results) - 1)]["image"]["path"]
-    if not Path(path).is_file():
-        raise ValueError("this picture is too old and gone, draw it again")
-    return for_editor(read_picture({"path": path}))
+    return for_editor(read_picture(results[min(index, len(results) - 1)]["image"]))
 
 
 def example_pictures(model: ImageBART) -> list[Image.Image]:

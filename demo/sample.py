@@ -17,6 +17,7 @@ from demo.parts import (
 )
 from demo.pictures import stored
 from demo.requests import caption, of_one_class, ranked, read_candidates, read_request, status
+from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.ranking import CLIP
 
@@ -52,7 +53,7 @@ def sample(
         yield chain, status(step, options["seed"], count, began, remark), images
 
 
-def sample_tab(model: ImageBART, ranker: CLIP | None) -> SimpleNamespace:
+def sample_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> SimpleNamespace:
     """The page; returns what the other tabs connect to."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -68,5 +69,5 @@ def sample_tab(model: ImageBART, ranker: CLIP | None) -> SimpleNamespace:
     chain = shelf_of(
         label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
     )
-    connect(model, sample, buttons, inputs, [chain, line, gallery], index, ranker=ranker)
+    connect(worker, model, sample, buttons, inputs, [chain, line, gallery], index, ranker=ranker)
     return SimpleNamespace(send=send, gallery=gallery, index=index)

@@ -55,8 +55,8 @@ MODULES = list(FILES)
 PACKAGES = [name for name, path in FILES.items() if path.stem == "__init__" and name != "__init__"]
 TABS = {"sample", "edit", "paint", "panorama", "chain"}
 DEMO = [
-    {"style", "serving"},
-    {"requests"},
+    {"style", "files", "worker"},
+    {"requests", "serving"},
     {"pictures"},
     {"parts"},
     TABS,

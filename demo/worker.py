@@ -1,0 +1,265 @@
+"""The model's only thread, and the line of jobs before it.
+
+A job is a generator that runs the model. Whatever the door, all of them run in one thread, one
+after another, so that the model is never used twice at once. The visitor who was served least
+recently goes first, and each has a share of the places in the line. A job ends early when its
+visitor stops it or leaves, or when its time is over: that is checked before every layer of every
+network, so the model is free within one layer, and the stopped step never runs beside the next.
+"""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Any
+
+from torch import nn
+
+MOST_WAITING = 64
+SHARE_OF_ADDRESS = 48
+"""Places in the line for one address, which may be a whole school behind its router."""
+SHARE_OF_SESSION = 8
+"""Places in the line for one page or one client."""
+PATIENCE = 10.0
+"""Seconds after which a job that nobody has listened to is dropped."""
+FULL = "too many visitors are waiting, try again in a minute"
+SHARE = "too many of your own requests are waiting, try again when one of them is done"
+
+
+class Refused(ValueError):
+    """There is no place in the line; `full` if there is none for anybody."""
+
+    def __init__(self, full: bool):
+        super().__init__(FULL if full else SHARE)
+        self.full = full
+
+
+class TooLong(ValueError):
+    """A job has taken longer than the limit."""
+
+
+class Ended(BaseException):
+    """Raised inside a job whose time is over; no `except Exception` may keep it running."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A job in the line; `keys` are its session and its event, under which it is listened to."""
+
+    steps: Callable[[], Iterator]
+    address: str
+    keys: tuple[str, str]
+    number: int
+    joined: float
+    post: Callable[[tuple[str, Any]], None]
+    deadline: float = inf
+    heard: bool = False
+    cancelled: bool = False
+
+    @property
+    def session(self) -> tuple[str, str]:
+        return self.address, self.keys[0]
+
+
+class Worker:
+    """Runs jobs on `models` (None is no model), each for at most `seconds`.
+
+    The thread starts with the first job. `stop` ends it; jobs are refused from then on.
+    """
+
+    def __init__(self, *models: nn.Module | None, seconds: float = inf):
+        self.models, self.seconds = [model for model in models if model is not None], seconds
+        self.changed = threading.Condition()
+        self.waiting: list[Job] = []
+        self.running: Job | None = None
+        self.served: dict[Any, int] = {}
+        self.listeners: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.busy = 0.0
+        self.joined = self.turns = 0
+        self.stopped = False
+        self.thread: threading.Thread | None = None
+
+    # ── from the event loop ───────────────────────────────────────────────────────────────────
+
+    async def results(
+        self, steps: Callable[[], Iterator], address: str = "", session: str = "", event: str = ""
+    ) -> AsyncIterator:
+        """What `steps()` yields in the model's thread once its turn has come.
+
+        Raises Refused at once if there is no place in the line, TooLong if the job takes
+        longer than the limit, and what `steps` raises. Closing the iterator ends the job.
+        """
+        loop, inbox = asyncio.get_running_loop(), asyncio.Queue()
+        post = partial(loop.call_soon_threadsafe, inbox.put_nowait)
+        job = self.join(steps, address, (session, event), post)
+        try:
+            while True:
+                kind, value = await inbox.get()
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise value
+                yield value
+        finally:
+            self.cancel(job)
+
+    def join(self, steps: Callable, address: str, keys: tuple[str, str], post: Callable) -> Job:
+        """Take a place at the end of the line; Refused if there is none."""
+        with self.changed:
+            self.refuse_overload(address, keys[0])
+            self.joined += 1
+            job = Job(steps, address, keys, self.joined, time.monotonic(), post)
+            job.heard = any(self.listeners[key] for key in keys)
+            for one in (job.address, job.session):
+                self.served.setdefault(one, self.turns)
+            self.waiting.append(job)
+            if self.thread is None:
+                self.thread = threading.Thread(target=self.work, name="model", daemon=True)
+                self.thread.start()
+            self.changed.notify_all()
+            return job
+
+    def refuse_overload(self, address: str, session: str | None) -> None:
+        """Raise Refused if a job of this visitor would have no place in the line."""
+        with self.changed:
+            self.drop_ended()
+            of_address = [job for job in self.waiting if job.address == address]
+            of_session = [job for job in of_address if job.keys[0] == session]
+            full = self.stopped or len(self.waiting) >= MOST_WAITING
+            share = session is not None and len(of_session) >= SHARE_OF_SESSION
+            if full or share or len(of_address) >= SHARE_OF_ADDRESS:
+                self.counts["refused"] += 1
+                raise Refused(full)
+
+    def cancel(self, job: Job) -> None:
+        with self.changed:
+            job.cancelled = True
+            self.drop_ended()
+
+    @contextmanager
+    def listening(self, key: str) -> Iterator[None]:
+        """While a visitor listens to a session or an event; its jobs end when all have left."""
+        with self.changed:
+            self.listeners[key] += 1
+            for job in self.unfinished():
+                job.heard |= key in job.keys
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.listeners[key] -= 1
+                if not self.listeners[key]:
+                    del self.listeners[key]
+                self.drop_ended()
+
+    def stop(self, timeout: float = 3.0) -> bool:
+        """End all jobs and the thread; whether it has ended within `timeout` seconds."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+        if self.thread is not None:
+            self.thread.join(timeout)
+        return self.thread is None or not self.thread.is_alive()
+
+    def metrics(self) -> str:
+        """Counts of jobs and the model's busy seconds, as Prometheus text."""
+        with self.changed:
+            outcomes = ("done", "failed", "cancelled", "refused")
+            rows = [
+                ("jobs_waiting", "gauge", len(self.waiting)),
+                ("jobs_running", "gauge", int(self.running is not None)),
+                *((f"jobs_{name}_total", "counter", self.counts[name]) for name in outcomes),
+                ("job_seconds_total", "counter", round(self.busy, 3)),
+            ]
+        lines = (
+            f"# TYPE imagebart_{name} {kind}\nimagebart_{name} {value}\n"
+            for name, kind, value in rows
+        )
+        return "".join(lines)
+
+    # ── the line; `changed` is held ───────────────────────────────────────────────────────────
+
+    def unfinished(self) -> list[Job]:
+        return [*self.waiting, *([self.running] if self.running else [])]
+
+    def is_over(self, job: Job) -> bool:
+        """Whether a job should end: stopped, left by its visitor, never listened to, or late."""
+        now = time.monotonic()
+        alone = not any(self.listeners.get(key) for key in job.keys)
+        left = alone and (job.heard or now > job.joined + PATIENCE)
+        return self.stopped or job.cancelled or left or now > job.deadline
+
+    def drop_ended(self) -> None:
+        """Take those out of the line that nobody waits for."""
+        for job in [job for job in self.waiting if self.is_over(job)]:
+            self.waiting.remove(job)
+            self.finish(job, "cancelled", "end", None)
+        self.changed.notify_all()
+
+    def finish(self, job: Job, outcome: str, kind: str, value: Any) -> None:
+        self.counts[outcome] += 1
+        with suppress(RuntimeError):  # the event loop has ended
+            job.post((kind, value))
+
+    def turn(self, job: Job) -> tuple[int, int, int]:
+        return self.served[job.address], self.served[job.session], job.number
+
+    # ── the model's thread ────────────────────────────────────────────────────────────────────
+
+    def work(self) -> None:
+        modules = dict.fromkeys(module for model in self.models for module in model.modules())
+        hooks = [module.register_forward_pre_hook(self.check) for module in modules]
+        while (job := self.next()) is not None:
+            self.run(job)
+        for hook in hooks:
+            hook.remove()
+
+    def next(self) -> Job | None:
+        """The next job, of the visitor who was served least recently; None at the end."""
+        with self.changed:
+            while not self.stopped:
+                self.drop_ended()
+                if self.waiting:
+                    job = min(self.waiting, key=self.turn)
+                    self.waiting.remove(job)
+                    self.turns += 1
+                    here = {one for job in self.waiting for one in (job.address, job.session)}
+                    self.served = {one: at for one, at in self.served.items() if one in here}
+                    self.served |= dict.fromkeys({job.address, job.session} & here, self.turns)
+                    job.deadline = time.monotonic() + self.seconds
+                    self.running = job
+                    return job
+                self.changed.wait()
+            self.drop_ended()
+            return None
+
+    def run(self, job: Job) -> None:
+        """Run a job to its end and post what it yields."""
+        began, outcome, kind, value = time.monotonic(), "done", "end", None
+        try:
+            with closing(job.steps()) as steps:
+                for item in steps:
+                    job.post(("item", item))
+                    self.check()
+        except Ended:
+            late = time.monotonic() > job.deadline
+            most = f"this took longer than {self.seconds:g} s, the limit of this server"
+            outcome, kind = "cancelled", "error" if late else "end"
+            value = TooLong(most) if late else None
+        except Exception as error:
+            outcome, kind, value = "failed", "error", error
+        with self.changed:
+            self.running = None
+            self.busy += time.monotonic() - began
+            self.finish(job, outcome, kind, value)
+
+    def check(self, *_: Any) -> None:
+        """Raise Ended if the running job is over; called before every layer in this thread."""
+        if threading.current_thread() is self.thread and self.is_over(self.running):
+            raise Ended

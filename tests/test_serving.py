@@ -1,0 +1,512 @@
+"""What the page promises a network: files, the line before the model, hosts, proxies, bodies."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import aclosing
+
+import httpx
+import pytest
+import torch
+from torch import nn
+
+from demo import files, serving, worker
+from demo.files import check_files, is_alive, opened, private_folder, tidy
+from demo.serving import MOST_BODY, Guard, Site, read_auth, site_of
+from demo.worker import Refused, TooLong, Worker
+
+# ── files ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The app's own folder, with one picture of a visitor; beside it lies another's secret."""
+    own = tmp_path / "own"
+    (own / "upload").mkdir(parents=True)
+    (own / "upload" / "image.png").write_bytes(b"a picture")
+    (tmp_path / "secret.png").write_bytes(b"a secret")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(own))
+    return own
+
+
+def foreign_paths(folder) -> dict:
+    os.mkfifo(folder / "pipe")
+    os.link(folder / "upload" / "image.png", folder / "large")
+    (folder / "out.png").symlink_to(folder.parent / "secret.png")
+    (folder / "away").symlink_to(folder.parent)
+    return {
+        "another file": folder.parent / "secret.png",
+        "no file": folder / "none.png",
+        "no file elsewhere": "/none.png",
+        "by dots": folder / ".." / "secret.png",
+        "by a link": folder / "out.png",
+        "by a linked folder": folder / "away" / "secret.png",
+        "by proc": f"/proc/self/root{folder.parent}/secret.png",
+        "a device": "/dev/ptmx",
+        "zeros": "/dev/zero",
+        "a pipe": folder / "pipe",
+        "a folder": folder / "upload",
+        "the folder": folder,
+        "a sibling": f"{folder}x/image.png",
+        "an address": "http://127.0.0.1:9/image.png",
+        "a file address": f"file://{folder}/upload/image.png",
+        "NUL": f"{folder}/\0",
+        "long": f"{folder}/{'x' * 5000}",
+        "empty": "",
+    }
+
+
+def test_only_regular_files_of_the_apps_own_folder_are_opened(folder):
+    """All others are refused in the same words, whether or not they exist."""
+    with opened(str(folder / "upload" / "image.png")) as file:
+        assert file.read() == b"a picture"
+    for name, path in foreign_paths(folder).items():
+        with pytest.raises(ValueError, match=f"^{files.REFUSED}$"):
+            pytest.fail(f"opened {name}: {opened(str(path))}")
+    for path in (None, 3, b"/etc/passwd", ["x"], {"path": "x"}, True):
+        with pytest.raises(ValueError, match=f"^{files.REFUSED}$"):
+            opened(path)
+
+
+def test_large_files_are_not_opened(folder):
+    with open(folder / "large.png", "wb") as large:
+        large.truncate(files.MOST_FILE + 1)
+    with pytest.raises(ValueError, match=f"^{files.REFUSED}$"):
+        opened(str(folder / "large.png"))
+
+
+def test_every_file_of_a_request_must_be_an_upload(folder):
+    """At any depth and beside any other key; addresses are never fetched."""
+    own = {"path": str(folder / "upload" / "image.png"), "url": "http://127.0.0.1:9/x.png"}
+    check_files({"data": [own, {"background": own, "layers": [own, {"path": None}]}, "text", 3]})
+    for path in ("/etc/passwd", "http://127.0.0.1:9/x.png", 3, ["x"]):
+        for data in ([{"path": path}], {"image": {"path": path}}, [[{"a": [{"path": path}]}]]):
+            with pytest.raises(ValueError, match=f"^{files.REFUSED}$"):
+                check_files({"data": data})
+    with pytest.raises(ValueError, match="at most 256 files, got more"):
+        check_files({"data": [own] * 257})
+    deep: list = []
+    for _ in range(40):
+        deep = [deep]
+    with pytest.raises(ValueError, match="at most 32 levels deep, got more"):
+        check_files({"data": deep})
+
+
+def test_the_oldest_files_make_room(folder, monkeypatch):
+    """Files of the page stay, whatever their age; those of visitors stay for an hour at most."""
+    monkeypatch.setattr(files, "MOST_STORED", 400)
+    paths = [folder / str(i) / "image.png" for i in range(6)]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(bytes(100))
+        time.sleep(0.02)  # a file system's clock ticks
+    kept = frozenset([paths[0], folder / "upload" / "image.png"])
+    tidy(kept)
+    assert [path.exists() for path in paths] == [True, False, True, True, True, True]
+    assert not paths[1].parent.exists()
+    tidy(kept, room=150)
+    assert [path.exists() for path in paths] == [True, False, False, False, True, True]
+    monkeypatch.setattr(files, "MOST_SECONDS", -1)
+    tidy(kept)
+    assert [path.exists() for path in paths] == [True] + [False] * 5
+
+
+def test_a_start_removes_what_dead_processes_left(tmp_path, monkeypatch):
+    """And nothing of processes that live, whether or not they hold their lock yet."""
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    assert is_alive(str(os.getpid())) and not is_alive(str(dead.pid))
+    left = tmp_path / f"imagebart-{dead.pid}-abc"
+    unlocked, starting = tmp_path / "imagebart-1-abc", tmp_path / f"imagebart-{os.getpid()}-abc"
+    linked = tmp_path / f"imagebart-{dead.pid}-link"
+    for one in (left, unlocked, starting):
+        one.mkdir()
+        (one / "image.png").write_bytes(b"a picture")
+    (unlocked / ".lock").touch()
+    linked.symlink_to(starting)
+    with private_folder() as own:
+        assert own.stat().st_mode & 0o777 == 0o700
+        assert sorted(tmp_path.iterdir()) == sorted([starting, linked, own])
+        assert (starting / "image.png").exists()
+        with private_folder():
+            assert own.exists()
+    assert not own.exists()
+
+
+# ── the line before the model ─────────────────────────────────────────────────────────────────
+
+
+class Slow(nn.Module):
+    """A network of one layer that takes a while, and knows who is inside."""
+
+    def __init__(self, seconds: float = 0.01):
+        super().__init__()
+        self.seconds, self.inside, self.most, self.threads = seconds, 0, 0, set()
+
+    def forward(self, x):
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.threads.add(threading.current_thread().name)
+        time.sleep(self.seconds)
+        self.inside -= 1
+        return x
+
+
+def steps(model: nn.Module, name: str = "", order: list | None = None, layers: int = 1):
+    """A job of so many layers, which writes down that it has run."""
+
+    def run():
+        if order is not None:
+            order.append(name)
+        for _ in range(layers):
+            model(torch.zeros(1))
+        yield name
+
+    return run
+
+
+async def all_of(worker: Worker, job, *visitor: str) -> list:
+    return [item async for item in worker.results(job, *visitor)]
+
+
+def in_line(model: nn.Module, jobs: list[tuple], **options) -> tuple[list, list]:
+    """(results, the order in which jobs ran) of (name, address, session), while one runs."""
+    order: list = []
+
+    async def go():
+        first = asyncio.create_task(all_of(line, steps(model, "first", order, 20), "0"))
+        while line.running is None:
+            await asyncio.sleep(0.005)
+        tasks = []
+        for name, *visitor in jobs:
+            tasks.append(asyncio.create_task(all_of(line, steps(model, name, order), *visitor)))
+            await asyncio.sleep(0)
+        return (await asyncio.gather(first, *tasks, return_exceptions=True))[1:]
+
+    line = Worker(model, **options)
+    results = asyncio.run(go())
+    assert line.stop()
+    return results, order[1:]
+
+
+def test_one_thread_runs_the_model_whoever_asks():
+    model = Slow()
+    results, _ = in_line(model, [(str(i), str(i)) for i in range(6)])
+    assert results == [[str(i)] for i in range(6)]
+    assert model.most == 1 and model.threads == {"model"}
+
+
+def test_visitors_take_turns():
+    """By address, and within an address by session; who waits longest goes first."""
+    flood = [(f"flood {i}", "1", "flood") for i in range(4)]
+    beside = [(f"beside {i}", "1", "beside") for i in range(2)]
+    other = [(f"other {i}", "2", "other") for i in range(2)]
+    _, order = in_line(Slow(), [*flood, *beside, *other])
+    assert order == [
+        *("flood 0", "other 0", "beside 0", "other 1"),
+        *("flood 1", "beside 1", "flood 2", "flood 3"),
+    ]
+
+
+def test_a_new_name_gives_no_better_turn():
+    """A visitor who takes a new session for every job does not overtake one who keeps his."""
+    rotating = [(f"rotating {i}", "1", str(i)) for i in range(4)]
+    _, order = in_line(Slow(), [*rotating[:2], ("kept", "1", "kept"), *rotating[2:]])
+    assert order == ["rotating 0", "rotating 1", "kept", "rotating 2", "rotating 3"]
+
+
+def test_places_in_the_line_are_shared(monkeypatch):
+    """A session has 8, an address 48, all together 64; the others are refused at once."""
+    model = Slow(0.001)
+    results, _ = in_line(model, [(str(i), "1", "one") for i in range(9)])
+    assert [result for result in results if isinstance(result, Refused)] == results[8:]
+    assert str(results[8]) == worker.SHARE and not results[8].full
+    results, _ = in_line(model, [(str(i), "1", str(i)) for i in range(49)])
+    assert [result for result in results if isinstance(result, Refused)] == results[48:]
+    results, _ = in_line(model, [(str(i), str(i // 8), str(i // 8)) for i in range(65)])
+    assert [result for result in results if isinstance(result, Refused)] == results[64:]
+    assert str(results[64]) == worker.FULL and results[64].full
+
+
+def test_a_stopped_job_ends_before_its_next_layer():
+    """So the model is free at once, and the stopped step does not run beside the next."""
+    model, order = Slow(0.05), []
+
+    async def go():
+        task = asyncio.create_task(all_of(line, steps(model, "stopped", order, 10**6)))
+        while not model.inside:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        began = time.monotonic()
+        assert await all_of(line, steps(model, "next", order)) == ["next"]
+        return time.monotonic() - began
+
+    line = Worker(model)
+    assert asyncio.run(go()) < 1
+    assert order == ["stopped", "next"] and model.most == 1
+    assert line.counts["cancelled"] == 1 and line.stop()
+
+
+def test_a_job_whose_visitor_reads_no_further_is_ended():
+    model = Slow()
+
+    def endless():
+        while True:
+            yield model(torch.zeros(1))
+
+    async def go():
+        async with aclosing(line.results(endless)) as results:
+            await anext(results)
+        return await all_of(line, steps(model, "next"))
+
+    line = Worker(model)
+    assert asyncio.run(go()) == ["next"] and line.stop()
+
+
+def test_a_job_has_a_time_limit():
+    line = Worker(model := Slow(), seconds=0.1)
+    with pytest.raises(TooLong, match=r"longer than 0.1 s, the limit of this server"):
+        asyncio.run(all_of(line, steps(model, layers=10**6)))
+    assert asyncio.run(all_of(line, steps(model, "next"))) == ["next"] and line.stop()
+
+
+@pytest.mark.parametrize("key", ["session", "event"])
+def test_jobs_end_when_their_visitor_leaves(key):
+    """The running one and those in line; a second page of the same visitor keeps them."""
+    model, order = Slow(), []
+
+    async def go():
+        job = steps(model, "left", order, 10**6)
+        with line.listening(key):
+            with line.listening(key):
+                tasks = [
+                    asyncio.create_task(all_of(line, job, "1", "session", "event"))
+                    for _ in range(2)
+                ]
+                while line.running is None:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert line.running is not None and len(line.waiting) == 1
+        return await asyncio.wait_for(asyncio.gather(*tasks), 5)
+
+    line = Worker(model)
+    assert asyncio.run(go()) == [[], []]
+    assert order == ["left"] and line.stop()
+
+
+def test_jobs_that_nobody_ever_listened_to_are_dropped(monkeypatch):
+    monkeypatch.setattr(worker, "PATIENCE", 0.1)
+    model, order = Slow(), []
+
+    async def go():
+        with line.listening("read"):
+            return await asyncio.gather(
+                all_of(line, steps(model, "read", order, 30), "1", "read"),
+                all_of(line, steps(model, "unread", order), "1", "unread"),
+            )
+
+    line = Worker(model)
+    assert asyncio.run(go()) == [["read"], []]
+    assert order == ["read"] and line.stop()
+
+
+def test_errors_of_a_job_reach_its_visitor():
+    def wrong():
+        yield 1
+        raise ValueError("t must be 1")
+
+    line = Worker()
+    with pytest.raises(ValueError, match=r"^t must be 1$"):
+        asyncio.run(all_of(line, wrong))
+    assert line.counts["failed"] == 1 and line.stop()
+
+
+def test_a_stopped_worker_ends_all_jobs_and_takes_no_more():
+    model = Slow()
+
+    async def go():
+        tasks = [
+            asyncio.create_task(all_of(line, steps(model, layers=10**6), str(i))) for i in range(3)
+        ]
+        while line.running is None:
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        assert await asyncio.to_thread(line.stop) and time.monotonic() - began < 1
+        with pytest.raises(Refused):
+            await all_of(line, steps(model))
+        return await asyncio.gather(*tasks)
+
+    line = Worker(model)
+    assert asyncio.run(go()) == [[], [], []]
+    assert not model._forward_pre_hooks
+
+
+def test_jobs_are_counted():
+    line = Worker(model := Slow(0.02))
+    asyncio.run(all_of(line, steps(model, layers=2)))
+    text = line.metrics()
+    assert "# TYPE imagebart_jobs_done_total counter\nimagebart_jobs_done_total 1\n" in text
+    assert "imagebart_jobs_waiting 0\n" in text and "imagebart_jobs_running 0\n" in text
+    assert float(text.split("\nimagebart_job_seconds_total ")[1]) > 0.03
+    assert line.stop()
+
+
+# ── the door ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def seen(scope, receive, send):
+    """An app that says how it was asked."""
+    message = await receive()
+    headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+    told = [scope["client"][0], scope["scheme"], headers.pop("host"), message["body"].decode()]
+    told += [name for name in headers if "forward" in name or name == "x-real-ip"]
+    await serving.JSONResponse(told)(scope, receive, send)
+
+
+def asked(guard: Guard, *requests: tuple, client: str = "127.0.0.1") -> list[httpx.Response]:
+    async def go():
+        transport = httpx.ASGITransport(guard, client=(client, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as page:
+            return [
+                await page.request(method, path, **options) for method, path, options in requests
+            ]
+
+    return asyncio.run(go())
+
+
+def guard_of(*options, **more) -> Guard:
+    return Guard(seen, Worker(), site_of(*options, **more))
+
+
+def forged(i: int) -> dict:
+    return {"headers": {"x-forwarded-for": f"9.9.9.{i}", "forwarded": f"for=9.9.9.{i}"}}
+
+
+def test_passwords_cannot_be_guessed_fast(monkeypatch):
+    """Ten tries a minute for an address, whatever it claims to forward."""
+    now = 1000.0
+    monkeypatch.setattr(serving.time, "monotonic", lambda: now)
+    guard = guard_of("127.0.0.1", None, "", [])
+    tries = [("POST", "/login", forged(i)) for i in range(11)]
+    assert [answer.status_code for answer in asked(guard, *tries)] == [200] * 10 + [429]
+    assert asked(guard, tries[0], client="127.0.0.2")[0].status_code == 200
+    now = 1061.0
+    assert asked(guard, tries[0])[0].status_code == 200
+
+
+def test_forwarded_headers_count_from_trusted_proxies_only():
+    """Of several addresses the last that is no proxy's: the others can be made up."""
+    headers = {
+        "x-forwarded-for": "6.6.6.6, 1.2.3.4, 10.0.0.7",
+        "x-forwarded-proto": "https",
+        "x-forwarded-host": "evil.example",
+        "x-real-ip": "6.6.6.6",
+    }
+    request = ("GET", "/", {"headers": headers})
+    guard = guard_of("127.0.0.1", None, "", ["127.0.0.1", "10.0.0.0/8"])
+    [told] = asked(guard, request)
+    assert told.json() == ["1.2.3.4", "https", "localhost", ""]
+    [told] = asked(guard, request, client="127.0.0.2")
+    assert told.json() == ["127.0.0.2", "http", "localhost", ""]
+    [told] = asked(guard, ("GET", "/", {"headers": {"x-forwarded-proto": "gopher"}}))
+    assert told.json() == ["127.0.0.1", "http", "localhost", ""]
+    for wrong in ("proxy.example", "10.0.0.1/8"):
+        with pytest.raises(ValueError, match="--trusted-proxy must be an address or a network"):
+            site_of("127.0.0.1", None, "", [wrong])
+
+
+@pytest.mark.parametrize("host", ["lab.example", "lab.example:8443", "localhost:7860"])
+def test_the_page_goes_by_its_public_name_behind_a_proxy(host):
+    """Whether the proxy passes the name with its port, without it (nginx's $host), or its own."""
+    guard = guard_of("127.0.0.1", "lab.example:8443", "/imagebart", ["127.0.0.1"])
+    headers = {"host": host, "origin": "https://lab.example:8443", "x-forwarded-proto": "https"}
+    for path in ("/imagebart/gradio_api/info", "/gradio_api/info"):
+        [told] = asked(guard, ("GET", path, {"headers": headers}))
+        assert told.json() == ["127.0.0.1", "https", "lab.example:8443", ""]
+    for wrong in ({"host": "evil.example"}, {"origin": "https://evil.example"}):
+        assert asked(guard, ("GET", "/", {"headers": headers | wrong}))[0].status_code in (400, 403)
+    assert asked(guard, ("GET", "/imagebart/healthz", {}))[0].text == "ok"
+
+
+def test_addresses_of_the_site_are_checked():
+    assert site_of("0.0.0.0", None, "", []) == Site()
+    for public in ("https://lab.example", "lab.example/x", ""):
+        with pytest.raises(ValueError, match="--public-host must be a name"):
+            site_of("127.0.0.1", public, "", [])
+    for root in ("imagebart", "/", "//"):
+        with pytest.raises(ValueError, match="--root-path must be a path"):
+            site_of("127.0.0.1", None, root, [])
+    with pytest.raises(ValueError, match=r"--public-host lab\.example lets others in"):
+        read_auth("127.0.0.1", None, "lab.example")
+
+
+def test_probes_are_answered():
+    guard = guard_of("127.0.0.1", None, "", [])
+    health, metrics = asked(guard, ("GET", "/healthz", {}), ("GET", "/metrics", {}))
+    assert health.text == "ok" and metrics.text == guard.worker.metrics()
+    guard.worker.stop()
+    assert asked(guard, ("GET", "/healthz", {}))[0].status_code == 503
+
+
+def test_bodies_are_small_json_objects_that_name_uploads_only(folder):
+    guard, join = guard_of("127.0.0.1", None, "", []), "/gradio_api/queue/join"
+    own = {"data": [{"path": str(folder / "upload" / "image.png")}]}
+    [told] = asked(guard, ("POST", join, {"json": own}))
+    assert "image.png" in told.json()[3]
+    foreign = {"data": [{"image": {"path": "/etc/passwd"}}]}
+    for path in (join, "/gradio_api/run/x", "/gradio_api/call/x", "/gradio_api/stream/x"):
+        [told] = asked(guard, ("POST", path, {"json": foreign}))
+        assert (told.status_code, told.json()) == (400, {"detail": files.REFUSED})
+    for body in (b"[]", b"{", b"3", b"\xff", b"[" * 10**5, b'{"a":' * 10**5):
+        [told] = asked(guard, ("POST", join, {"content": body}))
+        assert told.status_code == 400 and "must be a JSON object" in told.text
+    large, upload = {"content": bytes(MOST_BODY + 1)}, "/gradio_api/upload"
+    assert asked(guard, ("POST", join, large))[0].status_code == 413
+
+    async def parts():
+        yield b"unannounced"
+
+    told = {"content": b"", "headers": {"content-length": str(serving.MOST_UPLOAD + 1)}}
+    assert asked(guard, ("POST", upload, told))[0].status_code == 413
+    assert asked(guard, ("POST", upload, {"content": parts()}))[0].status_code == 411
+    assert asked(guard, ("POST", "/gradio_api/component_server", {}))[0].status_code == 404
+
+
+def test_overload_is_refused_at_the_door(monkeypatch):
+    guard = Guard(seen, Worker(), Site(), jobs={7})
+    call = ("POST", "/gradio_api/call/sample", {"json": {}})
+    job = ("POST", "/gradio_api/queue/join", {"json": {"fn_index": 7, "session_hash": "one"}})
+    other = ("POST", "/gradio_api/queue/join", {"json": {"fn_index": 8}})
+    assert [told.status_code for told in asked(guard, call, job, other)] == [200] * 3
+    monkeypatch.setattr(worker, "SHARE_OF_SESSION", 0)
+    assert [told.status_code for told in asked(guard, call, job, other)] == [200, 429, 200]
+    monkeypatch.setattr(worker, "MOST_WAITING", 0)
+    told = asked(guard, call, job, other)
+    assert [one.status_code for one in told] == [503, 503, 200]
+    assert told[0].json() == {"detail": worker.FULL}
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("/gradio_api/queue/data?session_hash=one", "one"),
+        ("/gradio_api/call/sample/two", "two"),
+        ("/gradio_api/call/v2/sample/two/", "two"),
+        ("/gradio_api/info", None),
+    ],
+)
+def test_an_open_stream_of_results_is_a_listener(path, key):
+    async def listened(scope, receive, send):
+        found.append(dict(guard.worker.listeners))
+        await seen(scope, receive, send)
+
+    found: list = []
+    guard = Guard(listened, Worker(), Site())
+    asked(guard, ("GET", path, {}))
+    assert found == [{key: 1} if key else {}] and not guard.worker.listeners
