@@ -11,13 +11,12 @@ Each tab is a module of `demo`. The endpoints `/sample`, `/inpaint`, `/outpaint`
 they check all arguments.
 """
 
+import asyncio
 import os
 import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,13 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
     site = site_of(config.host, config.public_host, config.root_path, config.trusted_proxy)
     jobs = {f["id"] for f in page.config["dependencies"] if f["api_visibility"] == "public"}
     kept = frozenset(path for *_, path in stored_files())
-    threading.Thread(target=keep_tidy, args=(page, kept), daemon=True).start()
+
+    @asynccontextmanager
+    async def tidied(_) -> AsyncIterator[None]:
+        task = asyncio.create_task(keep_tidy(page, kept))
+        yield
+        task.cancel()
+
     guard = Middleware(Guard, worker=worker, site=site, jobs=jobs, kept=kept)
     return page.launch(
         server_name=config.host,
@@ -115,7 +120,7 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
         max_threads=2 * MOST_WAITING,  # jobs in line hold a place there, so others find one too
         state_session_capacity=MOST_SESSIONS,
         allowed_paths=[],
-        app_kwargs={"middleware": [guard]},
+        app_kwargs={"middleware": [guard], "lifespan": tidied},
         footer_links=["api"],
         theme=THEME,
         css=CSS,
@@ -123,15 +128,23 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
     )
 
 
-def keep_tidy(page: gr.Blocks, kept: frozenset[Path]) -> None:
-    """Delete old files of visitors, and forget what gradio remembers of those who left."""
-    queue = page._queue
-    while not time.sleep(SECONDS_BETWEEN_TIDIES):
-        tidy(kept)
+async def keep_tidy(page: gr.Blocks, kept: frozenset[Path]) -> None:
+    """Delete old files of visitors, and forget what gradio remembers of those who left.
+
+    It runs in the server's event loop, where nothing joins gradio's queue meanwhile.
+    """
+    queue, idle = page._queue, set()
+    while True:
+        await asyncio.sleep(SECONDS_BETWEEN_TIDIES)
+        await asyncio.to_thread(tidy, kept)
         for names in page.temp_file_sets:
             names.clear()
-        for session in queue.pending_event_ids_session.keys() - queue.pending_messages_per_session:
-            queue.pending_event_ids_session.pop(session, None)
+        events = queue.pending_event_ids_session
+        before, idle = idle, {session for session, ids in events.items() if not ids}
+        gone = events.keys() - queue.pending_messages_per_session.keys()
+        for session in gone | (idle & before):
+            events.pop(session)
+            queue.pending_messages_per_session.pop(session, None)
 
 
 def set_environment(host: str) -> None:

@@ -216,9 +216,18 @@ def test_visitors_take_turns():
 
 def test_a_new_name_gives_no_better_turn():
     """A visitor who takes a new session for every job does not overtake one who keeps his."""
-    rotating = [(f"rotating {i}", "1", str(i)) for i in range(4)]
-    _, order = in_line(Slow(), [*rotating[:2], ("kept", "1", "kept"), *rotating[2:]])
-    assert order == ["rotating 0", "rotating 1", "kept", "rotating 2", "rotating 3"]
+    line = Worker()
+    line.thread = threading.current_thread()  # the line alone
+
+    def join(session: str) -> None:
+        line.join(steps(Slow()), "1", (session, ""), lambda message: None)
+
+    join("kept"), join("kept"), join("kept"), join("new 0")
+    order = []
+    for i in range(1, 5):
+        order.append(line.next().keys[0])
+        join(f"new {i}")
+    assert order == ["kept", "new 0", "kept", "new 1"]
 
 
 def test_places_in_the_line_are_shared(monkeypatch):
@@ -282,15 +291,17 @@ def test_jobs_end_when_their_visitor_leaves(key):
     model, order = Slow(), []
 
     async def go():
-        job = steps(model, "left", order, 10**6)
+        def joined():
+            job = steps(model, "left", order, 10**6)
+            return asyncio.create_task(all_of(line, job, "1", "session", "event"))
+
+        tasks = [joined()]
+        while line.running is None:
+            await asyncio.sleep(0.01)
         with line.listening(key):
             with line.listening(key):
-                tasks = [
-                    asyncio.create_task(all_of(line, job, "1", "session", "event"))
-                    for _ in range(2)
-                ]
-                while line.running is None:
-                    await asyncio.sleep(0.01)
+                tasks.append(joined())
+                await asyncio.sleep(0.05)
             await asyncio.sleep(0.05)
             assert line.running is not None and len(line.waiting) == 1
         return await asyncio.wait_for(asyncio.gather(*tasks), 5)
