@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
@@ -25,6 +25,8 @@ SHARE_OF_ADDRESS = 48
 """Places in the line for one address, which may be a whole school behind its router."""
 SHARE_OF_SESSION = 8
 """Places in the line for one page or one client."""
+AHEAD = 4
+"""Results that a job may be ahead of what its visitor has been sent."""
 PATIENCE = 10.0
 """Seconds after which a job that nobody has listened to is dropped."""
 FULL = "too many visitors are waiting, try again in a minute"
@@ -60,6 +62,7 @@ class Job:
     deadline: float = inf
     heard: bool = False
     cancelled: bool = False
+    room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(AHEAD))
 
     @property
     def session(self) -> tuple[str, str]:
@@ -106,6 +109,7 @@ class Worker:
                 if kind == "error":
                     raise value
                 yield value
+                job.room.release()
         finally:
             self.cancel(job)
 
@@ -245,6 +249,8 @@ class Worker:
         try:
             with closing(job.steps()) as steps:
                 for item in steps:
+                    while not job.room.acquire(timeout=0.1):
+                        self.check()
                     job.post(("item", item))
                     self.check()
         except Ended:

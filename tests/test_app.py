@@ -525,7 +525,7 @@ def test_a_server_ends_in_the_midst_of_a_job(model, tmp_path):
     server = Server(tmp_path, "--model", str(model.folder), no_proxy="", **nowhere)
     with server:
         job = Client(server.url, verbose=False).submit(width=4096, exact=True, api_name="/panorama")
-        while "imagebart_jobs_running 1" not in httpx.get(f"{server.url}/metrics").text:
+        while "imagebart_jobs_running 1" not in httpx.get(f"{server.url}/metrics", timeout=60).text:
             time.sleep(0.1)
         began = time.monotonic()
         server.process.terminate()

@@ -278,6 +278,21 @@ def test_a_job_whose_visitor_reads_no_further_is_ended():
     assert asyncio.run(go()) == ["next"] and line.stop()
 
 
+def test_a_job_is_never_far_ahead_of_its_visitor():
+    """What it yields waits for the visitor, not in a pile that grows."""
+    drawn = []
+
+    async def go():
+        results = line.results(lambda: (drawn.append(i) or i for i in range(100)))
+        async for i in results:
+            await asyncio.sleep(0.005)
+            assert len(drawn) <= i + 2 + worker.AHEAD
+        return i
+
+    line = Worker()
+    assert asyncio.run(go()) == 99 and line.stop()
+
+
 def test_a_job_has_a_time_limit():
     line = Worker(model := Slow(), seconds=0.1)
     with pytest.raises(TooLong, match=r"longer than 0.1 s, the limit of this server"):
