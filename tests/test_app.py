@@ -531,7 +531,7 @@ def test_a_server_ends_in_the_midst_of_a_job(model, tmp_path):
         server.process.terminate()
         assert server.process.wait(timeout=60) == 0
         assert time.monotonic() - began < 5 and not list(tmp_path.glob("imagebart-*"))
-        job.cancel()
+        assert job.exception(timeout=60) is not None
 
 
 def test_pictures_lie_in_a_folder_of_ones_own(client, server):
