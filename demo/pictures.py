@@ -19,7 +19,7 @@ from imagebart.data.images import to_pil, to_rgb
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import masked_pixels, pixel_mask, upright
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
+UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
 EXAMPLES = 8
 PAINT = "#ff9a3c"  # bright, since a layer is read as a mask
 SECONDS_BETWEEN_PREVIEWS = 2
@@ -35,9 +35,9 @@ def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
 
 
 def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
-    """An image of one of `FORMATS`, converted."""
+    """An image of one of `UPLOAD_FORMATS`, converted."""
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with Image.open(source, formats=UPLOAD_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             return convert(image)
@@ -45,7 +45,7 @@ def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
         most = MOST_PIXELS // 10**6
         raise ValueError(f"an image must have at most {most} million pixels, got more") from None
     except Exception:  # decoders raise any exception on a broken file
-        names = ", ".join(FORMATS)
+        names = ", ".join(UPLOAD_FORMATS)
         raise ValueError(f"an image must be a whole file, one of {names}, got another") from None
 
 

@@ -182,7 +182,7 @@ class Guard:
             return receive
         body = await read_body(receive)
         if path.startswith(API):
-            self.check_request(read_json(body), scope, path)
+            self.check_request(json_object(body), scope, path)
         return replayed(body, receive)
 
     async def make_room(self, scope: dict) -> None:
@@ -228,7 +228,7 @@ async def read_body(receive: Callable) -> bytes:
     return bytes(body)
 
 
-def read_json(body: bytes) -> dict:
+def json_object(body: bytes) -> dict:
     """A JSON object; an empty body is an empty one."""
     try:
         read = json.loads(body or b"{}")

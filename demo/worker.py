@@ -29,15 +29,15 @@ AHEAD = 4
 """Results that a job may be ahead of what its visitor has been sent."""
 PATIENCE = 10.0
 """Seconds after which a job that nobody has listened to is dropped."""
-FULL = "too many visitors are waiting, try again in a minute"
-SHARE = "too many of your own requests are waiting, try again when one of them is done"
+LINE_FULL = "too many visitors are waiting, try again in a minute"
+SHARE_USED = "too many of your own requests are waiting, try again when one of them is done"
 
 
 class Refused(ValueError):
     """There is no place in the line; `full` if there is none for anybody."""
 
     def __init__(self, full: bool):
-        super().__init__(FULL if full else SHARE)
+        super().__init__(LINE_FULL if full else SHARE_USED)
         self.full = full
 
 

@@ -235,12 +235,12 @@ def test_places_in_the_line_are_shared(monkeypatch):
     model = Slow(0.001)
     results, _ = in_line(model, [(str(i), "1", "one") for i in range(9)])
     assert [result for result in results if isinstance(result, Refused)] == results[8:]
-    assert str(results[8]) == worker.SHARE and not results[8].full
+    assert str(results[8]) == worker.SHARE_USED and not results[8].full
     results, _ = in_line(model, [(str(i), "1", str(i)) for i in range(49)])
     assert [result for result in results if isinstance(result, Refused)] == results[48:]
     results, _ = in_line(model, [(str(i), str(i // 8), str(i // 8)) for i in range(65)])
     assert [result for result in results if isinstance(result, Refused)] == results[64:]
-    assert str(results[64]) == worker.FULL and results[64].full
+    assert str(results[64]) == worker.LINE_FULL and results[64].full
 
 
 def test_a_stopped_job_ends_before_its_next_layer():
@@ -515,7 +515,7 @@ def test_overload_is_refused_at_the_door(monkeypatch):
     monkeypatch.setattr(worker, "MOST_WAITING", 0)
     told = asked(guard, call, job, other)
     assert [one.status_code for one in told] == [503, 503, 200]
-    assert told[0].json() == {"detail": worker.FULL}
+    assert told[0].json() == {"detail": worker.LINE_FULL}
 
 
 @pytest.mark.parametrize(
