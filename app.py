@@ -117,7 +117,7 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
         enable_monitoring=False,
         run_history=False,
         max_file_size="10mb",
-        max_threads=2 * MOST_WAITING,  # jobs in line hold a place there, so others find one too
+        max_threads=2 * MOST_WAITING,  # waiting jobs hold a place there, so others find one too
         state_session_capacity=MOST_SESSIONS,
         allowed_paths=[],
         app_kwargs={"middleware": [guard], "lifespan": tidied},

@@ -6,6 +6,6 @@ pictures                                input and output images
 parts                                   controls, galleries, buttons
 style                                   colours, sizes, title
 serving                                 hosts, proxies, passwords, bodies of requests
-worker                                  the line of jobs before the model
-files                                   the folder of visitors' files, and its door
+worker                                  the queue of jobs before the model
+files                                   the folder of visitors' files; how they are opened
 """

@@ -1,4 +1,4 @@
-"""Files of visitors: the app's own folder, and the one door through which they are opened.
+"""Files of visitors: the app's own folder, and the one function that opens them.
 
 private_folder     a folder of this process, deleted at its end; those of dead processes go first
 opened             a visitor's file, open for reading; ValueError for any other file
@@ -31,7 +31,7 @@ DEEPEST = 32
 REFUSED = "an image must be a file uploaded to this app within the last hour, got another"
 
 
-# ── the door ──────────────────────────────────────────────────────────────────────────────────
+# ── opening ───────────────────────────────────────────────────────────────────────────────────
 
 
 def opened(path: Any) -> BinaryIO:

@@ -190,7 +190,7 @@ def connect(
         preprocess=False,  # the endpoint checks its arguments
         api_name=steps.__name__,
         api_description=described(steps, inputs),
-        concurrency_limit=None,  # the worker has a line of its own
+        concurrency_limit=None,  # the worker has a queue of its own
         show_progress="minimal",
         show_progress_on=line,
     )

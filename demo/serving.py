@@ -1,7 +1,7 @@
 """Serving: what every request passes before gradio sees it.
 
-Site             names of the server, and the proxies whose forwarded headers are believed
-Guard            hosts, origins, logins, the bodies of requests, places in line; health, metrics
+Site             names of the server, and the proxies whose forwarded headers count
+Guard            hosts, origins, logins, bodies, places in the queue; health, metrics
 read_auth        other machines need a password
 """
 
@@ -26,7 +26,7 @@ HEADERS = {
     b"content-security-policy": b"frame-ancestors 'self'",
 }
 FORWARDED = (b"x-forwarded-", b"forwarded", b"x-real-ip", b"x-gradio-server")
-"""How headers begin that tell of a proxy; gradio believes them, so none is passed on."""
+"""How headers begin that tell of a proxy; gradio trusts them, so none is passed on."""
 LOGINS_A_MINUTE = 10
 MOST_BODY = 2**20
 """Bytes of a request that is no upload."""
@@ -57,7 +57,7 @@ class Site:
 
     hosts: names by which it may be addressed, empty for any; public: the name (and port) that
     visitors see, if it is behind a proxy; root: the path below which the proxy serves it; proxies:
-    addresses whose forwarded headers are believed.
+    addresses whose forwarded headers count.
     """
 
     hosts: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class Site:
 
 
 class Guard:
-    """Middleware: the only door to the page and its endpoints.
+    """Middleware: what stands before the page and its endpoints.
 
     Requests of other sites or for other hosts, logins tried fast, large or malformed bodies, and
     files that are none of this app's are refused in one sentence; so is a job, a function whose

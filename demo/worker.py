@@ -1,10 +1,10 @@
-"""The model's only thread, and the line of jobs before it.
+"""The model's only thread, and the queue of jobs before it.
 
-A job is a generator that runs the model. Whatever the door, all of them run in one thread, one
-after another, so that the model is never used twice at once. The visitor who was served least
-recently goes first, and each has a share of the places in the line. A job ends early when its
-visitor stops it or leaves, or when its time is over: that is checked before every layer of every
-network, so the model is free within one layer, and the stopped step never runs beside the next.
+A job is a generator that runs the model. The jobs of all endpoints run in one thread, one after
+another, so that the model is never used twice at once. The visitor who was served least recently
+goes first, and each has a share of the places in the queue. A job ends early when its visitor stops
+it or leaves, or when its time is over: that is checked before every layer of every network, so the
+model is free within one layer, and the stopped step never runs beside the next.
 """
 
 import asyncio
@@ -22,22 +22,22 @@ from torch import nn
 
 MOST_WAITING = 64
 SHARE_OF_ADDRESS = 48
-"""Places in the line for one address, which may be a whole school behind its router."""
+"""Places in the queue for one address, which may be a whole school behind its router."""
 SHARE_OF_SESSION = 8
-"""Places in the line for one page or one client."""
+"""Places in the queue for one page or one client."""
 AHEAD = 4
 """Results that a job may be ahead of what its visitor has been sent."""
 PATIENCE = 10.0
 """Seconds after which a job that nobody has listened to is dropped."""
-LINE_FULL = "too many visitors are waiting, try again in a minute"
+QUEUE_FULL = "too many visitors are waiting, try again in a minute"
 SHARE_USED = "too many of your own requests are waiting, try again when one of them is done"
 
 
 class Refused(ValueError):
-    """There is no place in the line; `full` if there is none for anybody."""
+    """There is no place in the queue; `full` if there is none for anybody."""
 
     def __init__(self, full: bool):
-        super().__init__(LINE_FULL if full else SHARE_USED)
+        super().__init__(QUEUE_FULL if full else SHARE_USED)
         self.full = full
 
 
@@ -51,7 +51,7 @@ class Ended(BaseException):
 
 @dataclass(eq=False)
 class Job:
-    """A job in the line; `keys` are its session and its event, under which it is listened to."""
+    """A job in the queue; `keys` are its session and its event, under which it is listened to."""
 
     steps: Callable[[], Iterator]
     address: str
@@ -95,7 +95,7 @@ class Worker:
     ) -> AsyncIterator:
         """What `steps()` yields in the model's thread once its turn has come.
 
-        Raises Refused at once if there is no place in the line, TooLong if the job takes
+        Raises Refused at once if there is no place in the queue, TooLong if the job takes
         longer than the limit, and what `steps` raises. Closing the iterator ends the job.
         """
         loop, inbox = asyncio.get_running_loop(), asyncio.Queue()
@@ -114,7 +114,7 @@ class Worker:
             self.cancel(job)
 
     def join(self, steps: Callable, address: str, keys: tuple[str, str], post: Callable) -> Job:
-        """Take a place at the end of the line; Refused if there is none."""
+        """Take a place at the end of the queue; Refused if there is none."""
         with self.changed:
             self.refuse_overload(address, keys[0])
             self.joined += 1
@@ -130,7 +130,7 @@ class Worker:
             return job
 
     def refuse_overload(self, address: str, session: str | None) -> None:
-        """Raise Refused if a job of this visitor would have no place in the line."""
+        """Raise Refused if a job of this visitor would have no place in the queue."""
         with self.changed:
             self.drop_ended()
             of_address = [job for job in self.waiting if job.address == address]
@@ -187,7 +187,7 @@ class Worker:
         )
         return "".join(lines)
 
-    # ── the line; `changed` is held ───────────────────────────────────────────────────────────
+    # ── the queue; `changed` is held ───────────────────────────────────────────────────────────
 
     def unfinished(self) -> list[Job]:
         return [*self.waiting, *([self.running] if self.running else [])]
@@ -200,7 +200,7 @@ class Worker:
         return self.stopped or job.cancelled or left or now > job.deadline
 
     def drop_ended(self) -> None:
-        """Take those out of the line that nobody waits for."""
+        """Take those out of the queue that nobody waits for."""
         for job in [job for job in self.waiting if self.is_over(job)]:
             self.waiting.remove(job)
             self.finish(job, "cancelled", "end", None)

@@ -490,26 +490,26 @@ def test_files_of_the_machine_stay_here(server):
     assert big.status_code == 413
 
 
-def test_pictures_are_uploads_whatever_the_door(server):
+def test_pictures_are_uploads_at_every_endpoint(server):
     """No endpoint, named, private or by number, opens another file or fetches an address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/image.png"
         page = httpx.Client(base_url=f"{server.url}/gradio_api/", timeout=60)
         functions = page.get(f"{server.url}/config").json()["dependencies"]
-        doors = [("call/chain", 0), ("run/chain", 0), ("call/v2/inpaint", 0)]
-        doors += [("queue/join", one["id"]) for one in functions]
+        targets = [("call/chain", 0), ("run/chain", 0), ("call/v2/inpaint", 0)]
+        targets += [("queue/join", one["id"]) for one in functions]
         for path in ("/etc/passwd", "/etc/none", "/dev/ptmx", address):
             file = {"path": path, "url": address, "meta": {"_type": "gradio.FileData"}}
-            for i, (door, number) in enumerate(doors):
+            for i, (endpoint, number) in enumerate(targets):
                 value = [file, {"background": file, "layers": []}, [{"image": file}]][i % 3]
                 body = {"data": [value] * 4, "session_hash": "one", "fn_index": number}
-                assert page.post(door, json=body).json() == {"detail": REFUSED}
+                assert page.post(endpoint, json=body).json() == {"detail": REFUSED}
         listener.settimeout(0.1)
         with pytest.raises(TimeoutError):
             listener.accept()
 
 
-def test_the_line_is_the_only_way_to_the_model(server):
+def test_the_queue_is_the_only_way_to_the_model(server):
     """Direct calls are refused, by name and by number."""
     page = httpx.Client(base_url=f"{server.url}/gradio_api/", timeout=60)
     for one in page.get(f"{server.url}/config").json()["dependencies"]:

@@ -1,4 +1,4 @@
-"""What the page promises a network: files, the line before the model, hosts, proxies, bodies."""
+"""What the page promises a network: files, the queue before the model, hosts, proxies, bodies."""
 
 import asyncio
 import os
@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from demo import files, serving, worker
+from demo import files, serving
+from demo import worker as limits
 from demo.files import check_files, is_alive, opened, private_folder, tidy
 from demo.serving import MOST_BODY, Guard, Site, read_auth, site_of
 from demo.worker import Refused, TooLong, Worker
@@ -139,7 +140,7 @@ def test_a_start_removes_what_dead_processes_left(tmp_path, monkeypatch):
     assert not own.exists()
 
 
-# ── the line before the model ─────────────────────────────────────────────────────────────────
+# ── the queue before the model ─────────────────────────────────────────────────────────────────
 
 
 class Slow(nn.Module):
@@ -175,29 +176,29 @@ async def all_of(worker: Worker, job, *visitor: str) -> list:
     return [item async for item in worker.results(job, *visitor)]
 
 
-def in_line(model: nn.Module, jobs: list[tuple], **options) -> tuple[list, list]:
+def queued(model: nn.Module, jobs: list[tuple], **options) -> tuple[list, list]:
     """(results, the order in which jobs ran) of (name, address, session), while one runs."""
     order: list = []
 
     async def go():
-        first = asyncio.create_task(all_of(line, steps(model, "first", order, 20), "0"))
-        while line.running is None:
+        first = asyncio.create_task(all_of(worker, steps(model, "first", order, 20), "0"))
+        while worker.running is None:
             await asyncio.sleep(0.005)
         tasks = []
         for name, *visitor in jobs:
-            tasks.append(asyncio.create_task(all_of(line, steps(model, name, order), *visitor)))
+            tasks.append(asyncio.create_task(all_of(worker, steps(model, name, order), *visitor)))
             await asyncio.sleep(0)
         return (await asyncio.gather(first, *tasks, return_exceptions=True))[1:]
 
-    line = Worker(model, **options)
+    worker = Worker(model, **options)
     results = asyncio.run(go())
-    assert line.stop()
+    assert worker.stop()
     return results, order[1:]
 
 
 def test_one_thread_runs_the_model_whoever_asks():
     model = Slow()
-    results, _ = in_line(model, [(str(i), str(i)) for i in range(6)])
+    results, _ = queued(model, [(str(i), str(i)) for i in range(6)])
     assert results == [[str(i)] for i in range(6)]
     assert model.most == 1 and model.threads == {"model"}
 
@@ -207,7 +208,7 @@ def test_visitors_take_turns():
     flood = [(f"flood {i}", "1", "flood") for i in range(4)]
     beside = [(f"beside {i}", "1", "beside") for i in range(2)]
     other = [(f"other {i}", "2", "other") for i in range(2)]
-    _, order = in_line(Slow(), [*flood, *beside, *other])
+    _, order = queued(Slow(), [*flood, *beside, *other])
     assert order == [
         *("flood 0", "other 0", "beside 0", "other 1"),
         *("flood 1", "beside 1", "flood 2", "flood 3"),
@@ -216,31 +217,31 @@ def test_visitors_take_turns():
 
 def test_a_new_name_gives_no_better_turn():
     """A visitor who takes a new session for every job does not overtake one who keeps his."""
-    line = Worker()
-    line.thread = threading.current_thread()  # the line alone
+    worker = Worker()
+    worker.thread = threading.current_thread()  # the queue alone
 
     def join(session: str) -> None:
-        line.join(steps(Slow()), "1", (session, ""), lambda message: None)
+        worker.join(steps(Slow()), "1", (session, ""), lambda message: None)
 
     join("kept"), join("kept"), join("kept"), join("new 0")
     order = []
     for i in range(1, 5):
-        order.append(line.next().keys[0])
+        order.append(worker.next().keys[0])
         join(f"new {i}")
     assert order == ["kept", "new 0", "kept", "new 1"]
 
 
-def test_places_in_the_line_are_shared(monkeypatch):
+def test_places_in_the_queue_are_shared(monkeypatch):
     """A session has 8, an address 48, all together 64; the others are refused at once."""
     model = Slow(0.001)
-    results, _ = in_line(model, [(str(i), "1", "one") for i in range(9)])
+    results, _ = queued(model, [(str(i), "1", "one") for i in range(9)])
     assert [result for result in results if isinstance(result, Refused)] == results[8:]
-    assert str(results[8]) == worker.SHARE_USED and not results[8].full
-    results, _ = in_line(model, [(str(i), "1", str(i)) for i in range(49)])
+    assert str(results[8]) == limits.SHARE_USED and not results[8].full
+    results, _ = queued(model, [(str(i), "1", str(i)) for i in range(49)])
     assert [result for result in results if isinstance(result, Refused)] == results[48:]
-    results, _ = in_line(model, [(str(i), str(i // 8), str(i // 8)) for i in range(65)])
+    results, _ = queued(model, [(str(i), str(i // 8), str(i // 8)) for i in range(65)])
     assert [result for result in results if isinstance(result, Refused)] == results[64:]
-    assert str(results[64]) == worker.LINE_FULL and results[64].full
+    assert str(results[64]) == limits.QUEUE_FULL and results[64].full
 
 
 def test_a_stopped_job_ends_before_its_next_layer():
@@ -248,18 +249,18 @@ def test_a_stopped_job_ends_before_its_next_layer():
     model, order = Slow(0.05), []
 
     async def go():
-        task = asyncio.create_task(all_of(line, steps(model, "stopped", order, 10**6)))
+        task = asyncio.create_task(all_of(worker, steps(model, "stopped", order, 10**6)))
         while not model.inside:
             await asyncio.sleep(0.01)
         task.cancel()
         began = time.monotonic()
-        assert await all_of(line, steps(model, "next", order)) == ["next"]
+        assert await all_of(worker, steps(model, "next", order)) == ["next"]
         return time.monotonic() - began
 
-    line = Worker(model)
+    worker = Worker(model)
     assert asyncio.run(go()) < 1
     assert order == ["stopped", "next"] and model.most == 1
-    assert line.counts["cancelled"] == 1 and line.stop()
+    assert worker.counts["cancelled"] == 1 and worker.stop()
 
 
 def test_a_job_whose_visitor_reads_no_further_is_ended():
@@ -270,12 +271,12 @@ def test_a_job_whose_visitor_reads_no_further_is_ended():
             yield model(torch.zeros(1))
 
     async def go():
-        async with aclosing(line.results(endless)) as results:
+        async with aclosing(worker.results(endless)) as results:
             await anext(results)
-        return await all_of(line, steps(model, "next"))
+        return await all_of(worker, steps(model, "next"))
 
-    line = Worker(model)
-    assert asyncio.run(go()) == ["next"] and line.stop()
+    worker = Worker(model)
+    assert asyncio.run(go()) == ["next"] and worker.stop()
 
 
 def test_a_job_is_never_far_ahead_of_its_visitor():
@@ -283,63 +284,63 @@ def test_a_job_is_never_far_ahead_of_its_visitor():
     drawn = []
 
     async def go():
-        results = line.results(lambda: (drawn.append(i) or i for i in range(100)))
+        results = worker.results(lambda: (drawn.append(i) or i for i in range(100)))
         async for i in results:
             await asyncio.sleep(0.005)
-            assert len(drawn) <= i + 2 + worker.AHEAD
+            assert len(drawn) <= i + 2 + limits.AHEAD
         return i
 
-    line = Worker()
-    assert asyncio.run(go()) == 99 and line.stop()
+    worker = Worker()
+    assert asyncio.run(go()) == 99 and worker.stop()
 
 
 def test_a_job_has_a_time_limit():
-    line = Worker(model := Slow(), seconds=0.1)
+    worker = Worker(model := Slow(), seconds=0.1)
     with pytest.raises(TooLong, match=r"longer than 0.1 s, the limit of this server"):
-        asyncio.run(all_of(line, steps(model, layers=10**6)))
-    assert asyncio.run(all_of(line, steps(model, "next"))) == ["next"] and line.stop()
+        asyncio.run(all_of(worker, steps(model, layers=10**6)))
+    assert asyncio.run(all_of(worker, steps(model, "next"))) == ["next"] and worker.stop()
 
 
 @pytest.mark.parametrize("key", ["session", "event"])
 def test_jobs_end_when_their_visitor_leaves(key):
-    """The running one and those in line; a second page of the same visitor keeps them."""
+    """The running one and those in the queue; a second page of the same visitor keeps them."""
     model, order = Slow(), []
 
     async def go():
         def joined():
             job = steps(model, "left", order, 10**6)
-            return asyncio.create_task(all_of(line, job, "1", "session", "event"))
+            return asyncio.create_task(all_of(worker, job, "1", "session", "event"))
 
         tasks = [joined()]
-        while line.running is None:
+        while worker.running is None:
             await asyncio.sleep(0.01)
-        with line.listening(key):
-            with line.listening(key):
+        with worker.listening(key):
+            with worker.listening(key):
                 tasks.append(joined())
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.05)
-            assert line.running is not None and len(line.waiting) == 1
+            assert worker.running is not None and len(worker.waiting) == 1
         return await asyncio.wait_for(asyncio.gather(*tasks), 5)
 
-    line = Worker(model)
+    worker = Worker(model)
     assert asyncio.run(go()) == [[], []]
-    assert order == ["left"] and line.stop()
+    assert order == ["left"] and worker.stop()
 
 
 def test_jobs_that_nobody_ever_listened_to_are_dropped(monkeypatch):
-    monkeypatch.setattr(worker, "PATIENCE", 0.1)
+    monkeypatch.setattr(limits, "PATIENCE", 0.1)
     model, order = Slow(), []
 
     async def go():
-        with line.listening("read"):
+        with worker.listening("read"):
             return await asyncio.gather(
-                all_of(line, steps(model, "read", order, 30), "1", "read"),
-                all_of(line, steps(model, "unread", order), "1", "unread"),
+                all_of(worker, steps(model, "read", order, 30), "1", "read"),
+                all_of(worker, steps(model, "unread", order), "1", "unread"),
             )
 
-    line = Worker(model)
+    worker = Worker(model)
     assert asyncio.run(go()) == [["read"], []]
-    assert order == ["read"] and line.stop()
+    assert order == ["read"] and worker.stop()
 
 
 def test_errors_of_a_job_reach_its_visitor():
@@ -347,10 +348,10 @@ def test_errors_of_a_job_reach_its_visitor():
         yield 1
         raise ValueError("t must be 1")
 
-    line = Worker()
+    worker = Worker()
     with pytest.raises(ValueError, match=r"^t must be 1$"):
-        asyncio.run(all_of(line, wrong))
-    assert line.counts["failed"] == 1 and line.stop()
+        asyncio.run(all_of(worker, wrong))
+    assert worker.counts["failed"] == 1 and worker.stop()
 
 
 def test_a_stopped_worker_ends_all_jobs_and_takes_no_more():
@@ -358,41 +359,42 @@ def test_a_stopped_worker_ends_all_jobs_and_takes_no_more():
 
     async def go():
         tasks = [
-            asyncio.create_task(all_of(line, steps(model, layers=10**6), str(i))) for i in range(3)
+            asyncio.create_task(all_of(worker, steps(model, layers=10**6), str(i)))
+            for i in range(3)
         ]
-        while line.running is None:
+        while worker.running is None:
             await asyncio.sleep(0.01)
         began = time.monotonic()
-        assert await asyncio.to_thread(line.stop) and time.monotonic() - began < 1
+        assert await asyncio.to_thread(worker.stop) and time.monotonic() - began < 1
         with pytest.raises(Refused):
-            await all_of(line, steps(model))
+            await all_of(worker, steps(model))
         return await asyncio.gather(*tasks)
 
-    line = Worker(model)
+    worker = Worker(model)
     assert asyncio.run(go()) == [[], [], []]
     assert not model._forward_pre_hooks
 
 
 def test_jobs_are_counted():
-    line = Worker(model := Slow(0.02))
-    asyncio.run(all_of(line, steps(model, layers=2)))
-    text = line.metrics()
+    worker = Worker(model := Slow(0.02))
+    asyncio.run(all_of(worker, steps(model, layers=2)))
+    text = worker.metrics()
     assert "# TYPE imagebart_jobs_done_total counter\nimagebart_jobs_done_total 1\n" in text
     assert "imagebart_jobs_waiting 0\n" in text and "imagebart_jobs_running 0\n" in text
     assert float(text.split("\nimagebart_job_seconds_total ")[1]) > 0.03
-    assert line.stop()
+    assert worker.stop()
 
 
-# ── the door ──────────────────────────────────────────────────────────────────────────────────
+# ── what the guard lets through ───────────────────────────────────────────────────────────────
 
 
 async def seen(scope, receive, send):
     """An app that says how it was asked."""
     message = await receive()
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-    told = [scope["client"][0], scope["scheme"], headers.pop("host"), message["body"].decode()]
-    told += [name for name in headers if "forward" in name or name == "x-real-ip"]
-    await serving.JSONResponse(told)(scope, receive, send)
+    found = [scope["client"][0], scope["scheme"], headers.pop("host"), message["body"].decode()]
+    found += [name for name in headers if "forward" in name or name == "x-real-ip"]
+    await serving.JSONResponse(found)(scope, receive, send)
 
 
 def asked(guard: Guard, *requests: tuple, client: str = "127.0.0.1") -> list[httpx.Response]:
@@ -498,24 +500,24 @@ def test_bodies_are_small_json_objects_that_name_uploads_only(folder):
     async def parts():
         yield b"unannounced"
 
-    told = {"content": b"", "headers": {"content-length": str(serving.MOST_UPLOAD + 1)}}
-    assert asked(guard, ("POST", upload, told))[0].status_code == 413
+    large = {"content": b"", "headers": {"content-length": str(serving.MOST_UPLOAD + 1)}}
+    assert asked(guard, ("POST", upload, large))[0].status_code == 413
     assert asked(guard, ("POST", upload, {"content": parts()}))[0].status_code == 411
     assert asked(guard, ("POST", "/gradio_api/component_server", {}))[0].status_code == 404
 
 
-def test_overload_is_refused_at_the_door(monkeypatch):
+def test_overload_is_refused_before_gradio_sees_it(monkeypatch):
     guard = Guard(seen, Worker(), Site(), jobs={7})
     call = ("POST", "/gradio_api/call/sample", {"json": {}})
     job = ("POST", "/gradio_api/queue/join", {"json": {"fn_index": 7, "session_hash": "one"}})
     other = ("POST", "/gradio_api/queue/join", {"json": {"fn_index": 8}})
     assert [told.status_code for told in asked(guard, call, job, other)] == [200] * 3
-    monkeypatch.setattr(worker, "SHARE_OF_SESSION", 0)
+    monkeypatch.setattr(limits, "SHARE_OF_SESSION", 0)
     assert [told.status_code for told in asked(guard, call, job, other)] == [200, 429, 200]
-    monkeypatch.setattr(worker, "MOST_WAITING", 0)
-    told = asked(guard, call, job, other)
-    assert [one.status_code for one in told] == [503, 503, 200]
-    assert told[0].json() == {"detail": worker.LINE_FULL}
+    monkeypatch.setattr(limits, "MOST_WAITING", 0)
+    answers = asked(guard, call, job, other)
+    assert [one.status_code for one in answers] == [503, 503, 200]
+    assert answers[0].json() == {"detail": limits.QUEUE_FULL}
 
 
 @pytest.mark.parametrize(

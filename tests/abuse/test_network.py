@@ -21,7 +21,7 @@ from imagebart import ImageBART
 pytestmark = pytest.mark.slow
 
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-DOORS = (
+ENDPOINTS = (
     *("run/chain", "api/sample", "call/chain", "call/v2/inpaint", "queue/join", "stream/x"),
     *("component_server", "cancel", "reset", "upload"),
 )
@@ -133,11 +133,11 @@ def test_hostile_requests_get_nothing(server, tmp_path):
         one = rng.choice(functions)
         body = {"data": [nested] * len(one["inputs"]), "fn_index": one["id"], "session_hash": "x"}
         body["data"] = rng.choice([body["data"], body["data"][:1], path, None])
-        door = rng.choice([*DOORS, f"file={quote(path)}", f"proxy={quote(path)}"])
+        endpoint = rng.choice([*ENDPOINTS, f"file={quote(path)}", f"proxy={quote(path)}"])
         began = time.monotonic()
-        told = page.get(door) if "=" in door else page.post(door, json=body)
+        told = page.get(endpoint) if "=" in endpoint else page.post(endpoint, json=body)
         assert time.monotonic() - began < 2
-        assert told.status_code in (200, 400, 403, 404, 405, 422, 429), (door, told.text)
+        assert told.status_code in (200, 400, 403, 404, 405, 422, 429), (endpoint, told.text)
         assert SECRET not in told.text and "root:" not in told.text and "Traceback" not in told.text
         assert str(ROOT) not in told.text
 
