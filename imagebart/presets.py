@@ -198,7 +198,8 @@ _SCENERY_4096 = replace(
 
 _ONE = DenoiserConfig(
     width=256,
-    heads=8,
+    heads=4,
+    head_width=64,
     encoder_depth=5,
     decoder_depth=4,
     rotary=True,
