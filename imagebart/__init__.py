@@ -27,6 +27,7 @@ In reading order, with the ideas that each file has:
     released/       the paper's published weights: read, converted, checked
 
     fitting         whether a file's tensors fit config.json, before anything is built
+    int8            weights in a byte each
     folders         a model's folder, and models of the Hub: read and written
     presets         sizes and training recipes: the shipped models, the paper's
     ranking         best of many: rejection, re-ranking, CLIP

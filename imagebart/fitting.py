@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from imagebart.arguments import shown
 from imagebart.checkpoint import read_header
+from imagebart.int8 import without_scales
 
 LIMITS = {
     # a VQGAN
@@ -75,7 +76,7 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
 
 def require_weights(path: Path, wanted: dict[str, Tensor]) -> None:
     """ValueError unless a safetensors file has the names, shapes and kinds of these tensors."""
-    got = read_header(path)
+    got = without_scales(read_header(path))
     for name in sorted(wanted.keys() | got.keys()):
         shape = tuple(wanted[name].shape) if name in wanted else "absent"
         kind, stored = got.get(name, (None, "nothing"))

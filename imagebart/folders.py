@@ -25,6 +25,7 @@ from imagebart.conditions import ConditionShape, TextVectors, text_shape
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.fitting import on_meta, require_bounds, require_weights
+from imagebart.int8 import quantise_rows, restore_rows
 from imagebart.options import ChainOptions
 from imagebart.options import rows as options_of
 from imagebart.vqgan import VQGAN, VQGANConfig
@@ -199,7 +200,9 @@ def find_vqgan(folder: Path) -> tuple[Path, dict]:
 
 
 def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a VQGAN into its own or a model's folder."""
+    """Write a VQGAN into its own or a model's folder. As int8 it would give other tokens: then it
+    is float16."""
+    dtype = torch.float16 if dtype == torch.int8 else dtype
     save_tensors(_as(vqgan.state_dict(), dtype), Path(folder) / "vqgan.safetensors")
     update_config(Path(folder), {"vqgan": asdict(vqgan.config)})
 
@@ -228,7 +231,7 @@ def load_denoiser(
         empty = on_meta(lambda: Denoiser(config, diffusion, t))
     require_weights(path, empty.state_dict())
     denoiser = Denoiser(config, diffusion, t)
-    denoiser.load_state_dict(load_tensors(path))
+    denoiser.load_state_dict(restore_rows(load_tensors(path)))
     for module in denoiser.modules():
         if isinstance(module, TextVectors):
             with _naming(path):
@@ -334,6 +337,10 @@ def _upgraded_shape(shape: dict) -> dict:
 
 
 def _as(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Weights as they are stored; int8 is that of int8.py."""
+    if dtype == torch.int8:
+        return quantise_rows(tensors)
+
     def cast(x: Tensor) -> Tensor:
         return x.to(dtype) if dtype is not None and x.is_floating_point() else x
 

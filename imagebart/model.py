@@ -381,8 +381,10 @@ class ImageBART(nn.Module):
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | None = None, vqgan_of: str | None = None
     ) -> None:
-        """Write the folder that `from_pretrained` reads; `dtype` to store weights in, e.g. fp16.
+        """Write the folder that `from_pretrained` reads.
 
+        `dtype` is what weights are stored in: torch.float16 halves the files, torch.int8 quarters
+        those of the scales (int8.py; their VQGAN is then float16, since tokens must not change).
         `vqgan_of` names a model's folder beside this one whose VQGAN is the same: it is then not
         stored again. Scales of another model that the folder had are removed.
         """

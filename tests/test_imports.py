@@ -17,7 +17,7 @@ LIBRARY = ROOT / "imagebart"
 LAYERS = [
     {"notation", "arguments", "data", "editing", "released"},
     {"linear", "rotary", "efficientnet", "decodable", "options", "quantiser", "isolation"}
-    | {"released.pickled"},
+    | {"int8", "released.pickled"},
     {"vqgan", "perceptual", "diffusion", "transformer", "distributed", "checkpoint"}
     | {"data.scenery.world", "released.untrusted"},
     {"data.scenery.sky", "data.scenery.land"},

@@ -30,6 +30,7 @@ from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import JOINT, load_vqgan, save_scale, save_vqgan, scale_file
+from imagebart.int8 import restore_rows
 from imagebart.presets import Preset, ScaleRecipe, find_preset
 
 
@@ -236,7 +237,7 @@ def optimisers_of(denoiser: Denoiser, recipe: ScaleRecipe) -> dict[str, torch.op
 
 def start_from(denoiser: Denoiser, path: Path) -> None:
     """Copy what has the same name and shape: all but the condition's, if only that is new."""
-    weights, own = load_tensors(path), denoiser.state_dict()
+    weights, own = restore_rows(load_tensors(path)), denoiser.state_dict()
     fitting = {name: x for name, x in weights.items() if name in own and x.shape == own[name].shape}
     if not fitting:
         raise ValueError(f"{path}: must hold weights of this shape, got none that fit")
