@@ -36,6 +36,7 @@ In reading order, with the ideas that each file has:
     checkpoint      files written whole, checkpoints of a run, EMA, locks
     distributed     devices and ranks
     arguments       checks of what a caller gives
+    settings        how a picture was made, in its file
     __main__        the command line
 
 `train/` trains, `eval/` measures, `demo/` and `app.py` are the page.
@@ -44,3 +45,4 @@ In reading order, with the ideas that each file has:
 from imagebart.model import ImageBART
 
 __all__ = ["ImageBART"]
+__version__ = "0.1.0"

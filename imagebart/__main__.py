@@ -1,15 +1,21 @@
-"""The command line: python -m imagebart COMMAND …
+"""The command line: imagebart COMMAND …, or python -m imagebart COMMAND …
 
     sample      pictures from noise, one file a seed
     edit        repaint what a mask marks, one half of a picture, or what lies beyond its borders
     panorama    a picture wider than the model's
     import      a released model → a folder that `ImageBART.from_pretrained` reads
 
-`python -m imagebart COMMAND --help` says more.
+Pictures are PNG files that hold their settings (settings.py). No file is overwritten unless
+`--overwrite` is given.
 """
 
+import json
 import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -18,7 +24,9 @@ import torch
 import tyro
 from PIL import Image
 from tqdm import tqdm
+from tyro.extras import subcommand_cli_from_dict
 
+from imagebart import __version__
 from imagebart.checkpoint import atomic_write
 from imagebart.data.images import read_image
 from imagebart.distributed import finish, part_of, start
@@ -30,8 +38,11 @@ from imagebart.options import (
     SamplingOptions,
     as_dataclass,
     options_given,
+    rows,
 )
 from imagebart.released.importing import PUBLISHED, import_released
+from imagebart.sampling import decoder
+from imagebart.settings import chunk_of, file_stem
 
 
 @dataclass(frozen=True)
@@ -64,56 +75,76 @@ class Import:
 SampleFields: Any = as_dataclass(SamplingOptions, without=("semantic_map",))
 EditFields: Any = as_dataclass(EditingOptions, without=("semantic_map",))
 PanoramaFields: Any = as_dataclass(PanoramaOptions)
+Words = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")]
+ManyWords = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")]
+Number = Annotated[int, tyro.conf.arg(aliases=("-n",))]
+Out = Annotated[Path, tyro.conf.arg(aliases=("-o",))]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """Which model, and where it runs."""
+class Command:
+    """Which model, where it runs, and what it writes."""
 
     model: str | None = None  # a folder or a Hugging Face Hub id; the shipped model if not given
     device: str | None = None  # "cpu", "cuda" …; the best there is if not given
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False  # replace files of the same name
+    jsonl: tyro.conf.FlagCreatePairsOff[bool] = False  # print a JSON line a picture: file, settings
 
     def load(self, device: torch.device | None = None) -> ImageBART:
         return ImageBART.from_pretrained(self.model, device=device or self.device)
 
+    def require_new(self, paths: Iterable[Path]) -> None:
+        """ValueError if there is such a file, unless files may be overwritten."""
+        there = None if self.overwrite else next((path for path in paths if path.exists()), None)
+        if there is not None:
+            raise ValueError(f"{there} is there already: give another --out, or --overwrite")
+
+    def save(self, image: Image.Image, path: Path, options: dict) -> None:
+        """The whole picture or nothing."""
+        about = {"command": type(self).__name__.lower(), "model": self.model or "shipped"}
+        with atomic_write(path) as draft:
+            image.save(draft, format="PNG", pnginfo=chunk_of(about | options))
+
+    def report(self, path: Path, options: dict) -> None:
+        print(json.dumps({"file": str(path), **options}) if self.jsonl else path)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Model, SampleFields):
-    """Draw pictures: OUT/seed_0.png, OUT/seed_1.png … each written as soon as its batch is drawn.
+class Sample(Command, SampleFields):
+    """Draw pictures, one file a seed, each written as soon as its batch is drawn.
 
     Thousands need no more memory than a batch. Under `torchrun … -m imagebart sample` every process
     draws its part of the same pictures.
     """
 
-    out: Path = Path("samples")  # the folder to write to
-    num_images: int = 1
+    words: Words = None  # the same as --prompt
+    out: Out = Path("samples")  # the folder to write to
+    num_images: Number = 1
 
     def run(self) -> None:
+        options = checked_options(self, SamplingOptions, prompt=self.words)
         ranks = start(self.device)
         part = part_of(self.num_images, ranks)
-        model = self.load(ranks.device)
-        options = options_given(self, SamplingOptions)
-        stream = model.sample_stream(self.num_images, part=part, **options)
-        seeds = range(self.seed + part.start, self.seed + part.stop)
-        drawn = zip(seeds, chain.from_iterable(stream), strict=True)
-        for seed, image in tqdm(drawn, total=len(part), unit="img", disable=not ranks.is_main):
-            save(image, file_of(seed, self.out))
+        files = Files(self, options)
+        files.require_new(part)
+        stream = self.load(ranks.device).sample_stream(self.num_images, part=part, **options)
+        drawn = tqdm(chain.from_iterable(stream), "pictures", len(part), disable=not ranks.is_main)
+        for i, image in zip(part, drawn, strict=True):
+            files.save(image, i)
         finish(ranks)
         if ranks.is_main:
-            last = file_of(self.seed + self.num_images - 1, self.out)
-            print(
-                last if self.num_images == 1 else f"{file_of(self.seed, self.out)} to {last.name}"
-            )
+            files.report(self.num_images)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit(Model, EditFields):
-    """Repaint a part of an image: OUT/seed_0.png … All other pixels stay, bit for bit.
+class Edit(Command, EditFields):
+    """Repaint a part of an image, one file a seed. All other pixels stay, bit for bit.
 
     `--passes` alone stands for `--process refined --passes`.
     """
 
     image: tyro.conf.Positional[Path] = tyro.MISSING
+    words: Words = None  # the same as --prompt
     # a picture as large as the image, white where to repaint, black or transparent where not
     mask: Path | None = None
     keep: Literal["upper", "lower", "left", "right"] | None = None  # the half that stays
@@ -121,62 +152,112 @@ class Edit(Model, EditFields):
     right: int = 0
     top: int = 0
     bottom: int = 0
-    out: Path = Path("edits")  # the folder to write to
-    num_images: int = 1
+    out: Out = Path("edits")  # the folder to write to
+    num_images: Number = 1
 
     def run(self) -> None:
         margins = {name: getattr(self, name) for name in ("left", "right", "top", "bottom")}
         wanted = [self.mask is not None, self.keep is not None, any(margins.values())]
         if sum(wanted) != 1:
             raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
-        image = read_image(self.image)
-        mask = None if self.mask is None else pixel_mask(read_mask(self.mask), image.size)
-        model, options = self.load(), options_given(self, EditingOptions)
+        options = checked_options(self, EditingOptions, prompt=self.words)
         if "passes" in options:
             options.setdefault("process", "refined")
-        if mask is not None:
-            images = model.inpaint(image, mask, self.num_images, **options)
-        elif self.keep is not None:
-            images = model.complete(image, self.num_images, keep=self.keep, **options)
-        else:
-            images = model.outpaint(image, self.num_images, **margins, **options)
-        save_by_seed(cast(list[Image.Image], images), self.out, self.seed)
+        files = Files(self, options)
+        files.require_new(range(self.num_images))
+        image = read_image(self.image)
+        mask = None if self.mask is None else pixel_mask(read_mask(self.mask), image.size)
+        model = self.load()
+        with passes_shown(options) as how:
+            if mask is not None:
+                images = model.inpaint(image, mask, self.num_images, **how)
+            elif self.keep is not None:
+                images = model.complete(image, self.num_images, keep=self.keep, **how)
+            else:
+                images = model.outpaint(image, self.num_images, **margins, **how)
+        for i, edited in enumerate(cast(list[Image.Image], images)):
+            files.save(edited, i)
+        files.report(self.num_images)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panorama(Model, PanoramaFields):
+class Panorama(Command, PanoramaFields):
     """Draw a wide picture, from one prompt or from several that follow from left to right."""
 
+    words: ManyWords = ()  # the same as --prompts
     width: int = 768
     height: int | None = None  # the model's if not given
-    out: Path = Path("panorama.png")  # the file to write, a PNG
+    out: Out = Path("panorama.png")  # the file to write, a PNG
 
     def run(self) -> None:
         if self.out.suffix.lower() != ".png":
             raise ValueError(f"--out must be the name of a .png file, got {self.out}")
-        model, options = self.load(), options_given(self, PanoramaOptions)
-        (image,) = model.panorama(self.width, self.height, **options)
-        save(image, self.out)
-        print(self.out)
+        options = checked_options(self, PanoramaOptions, prompts=self.words)
+        self.require_new([self.out])
+        model = self.load()
+        with passes_shown(options) as how:
+            (image,) = model.panorama(self.width, self.height, **how)
+        options |= {"seed": self.seed}
+        self.save(image, self.out, options)
+        self.report(self.out, options)
 
 
-def save_by_seed(images: list[Image.Image], out: Path, seed: int) -> None:
-    for i, image in enumerate(images):
-        save(image, file_of(seed + i, out))
-        print(file_of(seed + i, out))
+COMMANDS: dict[str, Callable] = {
+    "sample": Sample,
+    "edit": Edit,
+    "panorama": Panorama,
+    "import": Import,
+}
 
 
-def file_of(seed: int, out: Path) -> Path:
-    return out / f"seed_{seed}.png"
+@dataclass
+class Files:
+    """A command's pictures: one file a seed, named after the prompt and the seed."""
+
+    command: Sample | Edit
+    options: dict
+
+    def path(self, i: int) -> Path:
+        stem = file_stem(self.command.seed + i, self.options.get("prompt"))
+        return self.command.out / f"{stem}.png"
+
+    def require_new(self, numbers: Iterable[int]) -> None:
+        self.command.require_new(map(self.path, numbers))
+
+    def save(self, image: Image.Image, i: int) -> None:
+        self.command.save(image, self.path(i), self.options | {"seed": self.command.seed + i})
+
+    def report(self, count: int) -> None:
+        for i in range(count):
+            self.command.report(self.path(i), self.options | {"seed": self.command.seed + i})
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """The whole picture or nothing."""
-    with atomic_write(path) as draft:
-        image.save(draft, format="PNG")
+def checked_options(command: Command, table: type, **positional: str | tuple | None) -> dict:
+    """The options that a command was given, also as words without a name; ValueError for a number
+    out of bounds, and for a prompt that is given twice."""
+    options = options_given(command, table)
+    for name, words in positional.items():
+        if words and name in options:
+            raise ValueError(f"the prompt must be given once, got {words!r} and --{name}")
+        if words:
+            options[name] = words
+    for name, value in options.items():
+        if isinstance(value, int | float):
+            rows(table)[name].check(value, f"--{name.replace('_', '-')}")
+    return options
 
 
-COMMANDS = {"sample": Sample, "edit": Edit, "panorama": Panorama, "import": Import}
+@contextmanager
+def passes_shown(options: dict) -> Iterator[dict]:
+    """The same options, with a bar that counts the passes of every scale."""
+    with tqdm(unit=" passes") as bar:
+
+        def on_pass(t: int, _: torch.Tensor) -> None:
+            bar.set_description_str(f"scale {t}", refresh=False)
+            bar.update()
+
+        method = decoder(options.get("method", "parallel"))
+        yield options | {"method": partial(method, on_pass=on_pass)}
 
 
 class Bars:
@@ -204,20 +285,25 @@ class Bars:
             self.bar.close()
 
 
-def main(arguments: list[str]) -> None:
-    command = COMMANDS.get(arguments[0]) if arguments else None
-    if command is None:
-        help_asked = bool(arguments) and arguments[0] in ("-h", "--help")
-        print(__doc__.strip(), file=sys.stdout if help_asked else sys.stderr)
-        sys.exit(0 if help_asked else 2)
-    prog = f"python -m imagebart {arguments[0]}"
-    try:
-        tyro.cli(command, args=arguments[1:], prog=prog).run()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped: nothing is half-written")
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; errors and warnings are sentences."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments in (["--version"], ["-V"]):
+        print(f"imagebart {__version__}")
+        return
+    about = __doc__.split("\n\n")[-1]
+    command = subcommand_cli_from_dict(
+        COMMANDS, prog="imagebart", description=about, args=arguments or ["--help"]
+    )
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", sys.stderr)
+        try:
+            command.run()
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("stopped: nothing is half-written")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,16 +1,22 @@
-"""`python -m imagebart sample | edit | panorama`: files in, files out, errors in a sentence."""
+"""`imagebart sample | edit | panorama`: files in, files out, errors in a sentence."""
 
+import importlib
+import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from imagebart import ImageBART, __version__
 from imagebart.__main__ import main
 from imagebart.conditions import text_tokens
+from imagebart.settings import file_stem, settings_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,12 +47,108 @@ def test_sample_writes_a_file_a_seed(folder, tmp_path, capsys):
     words = ["--prompt", "a lake", "--classes", "desert", "--guidance", "2", "--seed", "4"]
     main(["sample", *base, *words, "--num-images", "2", "--out", str(tmp_path / "new")])
     how = dict(prompt="a lake", classes="desert", guidance=2.0, seed=4)
-    for i, image in enumerate(model.sample(2, **how)):
-        assert same(tmp_path / "new" / f"seed_{4 + i}.png", image)
-    assert capsys.readouterr().out == f"{tmp_path / 'new' / 'seed_4.png'} to seed_5.png\n"
-    main(["sample", *base, "--classes", "1", "--out", str(tmp_path / "one")])
-    assert same(tmp_path / "one" / "seed_0.png", model.sample(1, classes=1)[0])
-    assert capsys.readouterr().out == f"{tmp_path / 'one' / 'seed_0.png'}\n"
+    files = [tmp_path / "new" / f"a-lake_seed{seed}.png" for seed in (4, 5)]
+    assert all(same(*pair) for pair in zip(files, model.sample(2, **how), strict=True))
+    assert capsys.readouterr().out == f"{files[0]}\n{files[1]}\n"
+    main(["sample", *base, "--classes", "1", "-o", str(tmp_path / "one")])
+    assert same(tmp_path / "one" / "seed0.png", model.sample(1, classes=1)[0])
+
+
+def test_a_prompt_needs_no_name(folder, tmp_path):
+    model, base = folder
+    picture(32, 32).save(tmp_path / "image.png")
+    main(["sample", "a lake", *base, "-n", "1", "-o", str(tmp_path)])
+    assert same(tmp_path / "a-lake_seed0.png", model.sample(1, prompt="a lake")[0])
+    start = ["edit", str(tmp_path / "image.png"), "night", *base, "-o", str(tmp_path)]
+    main([*start, "--keep", "upper"])
+    expected = model.complete(picture(32, 32), keep="upper", prompt="night")[0]
+    assert same(tmp_path / "night_seed0.png", expected)
+    main(["panorama", "a lake", "night", *base, "--width", "48", "-o", str(tmp_path / "w.png")])
+    assert same(tmp_path / "w.png", model.panorama(48, prompts=["a lake", "night"])[0])
+
+
+def test_a_picture_holds_its_settings(folder, tmp_path, capsys):
+    _, base = folder
+    words = ["a lake", "--top-k", "3", "--seed", "7"]
+    main(["sample", *words, *base, "-n", "2", "-o", str(tmp_path), "--jsonl"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    for seed, line in zip((7, 8), lines, strict=True):
+        said = {"prompt": "a lake", "top_k": 3, "seed": seed}
+        assert line == {"file": str(tmp_path / f"a-lake_seed{seed}.png"), **said}
+        found = settings_of(Image.open(line["file"]))
+        assert found == {"command": "sample", "model": base[1], **said}
+
+
+@pytest.mark.parametrize(
+    "text", [None, "Steps: 20, Seed: 1", "[1]", "[" * 10_000, "{" + " " * 10**6]
+)
+def test_settings_of_other_programs_are_none(tmp_path, text):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    if text is not None:
+        info.add_text("parameters", text, zip=True)
+    picture(4, 4).save(tmp_path / "other.png", pnginfo=info)
+    assert settings_of(Image.open(tmp_path / "other.png")) == {}
+
+
+def test_names_of_files_are_plain():
+    assert file_stem(5, "A lake, at dusk!") == "a-lake-at-dusk_seed5"
+    assert file_stem(5, "../../etc/passwd") == "etc-passwd_seed5"
+    assert file_stem(5) == file_stem(5, "?!") == "seed5"
+    assert len(file_stem(5, "x" * 300)) == 80 + len("_seed5")
+    assert file_stem(0, "one two three four five six seven") == "one-two-three-four-five-six_seed0"
+
+
+def test_no_file_is_overwritten_unasked(folder, tmp_path, monkeypatch):
+    _, base = folder
+    picture(32, 32).save(tmp_path / "image.png")
+    runs = [
+        ["sample", "a lake", "-n", "2", "-o", str(tmp_path)],
+        ["edit", str(tmp_path / "image.png"), "night", "--keep", "left", "-o", str(tmp_path)],
+        ["panorama", "--width", "48", "-o", str(tmp_path / "wide.png")],
+    ]
+    for run, name in zip(runs, ("a-lake_seed1", "night_seed0", "wide"), strict=True):
+        path = tmp_path / f"{name}.png"
+        path.write_text("kept")
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match="is there already"):
+            patch.setattr(ImageBART, "from_pretrained", None)  # refused before any work
+            main([*run, *base])
+        assert path.read_text() == "kept"
+        main([*run, *base, "--overwrite"])
+        assert Image.open(path).size
+
+
+def test_passes_are_counted_while_an_edit_runs(folder, tmp_path, capsys):
+    _, base = folder
+    picture(32, 32).save(tmp_path / "image.png")
+    main(["edit", str(tmp_path / "image.png"), *base, "--keep", "left", "-o", str(tmp_path)])
+    assert "scale 2: " in capsys.readouterr().err
+    main(["panorama", *base, "--width", "48", "-o", str(tmp_path / "wide.png")])
+    assert "scale 2: " in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_sentence(folder, tmp_path, capsys):
+    main(["sample", "a zzyzx", *folder[1], "-o", str(tmp_path)])
+    (line,) = [x for x in re.split(r"[\r\n]", capsys.readouterr().err) if "never seen" in x]
+    assert line == "warning: prompt: this model has never seen zzy, zx"
+
+
+def test_the_version_is_printed_and_the_command_is_installed(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"imagebart {__version__}\n"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["imagebart"].partition(":")
+    assert getattr(importlib.import_module(module), name) is main
+
+
+def test_an_unknown_command_is_named(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["smaple", "a lake"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "smaple" in said and "sample, edit, panorama, import" in said
 
 
 def test_ranks_draw_what_one_process_draws(folder, tmp_path):
@@ -62,9 +164,9 @@ def test_ranks_draw_what_one_process_draws(folder, tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1 and len(list(tmp_path.iterdir())) == 5
+    assert len(done.stdout.splitlines()) == 5 and len(list(tmp_path.iterdir())) == 5
     for i, image in enumerate(model.sample(5, prompt="a lake", seed=3)):
-        assert same(tmp_path / f"seed_{3 + i}.png", image)
+        assert same(tmp_path / f"a-lake_seed{3 + i}.png", image)
 
 
 def test_edit_repaints_what_was_said(folder, tmp_path):
@@ -79,16 +181,17 @@ def test_edit_repaints_what_was_said(folder, tmp_path):
         *base,
         "--out",
         str(tmp_path),
+        "--overwrite",
         "--prompt",
         "night",
     ]
     how = dict(process="refined", passes=1, prompt="night")
     main([*start, "--mask", str(tmp_path / "mask.png"), "--passes", "1"])
-    assert same(tmp_path / "seed_0.png", model.inpaint(image, mask > 0, **how)[0])
+    assert same(tmp_path / "night_seed0.png", model.inpaint(image, mask > 0, **how)[0])
     main([*start, "--keep", "upper", "--passes", "1"])
-    assert same(tmp_path / "seed_0.png", model.complete(image, keep="upper", **how)[0])
+    assert same(tmp_path / "night_seed0.png", model.complete(image, keep="upper", **how)[0])
     main([*start, "--left", "9", "--passes", "1"])
-    assert same(tmp_path / "seed_0.png", model.outpaint(image, left=9, **how)[0])
+    assert same(tmp_path / "night_seed0.png", model.outpaint(image, left=9, **how)[0])
 
 
 def test_a_mask_is_read_as_the_library_reads_it(folder, tmp_path):
@@ -97,12 +200,12 @@ def test_a_mask_is_read_as_the_library_reads_it(folder, tmp_path):
     image, white = picture(32, 32), np.zeros((32, 32, 4), np.uint8)
     image.save(tmp_path / "image.png")
     white[:8, :8] = 255
-    start = ["edit", str(tmp_path / "image.png"), *base, "--out", str(tmp_path)]
+    start = ["edit", str(tmp_path / "image.png"), *base, "--overwrite", "--out", str(tmp_path)]
     for mask in (Image.fromarray(white), Image.fromarray(np.full((32, 32), 1000, np.uint16))):
         mask.save(tmp_path / "mask.png")
         main([*start, "--mask", str(tmp_path / "mask.png")])
         expected = model.inpaint(image, mask, process="refined", passes=0)[0]
-        assert same(tmp_path / "seed_0.png", expected)
+        assert same(tmp_path / "seed0.png", expected)
 
 
 def test_panorama_writes_one_file(folder, tmp_path):
@@ -138,6 +241,9 @@ def test_a_panorama_that_cannot_be_written_leaves_nothing(folder, tmp_path, monk
         (["edit", "IMAGE", "--mask", "WIDE"], "error: the mask must be as large as the image, 32"),
         (["edit", "IMAGE", "--mask", "INK"], "error: the mask must be a picture of mode 1, L, LA"),
         (["edit", "IMAGE", "--mask", "no.png"], "error: no.png: must be a readable image, got "),
+        (["sample", "--seed", "-1"], "error: --seed must be a whole number, at least 0, got -1"),
+        (["sample", "--top-p", "2"], "error: --top-p must lie in (0, 1], got 2.0"),
+        (["sample", "a", "--prompt", "b"], "error: the prompt must be given once, got 'a' and"),
         (["edit", "IMAGE"], "error: give one of --mask, --keep, or --left"),
         (["edit", "IMAGE", "--keep", "left", "--top", "4"], "error: give one of --mask"),
         (["edit", "nowhere.png", "--keep", "left"], "error: nowhere.png: must be a readable image"),
