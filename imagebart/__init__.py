@@ -29,6 +29,7 @@ In reading order, with the ideas that each file has:
     fitting         whether a file's tensors fit config.json, before anything is built
     int8            weights in a byte each
     folders         a model's folder, and models of the Hub: read and written
+    hub             models uploaded to the Hugging Face Hub
     presets         sizes and training recipes: the shipped models, the paper's
     ranking         best of many: rejection, re-ranking, CLIP
     probe           a network that recognises scenery

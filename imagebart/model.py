@@ -400,6 +400,24 @@ class ImageBART(nn.Module):
         update_config(folder, {name: getattr(self, name) for name in OPTIONAL_ENTRIES})
         remove_other_scales(folder, by_name)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face Hub as owner/name and give its address.
+
+        `card` is the text of its README.md, one with the model's sizes if not given; `dtype` as
+        `save_pretrained`. `from_pretrained(repo_id)` reads it.
+        """
+        from imagebart.hub import push
+
+        return push(self, repo_id, card=card, dtype=dtype, private=private, token=token)
+
 
 def require_fit(
     vqgan: VQGAN, diffusion: MultinomialDiffusion, denoisers: dict[int, Denoiser]

@@ -30,7 +30,7 @@ LAYERS = [
     {"conditions"},
     {"data.sources", "data.tokens"},
     {"denoiser", "fitting"},
-    {"folders"},
+    {"folders", "hub"},
     {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking", "streaming"},

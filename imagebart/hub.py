@@ -1,0 +1,76 @@
+"""Models uploaded to the Hugging Face Hub; `ImageBART.from_pretrained` reads them."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+
+from imagebart.checkpoint import atomic_write
+
+if TYPE_CHECKING:
+    from imagebart.model import ImageBART
+
+TAGS = ["imagebart", "image-inpainting", "discrete-diffusion", "arxiv:2108.08827"]
+BODY = """
+# {name}
+
+An ImageBART: images of {side}×{side} pixels as {h}×{w} tokens of {K} codes, and a chain of T = {T}.
+{conditions}
+
+```python
+from imagebart import ImageBART
+
+model = ImageBART.from_pretrained("{repo_id}")
+images = model.sample(4)
+edits = model.inpaint(image, mask)
+```
+"""
+
+
+def push(
+    model: "ImageBART",
+    repo_id: str,
+    *,
+    card: str | None = None,
+    dtype: torch.dtype | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+) -> str:
+    """Upload a model as owner/name, with `card` as its README.md or one made here; its address.
+
+    Raises ValueError for a name that is not owner/name, and what huggingface_hub raises.
+    """
+    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+        raise ValueError(f"repo_id must be owner/name, got {repo_id!r}")
+    hub = HfApi(token=token)
+    address = hub.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, dtype)
+        with atomic_write(Path(folder) / "README.md") as draft:
+            draft.write_text(card or model_card(model, repo_id), encoding="utf-8")
+        hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="An ImageBART")
+    return str(address)
+
+
+def model_card(model: "ImageBART", repo_id: str) -> str:
+    """A card that says what the model itself knows, with the Hub's metadata."""
+    text = "text" in model.conditions
+    about = ModelCardData(
+        library_name="imagebart",
+        pipeline_tag="text-to-image" if text else "unconditional-image-generation",
+        tags=TAGS,
+    )
+    (h, w), kinds = model.grid, " and ".join(model.conditions)
+    body = BODY.format(
+        name=repo_id.split("/")[1],
+        repo_id=repo_id,
+        side=model.vqgan.config.image_size,
+        h=h,
+        w=w,
+        K=model.K,
+        T=model.T,
+        conditions=f"Conditional on {kinds}." if kinds else "Unconditional.",
+    )
+    return str(ModelCard(f"---\n{about.to_yaml()}\n---\n{body}"))
