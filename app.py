@@ -25,6 +25,7 @@ import gradio as gr
 import tyro
 from starlette.middleware import Middleware
 
+from demo.calls import functions_of
 from demo.chain import chain_tab
 from demo.edit import edit_tab
 from demo.files import private_folder, stored_files, tidy
@@ -95,7 +96,7 @@ def build(
 def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
     """Serve the page behind `Guard`; `options` as `gr.Blocks.launch`."""
     site = site_of(config.host, config.public_host, config.root_path, config.trusted_proxy)
-    jobs = {f["id"] for f in page.config["dependencies"] if f["api_visibility"] == "public"}
+    functions = functions_of(page)
     kept = frozenset(path for *_, path in stored_files())
 
     @asynccontextmanager
@@ -104,7 +105,7 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
         yield
         task.cancel()
 
-    guard = Middleware(Guard, worker=worker, site=site, jobs=jobs, kept=kept)
+    guard = Middleware(Guard, worker=worker, site=site, functions=functions, kept=kept)
     return page.launch(
         server_name=config.host,
         server_port=config.port,
@@ -120,6 +121,7 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
         max_threads=2 * MOST_WAITING,  # waiting jobs hold a place there, so others find one too
         state_session_capacity=MOST_SESSIONS,
         allowed_paths=[],
+        _frontend=False,  # else it asks the page once, and gives up if that takes three seconds
         app_kwargs={"middleware": [guard], "lifespan": tidied},
         footer_links=["api"],
         theme=THEME,

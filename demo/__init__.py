@@ -6,6 +6,7 @@ pictures                                input and output images
 parts                                   controls, galleries, buttons
 style                                   colours, sizes, title
 serving                                 hosts, proxies, passwords, bodies of requests
+calls                                   calls of the page's functions, checked
 worker                                  the queue of jobs before the model
 files                                   the folder of visitors' files; how they are opened
 """

@@ -9,7 +9,7 @@ from PIL import Image
 
 from demo.parts import in_turn, shelf_of
 from demo.pictures import read_picture, stored
-from demo.requests import read_int
+from demo.requests import picked, read_int
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import fit
@@ -93,7 +93,7 @@ def picture_input(examples: list[Image.Image]) -> gr.Image:
     shelf = shelf_of(examples, elem_id="starts", **plain)
 
     def pick(event: gr.SelectData) -> str:
-        return stored(examples[event.index])
+        return stored(picked(examples, event))
 
     shelf.select(pick, None, image, api_visibility="private", show_progress="hidden")
     return image

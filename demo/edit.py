@@ -37,6 +37,7 @@ from demo.requests import (
     check_pixels,
     finished,
     of_one_class,
+    picked,
     ranked,
     read_candidates,
     read_int,
@@ -295,7 +296,7 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
     shelf = shelf_of(examples, elem_id="examples", **plain)
 
     def pick(event: gr.SelectData) -> dict:
-        return for_editor(examples[event.index])
+        return for_editor(picked(examples, event))
 
     @sentences()
     def uploaded(file: dict) -> dict:

@@ -20,6 +20,7 @@ from demo.parts import (
 from demo.pictures import EXAMPLES, for_editor, read_picture, stored
 from demo.requests import (
     of_one_class,
+    picked,
     ranked,
     read_candidates,
     read_layers,
@@ -113,7 +114,7 @@ def map_editor(model: ImageBART) -> gr.ImageEditor:
     shelf = shelf_of(maps, elem_id="maps", elem_classes="shelf", **plain)
 
     def pick(event: gr.SelectData) -> dict:
-        return for_editor(maps[event.index])
+        return for_editor(picked(maps, event))
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shelf.select(pick, None, editor, **private)

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -120,6 +120,12 @@ def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | N
         return None if any_class else [(seed + i) % known for i in range(count)]
     number = isinstance(name, int) or (isinstance(name, str) and name.isdecimal())
     return [read_int(name, "classes", 0, known - 1) if number else name] * count
+
+
+def picked(items: Sequence, event: gr.SelectData) -> Any:
+    """The item of a gallery that a visitor selected."""
+    with sentences():
+        return items[read_int(event.index, "index", 0, len(items) - 1)]
 
 
 # ── limits ────────────────────────────────────────────────────────────────────────────────────

@@ -1,7 +1,7 @@
 """Serving: what every request passes before gradio sees it.
 
 Site             names of the server, and the proxies whose forwarded headers count
-Guard            hosts, origins, logins, bodies, places in the queue; health, metrics
+Guard            hosts, origins, logins, paths, bodies, places in the queue; health, metrics
 read_auth        other machines need a password
 """
 
@@ -11,14 +11,15 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from demo.files import check_files, tidy
+from demo.calls import API, CALL, PageFunction, read_call
+from demo.files import check_files, is_ours, tidy
 from demo.worker import Refused, Worker
 
 HEADERS = {
@@ -32,9 +33,15 @@ MOST_BODY = 2**20
 """Bytes of a request that is no upload."""
 MOST_UPLOAD = 32 * 2**20
 """Bytes of the files of one upload together."""
-API = "/gradio_api"
-LISTENS = re.compile(rf"{API}/(?:queue/data|call/(?:v2/)?[^/]+/(?P<event>[^/]+))/?")
-RUNS = re.compile(rf"{API}/(?:queue/join|call/(?:v2/)?[^/]+)/?")
+LISTENS = re.compile(rf"{API}/(?:queue/data|call/(?:v2/)?[^/]+/(?P<event>[^/]+))")
+READS = re.compile(
+    rf"{API}/(?:info|openapi\.json|app_id|user|login_check|queue/status|startup-events|theme\.css"
+    r"|upload_progress|heartbeat/[\w-]{1,64})"
+)
+"""What the page and gradio's clients read beside results and files."""
+READ_FILE = f"{API}/file="
+UPLOAD = f"{API}/upload"
+SENDS = (f"{API}/cancel", f"{API}/reset")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -49,6 +56,10 @@ class Answer(Exception):
 def refused(sentence: str, status: int) -> Answer:
     """Under "detail" the page and gradio's clients look for the reason."""
     return Answer(JSONResponse({"detail": sentence}, status))
+
+
+def nothing_here() -> Answer:
+    return refused("there is nothing here", 404)
 
 
 @dataclass(frozen=True)
@@ -109,10 +120,11 @@ class Site:
 class Guard:
     """Middleware: what stands before the page and its endpoints.
 
-    Requests of other sites or for other hosts, logins tried fast, large or malformed bodies, and
-    files that are none of this app's are refused in one sentence; so is a job, a function whose
-    number is one of `jobs`, for which the `worker` has no place. `/healthz` and `/metrics` are
-    answered here. `kept` are the page's own files, which make no room for uploads.
+    It refuses in one sentence: requests of other sites or for other hosts; logins tried fast; large
+    or malformed bodies; calls of none of the `functions`; files that are none of this app's; jobs
+    for which the `worker` has no place. Of gradio's own paths it passes on those that it uses.
+    `/healthz` and `/metrics` are answered here. `kept` are the page's own files, which make no room
+    for uploads.
     """
 
     def __init__(
@@ -120,10 +132,11 @@ class Guard:
         app: Callable,
         worker: Worker,
         site: Site,
-        jobs: Collection[int] = (),
+        functions: Sequence[PageFunction] = (),
         kept: frozenset = frozenset(),
     ):
-        self.app, self.worker, self.site, self.jobs, self.kept = app, worker, site, jobs, kept
+        self.app, self.worker, self.site, self.kept = app, worker, site, kept
+        self.functions = functions
         self.logins: dict[str, deque] = {}
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
@@ -142,6 +155,7 @@ class Guard:
                 receive = await self.checked(scope, path, receive)
             else:
                 self.answer_probes(path)
+                check_read(path)
         except Answer as answer:
             return await answer.response(scope, receive, send_guarded)
         with self.listening(scope, path):
@@ -150,7 +164,8 @@ class Guard:
     def path(self, scope: dict) -> str:
         """The path below the root, with or without which a proxy passes it on."""
         path, root = scope["path"], self.site.root
-        return path.removeprefix(root) if path.startswith(f"{root}/") else path
+        path = path.removeprefix(root) if path.startswith(f"{root}/") else path
+        return path if READ_FILE in path else path.rstrip("/")
 
     def answer_probes(self, path: str) -> None:
         if path == "/healthz":
@@ -172,17 +187,19 @@ class Guard:
 
     async def checked(self, scope: dict, path: str, receive: Callable) -> Callable:
         """`receive` of a request whose body is fit for gradio; raises Answer if it is not."""
-        path = path.rstrip("/")
-        if path.endswith("/login"):
-            self.limit_logins(scope["client"][0])
-        if path == f"{API}/component_server":  # keeps what it is sent, and the page needs none
-            raise refused("there is nothing here", 404)
-        if path == f"{API}/upload":
+        if path == UPLOAD:
             await self.make_room(scope)
             return receive
+        if path == "/login":
+            self.limit_logins(scope["client"][0])
+        elif path not in SENDS and not CALL.fullmatch(path):
+            raise nothing_here()
         body = await read_body(receive)
         if path.startswith(API):
-            self.check_request(json_object(body), scope, path)
+            request = json_object(body)
+            if path not in SENDS:
+                request = self.call(request, scope, path)
+            body = json.dumps(request).encode()
         return replayed(body, receive)
 
     async def make_room(self, scope: dict) -> None:
@@ -195,17 +212,20 @@ class Guard:
             raise refused(f"{most}, got more", 413)
         await asyncio.to_thread(tidy, self.kept, int(length))
 
-    def check_request(self, request: dict, scope: dict, path: str) -> None:
+    def call(self, request: dict, scope: dict, path: str) -> dict:
+        """What of a call is passed on; raises Answer if nothing is."""
         try:
             check_files(request)
+            function, passed = read_call(self.functions, path, request)
+            if function.job:
+                self.worker.refuse_overload(scope["client"][0], passed.get("session_hash"))
+        except LookupError:
+            raise nothing_here() from None
+        except Refused as error:
+            raise refused(str(error), 503 if error.full else 429) from None
         except ValueError as error:
             raise refused(str(error), 400) from None
-        called, number = path.startswith(f"{API}/call/"), request.get("fn_index")
-        if called or (isinstance(number, int) and number in self.jobs):
-            try:
-                self.worker.refuse_overload(scope["client"][0], request.get("session_hash"))
-            except Refused as error:
-                raise refused(str(error), 503 if error.full else 429) from None
+        return passed
 
     def limit_logins(self, visitor: str) -> None:
         now = time.monotonic()
@@ -214,6 +234,13 @@ class Guard:
         if len(times) == LOGINS_A_MINUTE and times[0] > now - 60:
             raise refused("too many logins, wait a minute", 429)
         times.append(now)
+
+
+def check_read(path: str) -> None:
+    """Raise Answer unless the page reads there: for an address, gradio would fetch it."""
+    ours = path.startswith(READ_FILE) and is_ours(path.removeprefix(READ_FILE))
+    if path.startswith(API) and not (ours or READS.fullmatch(path) or LISTENS.fullmatch(path)):
+        raise nothing_here()
 
 
 async def read_body(receive: Callable) -> bytes:

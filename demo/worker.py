@@ -25,10 +25,12 @@ SHARE_OF_ADDRESS = 48
 """Places in the queue for one address, which may be a whole school behind its router."""
 SHARE_OF_SESSION = 8
 """Places in the queue for one page or one client."""
+END = object()
 AHEAD = 4
 """Results that a job may be ahead of what its visitor has been sent."""
 PATIENCE = 10.0
 """Seconds after which a job that nobody has listened to is dropped."""
+STOPPING = "this server is stopping"
 QUEUE_FULL = "too many visitors are waiting, try again in a minute"
 SHARE_USED = "too many of your own requests are waiting, try again when one of them is done"
 
@@ -41,12 +43,12 @@ class Refused(ValueError):
         self.full = full
 
 
-class TooLong(ValueError):
-    """A job has taken longer than the limit."""
+class CutShort(ValueError):
+    """The server has ended a job: it took too long, or the server stops."""
 
 
 class Ended(BaseException):
-    """Raised inside a job whose time is over; no `except Exception` may keep it running."""
+    """Raised inside a job that should end; no `except Exception` may keep it running."""
 
 
 @dataclass(eq=False)
@@ -58,7 +60,7 @@ class Job:
     keys: tuple[str, str]
     number: int
     joined: float
-    post: Callable[[tuple[str, Any]], None]
+    post: Callable[[tuple[Any, Exception | None]], None]
     deadline: float = inf
     heard: bool = False
     cancelled: bool = False
@@ -95,20 +97,20 @@ class Worker:
     ) -> AsyncIterator:
         """What `steps()` yields in the model's thread once its turn has come.
 
-        Raises Refused at once if there is no place in the queue, TooLong if the job takes
-        longer than the limit, and what `steps` raises. Closing the iterator ends the job.
+        Raises Refused at once if there is no place in the queue, CutShort if the server ends the
+        job, and what `steps` raises. Closing the iterator ends the job.
         """
         loop, inbox = asyncio.get_running_loop(), asyncio.Queue()
         post = partial(loop.call_soon_threadsafe, inbox.put_nowait)
         job = self.join(steps, address, (session, event), post)
         try:
             while True:
-                kind, value = await inbox.get()
-                if kind == "end":
+                item, error = await inbox.get()
+                if error is not None:
+                    raise error
+                if item is END:
                     return
-                if kind == "error":
-                    raise value
-                yield value
+                yield item
                 job.room.release()
         finally:
             self.cancel(job)
@@ -192,24 +194,29 @@ class Worker:
     def unfinished(self) -> list[Job]:
         return [*self.waiting, *([self.running] if self.running else [])]
 
-    def is_over(self, job: Job) -> bool:
-        """Whether a job should end: stopped, left by its visitor, never listened to, or late."""
+    def reason_to_end(self, job: Job) -> str | None:
+        """Why a job should end: a sentence for its visitor, empty if nobody is there to read it."""
         now = time.monotonic()
+        if self.stopped:
+            return STOPPING
+        if now > job.deadline:
+            return f"this took longer than {self.seconds:g} s, the limit of this server"
         alone = not any(self.listeners.get(key) for key in job.keys)
         left = alone and (job.heard or now > job.joined + PATIENCE)
-        return self.stopped or job.cancelled or left or now > job.deadline
+        return "" if job.cancelled or left else None
 
     def drop_ended(self) -> None:
         """Take those out of the queue that nobody waits for."""
-        for job in [job for job in self.waiting if self.is_over(job)]:
-            self.waiting.remove(job)
-            self.finish(job, "cancelled", "end", None)
+        for job in [*self.waiting]:
+            if (reason := self.reason_to_end(job)) is not None:
+                self.waiting.remove(job)
+                self.finish(job, "cancelled", CutShort(reason) if reason else None)
         self.changed.notify_all()
 
-    def finish(self, job: Job, outcome: str, kind: str, value: Any) -> None:
+    def finish(self, job: Job, outcome: str, error: Exception | None = None) -> None:
         self.counts[outcome] += 1
         with suppress(RuntimeError):  # the event loop has ended
-            job.post((kind, value))
+            job.post((END, error))
 
     def turn(self, job: Job) -> tuple[int, int, int]:
         return self.served[job.address], self.served[job.session], job.number
@@ -245,27 +252,26 @@ class Worker:
 
     def run(self, job: Job) -> None:
         """Run a job to its end and post what it yields."""
-        began, outcome, kind, value = time.monotonic(), "done", "end", None
+        began, outcome, error = time.monotonic(), "done", None
         try:
             with closing(job.steps()) as steps:
                 for item in steps:
                     while not job.room.acquire(timeout=0.1):
                         self.check()
-                    job.post(("item", item))
+                    job.post((item, None))
                     self.check()
-        except Ended:
-            late = time.monotonic() > job.deadline
-            most = f"this took longer than {self.seconds:g} s, the limit of this server"
-            outcome, kind = "cancelled", "error" if late else "end"
-            value = TooLong(most) if late else None
-        except Exception as error:
-            outcome, kind, value = "failed", "error", error
+        except Ended as ended:
+            outcome, error = "cancelled", CutShort(str(ended)) if str(ended) else None
+        except Exception as raised:
+            outcome, error = "failed", raised
         with self.changed:
             self.running = None
             self.busy += time.monotonic() - began
-            self.finish(job, outcome, kind, value)
+            self.finish(job, outcome, error)
 
     def check(self, *_: Any) -> None:
-        """Raise Ended if the running job is over; called before every layer in this thread."""
-        if threading.current_thread() is self.thread and self.is_over(self.running):
-            raise Ended
+        """Raise Ended if the running job should end; called before every layer in this thread."""
+        if threading.current_thread() is not self.thread:
+            return
+        if (reason := self.reason_to_end(self.running)) is not None:
+            raise Ended(reason)

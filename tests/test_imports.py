@@ -55,7 +55,7 @@ MODULES = list(FILES)
 PACKAGES = [name for name, path in FILES.items() if path.stem == "__init__" and name != "__init__"]
 TABS = {"sample", "edit", "paint", "panorama", "chain"}
 DEMO = [
-    {"style", "files", "worker"},
+    {"style", "files", "calls", "worker"},
     {"requests", "serving"},
     {"pictures"},
     {"parts"},

@@ -1,6 +1,7 @@
 """What the page promises a network: files, the queue before the model, hosts, proxies, bodies."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -15,9 +16,10 @@ from torch import nn
 
 from demo import files, serving
 from demo import worker as limits
+from demo.calls import PageFunction
 from demo.files import check_files, is_alive, opened, private_folder, tidy
 from demo.serving import MOST_BODY, Guard, Site, read_auth, site_of
-from demo.worker import Refused, TooLong, Worker
+from demo.worker import CutShort, Refused, Worker
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -296,7 +298,7 @@ def test_a_job_is_never_far_ahead_of_its_visitor():
 
 def test_a_job_has_a_time_limit():
     worker = Worker(model := Slow(), seconds=0.1)
-    with pytest.raises(TooLong, match=r"longer than 0.1 s, the limit of this server"):
+    with pytest.raises(CutShort, match=r"longer than 0.1 s, the limit of this server"):
         asyncio.run(all_of(worker, steps(model, layers=10**6)))
     assert asyncio.run(all_of(worker, steps(model, "next"))) == ["next"] and worker.stop()
 
@@ -368,10 +370,10 @@ def test_a_stopped_worker_ends_all_jobs_and_takes_no_more():
         assert await asyncio.to_thread(worker.stop) and time.monotonic() - began < 1
         with pytest.raises(Refused):
             await all_of(worker, steps(model))
-        return await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
     worker = Worker(model)
-    assert asyncio.run(go()) == [[], [], []]
+    assert [str(error) for error in asyncio.run(go())] == [limits.STOPPING] * 3
     assert not model._forward_pre_hooks
 
 
@@ -482,41 +484,119 @@ def test_probes_are_answered():
     assert asked(guard, ("GET", "/healthz", {}))[0].status_code == 503
 
 
+FUNCTIONS = (  # a job of two values, an item's choice, and what Stop calls
+    PageFunction(7, "sample", ("prompt", "seed"), 2, job=True, queued=True, selects=False),
+    PageFunction(8, "pick", ("event",), 0, job=False, queued=True, selects=True),
+    PageFunction(9, "stop", (), 0, job=False, queued=False, selects=False),
+)
+JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
+
+
+def sent(guard: Guard, path: str, body: object, status: int = 200) -> object:
+    """What gradio is given of a JSON body, or why it is given nothing."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    [answer] = asked(guard, ("POST", path, {"content": content}))
+    assert answer.status_code == status, answer.text
+    return json.loads(answer.json()[3]) if status == 200 else answer.json()["detail"]
+
+
 def test_bodies_are_small_json_objects_that_name_uploads_only(folder):
-    guard, join = guard_of("127.0.0.1", None, "", []), "/gradio_api/queue/join"
-    own = {"data": [{"path": str(folder / "upload" / "image.png")}]}
-    [told] = asked(guard, ("POST", join, {"json": own}))
-    assert "image.png" in told.json()[3]
-    foreign = {"data": [{"image": {"path": "/etc/passwd"}}]}
-    for path in (join, "/gradio_api/run/x", "/gradio_api/call/x", "/gradio_api/stream/x"):
-        [told] = asked(guard, ("POST", path, {"json": foreign}))
-        assert (told.status_code, told.json()) == (400, {"detail": files.REFUSED})
-    for body in (b"[]", b"{", b"3", b"\xff", b"[" * 10**5, b'{"a":' * 10**5):
-        [told] = asked(guard, ("POST", join, {"content": body}))
-        assert told.status_code == 400 and "must be a JSON object" in told.text
-    large, upload = {"content": bytes(MOST_BODY + 1)}, "/gradio_api/upload"
-    assert asked(guard, ("POST", join, large))[0].status_code == 413
+    guard = Guard(seen, Worker(), Site(), FUNCTIONS)
+    own = {"path": str(folder / "upload" / "image.png")}
+    assert sent(guard, "/gradio_api/call/sample", {"data": [own, 3]}) == {"data": [own, 3]}
+    for body in (b"[]", b"{", b"3", b"\xff", b"[" * 10**5, b'{"a":' * 10**5, b"1" * 10**5):
+        for path in (JOIN, "/gradio_api/call/sample", "/gradio_api/cancel"):
+            assert "must be a JSON object" in sent(guard, path, body, 400)
+    foreign = {"data": [{"image": {"path": "/etc/passwd"}}, 3], "fn_index": 7}
+    for path in (
+        JOIN,
+        "/gradio_api/run/x",
+        "/gradio_api/call/sample",
+        "/gradio_api/call/v2/sample",
+    ):
+        assert sent(guard, path, foreign, 400) == files.REFUSED
+    assert "at most 1 MB" in sent(guard, JOIN, bytes(MOST_BODY + 1), 413)
 
     async def parts():
         yield b"unannounced"
 
     large = {"content": b"", "headers": {"content-length": str(serving.MOST_UPLOAD + 1)}}
-    assert asked(guard, ("POST", upload, large))[0].status_code == 413
-    assert asked(guard, ("POST", upload, {"content": parts()}))[0].status_code == 411
-    assert asked(guard, ("POST", "/gradio_api/component_server", {}))[0].status_code == 404
+    assert asked(guard, ("POST", UPLOAD, large))[0].status_code == 413
+    assert asked(guard, ("POST", UPLOAD, {"content": parts()}))[0].status_code == 411
+
+
+def test_gradio_reads_of_a_call_what_its_function_takes():
+    """Its values, the session and the selected item; nothing else that gradio knows."""
+    guard = Guard(seen, Worker(), Site(), FUNCTIONS)
+    odd = {"batched": True, "event_id": "x", "simple_format": True, "oauth_token": "x", "a": [{}]}
+    job = {"data": ["a lake", 3], "session_hash": "one"}
+    plain = {"event_data": None, "trigger_id": None}
+    assert sent(guard, JOIN, job | {"fn_index": 7} | odd) == job | {"fn_index": 7} | plain
+    assert sent(guard, "/gradio_api/call/sample/", job | {"fn_index": 9}) == job
+    assert sent(guard, "/gradio_api/call/v2/sample", {"seed": 3}) == {"seed": 3}
+    assert sent(guard, "/gradio_api/run/stop", {"data": [], "trigger_id": 4})["trigger_id"] == 4
+    item = {"data": [], "fn_index": 8, "event_data": {"index": 2, "value": {"path": None}}}
+    assert sent(guard, JOIN, item)["event_data"] == {"index": 2, "value": None}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "sentence"),
+    [
+        (JOIN, {"fn_index": 7}, "data must be a list of 2 values, got no list"),
+        (JOIN, {"fn_index": 7, "data": {}}, "data must be a list of 2 values, got no list"),
+        (JOIN, {"fn_index": 7, "data": ["a secret"]}, "data must be a list of 2 values, got 1"),
+        (JOIN, {"fn_index": 7, "data": [1, 2, 3]}, "data must be a list of 2 values, got 3"),
+        (JOIN, {"fn_index": 8, "data": []}, "event_data must have the index of an item"),
+        (JOIN, {"fn_index": 8, "data": [], "event_data": {"index": -1}}, "event_data must"),
+        (JOIN, {"fn_index": 8, "data": [], "event_data": {"index": "0"}}, "event_data must"),
+        (JOIN, {"fn_index": 9, "data": [], "session_hash": 3}, "session_hash must be 1 to 64"),
+        (JOIN, {"fn_index": 9, "data": [], "session_hash": "a" * 65}, "session_hash must be"),
+        (JOIN, {"fn_index": 9, "data": [], "session_hash": "/"}, "session_hash must be"),
+        ("/gradio_api/call/v2/sample", {"secret": 1}, "sample takes prompt, seed, got 1 others"),
+    ],
+)
+def test_a_malformed_call_is_one_sentence(path, body, sentence):
+    guard = Guard(seen, Worker(), Site(), FUNCTIONS)
+    answer = sent(guard, path, body, 400)
+    assert answer.startswith(sentence) and "secret" not in answer.removeprefix(sentence)
+
+
+def test_only_paths_of_the_page_are_passed_on(folder):
+    """Gradio's other paths fetch addresses, write files, or pass its queue."""
+    guard, own = Guard(seen, Worker(), Site(), FUNCTIONS), folder / "upload" / "image.png"
+    open_to_all = ["/", "/config", "/theme.css", "/gradio_api/info", "/gradio_api/heartbeat/one"]
+    for path in (*open_to_all, "/gradio_api/queue/data?session_hash=x", f"/gradio_api/file={own}"):
+        assert asked(guard, ("GET", path, {}))[0].status_code == 200
+    closed = [
+        "file=http://127.0.0.1:9/x.png",
+        "file=/etc/passwd",
+        "file/etc/passwd",
+        "proxy=http://x",
+    ]
+    closed += ["deep_link", "custom_component/1/client/a/b", "runs", "stream/a/b/3/playlist.m3u8"]
+    for path in closed:
+        for method in ("GET", "HEAD"):
+            assert asked(guard, (method, f"/gradio_api/{path}", {}))[0].status_code == 404, path
+    assert sent(guard, "/gradio_api/cancel", {"event_id": "x"}) == {"event_id": "x"}
+    calls = ["run/sample", "api/sample", "call/pick", "call/v2/stop", "call/none", "queue/join"]
+    for path in (*calls, "component_server", "stream/x", "run-history/connect", "none"):
+        assert sent(guard, f"/gradio_api/{path}", {"data": [1, 2]}, 404) == "there is nothing here"
+    for number in (10, -1, True, "7", [7]):
+        sent(guard, JOIN, {"data": [1, 2], "fn_index": number}, 404)
 
 
 def test_overload_is_refused_before_gradio_sees_it(monkeypatch):
-    guard = Guard(seen, Worker(), Site(), jobs={7})
-    call = ("POST", "/gradio_api/call/sample", {"json": {}})
-    job = ("POST", "/gradio_api/queue/join", {"json": {"fn_index": 7, "session_hash": "one"}})
-    other = ("POST", "/gradio_api/queue/join", {"json": {"fn_index": 8}})
-    assert [told.status_code for told in asked(guard, call, job, other)] == [200] * 3
+    guard = Guard(seen, Worker(), Site(), FUNCTIONS)
+    call = ("POST", "/gradio_api/call/sample", {"json": {"data": [1, 2]}})
+    body = {"fn_index": 7, "session_hash": "one", "data": [1, 2]}
+    other = ("POST", "/gradio_api/run/stop", {"json": {"data": []}})
+    requests = call, ("POST", JOIN, {"json": body}), other
+    assert [answer.status_code for answer in asked(guard, *requests)] == [200] * 3
     monkeypatch.setattr(limits, "SHARE_OF_SESSION", 0)
-    assert [told.status_code for told in asked(guard, call, job, other)] == [200, 429, 200]
+    assert [answer.status_code for answer in asked(guard, *requests)] == [200, 429, 200]
     monkeypatch.setattr(limits, "MOST_WAITING", 0)
-    answers = asked(guard, call, job, other)
-    assert [one.status_code for one in answers] == [503, 503, 200]
+    answers = asked(guard, *requests)
+    assert [answer.status_code for answer in answers] == [503, 503, 200]
     assert answers[0].json() == {"detail": limits.QUEUE_FULL}
 
 
