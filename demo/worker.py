@@ -25,7 +25,7 @@ SHARE_OF_ADDRESS = 48
 """Places in the queue for one address, which may be a whole school behind its router."""
 SHARE_OF_SESSION = 8
 """Places in the queue for one page or one client."""
-LAST = object()
+JOB_ENDED = object()
 """Follows what a job has yielded."""
 AHEAD = 4
 """Results that a job may be ahead of what its visitor has been sent."""
@@ -109,7 +109,7 @@ class Worker:
                 item, error = await inbox.get()
                 if error is not None:
                     raise error
-                if item is LAST:
+                if item is JOB_ENDED:
                     return
                 yield item
                 job.room.release()
@@ -217,7 +217,7 @@ class Worker:
     def finish(self, job: Job, outcome: str, error: Exception | None = None) -> None:
         self.counts[outcome] += 1
         with suppress(RuntimeError):  # the event loop has ended
-            job.post((LAST, error))
+            job.post((JOB_ENDED, error))
 
     def turn(self, job: Job) -> tuple[int, int, int]:
         return self.served[job.address], self.served[job.session], job.number
