@@ -164,7 +164,7 @@ def test_the_card_says_what_the_records_say(tiny, tmp_path):
     assert "| vqgan | 400 × 16 | 12 |" in text and "| chain | 300 × 64" in text
     assert "| PSNR of reconstructions, dB | 21.500 | 7 held-out pictures, a chip |" in text
     assert "the bound" not in text  # not measured
-    assert Image.open(tmp_path / "model" / "samples.png").size == (16, 16)
+    assert Image.open(tmp_path / "model" / "samples.png").size == (24, 24)  # 2×2 of 8 pixels, 8 apart
 
 
 def test_a_killed_run_takes_its_stage_along_and_the_next_waits_for_it(tmp_path):

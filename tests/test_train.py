@@ -250,6 +250,17 @@ def test_the_discriminator_has_a_head_start(tmp_path, monkeypatch):
     assert judged == [8, 8, 4, 8]  # 4 images and 4 reconstructions; then 4 it has a word on
 
 
+def test_any_number_of_held_out_pictures_is_shown():
+    """Rows of at most eight: pictures above, what came back below, white where there are none."""
+    sheet_of = script("compression")["sheet_of"]
+    for count, size in {1: (8, 4), 7: (8, 28), 9: (16, 32), 16: (16, 32)}.items():
+        image, back = torch.zeros(count, 3, 4, 4), torch.full((count, 3, 4, 4), 0.5)
+        (sheet,) = sheet_of(image, back)
+        assert sheet.shape == (3, *size)
+        assert (sheet == 0).sum() == image.numel() and (sheet == 0.5).sum() == back.numel()
+        assert (sheet[:, :4] == 0).all() and (sheet[:, 4:8] == 0.5).all()
+
+
 def test_tokens_are_those_of_the_images(chain):
     from imagebart.data.sources import open_data
 

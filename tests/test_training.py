@@ -4,7 +4,8 @@ import itertools
 import json
 
 import pytest
-from training import Log, require_same_run, warmup_cosine
+import torch
+from training import Log, report, require_same_run, warmup_cosine
 
 
 def test_the_rate_goes_up_a_line_and_down_a_cosine():
@@ -54,3 +55,27 @@ def test_only_one_rank_writes(tmp_path):
     path = tmp_path / "metrics.jsonl"
     Log(path, 0, active=False).write(1, loss=1)
     assert not path.exists()
+
+
+def test_a_report_never_ends_the_run(tmp_path, capsys):
+    with report("the picture"):
+        raise MemoryError
+    log = Log(tmp_path / "metrics.jsonl", 0, active=True)
+    log.path.mkdir()  # stands for a disk that cannot be written to
+    log.write(1, loss=1.0)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "the picture could not be written, the run goes on: MemoryError"
+    assert str(log.path) in said[1] and "the run goes on" in said[1]
+    with pytest.raises(KeyboardInterrupt), report("the picture"):
+        raise KeyboardInterrupt
+
+
+def test_the_log_is_strict_json(tmp_path):
+    log = Log(tmp_path / "metrics.jsonl", 0, active=True)
+    log.write(1, loss=float("nan"), norm=torch.tensor(float("inf")), rate=0.5)
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    row = json.loads(log.path.read_text(), parse_constant=refuse)
+    assert (row["loss"], row["norm"], row["rate"]) == (None, None, 0.5)

@@ -3,14 +3,13 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from einops import rearrange
 from PIL import Image
 from torch import nn
 
 from imagebart import ImageBART
 from imagebart.checkpoint import atomic_write, read_json
-from imagebart.data.images import to_pil, to_tensor
 from imagebart.presets import Preset
+from imagebart.show import Picture, grid
 
 CARD = """# {name}
 
@@ -46,8 +45,7 @@ def write_card(out: Path, preset: Preset, record: dict) -> None:
     """OUT/model/README.md and the picture in it; everything in them stands in OUT's records."""
     model, plan = ImageBART.from_pretrained(out / "model"), record["plan"]
     samples = sorted((out / "figures" / "samples").glob("*.png"))
-    with atomic_write(out / "model" / "samples.png") as draft:
-        contact_sheet(samples).save(draft, format="PNG")
+    contact_sheet(samples).save(out / "model" / "samples.png")
     (h, w), side = model.grid, model.vqgan.config.image_size
     text = CARD.format(
         name=out.resolve().name,
@@ -79,12 +77,10 @@ def command(options: dict) -> str:
     return " ".join(["python", "train/everything.py", *given])
 
 
-def contact_sheet(paths: list[Path]) -> Image.Image:
+def contact_sheet(paths: list[Path]) -> Picture:
     """Pictures of one size beside and below each other, as square as can be."""
-    columns = max(1, round(len(paths) ** 0.5))
-    images = to_tensor([Image.open(path) for path in paths])
-    images = images[: len(images) // columns * columns]
-    return to_pil(rearrange(images, "(r c) ch h w -> 1 ch (r h) (c w)", c=columns))[0]
+    images = [Image.open(path) for path in paths]
+    return grid(images, round(len(images) ** 0.5), height=images[0].height)
 
 
 def stage_rows(preset: Preset, record: dict) -> list[str]:

@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training import Log, is_reported, read_options, require_same_run, warmup_cosine
+from training import Log, is_reported, read_options, report, require_same_run, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, atomic_write, run_lock
 from imagebart.data.images import Batches, to_pil
 from imagebart.data.sources import open_data
 from imagebart.folders import load_vqgan, save_vqgan
+from imagebart.notation import Images
 from imagebart.perceptual import (
     PERCEPTUAL,
     PatchDiscriminator,
@@ -254,13 +256,20 @@ def log_reconstructions(
     """Reconstruct held-out images: numbers to the log, a picture to look at."""
     if not ranks.is_main:
         return
-    back = torch.cat([vqgan(x[None].to(ranks.device), quantise)[0].cpu() for x in image])
-    sharp = sharpness(back.clamp(-1, 1)).mean() / sharpness(image).mean()
-    log.write(step, psnr=psnr(image, back).mean(), sharpness=sharp)
-    rows = torch.stack([image[:8], back[:8], image[8:16], back[8:16]])
-    sheet = to_pil(rearrange(rows, "r c ch h w -> 1 ch (r h) (c w)"))[0]
-    with atomic_write(path) as draft:
-        sheet.save(draft, format="PNG")
+    with report(str(path)):
+        back = torch.cat([vqgan(x[None].to(ranks.device), quantise)[0].cpu() for x in image])
+        sharp = sharpness(back.clamp(-1, 1)).mean() / sharpness(image).mean()
+        log.write(step, psnr=psnr(image, back).mean(), sharpness=sharp)
+        sheet = to_pil(sheet_of(image[:16], back[:16]))[0]
+        with atomic_write(path) as draft:
+            sheet.save(draft, format="PNG")
+
+
+def sheet_of(image: Images, back: Images) -> Images:
+    """One picture of rows of up to eight: images, below them what came back; white at the end."""
+    columns = min(8, len(image))
+    filled = [F.pad(x, (0, 0) * 3 + (0, -len(x) % columns), value=1.0) for x in (image, back)]
+    return rearrange(torch.stack(filled), "two (r c) ch h w -> 1 ch (r two h) (c w)", c=columns)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from training import Log, is_reported, read_options, require_same_run, warmup_cosine
+from training import Log, is_reported, read_options, report, require_same_run, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock, sha256_of
@@ -172,7 +172,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 bar.set_postfix({f"nats at t = {t}": f"{loss.item():.3f}"}, refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 held = x_1_held_out, held_out_condition
-                log_held_out(denoiser, ema, scales, *held, log, step, recipe.precision, ranks)
+                with report("the held-out loss"):
+                    log_held_out(denoiser, ema, scales, *held, log, step, recipe.precision, ranks)
             if step % config.save_every == 0:
                 save(step)
         if step % config.save_every:

@@ -57,7 +57,8 @@ class Metrics:
 
     def loss(self) -> float | None:
         """The last reported loss, of the run that wrote last."""
-        losses = [row[name] for rows in self.runs for row in rows for name in LOSSES if name in row]
+        rows = [row for rows in self.runs for row in rows]
+        losses = [row[name] for row in rows for name in LOSSES if row.get(name) is not None]
         return losses[-1] if losses else None
 
     def steps_a_second(self) -> float:

@@ -5,11 +5,14 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import tyro
+from tqdm import tqdm
 
 from imagebart.presets import table
 
@@ -53,8 +56,26 @@ def require_same_run(left_off: dict, run: dict, folder: Path) -> None:
         raise ValueError(f"{folder}: a run that is resumed must keep its {kept}, got {got}")
 
 
+def say(sentence: str) -> None:
+    """Tell whoever watches the run; a progress bar stays whole."""
+    tqdm.write(sentence, file=sys.stderr)
+
+
+@contextmanager
+def report(what: str) -> Iterator[None]:
+    """A block that only tells about the run: an error in it is said, and the run goes on."""
+    try:
+        yield
+    except Exception as error:  # a full disk, no memory, a picture that cannot be drawn …
+        reason = str(error).strip() or type(error).__name__
+        say(f"{what} could not be written, the run goes on: {reason.splitlines()[0]}")
+
+
 class Log:
-    """metrics.jsonl: a line of numbers a report. A resumed run drops what lies after its start."""
+    """metrics.jsonl: a line of numbers a report. A resumed run drops what lies after its start.
+
+    Strict JSON: a number that is not finite is null.
+    """
 
     def __init__(self, path: Path, start_step: int, active: bool):
         self.path, self.active = Path(path), active
@@ -69,9 +90,14 @@ class Log:
             return
         line = {"step": step, "seconds": round(time.time() - self.began, 1)}
         for name, value in values.items():
-            line[name] = value if isinstance(value, int) else round(float(value), 6)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            line[name] = value if isinstance(value, int) else finite(float(value))
+        with report(str(self.path)), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def finite(value: float) -> float | None:
+    """A number of six decimals; None for NaN and infinities, which JSON does not have."""
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _step(line: str) -> float:
