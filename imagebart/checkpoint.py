@@ -53,6 +53,12 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
     _flush_folder(path.parent)
 
 
+def remove_drafts(folder: PathLike) -> None:
+    """Remove the drafts of killed processes; whoever writes into the folder must hold its lock."""
+    for path in Path(folder).glob(".*.????????.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def require_file(path: Path) -> None:
     """OSError unless it is a regular file: a pipe or a device would be read for ever."""
     if not stat.S_ISREG(path.stat().st_mode):
@@ -244,6 +250,10 @@ class Checkpoints:
                 "delete them to begin again"
             )
         return None
+
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint not found damaged; None if there is none."""
+        return max(map(self._step, self._intact()), default=None)
 
     def _paths(self) -> list[Path]:
         """Every checkpoint, newest first."""

@@ -10,9 +10,12 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -27,6 +30,8 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    store: dist.Store | None = field(default=None, compare=False)
+    """Where several ranks met, and may leave notes for each other."""
 
     @property
     def is_main(self) -> bool:
@@ -34,11 +39,13 @@ class Ranks:
         return self.rank == 0
 
 
-def start(device: str | None = None) -> Ranks:
+def start(device: str | None = None, timeout: float = 600) -> Ranks:
     """Take this process's place: torchrun's (RANK, WORLD_SIZE, LOCAL_RANK), else rank 0 of 1.
 
     `device` is as in `pick_device`; with several ranks "cuda" is one GPU a rank, and ranks talk
-    over NCCL there, over gloo elsewhere. ValueError if the machine has too few GPUs for its ranks.
+    over NCCL there, over gloo elsewhere. A rank that waits for others for twice `timeout` seconds
+    fails; NCCL's flight recorder then writes what each rank was doing. ValueError if the machine
+    has too few GPUs for its ranks, or ranks do not meet in that time.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     chosen = pick_device(device)
@@ -49,19 +56,23 @@ def start(device: str | None = None) -> Ranks:
 
     if "RANK" in os.environ:
         _die_with_parent()
+    store = None
     if world > 1:
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         # Imported when the group is there (as DDP does), its default arguments would hold the group
         # and its threads until the interpreter is gone, and these abort some runs as they end.
         importlib.import_module("torch.distributed.nn.functional")
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
-            store=_fresh_store(),
+            store=(store := _fresh_store(rank, world, timeout)),
+            timeout=timedelta(seconds=2 * timeout),
             rank=rank,
             world_size=world,
             device_id=chosen if chosen.type == "cuda" else None,
         )
-    return Ranks(rank, world, chosen)
+    return Ranks(rank, world, chosen, store)
 
 
 def finish(ranks: Ranks) -> None:
@@ -174,18 +185,40 @@ def _own_gpu(name: str | None) -> torch.device:
     return torch.device("cuda", local)
 
 
-def _fresh_store() -> dist.Store:
+def _fresh_store(rank: int, world: int, timeout: float) -> dist.Store:
     """The store where ranks find each other, holding no address of a previous attempt.
 
     When a rank dies torchrun starts all of them again over the *same* store, and ranks may dial
-    the addresses of the dead. On one machine the restart count names the attempt, so we prefix it.
-    On several machines the counts may differ, and torch's own keys are kept.
+    the addresses of the dead, on several machines for minutes.
     """
-    store, _, _ = next(rendezvous("env://"))
-    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"attempt {attempt}", store)
-    return store
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    return dist.PrefixStore(f"attempt {attempt(store, rank, world, timeout)}", store)
+
+
+def attempt(store: dist.Store, rank: int, world: int, timeout: float) -> str:
+    """A name for this attempt that all its ranks know, and none of the dead knew.
+
+    Rank 0 makes one up and shows it; the others answer under it with numbers of their own, and
+    believe it when it shows theirs. ValueError after `timeout` seconds.
+    """
+    own, deadline = uuid4().hex, time.monotonic() + timeout
+    if rank == 0:
+        store.set("attempt", own)
+        try:
+            answers = [store.get(f"{own}/{other}").decode() for other in range(1, world)]
+        except dist.DistError as error:
+            raise ValueError(f"{world} ranks must meet in {timeout:.0f} s, got {error}") from None
+        store.set(f"{own}/all", " ".join(answers))
+        return own
+    while time.monotonic() < deadline:
+        if store.check(["attempt"]):
+            name = store.get("attempt").decode()
+            store.set(f"{name}/{rank}", own)
+            everyone = f"{name}/all"
+            if store.check([everyone]) and own in store.get(everyone).decode().split():
+                return name
+        time.sleep(0.05)
+    raise ValueError(f"{world} ranks must meet in {timeout:.0f} s, got no answer from rank 0")
 
 
 def _die_with_parent() -> None:

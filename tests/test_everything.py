@@ -89,13 +89,17 @@ def test_a_recipe_of_other_length_begins_its_parts_in_proportion():
     assert (half.steps, half.adversarial_start, half.warmup_steps) == (200, 150, 10)
 
 
-def test_a_run_with_other_options_is_refused(tmp_path):
+def test_a_run_with_other_options_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "everything.json"
     config = everything.Config(tmp_path, "tiny")
     write_json(everything.read_record(path, config), path)
     assert everything.read_record(path, config)["stages"] == {}
     with pytest.raises(ValueError, match=r"a run that is resumed must keep .*'seed': 0.*, got"):
         everything.read_record(path, replace(config, seed=1))
+    monkeypatch.chdir(tmp_path)
+    photos, same = (replace(config, data=name) for name in ("photos", "./photos"))
+    write_json(everything.read_record(tmp_path / "new.json", photos), path)
+    everything.read_record(path, same)  # the same folder
 
 
 def test_metrics_count_whole_lines_of_all_runs(rehearsed):
@@ -119,6 +123,26 @@ def test_a_stage_that_is_done_is_not_run_again(tmp_path):
         os.chdir(before)
     assert done["toy"]["done"] and (tmp_path / "ran.txt").read_text() == "once"
     assert (tmp_path / "toy.txt").read_text() == "said\n"
+
+
+def test_a_rehearsal_that_was_stopped_begins_anew(tmp_path, monkeypatch):
+    """What it left would give another time a step: its clock began twice."""
+    left = tmp_path / "rehearsal" / "vqgan" / "metrics.jsonl"
+    lines(left, {"step": 20, "seconds": 0.1, "rec": 1})
+    found = []
+
+    def stopped(stage, out, done, *_):
+        found.append((left.exists(), dict(done)))
+        sys.exit(143)
+
+    monkeypatch.setattr(everything, "run_stage", stopped)
+    config = everything.Config(tmp_path, "tiny")
+    record = everything.read_record(tmp_path / "everything.json", config)
+    record["rehearsal"] = {"vqgan": {"seconds": 40.0, "done": True}}
+    write_json(record, tmp_path / "everything.json")
+    with pytest.raises(SystemExit):
+        everything.main(config)
+    assert found == [(False, {})]
 
 
 def test_a_stage_that_fails_is_named_with_its_last_words(tmp_path):
@@ -164,7 +188,7 @@ def test_the_card_says_what_the_records_say(tiny, tmp_path):
     assert "| vqgan | 400 × 16 | 12 |" in text and "| chain | 300 × 64" in text
     assert "| PSNR of reconstructions, dB | 21.500 | 7 held-out pictures, a chip |" in text
     assert "the bound" not in text  # not measured
-    assert Image.open(tmp_path / "model" / "samples.png").size == (24, 24)  # 2×2 of 8 pixels, 8 apart
+    assert Image.open(tmp_path / "model" / "samples.png").size == (24, 24)
 
 
 def test_a_killed_run_takes_its_stage_along_and_the_next_waits_for_it(tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import struct
 import tarfile
 import time
@@ -31,7 +32,7 @@ from imagebart.data.images import (
     to_rgb,
     to_tensor,
 )
-from imagebart.data.sources import ShardFolder, open_data
+from imagebart.data.sources import ShardFolder, open_data, summary_of
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -268,7 +269,7 @@ def test_files_come_in_natural_order_and_rubbish_stays_out(tmp_path):
     assert files == ["a01.jpg", "a1.png", "a2.PNG", "a10.png", os.path.join("b", "c.webp")]
 
 
-def test_folders_are_classes_when_every_image_lies_in_one(tmp_path):
+def test_folders_are_classes_and_an_image_in_none_has_none(tmp_path):
     for name in ("10/x.png", "9/y/x.png", "9/x.png"):
         plain(tmp_path / name)
     data = ImageFolder(tmp_path)
@@ -276,7 +277,8 @@ def test_folders_are_classes_when_every_image_lies_in_one(tmp_path):
     assert [data[i]["class"] for i in range(3)] == [0, 0, 1]
     plain(tmp_path / "loose.png")
     data = ImageFolder(tmp_path)
-    assert data.names["class"] == () and {data[i]["class"] for i in range(4)} == {-1}
+    assert data.names["class"] == ("9", "10") and data.classes == [0, 0, 1, -1]
+    assert summary_of(data) == "4 images, 2 classes, 1 of them in no class"
 
 
 def test_an_item_has_its_image_label_and_caption(tmp_path):
@@ -468,13 +470,11 @@ def test_scenery_is_rendered_as_its_seed_says():
 def test_data_are_opened_by_name(tmp_path):
     assert isinstance(open_data("scenery", 32), SceneryData)
     assert len(open_data("scenery", 32, "validation", 7)) == 7
-    plain(tmp_path / "all.png")
-    assert open_data(tmp_path, 8, "validation").files == ["all.png"]
     plain(tmp_path / "train" / "a.png")
     plain(tmp_path / "validation" / "b.png")
     assert open_data(tmp_path, 8).files == ["a.png"]
     assert open_data(str(tmp_path), 8, "validation").files == ["b.png"]
-    with pytest.raises(ValueError, match="test: must be a folder that can be read"):
+    with pytest.raises(ValueError, match="must have a folder test, got none"):
         open_data(tmp_path, 8, "test")
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         open_data("scenery", 32, "validation", 0)
@@ -482,6 +482,65 @@ def test_data_are_opened_by_name(tmp_path):
         open_data(tmp_path, 8, "validation", 0)
     with pytest.raises(ValueError, match="scenery must have one size, got None"):
         open_data("scenery", None)
+
+
+@pytest.mark.parametrize("below", ["", "train", "Training"])
+def test_without_a_folder_for_validation_some_are_held_out_by_name(tmp_path, below):
+    """The same ones when others come or go, and never one that is trained on."""
+    for i in range(200):
+        plain(tmp_path / below / f"{i}.png")
+    train, validation = (open_data(tmp_path, 8, split).files for split in ("train", "validation"))
+    assert len(train) + len(validation) == len({*train, *validation}) == 200
+    assert 1 <= len(validation) <= 12
+    for name in [*train[:90], *validation[1:]]:
+        (tmp_path / below / name).unlink()
+    assert open_data(tmp_path, 8, "validation").files == validation[:1]
+    assert open_data(tmp_path, 8, "train").files == train[90:]
+    assert len(open_data(tmp_path, 8, "validation", held_out=0.5)) > 30
+
+
+def test_both_parts_have_an_image_or_the_folder_is_refused(tmp_path):
+    plain(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="must hold two images, one of them to be held out"):
+        open_data(tmp_path, 8)
+    for i in range(4):
+        plain(tmp_path / f"{i}.png")
+        for share in (1e-9, 0.5, 1 - 1e-9):
+            parts = [open_data(tmp_path, 8, split, held_out=share) for split in ("train", "test")]
+            assert min(map(len, parts)) > 0 and sum(map(len, parts)) == 2 + i
+    with pytest.raises(ValueError, match="held_out must be a share, between 0 and 1, got 200"):
+        open_data(tmp_path, 8, held_out=200)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "VAL"])
+def test_validation_has_the_classes_of_training(tmp_path, name):
+    for path in ("ant", "bee", "cat"):
+        plain(tmp_path / "train" / path / "a.png")
+    plain(tmp_path / name / "cat" / "b.png")
+    plain(tmp_path / name / "bee" / "b.png")
+    data = open_data(tmp_path, 8, "validation")
+    assert data.names["class"] == ("ant", "bee", "cat") and data.classes == [1, 2]
+    plain(tmp_path / name / "dog" / "b.png")
+    with pytest.raises(ValueError, match="classes must be those of the training images, got dog"):
+        open_data(tmp_path, 8, "validation")
+    shutil.rmtree(tmp_path / name)
+    plain(tmp_path / name / "b.png")
+    with pytest.raises(ValueError, match="classes must be those of the training images, got none"):
+        open_data(tmp_path, 8, "validation")
+
+
+def test_data_are_known_by_what_is_in_them(tmp_path):
+    """Wherever they lie; other pixels under the same name and of the same size are other data."""
+    for folder in ("a", "b", "c", "d", "e"):
+        plain(tmp_path / folder / "1.bmp")
+        plain(tmp_path / folder / "2.bmp")
+    plain(tmp_path / "c" / "2.bmp", (0, 9, 0))
+    (tmp_path / "d" / "2.txt").write_text("a square")
+    plain(tmp_path / "e" / "3.bmp")
+    a, b, *others = (ImageFolder(tmp_path / folder).digest() for folder in "abcde")
+    assert a == b and len({a, *others}) == 4
+    sizes = [SceneryData("train", 32, count).digest() for count in (3, 4)]
+    assert len({*sizes, SceneryData("validation", 32, 3).digest()}) == 3
 
 
 # ── Batches ───────────────────────────────────────────────────────────────────────────────────
@@ -649,8 +708,9 @@ def shards(tmp_path) -> Path:
 
 
 def test_shards_are_read_by_place(shards):
-    data = open_data(shards, 8)
-    assert isinstance(data, ShardFolder) and len(data) == 5
+    assert isinstance(open_data(shards, 8), ShardFolder)
+    data = ShardFolder(shards, 8)
+    assert len(data) == 5
     assert data.names["class"] == ("0", "1", "2")
     for i in (4, 0, 2, 1, 3):
         grey = 40 * (i + 1)
@@ -660,12 +720,15 @@ def test_shards_are_read_by_place(shards):
         assert data.texts(i) == [f"grey {grey}", f"of {'abcde'[i]}"]
         assert item["text"] == f"grey {grey}"
     assert [data[i]["class"] for i in range(5)] == data.classes
-    assert open_data(shards, 8, at_most=2).files == ["s-2.tar/folder/a.png", "s-2.tar/folder/c.png"]
-    assert len(open_data(shards, 8, at_most=99)) == 5
+    parts = [open_data(shards, 8, split, at_most=99) for split in ("train", "validation")]
+    assert sorted(parts[0].files + parts[1].files) == sorted(data.files)
+    assert data.digest() == ShardFolder(shards).digest()
+    data.take(2)
+    assert data.files == ["s-2.tar/folder/a.png", "s-2.tar/folder/c.png"]
 
 
 def test_loaders_with_workers_read_shards(shards):
-    loader = DataLoader(open_data(shards, 8), 5, num_workers=2)
+    loader = DataLoader(ShardFolder(shards, 8), 5, num_workers=2)
     (batch,) = loader
     assert batch["class"].tolist() == [0, 1, 1, 2, 2]
 

@@ -175,7 +175,7 @@ def test_a_vqgan_alone_is_imported_and_starts_a_chain(tmp_path, small, out):
     vqgan = load_vqgan(out)
     assert vqgan.K == 64 and vqgan.quantiser.used is None
     command = [sys.executable, "train/encode.py", "--vqgan", out, "--out", tmp_path / "tokens"]
-    options = "--count 6 --held-out 6 --workers 0 --batch 3 --precision fp32 --device cpu"
+    options = "--count 6 --validation 6 --workers 0 --batch 3 --precision fp32 --device cpu"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, *options.split()], cwd=ROOT, check=True, env=environment)
     shrunk = load_vqgan(tmp_path / "tokens" / "vqgan")

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from training import warmup_cosine
 
 from imagebart import ImageBART, checkpoint, distributed, perceptual, presets
-from imagebart.checkpoint import Checkpoints, run_lock, sha256_of
+from imagebart.checkpoint import Checkpoints, read_json, run_lock, sha256_of
 from imagebart.conditions import ConditionShape, pieces_of, text_shape
 from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
@@ -99,7 +100,7 @@ def chain(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     few = ("--workers", 0, "--out")
     train("compression", *SIZE, "--steps", 4, *few, folder / "vqgan")
-    counts = ("--count", 24, "--held-out", 16, "--batch", 8, "--vqgan", folder / "vqgan")
+    counts = ("--count", 24, "--validation", 16, "--batch", 8, "--vqgan", folder / "vqgan")
     train("encode", *counts, *few, folder / "tokens")
     for t in (2, 3):
         train_scale(folder, folder / "model", "--steps", 4, t=t)
@@ -361,7 +362,7 @@ def test_a_killed_compression_resumes_as_if_never_stopped(tmp_path, monkeypatch)
     assert sha256_of(resumed / "vqgan.safetensors") == sha256_of(whole / "vqgan.safetensors")
 
 
-ENCODE = ("--count", 24, "--held-out", 16, "--batch", 8, "--workers", 0)
+ENCODE = ("--count", 24, "--validation", 16, "--batch", 8, "--workers", 0)
 
 
 def test_a_killed_encode_goes_on(chain, tmp_path, monkeypatch):
@@ -414,13 +415,15 @@ def test_finished_tokens_of_all_codes_are_not_taken_for_shrunk_ones(chain, tmp_p
     train(*given, "--no-shrink")  # the same command again
 
 
-def test_a_run_is_resumed_as_what_it_was(chain, tmp_path):
-    """Other numbers are refused; a checkpoint of before they were kept is taken."""
+def test_a_run_is_resumed_as_what_it_was(chain, tmp_path, capsys):
+    """Other numbers are refused, or said; a checkpoint of before they were kept is taken."""
     run = ("--steps", 4, "--workers", 0, "--out", chain / "vqgan")
     said = refusal("compression", "--preset", "scenery", "--batch", 8, *run)
-    assert "must keep its preset tiny, batch 4, got preset scenery, batch 8" in said
+    assert "must keep its preset tiny, batch 4, learning_rate 0.002, data " in said
+    assert "got preset scenery, batch 8, learning_rate 0.001, data " in said
     scale = ("scale", *SIZE, "--t", 2, "--tokens", chain / "tokens", "--out", chain / "model")
-    assert "must keep its seed 0, got seed 1" in refusal(*scale, "--steps", 4, "--seed", 1)
+    said = refusal(*scale, "--steps", 5, "--seed", 1)
+    assert "keep its seed 0, steps 4, precision fp32, got seed 1, steps 5, precision bf16" in said
 
     shutil.copytree(chain / "model" / "checkpoints", tmp_path / "checkpoints")
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "scale_2")
@@ -428,7 +431,10 @@ def test_a_run_is_resumed_as_what_it_was(chain, tmp_path):
     assert state["run"]["vqgan"] == sha256_of(chain / "tokens" / "vqgan" / "vqgan.safetensors")
     checkpoints.save(step, {name: part for name, part in state.items() if name != "run"})
     train_scale(chain, tmp_path, "--steps", 5, "--seed", 1)
-    assert checkpoints.latest()[0] == 5
+    assert "does not say preset, batch, seed, vqgan, steps" in capsys.readouterr().err
+    train_scale(chain, tmp_path, "--steps", 6, "--seed", 1, "--override")
+    assert "resumed with steps 6, until now steps 5" in capsys.readouterr().err
+    assert checkpoints.latest()[0] == 6
 
 
 def test_ranks_compare_the_step_they_resume_from(chain, monkeypatch):
@@ -452,21 +458,158 @@ def spoiled_at(call: int, function, spoil):
     return spoiling
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_learned_from(tmp_path, monkeypatch):
-    run = ("compression", *SIZE, "--steps", 5, "--save-every", 1, "--workers", 0, "--out", tmp_path)
+def test_a_loss_that_is_not_finite_is_not_learned_from(tmp_path, monkeypatch, capsys):
+    """One is skipped, counted and said; ten in a row, or weights that are NaN, lead back to the
+    last checkpoint, and end the run if they come again."""
+    run = ("compression", *SIZE, "--steps", 3, "--save-every", 1, "--workers", 0, "--out")
     true = perceptual.reconstruction_loss
     with monkeypatch.context() as patch:
         nan = spoiled_at(2, true, lambda loss, _: loss * torch.nan)
         patch.setattr(perceptual, "reconstruction_loss", nan)
-        assert "loss must be finite, got nan at step 1" in refusal(*run)
-    assert Checkpoints(tmp_path / "checkpoints").latest()[0] == 1
+        train(*run, tmp_path / "one")
+    assert "1 steps were skipped, as their losses were not finite" in capsys.readouterr().err
+    (last,) = [row for row in metrics(tmp_path / "one" / "metrics.jsonl") if row.get("rec")][1:]
+    assert last["step"] == 3 and last["skipped"] == 1
 
     def steep(loss, arguments):  # 0, but its gradient is not finite
         return loss + (0 * arguments[1]).abs().sqrt().sum()
 
-    monkeypatch.setattr(perceptual, "reconstruction_loss", spoiled_at(1, true, steep))
-    assert "weights must be finite" in refusal(*run)
-    assert Checkpoints(tmp_path / "checkpoints").latest()[0] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(perceptual, "reconstruction_loss", spoiled_at(2, true, steep))
+        train(*run, tmp_path / "back")
+    assert "NaN or infinity in weights or losses: back to step 1" in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "back" / "checkpoints").latest()[0] == 3
+
+    monkeypatch.setattr(perceptual, "reconstruction_loss", lambda *_: true(*_) * torch.nan)
+    said = refusal("compression", *SIZE, "--steps", 30, "--workers", 0, "--out", tmp_path / "all")
+    assert "must be finite, got NaN or infinity before step 10; a lower --learning-rate" in said
+
+
+def test_a_scale_goes_back_to_its_last_finite_checkpoint(chain, tmp_path, monkeypatch, capsys):
+    """Once: what follows is as if nothing had happened. The second time the run ends."""
+    steps = ("--steps", 4, "--save-every", 2)
+    train_scale(chain, tmp_path / "whole", *steps)
+    update = checkpoint.EMA.update
+
+    def broken(ema) -> None:
+        update(ema)
+        next(iter(ema.module.parameters())).data.fill_(torch.nan)
+
+    for times, name in ((1, "once"), (2, "twice")):
+        calls = []
+
+        def sometimes(ema, times=times, calls=calls) -> None:
+            calls.append(1)
+            (broken if len(calls) in (4, 6)[:times] else update)(ema)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.EMA, "update", sometimes)
+            if times == 1:
+                train_scale(chain, tmp_path / name, *steps)
+                continue
+            with pytest.raises(SystemExit, match="got NaN or infinity before step 4 again"):
+                train_scale(chain, tmp_path / name, *steps)
+    assert capsys.readouterr().err.count("back to step 2") == 2
+    runs = [tmp_path / name / "checkpoints" / "scale_2" for name in ("whole", "once")]
+    assert metrics(runs[1] / "metrics.jsonl") == metrics(runs[0] / "metrics.jsonl")
+    assert_same_state(*runs)
+    assert Checkpoints(tmp_path / "twice" / "checkpoints" / "scale_2").latest()[0] == 2
+
+
+def test_the_best_weights_are_kept(chain, tmp_path, monkeypatch):
+    """Those of the lowest held-out loss, also if a later one is higher."""
+    look = ("--steps", 3, "--look-every", 1, "--save-every", 1)
+    with monkeypatch.context() as patch:  # from the second step on, learning destroys
+        patch.setattr(checkpoint.EMA, "update", spoilt_from(2, checkpoint.EMA.update))
+        train_scale(chain, tmp_path, *look)
+    run = tmp_path / "checkpoints" / "scale_2"
+    held_out = [row["held_out"] for row in metrics(run / "metrics.jsonl") if "held_out" in row]
+    best = read_json(run / "best.json")
+    assert best["step"] == 1 and best["held_out"] == pytest.approx(min(held_out), abs=1e-6)
+    assert held_out[0] < min(held_out[1:])
+    kept, last = load_file(run / "best.safetensors"), load_file(tmp_path / "scale_2.safetensors")
+    assert kept.keys() == last.keys() and not torch.equal(kept["head.weight"], last["head.weight"])
+    train("compression", *SIZE, "--steps", 1, "--workers", 0, "--out", tmp_path / "vqgan")
+    assert load_vqgan(tmp_path / "vqgan" / "best").config == load_vqgan(chain / "vqgan").config
+    assert read_json(tmp_path / "vqgan" / "best" / "best.json")["step"] == 1
+
+
+def spoilt_from(call: int, update):
+    """`EMA.update`, after which the averaged weights are three times as large from a call on."""
+    calls = []
+
+    def spoiling(ema) -> None:
+        calls.append(1)
+        update(ema)
+        if len(calls) >= call:
+            for x in ema.average.values():
+                x.mul_(3)
+
+    return spoiling
+
+
+def test_a_model_is_of_one_kind(chain, tmp_path, joint, monkeypatch):
+    """A joint network does not go into the folder of a chain, nor the other way round."""
+    out = tmp_path / "chain"
+    shutil.copytree(chain / "model", out)
+    given = ("scale", *SIZE, "--tokens", chain / "tokens", "--out")
+    before = digests(out)
+    said = refusal(*given, out)
+    assert "must hold one network for all scales or nothing, got scales 2, 3" in said
+    assert digests(out) == before
+    train_scale(chain, tmp_path / "joint", "--steps", 1, t=None)
+    monkeypatch.undo()
+    said = refusal(*given, tmp_path / "joint", "--t", 2)
+    assert "must hold a network a scale or nothing, got scales joint" in said
+
+
+def test_a_preset_has_as_many_classes_as_the_data(chain, tmp_path, monkeypatch):
+    tiny = presets.PRESETS["tiny"]
+    shape = replace(tiny.between, conditions={"class": ConditionShape(7, 1)})
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, between=shape))
+    given = ("scale", *SIZE, "--t", 2, "--tokens", chain / "tokens", "--out", tmp_path)
+    assert "must have 7 names of class for this preset, got 12" in refusal(*given)
+
+
+def test_a_batch_in_parts_is_that_batch(chain, tmp_path):
+    """Four images one after another, or four at once: sums are ordered differently."""
+    for name, more in {"once": (), "parts": ("--at-once", 3, "--recompute")}.items():
+        train_scale(chain, tmp_path / name, "--steps", 2, *more)
+    one, two = (load_file(tmp_path / x / "scale_2.safetensors") for x in ("once", "parts"))
+    for key, weight in one.items():
+        torch.testing.assert_close(two[key], weight, rtol=0, atol=2e-5)
+    said = refusal("scale", *SIZE, "--t", 2, "--tokens", chain / "tokens", "--at-once", 0, *OUT)
+    assert "at_once must be at least 1, got 0" in said
+
+
+OUT = ("--out", "unused")
+
+
+def test_ten_pictures_are_enough(tmp_path, monkeypatch):
+    """In one folder: one is held out, the same in every stage; other pictures are other data."""
+    for i in range(10):
+        picture(tmp_path / "photos" / f"{i}.jpg", i)
+    data, few = ("--data", tmp_path / "photos"), ("--workers", 0, "--out")
+    train("compression", *SIZE, *data, "--steps", 1, *few, tmp_path / "vqgan")
+    given = ("encode", "--vqgan", tmp_path / "vqgan", *data, *few, tmp_path / "tokens")
+    train(*given)
+    counts = [len(TokenFile(tmp_path / "tokens" / split)) for split in ("train", "validation")]
+    assert counts == [9, 1]
+    train_scale(tmp_path, tmp_path / "model", "--steps", 1)
+    train(*given)  # nothing to do
+    monkeypatch.chdir(tmp_path)
+    train(*given[:3], "--data", "./photos", *given[5:])  # the same folder
+    for i in range(10):
+        picture(tmp_path / "photos" / f"{i}.jpg", 20 + i)
+    assert "whose data_sha256 is " in refusal(*given)
+    said = refusal("compression", *SIZE, *data, "--steps", 1, *few, tmp_path / "vqgan")
+    assert "must keep its data " in said
+
+
+def picture(path: Path, seed: int) -> None:
+    """A photograph, nearly: a landscape under another name."""
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(scenery.render(seed, 64, 64).image).save(path)
 
 
 def test_matrices_decay_and_vectors_do_not(make_denoiser):
@@ -545,17 +688,19 @@ runpy.run_path({str(ROOT / "train" / "scale.py")!r}, run_name="__main__")
 
 @pytest.mark.parametrize("t", [2, None])
 def test_two_ranks_learn_what_one_does(chain, tmp_path, monkeypatch, t):
-    """The same global batch, in fp32: sums are ordered differently, nothing else."""
+    """The same five images, two and three of them in parts, in fp32: sums are ordered differently,
+    nothing else."""
     name, which, script = f"scale_{t or 'joint'}", ("--t", t), ROOT / "train/scale.py"
     if t is None:
         monkeypatch.setitem(presets.PRESETS, "tiny", joint_tiny())
         which, script = (), tmp_path / "joint_scale.py"
         script.write_text(JOINT_SCALE)
     steps = ("--steps", 4, "--look-every", 4)
-    train_scale(chain, tmp_path / "one", *steps, t=t)
-    tokens = ("--tokens", chain / "tokens", "--out", tmp_path / "two", "--precision", "fp32")
+    size = ("--preset", "tiny", "--batch", 5, *steps, "--tokens", chain / "tokens")
+    size += (*(() if t is None else which), "--precision", "fp32", "--out")
+    train("scale", *size, tmp_path / "one")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    process = launch(*torchrun, script, *SIZE, *which, *tokens, *steps)
+    process = launch(*torchrun, script, *size, tmp_path / "two", "--at-once", 2)
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
 
@@ -582,7 +727,7 @@ def test_two_ranks_compress_as_one_does(tmp_path):
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     shutil.copytree(tmp_path / "two", tmp_path / "resumed")
-    process = launch(*two_ranks, "--steps", 3, "--workers", 0, "--out", tmp_path / "resumed")
+    process = launch(*two_ranks, "--steps", 3, *steps[2:], tmp_path / "resumed", "--override")
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     for name, steps_done in {"one": 2, "two": 2, "resumed": 3}.items():
@@ -745,7 +890,7 @@ def test_wrong_inputs_give_one_sentence(chain, tmp_path):
         ),
         "config.json: must be a file": ("encode", "--vqgan", empty, *out),
         "must hold no finished token file": (
-            *("encode", "--vqgan", chain / "vqgan", "--count", 8, "--held-out", 8),
+            *("encode", "--vqgan", chain / "vqgan", "--count", 8, "--validation", 8),
             *("--workers", 0, "--out", chain / "tokens"),
         ),
         "device must be": ("compression", *SIZE, "--device", "quantum", *out),

@@ -1,11 +1,27 @@
 """What the training scripts share: the learning rate's course, and a log that survives kills."""
 
+import errno
 import itertools
 import json
+import math
+import threading
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from training import Log, report, require_same_run, warmup_cosine
+from saving import Saver, are_finite, checksum, snapshot
+from training import (
+    Log,
+    Pace,
+    report,
+    require_same_run,
+    versions,
+    warmup_cosine,
+    write_run,
+)
+
+from imagebart.checkpoint import read_json
 
 
 def test_the_rate_goes_up_a_line_and_down_a_cosine():
@@ -23,13 +39,37 @@ def test_the_rate_is_positive_for_any_run():
             assert all(0 < warmup_cosine(s, steps, warmup) <= 1 for s in range(steps + 2))
 
 
-def test_a_run_is_resumed_as_what_it_was(tmp_path):
+def test_a_run_is_resumed_as_what_it_was(tmp_path, capsys):
     run = {"preset": "tiny", "batch": 4, "seed": 0}
     require_same_run({"run": run}, dict(run), tmp_path)
     require_same_run({"weights": 1}, run, tmp_path)  # of a version that did not say
-    with pytest.raises(ValueError, match=r"must keep its batch 4, seed 0, got batch 8, seed 1"):
-        require_same_run({"run": run}, run | {"batch": 8, "seed": 1}, tmp_path)
+    assert capsys.readouterr().err.endswith(
+        "its checkpoint does not say preset, batch, seed; taken to be the same\n"
+    )
+    other = run | {"batch": 8, "seed": 1}
+    with pytest.raises(ValueError, match=r"keep its batch 4, seed 0, got batch 8, seed 1; --over"):
+        require_same_run({"run": run}, other, tmp_path)
+    assert not capsys.readouterr().err
+    require_same_run({"run": run}, other, tmp_path, override=True)
     require_same_run({"run": run}, run | {"vqgan": "f00"}, tmp_path)
+    require_same_run({"run": run, "versions": versions() | {"torch": "1.0"}}, run, tmp_path)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith("resumed with batch 8, seed 1, until now batch 4, seed 0")
+    assert said[1].endswith("its checkpoint does not say vqgan; taken to be the same")
+    assert "until now" in said[2] and "'torch': '1.0'" in said[2]
+
+
+def test_a_run_keeps_its_options(tmp_path):
+    @dataclass
+    class Given:
+        data: Path
+        clip: float
+
+    write_run(tmp_path, Given(Path("here"), math.inf), Given(Path("/"), 1.0), {"seed": 0}, {})
+    record = read_json(tmp_path / "run.json")
+    assert record["options"] == {"data": str(Path("here").resolve()), "clip": "inf"}
+    assert record["recipe"]["clip"] == 1 and record["run"] == {"seed": 0}
+    assert record["versions"]["torch"] == torch.__version__
 
 
 def lines(path) -> list[dict]:
@@ -79,3 +119,80 @@ def test_the_log_is_strict_json(tmp_path):
 
     row = json.loads(log.path.read_text(), parse_constant=refuse)
     assert (row["loss"], row["norm"], row["rate"]) == (None, None, 0.5)
+
+
+def test_the_pace_is_that_since_the_last_report(monkeypatch):
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    pace = Pace(batch=16, ranks=2, flops=(10**9, 10**12))
+    assert pace.at(10) == {}
+    assert pace.at(1010) == {"images/s": "8000.0", "MFU": "400%"}
+
+
+# ── saves ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def full_disk() -> None:
+    raise OSError(errno.ENOSPC, "no space left")
+
+
+def test_a_run_goes_on_while_it_is_saved():
+    begun, goes_on, written = threading.Event(), threading.Event(), []
+
+    def slow() -> None:
+        begun.set()
+        assert goes_on.wait(60)
+        written.append(1)
+
+    with Saver() as saver:
+        saver.start(1, slow)
+        assert begun.wait(60) and not written
+        goes_on.set()
+    assert written == [1]
+    with pytest.raises(KeyboardInterrupt), Saver() as saver:
+        saver.start(1, lambda: written.append(2))
+        raise KeyboardInterrupt
+    assert written == [1, 2]
+
+
+def test_a_full_disk_ends_a_run_at_the_third_save_only(capsys):
+    with Saver() as saver:
+        for write in (full_disk, full_disk, lambda: None, full_disk, full_disk, lambda: None):
+            saver.start(7, write)
+    said = capsys.readouterr().err
+    assert said.count("step 7 could not be saved, the run goes on: [Errno 28] no space left") == 4
+    three = "must be saved now and then, got 3 failed saves in a row, the last: .*no space left"
+    with pytest.raises(ValueError, match=three), Saver() as saver:
+        for step in range(9):
+            saver.start(step, full_disk)
+    assert step == 3
+    with pytest.raises(ValueError, match="got 1 failed saves in a row"), Saver() as saver:
+        saver.start(1, full_disk)  # the last of a run
+    with pytest.raises(ZeroDivisionError), Saver() as saver:
+        saver.start(1, lambda: 1 / 0)  # a fault that is no disk's
+
+
+def test_a_snapshot_stays_what_it_was():
+    weights = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    state = {"a": [weights, 3], "b": {"c": (weights, "text")}}
+    copy = snapshot(state)
+    weights.fill_(1)
+    for held in (copy["a"][0], copy["b"]["c"][0]):
+        assert held.sum() == 0 and held.stride() == weights.stride()
+    assert copy["a"][1] == 3 and copy["b"]["c"][1] == "text"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_none_is_found(value):
+    tensors = [torch.ones(3), torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.int64)]
+    assert are_finite(tensors) and are_finite([])
+    tensors[1][1] = value
+    assert not are_finite(tensors)
+
+
+def test_a_flipped_bit_changes_the_checksum():
+    tensors = [torch.randn(3, 5), torch.randn(3, dtype=torch.bfloat16), torch.zeros(0)]
+    before = checksum(tensors)
+    assert checksum([x.clone() for x in tensors]) == before
+    tensors[0][1, 1] = torch.nextafter(tensors[0][1, 1], torch.tensor(9.0))
+    assert checksum(tensors) != before

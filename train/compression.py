@@ -6,11 +6,13 @@
 
 The same command again resumes. `--init DIR` starts from a trained VQGAN instead, to fine-tune it;
 with `--train decoder` its decoder alone, so that its tokens stay what they are.
-OUT holds config.json and vqgan.safetensors (loadable at any time), metrics.jsonl, and
-reconstructions_*.png: renders above, reconstructions below.
+OUT holds config.json and vqgan.safetensors (loadable at any time), best/ (the same, of the highest
+PSNR on held-out images), metrics.jsonl, run.json, and reconstructions_*.png: images above,
+reconstructions below. Of a folder without a folder `validation`, a share is held out.
 """
 
 import copy
+import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -21,15 +23,38 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from saving import CHECK_EVERY, MOST_SKIPPED, Saver, are_finite, checksum, snapshot
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training import Log, is_reported, read_options, report, require_same_run, warmup_cosine
+from training import (
+    Log,
+    Pace,
+    is_reported,
+    read_options,
+    report,
+    require_same_run,
+    say,
+    versions,
+    warmup_cosine,
+    write_run,
+)
+from watching import Watchdog
 
 from imagebart import distributed
-from imagebart.checkpoint import EMA, Checkpoints, StopSignal, atomic_write, run_lock
-from imagebart.data.images import Batches, to_pil
-from imagebart.data.sources import open_data
+from imagebart.checkpoint import (
+    EMA,
+    Checkpoints,
+    StopSignal,
+    atomic_write,
+    read_json,
+    remove_drafts,
+    run_lock,
+    write_json,
+)
+from imagebart.data.images import UNREADABLE, Batches, to_pil
+from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.notation import Images
 from imagebart.perceptual import (
@@ -51,6 +76,8 @@ from imagebart.vqgan import VQGAN
 class Config:
     out: Path  # folder of this run
     data: str = "scenery"  # "scenery", or a folder of images
+    held_out: float = HELD_OUT  # share of a folder without splits that is not trained on
+    unreadable: float = UNREADABLE  # share of the images that may be replaced by others
     preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     init: Path | None = None  # start from this trained VQGAN (its shape, its weights)
     train: Literal["all", "decoder"] = "all"  # "decoder": encoder and codebook stay as --init's
@@ -62,6 +89,9 @@ class Config:
     seed: int = 0
     device: str = "auto"
     workers: int = 2  # processes that load images, a rank
+    tensorboard: bool = False  # the log for TensorBoard too, beside metrics.jsonl
+    override: bool = False  # resume although data or options are others than until now
+    timeout: float = 600  # seconds without a step after which a run of several ranks ends
     save_every: int = 250  # steps between checkpoints
     look_every: int = 250  # steps between pictures and validation
 
@@ -74,11 +104,16 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     recipe = replace(preset.compression, **given).lasting(config.steps or preset.compression.steps)
     part = distributed.share(recipe.batch, ranks)
     torch.manual_seed(config.seed)
+    if ranks.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     size = preset.vqgan.image_size
-    train = open_data(config.data, size, "train", preset.train_images or None)
-    held_out = open_data(config.data, size, "validation", 64)
+    shares = dict(held_out=config.held_out, unreadable=config.unreadable)
+    train = open_data(config.data, size, "train", preset.train_images or None, **shares)
+    held_out = open_data(config.data, size, "validation", 64, **shares)
+    if ranks.is_main:
+        say(f"{config.data}: {summary_of(train)}; validation on {summary_of(held_out)}")
     look_at = torch.stack([held_out[i]["image"] for i in range(min(64, len(held_out)))])
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
@@ -116,36 +151,67 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         "discriminator_optimiser": discriminator_optimiser,
     }
     run = {"preset": config.preset, "batch": recipe.batch, "seed": config.seed}
+    run |= {name: getattr(recipe, name) for name in ("steps", "learning_rate", "precision")}
+    run |= {"perceptual": recipe.perceptual, "train": config.train}
+    if ranks.is_main:
+        run["data"] = train.digest()
+        remove_drafts(config.out)
+        remove_drafts(config.out / "checkpoints")
+        machine = {"ranks": ranks.world, "device": str(ranks.device)}
+        write_run(config.out, config, recipe, run, machine)
     checkpoints = Checkpoints(config.out / "checkpoints")
-    step, left_off = checkpoints.latest() or (0, None)
-    if left_off:
-        require_same_run(left_off, run, config.out)
-        for name, part_of_state in parts.items():
-            part_of_state.load_state_dict(left_off[name])
-        if ranks.is_main:  # it is the sum over ranks that counts
-            usage.copy_(left_off["usage"])
-        judgements.copy_(left_off["judgements"])
-    distributed.require_same(step, "the step to resume from", ranks)
-    log = Log(config.out / "metrics.jsonl", step, ranks.is_main)
-    batches = Batches(len(train), recipe.batch, config.seed, step, recipe.steps, part)
-    loader = DataLoader(train, batch_sampler=batches, num_workers=config.workers)
+
+    def left_off() -> int:
+        """Load the newest checkpoint; its step."""
+        step, state = checkpoints.latest() or (0, {})
+        if state:
+            require_same_run(state, run, config.out, config.override)
+            for name, part_of_state in parts.items():
+                part_of_state.load_state_dict(state[name])
+            usage.zero_()
+            if ranks.is_main:  # it is the sum over ranks that counts
+                usage.copy_(state["usage"])
+            judgements.copy_(state["judgements"])
+        distributed.require_same(step, "the step to resume from", ranks)
+        return step
+
+    def images_from(step: int):
+        """The batches of this rank from a step on."""
+        batches = Batches(len(train), recipe.batch, config.seed, step, recipe.steps, part)
+        return iter(DataLoader(train, batch_sampler=batches, num_workers=config.workers))
+
+    def healthy() -> bool:
+        learned = *vqgan.parameters(), *discriminator.parameters(), *ema.average.values()
+        return are_finite(learned)
 
     def save(step: int) -> None:
         of_all = distributed.total(usage, ranks)
-        if ranks.is_main:
-            # first: it refuses weights that are not finite
-            save_vqgan(averaged(vqgan, ema), config.out)
-            state = {name: part_of_state.state_dict() for name, part_of_state in parts.items()}
-            state |= {"usage": of_all, "judgements": judgements, "run": run}
-            checkpoints.save(step, state)
+        if not ranks.is_main:
+            return
+        state = {name: part_of_state.state_dict() for name, part_of_state in parts.items()}
+        state |= {"usage": of_all, "judgements": judgements}
+        state, same = snapshot(state), averaged(vqgan, ema).cpu()
+
+        def write() -> None:
+            save_vqgan(same, config.out)
+            checkpoints.save(step, state | {"run": run, "versions": versions()})
+
+        saver.start(step, write)
+
+    step = left_off()
+    log = Log(config.out / "metrics.jsonl", step, ranks.is_main, config.tensorboard)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(
         total=recipe.steps, initial=step, disable=not ranks.is_main, unit="step", mininterval=5
     )
-    with StopSignal() as stop:
-        images = iter(loader)
+    pace = Pace(recipe.batch, ranks.world, None)
+    skipped, all_skipped, went_back_to = 0, 0, None
+    watched = Watchdog(ranks, config.timeout)
+    with StopSignal() as stop, Saver() as saver, watched:
+        images = images_from(step)
         while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
+            watched.beat(step)
             image = next(images)["image"].to(ranks.device, memory_format=torch.channels_last)
             for group in optimiser.param_groups:
                 factor = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
@@ -167,44 +233,84 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                     adv = generator_loss(discriminator(reconstruction))
                     balance = recipe.adversarial_weight * balanced(rec, adv, vqgan, ranks)
                     loss = loss + balance * adv
-            require_finite(loss, step, ranks)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            ema.update()
-            if quantise:
+            finite = not distributed.on_any_rank(not loss.isfinite(), ranks)
+            norm = torch.zeros((), device=ranks.device)
+            if finite:
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                if is_reported(step + 1, recipe.steps):
+                    norm = nn.utils.get_total_norm(
+                        [p.grad for p in vqgan.parameters() if p.grad is not None]
+                    )
+                optimiser.step()
+                ema.update()
+            if finite and quantise:
                 usage += torch.bincount(code.flatten(), minlength=len(usage))
 
             # the discriminator: real or reconstructed
             d_loss = torch.zeros((), device=ranks.device)
-            if judged:
+            if finite and judged:
                 discriminator.requires_grad_(True)
                 with distributed.autocast(ranks.device, recipe.precision):
                     both = discriminator_ranks(torch.cat([image, reconstruction.detach()]))
                     real, fake = both.chunk(2)
                     d_loss = discriminator_loss(real, fake)
                     d_loss = d_loss + recipe.lecam_weight * lecam(real, fake, judgements)
+                finite = not distributed.on_any_rank(not d_loss.isfinite(), ranks)
+            if finite and judged:
                 now = [distributed.mean(of.detach().float().mean(), ranks) for of in (real, fake)]
                 judgements.lerp_(torch.stack(now), 0.01)
-                require_finite(d_loss, step, ranks)
                 discriminator_optimiser.zero_grad(set_to_none=True)
                 d_loss.backward()
                 discriminator_optimiser.step()
+            skipped = 0 if finite else skipped + 1
+            all_skipped += not finite
 
             step += 1
             bar.update()
             if is_reported(step, recipe.steps):
                 terms = dict(rec=rec, codebook=codebook_loss, balance=balance, discriminator=d_loss)
-                log.write(step, **{name: distributed.mean(x, ranks) for name, x in terms.items()})
-                bar.set_postfix(rec=f"{rec.item():.3f}", refresh=False)
+                numbers = {name: distributed.mean(x, ranks) for name, x in terms.items()}
+                numbers |= dict(zip(("logit_real", "logit_fake"), judgements, strict=True))
+                codes = int((distributed.total(usage, ranks) > 0).sum())  # since the last revival
+                numbers |= dict(norm=norm, codes=codes)
+                numbers |= {"skipped": all_skipped} if all_skipped else {}
+                log.write(step, **numbers)
+                bar.set_postfix({"rec": f"{rec.item():.3f}"} | pace.at(step), refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 path = config.out / f"reconstructions_{step:06d}.png"
                 log_reconstructions(averaged(vqgan, ema), look_at, quantise, path, step, log, ranks)
-            if step % config.save_every == 0:
+            if ranks.world > 1 and (step % CHECK_EVERY == 0 or step % config.save_every == 0):
+                weights = checksum(vqgan.parameters())
+                distributed.require_same(weights, f"the weights after step {step}", ranks)
+
+            # a state that is no numbers is not saved: back to the last that is
+            save_is_due = step % config.save_every == 0 or step == recipe.steps
+            broken = skipped == MOST_SKIPPED or (save_is_due and not healthy())
+            if distributed.on_any_rank(broken, ranks):
+                saver.wait()
+                newest = checkpoints.newest()
+                if newest is None or newest == went_back_to:
+                    raise ValueError(
+                        f"weights and losses must be finite, got NaN or infinity before step "
+                        f"{step}{' again' if newest else ''}; a lower --learning-rate, or "
+                        "--precision fp32, may help"
+                    )
+                step = went_back_to = left_off()
+                skipped, images = 0, images_from(step)
+                log = Log(config.out / "metrics.jsonl", step, ranks.is_main, config.tensorboard)
+                bar.n = step
+                if ranks.is_main:
+                    say(f"NaN or infinity in weights or losses: back to step {step}")
+            elif save_is_due:
                 save(step)
-        if step % config.save_every:
+        if step % config.save_every and step < recipe.steps and healthy():
             save(step)
     bar.close()
+    if all_skipped and ranks.is_main:
+        say(f"{all_skipped} steps were skipped, as their losses were not finite")
+    if replaced := getattr(train, "unreadable_files", []):
+        say(f"{len(replaced)} images could not be read and were replaced: {', '.join(replaced)}")
 
 
 def averaged(vqgan: VQGAN, ema: EMA) -> VQGAN:
@@ -212,13 +318,6 @@ def averaged(vqgan: VQGAN, ema: EMA) -> VQGAN:
     same = copy.deepcopy(vqgan)
     ema.copy_to(same)
     return same
-
-
-def require_finite(loss: torch.Tensor, step: int, ranks) -> None:
-    """ValueError on every rank, before anything is learned from it, if the loss of one is not."""
-    if distributed.on_any_rank(not loss.isfinite(), ranks):
-        mean = distributed.mean(loss, ranks).item()
-        raise ValueError(f"loss must be finite, got {mean} at step {step}")
 
 
 def balanced(rec, adv, vqgan: VQGAN, ranks) -> torch.Tensor:
@@ -263,6 +362,18 @@ def log_reconstructions(
         sheet = to_pil(sheet_of(image[:16], back[:16]))[0]
         with atomic_write(path) as draft:
             sheet.save(draft, format="PNG")
+        if quantise:
+            keep_best_vqgan(vqgan, float(psnr(image, back).mean()), step, log.path.parent / "best")
+
+
+def keep_best_vqgan(vqgan: VQGAN, decibels: float, step: int, folder: Path) -> None:
+    """best/: the averaged weights of the highest PSNR on held-out images; best.json says which."""
+    path = folder / "best.json"
+    if path.exists() and not decibels > read_json(path)["psnr"]:
+        return
+    if math.isfinite(decibels):
+        save_vqgan(vqgan, folder)
+        write_json({"step": step, "psnr": decibels}, path)
 
 
 def sheet_of(image: Images, back: Images) -> Images:
@@ -275,7 +386,7 @@ def sheet_of(image: Images, back: Images) -> Images:
 if __name__ == "__main__":
     config = read_options(Config, __doc__)
     try:
-        ranks = distributed.start(config.device)
+        ranks = distributed.start(config.device, config.timeout)
         with run_lock(config.out) if ranks.is_main else nullcontext():
             main(config, ranks)
         distributed.finish(ranks)

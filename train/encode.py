@@ -15,11 +15,13 @@ import torch
 import tyro
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from training import located
 
 from imagebart import distributed
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.conditions import CONDITIONS
-from imagebart.data.sources import open_data
+from imagebart.data.images import UNREADABLE
+from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.data.tokens import HEADER, TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.quantiser import TOKEN_TABLES
@@ -31,9 +33,11 @@ class Config:
     vqgan: Path  # folder of a trained VQGAN, or of an imported model
     out: Path  # folder of the token files
     data: str = "scenery"  # "scenery", or a folder of images
+    held_out: float = HELD_OUT  # share of a folder without splits that is its validation split
+    unreadable: float = UNREADABLE  # share of the images that may be replaced by others
     size: int | None = None  # pixels a side; the VQGAN's unless given
     count: int | None = None  # images of the training split; all unless given
-    held_out: int = 2000  # images that decide which codes are in use
+    validation: int = 2000  # held-out images, which decide which codes are in use
     shrink: bool = True  # drop codes that held-out images do not use
     batch: int = 32
     workers: int = 2
@@ -49,9 +53,12 @@ def main(config: Config) -> None:
 
     # ── what we encode ────────────────────────────────────────────────────────────────────────
     size = config.size or vqgan.config.image_size
-    train = open_data(config.data, size, "train", config.count)
-    validation = open_data(config.data, size, "validation", config.held_out)
+    shares = dict(held_out=config.held_out, unreadable=config.unreadable)
+    train = open_data(config.data, size, "train", config.count, **shares)
+    validation = open_data(config.data, size, "validation", config.validation, **shares)
     splits = {"train": train, "validation": validation}
+    contents = {name: data.digest() for name, data in splits.items()}
+    print(f"{config.data}: {summary_of(train)}; validation on {summary_of(validation)}")
 
     # ── what is there already ─────────────────────────────────────────────────────────────────
     path = config.out / "vqgan" / "vqgan.safetensors"
@@ -59,8 +66,8 @@ def main(config: Config) -> None:
     if finished:
         vqgan = same_vqgan(vqgan, path.parent, config.shrink)
     for name in finished:
-        this = {"data": config.data, "image_size": size, "count": len(splits[name])}
-        this["seed"] = config.seed
+        this = {"image_size": size, "count": len(splits[name]), "seed": config.seed}
+        this["data_sha256"] = contents[name]
         require_same_tokens(TokenFile(config.out / name), this | {"vqgan_sha256": sha256_of(path)})
     vqgan = vqgan.to(device, memory_format=torch.channels_last).eval()
 
@@ -92,7 +99,8 @@ def main(config: Config) -> None:
             continue
         header = {
             "image_size": size,
-            "data": config.data,
+            "data": located(config.data),
+            "data_sha256": contents[name],
             "split": name,
             "seed": config.seed,
             "names": data.names,

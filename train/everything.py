@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from card import write_card
 from progress import Progress
-from stages import Metrics, Stage, run_stage
-from training import read_options
+from stages import Metrics, Stage, begin_anew, run_stage
+from training import located, read_options
 
 from imagebart.checkpoint import StopSignal, read_json, run_lock, write_json
 from imagebart.presets import Preset, find_preset
@@ -57,6 +57,8 @@ def main(config: Config) -> None:
     with StopSignal() as stop, Progress() as progress:
         if "plan" not in record:
             rehearsal = config.out / "rehearsal"
+            begin_anew(rehearsal)  # one that was stopped says nothing about a step's time
+            record["rehearsal"] = {}
             for stage in training(config, preset, rehearsal, REHEARSAL):
                 run_stage(stage, rehearsal, record["rehearsal"], save, progress, stop)
             record["plan"] = plan(config, preset, rehearsal, record["rehearsal"])
@@ -72,14 +74,14 @@ def main(config: Config) -> None:
 
 def read_record(path: Path, config: Config) -> dict:
     """What OUT knows of this run; ValueError if it is a run with other options."""
-    options = {name: getattr(config, name) for name in ("preset", "data", "minutes", "seed")}
+    options = {name: getattr(config, name) for name in ("preset", "minutes", "seed")}
+    options["data"] = located(config.data)
     if not path.exists():
         return {"options": options, "rehearsal": {}, "stages": {}}
     record = read_json(path)
-    if record["options"] != options:
-        raise ValueError(
-            f"{config.out}: a run that is resumed must keep {record['options']}, got {options}"
-        )
+    before = record["options"] | {"data": located(record["options"]["data"])}
+    if before != options:
+        raise ValueError(f"{config.out}: a run that is resumed must keep {before}, got {options}")
     return record
 
 
@@ -104,7 +106,7 @@ def training(config: Config, preset: Preset, out: Path, plan: dict) -> list[Stag
         "tokens",
         ("train/encode.py",),
         images
-        | {"--vqgan": out / "vqgan", "--held-out": plan["held_out"], **count}
+        | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], **count}
         | {"--out": out / "tokens"},
     )
     chain = Stage(

@@ -8,23 +8,53 @@
 Scales never talk to each other: train them one after another or each on its own machine, into the
 same OUT. A joint preset is one network and one run without --t, whose steps take the scales in
 turn. The same command again resumes. OUT is a model that loads once all scales are there; the run
-itself (checkpoints, metrics.jsonl) lies under OUT/checkpoints/scale_T, or scale_joint.
+itself lies under OUT/checkpoints/scale_T, or scale_joint: checkpoints, metrics.jsonl, run.json, and
+best.safetensors, the weights of the lowest held-out loss, which may replace those in OUT.
+
+The batch is the preset's on any number of GPUs: batch = ranks × images at once × accumulation, as
+even as can be. How many fit is estimated from fake tensors (memory.py), and said.
 """
 
+import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from memory import GIB, Blocks, Cost, cost_of, memory_of, peak_flops
+from saving import CHECK_EVERY, MOST_SKIPPED, Saver, are_finite, checksum, snapshot
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from training import Log, is_reported, read_options, report, require_same_run, warmup_cosine
+from training import (
+    Log,
+    Pace,
+    is_reported,
+    read_options,
+    report,
+    require_same_run,
+    say,
+    versions,
+    warmup_cosine,
+    write_run,
+)
+from watching import Watchdog
 
 from imagebart import distributed
-from imagebart.checkpoint import EMA, Checkpoints, StopSignal, load_tensors, run_lock, sha256_of
-from imagebart.conditions import drop
+from imagebart.checkpoint import (
+    EMA,
+    Checkpoints,
+    StopSignal,
+    load_tensors,
+    read_json,
+    remove_drafts,
+    run_lock,
+    save_tensors,
+    sha256_of,
+    write_json,
+)
+from imagebart.conditions import ConditionShape, drop
 from imagebart.data.images import Batches
 from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser
@@ -47,6 +77,12 @@ class Config:
     precision: str | None = None  # instead of the preset's: "fp32" or "bf16"
     seed: int = 0
     device: str = "auto"
+    at_once: int | None = None  # images of a rank in one pass; as many as fit unless given
+    compile: bool = False  # compile the blocks of the network: slow to start, faster then
+    recompute: bool = False  # activation checkpointing: less memory, a third more time
+    tensorboard: bool = False  # the log for TensorBoard too, beside metrics.jsonl
+    override: bool = False  # resume although data or options are others than until now
+    timeout: float = 600  # seconds without a step after which a run of several ranks ends
     save_every: int = 500  # steps between checkpoints
     look_every: int = 500  # steps between validations
 
@@ -55,10 +91,13 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
     preset, device = find_preset(config.preset), ranks.device
     scales = scales_of(preset, config)
+    require_apart(preset, config.out)
     names = ("steps", "batch", "learning_rate", "precision")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     recipe = replace(preset.scale, **given)
-    part = distributed.share(recipe.batch, ranks)
+    part = distributed.part_of(recipe.batch, ranks)
+    if not part:
+        raise ValueError(f"batch must be an image a rank, got {recipe.batch} over {ranks.world}")
     torch.manual_seed(config.seed)
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
@@ -77,7 +116,23 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             f"condition_dropout must be {any(chances.values())} for chances of {chances}, "
             f"got {shape.condition_dropout}"
         )
+    require_names(shape.conditions, tokens)
     diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
+
+    # ── what fits ─────────────────────────────────────────────────────────────────────────────
+    at_once, flops = config.at_once, None
+    if (memory := memory_of(device)) is not None:
+        torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
+        how = recipe.precision, config.recompute, ranks.world
+        needs = cost_of(shape, diffusion, scales[-1], *how)
+        flops = needs.image_flops, peak_flops(device)
+        at_once = needs.fitting(len(part), memory) if at_once is None else at_once
+        if ranks.is_main:
+            line = memory_line(needs, at_once, recipe.batch, ranks.world)
+            say(f"{line} of {memory / GIB:.0f} GiB")
+    at_once = len(part) if at_once is None else at_once
+    if at_once < 1:
+        raise ValueError(f"at_once must be at least 1, got {at_once}")
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
     denoiser = Denoiser(shape, diffusion, scales[-1]).to(device)
@@ -95,41 +150,69 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             denoiser, config.init if one_scale else config.init / scale_file(shape, scales[-1])
         )
     ema = EMA(denoiser, recipe.ema_decay)
+    if config.recompute:
+        Blocks(denoiser).recompute()
+    if config.compile:
+        Blocks(denoiser).compile()
     loss_t = Loss(denoiser)
     loss_t = DistributedDataParallel(loss_t) if ranks.world > 1 else loss_t
     optimisers = optimisers_of(denoiser, recipe)
     rates = {"optimiser": recipe.learning_rate, "muon": recipe.muon}
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
+    folder = run_folder(config)
     parts = {"denoiser": denoiser, "ema": ema} | optimisers
     run = {"preset": config.preset, "batch": recipe.batch, "seed": config.seed, "vqgan": digest}
-    checkpoints = Checkpoints(run_folder(config))
-    step, left_off = checkpoints.latest() or (0, {})
-    if left_off:
-        require_same_run(left_off, run, run_folder(config))
-        for name, part_of_state in parts.items():
-            part_of_state.load_state_dict(left_off[name])
-    distributed.require_same(step, "the step to resume from", ranks)
-    log = Log(run_folder(config) / "metrics.jsonl", step, ranks.is_main)
-    batches = Batches(len(tokens), recipe.batch, config.seed, step, recipe.steps)
+    run |= {name: getattr(recipe, name) for name in ("steps", "learning_rate", "precision")}
+    if ranks.is_main:
+        run["data"] = tokens.digest()
+        remove_drafts(folder)
+        machine = {"ranks": ranks.world, "device": str(device), "images_at_once": at_once}
+        machine |= {"image_flops": flops[0], "peak_flops": flops[1]} if flops else {}
+        write_run(folder, config, recipe, run, machine)
+    checkpoints = Checkpoints(folder)
+
+    def left_off() -> int:
+        """Load the newest checkpoint; its step."""
+        step, state = checkpoints.latest() or (0, {})
+        if state:
+            require_same_run(state, run, folder, config.override)
+            for name, part_of_state in parts.items():
+                part_of_state.load_state_dict(state[name])
+        distributed.require_same(step, "the step to resume from", ranks)
+        return step
+
+    def healthy() -> bool:
+        return are_finite([*denoiser.parameters(), *ema.average.values()])
 
     def save(step: int) -> None:
-        if ranks.is_main:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            checkpoints.save(step, state | {"run": run})
-            averaged = Denoiser(shape, diffusion, denoiser.t)
-            ema.copy_to(averaged)
+        if not ranks.is_main:
+            return
+        state = snapshot({name: part.state_dict() for name, part in parts.items()})
+
+        def write() -> None:
+            checkpoints.save(step, state | {"run": run, "versions": versions()})
             with run_lock(config.out, wait=True):  # scales share the folder
+                remove_drafts(config.out)
                 save_vqgan(vqgan, config.out)
                 names = {name: tokens.names[name] for name in shape.conditions}
-                weights = averaged.state_dict()
+                weights = state["ema"]["average"]
                 save_scale(weights, shape, diffusion, denoiser.t, config.out, names=names)
+
+        saver.start(step, write)
+
+    step = left_off()
+    log = Log(folder / "metrics.jsonl", step, ranks.is_main, config.tensorboard)
+    batches = Batches(len(tokens), recipe.batch, config.seed, step, recipe.steps)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, mininterval=5)
-    skipped = 0
-    with StopSignal() as stop:
+    pace = Pace(recipe.batch, ranks.world, flops)
+    skipped, all_skipped, went_back_to = 0, 0, None
+    watched = Watchdog(ranks, config.timeout)
+    with StopSignal() as stop, Saver() as saver, watched:
         while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
+            watched.beat(step)
             factor = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
             for name, optimiser in optimisers.items():
                 for group in optimiser.param_groups:
@@ -141,44 +224,73 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             indices = batches.at(step)
             x_1 = tokens.batch(indices)
             generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (step + 1) + t)
-            pair = diffusion.q_sample_pair(x_1, t, generator)
-            x_1, x_prev, x_t = (x[part].to(device) for x in (x_1, *pair))
+            images = [*diffusion.q_sample_pair(x_1, t, generator), x_1]
             condition = tokens.condition(indices, shape.conditions)
             if condition is not None:
-                condition = drop(condition, shape.conditions, chances, shape.grid, generator)
-                condition = condition[part].to(device)
+                images.append(drop(condition, shape.conditions, chances, shape.grid, generator))
 
-            # remember: L_t, nats per token
-            with distributed.autocast(device, recipe.precision):
-                loss = loss_t(x_prev, x_t, x_1, condition, t).mean()
+            # remember: L_t, nats per token, the mean over the batch of all ranks
             denoiser.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = torch.zeros((), device=device)
+            for piece in distributed.split(part, at_once):
+                rows = slice(piece.start, piece.stop)
+                share = len(piece) * ranks.world / recipe.batch  # DDP divides by the ranks
+                last = piece.stop == part.stop
+                with nullcontext() if last or ranks.world == 1 else loss_t.no_sync():
+                    with distributed.autocast(device, recipe.precision):
+                        mean = loss_t(*(x[rows].to(device) for x in images), t=t).mean() * share
+                    mean.backward()
+                loss += mean.detach()
             norm = nn.utils.clip_grad_norm_(denoiser.parameters(), recipe.clip)
             skipped = 0 if norm.isfinite() else skipped + 1
+            all_skipped += skipped > 0
             if skipped == 0:
                 for optimiser in optimisers.values():
                     optimiser.step()
                 ema.update()
-            elif skipped == 10:
-                raise ValueError(f"gradients must be finite, got ten steps that were not at {step}")
 
             step += 1
             bar.update()
             turn = range(len(scales))  # a report is a line for each scale, step after step
             if any(is_reported(step - i, recipe.steps) for i in turn):
-                rate = recipe.learning_rate * factor
-                mean = distributed.mean(loss, ranks)
-                log.write(step, t=t, loss=mean, norm=norm, learning_rate=rate)
-                bar.set_postfix({f"nats at t = {t}": f"{loss.item():.3f}"}, refresh=False)
+                numbers = dict(norm=norm, learning_rate=recipe.learning_rate * factor)
+                numbers |= {"skipped": all_skipped} if all_skipped else {}
+                log.write(step, t=t, loss=distributed.mean(loss, ranks), **numbers)
+                said = {f"nats at t = {t}": f"{loss.item():.3f}"} | pace.at(step)
+                bar.set_postfix(said, refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 held = x_1_held_out, held_out_condition
                 with report("the held-out loss"):
                     log_held_out(denoiser, ema, scales, *held, log, step, recipe.precision, ranks)
-            if step % config.save_every == 0:
+            if ranks.world > 1 and (step % CHECK_EVERY == 0 or step % config.save_every == 0):
+                weights = checksum(denoiser.parameters())
+                distributed.require_same(weights, f"the weights after step {step}", ranks)
+
+            # a state that is no numbers is not saved: back to the last that is
+            save_is_due = step % config.save_every == 0 or step == recipe.steps
+            broken = skipped == MOST_SKIPPED or (save_is_due and not healthy())
+            if distributed.on_any_rank(broken, ranks):
+                saver.wait()
+                newest = checkpoints.newest()
+                if newest is None or newest == went_back_to:
+                    raise ValueError(
+                        f"weights and gradients must be finite, got NaN or infinity before step "
+                        f"{step}{' again' if newest else ''}; a lower --learning-rate, or "
+                        "--precision fp32, may help"
+                    )
+                step = went_back_to = left_off()
+                skipped = 0
+                log = Log(folder / "metrics.jsonl", step, ranks.is_main, config.tensorboard)
+                bar.n = step
+                if ranks.is_main:
+                    say(f"NaN or infinity in weights or gradients: back to step {step}")
+            elif save_is_due:
                 save(step)
-        if step % config.save_every:
+        if step % config.save_every and step < recipe.steps and healthy():
             save(step)
     bar.close()
+    if all_skipped and ranks.is_main:
+        say(f"{all_skipped} steps were skipped, as their gradients were not finite")
 
 
 class Loss(nn.Module):
@@ -188,7 +300,7 @@ class Loss(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(self, x_prev, x_t, x_1, condition, t: int) -> torch.Tensor:
+    def forward(self, x_prev, x_t, x_1, condition=None, *, t: int) -> torch.Tensor:
         return self.denoiser.at(t).loss(x_prev, x_t, x_1, condition)
 
 
@@ -203,6 +315,35 @@ def scales_of(preset: Preset, config: Config) -> list[int]:
     return list(range(2, preset.T + 1)) if preset.joint else [config.t]
 
 
+def require_apart(preset: Preset, folder: Path) -> None:
+    """ValueError if OUT holds a model of the other kind: one network for all, or one a scale."""
+    path = folder / "config.json"
+    scales = read_json(path).get("denoisers", {}) if path.exists() else {}
+    if scales and (JOINT in scales) != preset.joint:
+        kind = "one network for all scales" if preset.joint else "a network a scale"
+        raise ValueError(f"{folder}: must hold {kind} or nothing, got scales {', '.join(scales)}")
+
+
+def require_names(shapes: dict[str, ConditionShape], tokens: TokenFile) -> None:
+    """ValueError unless a preset has as many classes, and kinds of maps, as the data."""
+    for name, shape in shapes.items():
+        names = tokens.names[name]
+        if names and len(names) != shape.vocabulary:
+            raise ValueError(
+                f"{tokens.folder}: must have {shape.vocabulary} names of {name} for this preset, "
+                f"got {len(names)}"
+            )
+
+
+def memory_line(needs: Cost, at_once: int, batch: int, ranks: int) -> str:
+    """How a batch is computed, and the memory that it takes, in a line."""
+    accumulation = -(-batch // (ranks * at_once))
+    return (
+        f"batch {batch}: {ranks} ranks × {at_once} images × {accumulation} passes, "
+        f"about {needs.bytes(at_once) / GIB:.1f} GiB each"
+    )
+
+
 def require_vqgan(tokens: TokenFile, digest: str) -> None:
     """ValueError if tokens are not of the VQGAN beside them, whose SHA-256 is `digest`."""
     if tokens.vqgan_sha256 != digest:
@@ -215,7 +356,8 @@ def require_vqgan(tokens: TokenFile, digest: str) -> None:
 def optimisers_of(denoiser: Denoiser, recipe: ScaleRecipe) -> dict[str, torch.optim.Optimizer]:
     """AdamW, "optimiser"; and "muon" for the layers' matrices, if the recipe has a rate for it.
 
-    Matrices decay; biases, norms and positions do not.
+    What has two dimensions decays, tables of tokens and positions among it; biases and norms do
+    not.
     """
 
     def is_layers(name: str, p: nn.Parameter) -> bool:
@@ -249,12 +391,13 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
 def log_held_out(
     denoiser, ema, scales, x_1, condition, log, step: int, precision: str, ranks
 ) -> None:
-    """Held-out nats/token of the averaged weights, on the same noise every time."""
+    """Held-out nats/token of the averaged weights, on the same noise every time; keep the best."""
     if not ranks.is_main:
         return
     diffusion = denoiser.diffusion
     averaged = Denoiser(denoiser.config, diffusion, denoiser.t).to(x_1.device)
     ema.copy_to(averaged)
+    nats = 0.0
     for t in scales:
         x_prev, x_t = diffusion.q_sample_pair(x_1.cpu(), t, torch.Generator().manual_seed(0))
         total = 0.0
@@ -265,6 +408,18 @@ def log_held_out(
                 losses = averaged.at(t).loss(before, now, x_1[rows], own)
             total += losses.sum().item()
         log.write(step, t=t, held_out=total / x_1.numel())
+        nats += total / x_1.numel() / len(scales)
+    keep_best_scale(ema, nats, step, log.path.parent)
+
+
+def keep_best_scale(ema: EMA, nats: float, step: int, folder: Path) -> None:
+    """best.safetensors: the averaged weights of the lowest held-out loss; best.json says which."""
+    path = folder / "best.json"
+    if path.exists() and not nats < read_json(path)["held_out"]:
+        return
+    if math.isfinite(nats):
+        save_tensors(ema.average, folder / "best.safetensors")
+        write_json({"step": step, "held_out": nats}, path)
 
 
 def run_folder(config: Config) -> Path:
@@ -274,7 +429,7 @@ def run_folder(config: Config) -> Path:
 if __name__ == "__main__":
     config = read_options(Config, __doc__)
     try:
-        ranks = distributed.start(config.device)
+        ranks = distributed.start(config.device, config.timeout)
         with run_lock(run_folder(config)) if ranks.is_main else nullcontext():
             main(config, ranks)
         distributed.finish(ranks)

@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,14 @@ def run_stage(
     if process.returncode:
         lines = output.read_text(encoding="utf-8").strip().splitlines() or ["nothing"]
         raise ValueError(f"{stage.name} must succeed, see {output}, which ends: {lines[-1]}")
+
+
+def begin_anew(out: Path) -> None:
+    """Remove what a run that was stopped has left in `out`, once its last process has ended."""
+    for path in out.glob("*.lock"):
+        with open(path) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+    shutil.rmtree(out, ignore_errors=True)
 
 
 def started(stage: Stage, output: Path) -> subprocess.Popen:

@@ -3,17 +3,21 @@ keep."""
 
 import json
 import math
+import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 import tyro
 from tqdm import tqdm
 
+from imagebart.checkpoint import write_json
 from imagebart.presets import table
 
 Config = TypeVar("Config")
@@ -31,6 +35,11 @@ def read_options(config: type[Config], description: str) -> Config:
     return tyro.cli(config, description=description)
 
 
+def located(data: str) -> str:
+    """The name of a data set as every working folder finds it."""
+    return data if data == "scenery" else str(Path(data).resolve())
+
+
 def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:
     """Factor of the learning rate: up a line in `warmup_steps`, down a cosine to FLOOR."""
     if step < warmup_steps:
@@ -44,16 +53,59 @@ def is_reported(step: int, steps: int) -> bool:
     return step in (1, 10, 20, steps) or step % 50 == 0
 
 
-def require_same_run(left_off: dict, run: dict, folder: Path) -> None:
-    """ValueError if a checkpoint is of another run: what one is resumed with must stay the same.
+# ── the record of a run ───────────────────────────────────────────────────────────────────────
 
-    What a checkpoint does not say is not compared; old ones say nothing.
+
+def versions() -> dict[str, str]:
+    """What computes: a resumed run may have others, and says so."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def require_same_run(left_off: dict, run: dict, folder: Path, override: bool = False) -> None:
+    """ValueError if a checkpoint is of another run: what one is resumed with must stay the same,
+    or is said if `override`.
+
+    What a checkpoint does not say is not compared; that is said once, as the next one says it.
     """
     before = left_off.get("run", {})
-    changed = [name for name in before if before[name] != run.get(name, before[name])]
+    changed = [name for name in run if before.get(name, run[name]) != run[name]]
     if changed:
         kept, got = (", ".join(f"{name} {of[name]}" for name in changed) for of in (before, run))
-        raise ValueError(f"{folder}: a run that is resumed must keep its {kept}, got {got}")
+        if not override:
+            raise ValueError(
+                f"{folder}: a run that is resumed must keep its {kept}, got {got}; "
+                "--override goes on with the change"
+            )
+        say(f"{folder}: resumed with {got}, until now {kept}")
+    unknown = [name for name in run if name not in before]
+    if unknown:
+        say(f"{folder}: its checkpoint does not say {', '.join(unknown)}; taken to be the same")
+    if left_off.get("versions", versions()) != versions():
+        say(f"{folder}: resumed by {versions()}, until now {left_off['versions']}")
+
+
+def write_run(folder: Path, config: Any, recipe: Any, run: dict, machine: dict) -> None:
+    """run.json: the options that were given, the recipe that came of them, what must stay, and
+    where it runs."""
+    record = {"run": run, "options": asdict(config), "recipe": asdict(recipe), "machine": machine}
+    with report(str(folder / "run.json")):
+        write_json(as_json(record | {"versions": versions()}), folder / "run.json")
+
+
+def as_json(value: Any) -> Any:
+    """A value as strict JSON has it: absolute paths, and text for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {str(name): as_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    if isinstance(value, Path):
+        return str(value.resolve())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+# ── what a run tells ──────────────────────────────────────────────────────────────────────────
 
 
 def say(sentence: str) -> None:
@@ -71,14 +123,39 @@ def report(what: str) -> Iterator[None]:
         say(f"{what} could not be written, the run goes on: {reason.splitlines()[0]}")
 
 
+class Pace:
+    """How fast a run is since its last report: images a second, and MFU where it is known.
+
+    MFU, the model's FLOPs utilisation: operations of the forward and the backward pass, as a share
+    of what the GPUs could do. `flops` are the operations an image and those a second of a GPU.
+    """
+
+    def __init__(self, batch: int, ranks: int, flops: tuple[int, float | None] | None):
+        self.batch, self.ranks, self.flops = batch, ranks, flops
+        self.before: tuple[int, float] | None = None
+
+    def at(self, step: int) -> dict[str, str]:
+        """The pace up to this step, in words; nothing at the first report."""
+        now, before = (step, time.monotonic()), self.before
+        self.before = now
+        if before is None:
+            return {}
+        rate = (now[0] - before[0]) * self.batch / max(now[1] - before[1], 1e-9)
+        said = {"images/s": f"{rate:.1f}"}
+        if self.flops and self.flops[1]:
+            said["MFU"] = f"{rate * self.flops[0] / self.flops[1] / self.ranks:.0%}"
+        return said
+
+
 class Log:
     """metrics.jsonl: a line of numbers a report. A resumed run drops what lies after its start.
 
-    Strict JSON: a number that is not finite is null.
+    Strict JSON: a number that is not finite is null. With `tensorboard`, event files beside it too.
     """
 
-    def __init__(self, path: Path, start_step: int, active: bool):
+    def __init__(self, path: Path, start_step: int, active: bool, tensorboard: bool = False):
         self.path, self.active = Path(path), active
+        self.writer = event_writer(self.path.parent, start_step) if active and tensorboard else None
         self.began = time.time()
         if active and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -93,6 +170,20 @@ class Log:
             line[name] = value if isinstance(value, int) else finite(float(value))
         with report(str(self.path)), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self.writer is not None:
+            which = f" t = {line['t']}" if "t" in line else ""
+            for name in values.keys() - {"t"}:
+                if line[name] is not None:
+                    self.writer.add_scalar(name + which, line[name], step)
+
+
+def event_writer(folder: Path, start_step: int) -> Any:
+    """TensorBoard's writer into a folder; ValueError if the package is not there."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs `pip install tensorboard`, got none") from None
+    return SummaryWriter(str(folder), purge_step=start_step + 1)
 
 
 def finite(value: float) -> float | None:

@@ -6,11 +6,14 @@ Batches                    indices of the images of step s: a pure function of (
 """
 
 import csv
+import hashlib
 import json
+import math
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,14 +25,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from imagebart.arguments import shown
-from imagebart.checkpoint import PathLike
+from imagebart.checkpoint import PathLike, require_file
 from imagebart.data import scenery
 
 Size = int | tuple[int, int]
 
 # ── Pictures ──────────────────────────────────────────────────────────────────────────────────
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"),
+    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # the only decoders used
 MAX_PIXELS = 64_000_000  # a small file may decompress to gigabytes
 MAX_SIDE = 2**15  # a row costs memory of its own
@@ -164,13 +170,15 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 # ── Data sets ─────────────────────────────────────────────────────────────────────────────────
 
+DIGESTED = 1000  # images whose content tells a data set
+UNREADABLE = 0.001  # share of the images that training may replace
 IN_A_ROW = 50  # consecutive unreadable images mean that the disk or the path is lost
 
 
 class ImageFolder(Dataset):
     """Every image under `root`, in natural order (2 before 10): dict(image, class, text).
 
-    Class: an index of `names["class"]`, the top-level folders, if every image is in one; else -1.
+    Class: an index of `names["class"]`, the top-level folders; -1 of an image that is in none.
     Text: `metadata.jsonl` or `metadata.csv` in `root` (file_name, text); else `a.txt` beside
     `a.png`, one caption per line. An item has the first, or ""; `texts(index)` returns all.
     Map: if `map_names.txt` in `root`, or in its parent, names kinds, one per line, every `a.png`
@@ -182,8 +190,8 @@ class ImageFolder(Dataset):
     over the folder.
 
     An unreadable file is replaced by the next readable one (always the same) and reported once;
-    above 0.1 % of the images (10 are always allowed), or 50 in a row: ValueError. `strict` raises
-    at the first, for measurements on exactly this set.
+    above the share `unreadable` of the images (10 are always allowed), or 50 in a row: ValueError
+    with all their names. `strict` raises at the first, for measurements on exactly this set.
     """
 
     files: list[str]
@@ -196,13 +204,14 @@ class ImageFolder(Dataset):
         *,
         strict: bool = False,
         count: int | None = None,
+        unreadable: float = UNREADABLE,
     ):
         self.root, self.size, self.strict = Path(root), size, strict
+        self.unreadable = unreadable
         self._find()
+        self._choose(list(range(len(self.files))))
         if count is not None:
             self.take(count)
-        # In shared memory, for all data-loading workers.
-        self._bad = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
 
     def take(self, count: int) -> None:
         """Keep `count` of the images, spread evenly over the folder."""
@@ -210,15 +219,75 @@ class ImageFolder(Dataset):
         if not 1 <= count <= n:
             raise ValueError(f"{self.root}: count must lie in 1..{n}, got {count}")
         chosen = [i * n // count for i in range(count)]
+        self._choose(chosen)
+
+    def keep_split(self, split: str, held_out: float) -> None:
+        """Keep a part of the images: for "train" those that are not held out, else those that are.
+
+        The share `held_out` of them is, by a hash of their names (`hash_of`), so that which are
+        does not change when others come or go; one at least. ValueError unless both parts have one.
+        """
+        if not 0 < held_out < 1:
+            raise ValueError(f"held_out must be a share, between 0 and 1, got {held_out}")
+        if len(self.files) < 2:
+            raise ValueError(
+                f"{self.root}: must hold two images, one of them to be held out, got one"
+            )
+        hashes = [hash_of(name) for name in self.files]
+        bound = min(max(held_out, math.nextafter(min(hashes), 1)), max(hashes))
+        self._choose([i for i, x in enumerate(hashes) if (x >= bound) == (split == "train")])
+
+    def take_classes(self, names: tuple[str, ...]) -> None:
+        """Number the classes as the training images do; ValueError if they have other ones."""
+        own = self.names["class"]
+        unknown = [name for name in own if name not in names]
+        if unknown or (names and not own):
+            got = ", ".join(map(shown, unknown[:5])) or "none"
+            raise ValueError(
+                f"{self.root}: classes must be those of the training images, got {got}"
+            )
+        number = {i: names.index(name) for i, name in enumerate(own)}
+        self.classes = [number.get(i, -1) for i in self.classes]
+        self.names["class"] = names
+
+    def digest(self) -> str:
+        """What the data set is, wherever it lies: the SHA-256 of the names, sizes and classes of
+        its files, and of the content and captions of DIGESTED of them, evenly spread."""
+        sha, n = hashlib.sha256(), len(self.files)
+        for i, name in enumerate(self.files):
+            sha.update(os.fsencode(f"{name.replace(os.sep, '/')}\0{self._size(i)}\0"))
+            sha.update(f"{self.classes[i]}\0".encode())
+        for i in sorted({k * n // DIGESTED for k in range(DIGESTED)}):
+            with suppress(OSError, ValueError):  # training replaces what cannot be read
+                sha.update(self._content(i))
+                sha.update(json.dumps(self.texts(i)).encode())
+        sha.update(json.dumps(self.names).encode())
+        return sha.hexdigest()
+
+    def _size(self, i: int) -> int:
+        """Bytes of a file, -1 if it is not there."""
+        try:
+            return os.stat(self.root / self.files[i]).st_size
+        except OSError:
+            return -1
+
+    def _content(self, i: int) -> bytes:
+        path = self.root / self.files[i]
+        require_file(path)
+        return path.read_bytes()
+
+    def _choose(self, chosen: list[int]) -> None:
         self.files = [self.files[i] for i in chosen]
         self.classes = [self.classes[i] for i in chosen]
+        # In shared memory, for all data-loading workers.
+        self._bad = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
 
     def _find(self) -> None:
         """Set `files`, `classes`, `names` of classes and of the kinds of maps, and captions."""
         self.files = _images(self.root)
 
         folders = [name.split(os.sep)[0] if os.sep in name else "" for name in self.files]
-        names = () if "" in folders else tuple(sorted(set(folders), key=in_natural_order))
+        names = tuple(sorted(set(folders) - {""}, key=in_natural_order))
         number = {name: i for i, name in enumerate(names)}
         self.classes = [number.get(folder, -1) for folder in folders]
 
@@ -299,13 +368,19 @@ class ImageFolder(Dataset):
             )
         return kinds
 
+    @property
+    def unreadable_files(self) -> list[str]:
+        """The files that could not be read until now, by any worker, as printable text."""
+        return [_printable(self.files[i]) for i in self._bad.nonzero().flatten().tolist()]
+
     def _report(self, i: int, error: ValueError) -> None:
         self._bad[i] = True
-        bad, allowed = int(self._bad.sum()), max(10, len(self.files) // 1000)
-        if bad > allowed:
+        bad, allowed = self.unreadable_files, max(10, int(self.unreadable * len(self.files)))
+        if len(bad) > allowed:
             raise ValueError(
                 f"{self.root}: at most {allowed} of {len(self.files)} images may be unreadable, "
-                f"got {bad}; the last: {error}"
+                f"got {len(bad)}: {', '.join(bad)}; the last: {error}; "
+                "`python -m imagebart data` lists all"
             )
         warnings.warn(f"{error}; the next image takes its place", stacklevel=3)
 
@@ -321,6 +396,12 @@ class SceneryData(Dataset):
             raise ValueError(f"scenery: count must be at least 1, got {count}")
         self.split, self.height, self.width, self.count = split, size, width or size, count
         self.names = {"class": tuple(scenery.KINDS), "map": scenery.LABELS}
+
+    def digest(self) -> str:
+        """What the data set is: the SHA-256 of its options and of its first scene."""
+        sha = hashlib.sha256(f"{self.split} {self.height} {self.width} {self.count}".encode())
+        sha.update(self[0]["image"].numpy().tobytes())
+        return sha.hexdigest()
 
     def __len__(self) -> int:
         return self.count
@@ -344,11 +425,16 @@ def _images(root: Path) -> list[str]:
         found = [os.path.relpath(path, root) for path in _walk(os.fspath(root))]
     except OSError as error:
         raise ValueError(f"{root}: must be a folder that can be read, got {error}") from error
-    images = [name for name in found if name.lower().endswith(EXTENSIONS)]
-    images = [name for name in images if not name.endswith(MAP)]
+    images = [name for name in found if is_image(name)]
     if not images:
         raise ValueError(f"{root}: must hold images ({' '.join(EXTENSIONS)}), got none")
     return sorted(images, key=in_natural_order)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name: not a map, and not hidden."""
+    wanted = name.lower().endswith(EXTENSIONS) and not name.endswith(MAP)
+    return wanted and not os.path.basename(name).startswith(".")
 
 
 def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
@@ -385,6 +471,12 @@ def in_natural_order(name: str) -> tuple:
     parts = name.split(os.sep)
     split = [re.split(r"(\d+)", part) for part in parts]
     return [[int(s) if s.isdecimal() else s for s in part] for part in split], name
+
+
+def hash_of(name: str) -> float:
+    """A number in [0, 1), evenly spread, that a name always has: its SHA-256."""
+    digest = hashlib.sha256(os.fsencode(name.replace(os.sep, "/"))).digest()
+    return int.from_bytes(digest[:6]) / 2**48
 
 
 def _metadata(root: Path, files: list[str]) -> dict[str, list[str]] | None:

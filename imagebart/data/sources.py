@@ -1,6 +1,6 @@
 """Data sets by name: scenery, a folder of images, or a folder of shards (tar files).
 
-open_data      opens the data set of a name
+open_data      opens a split of the data set of a name
 ShardFolder    webdataset's layout with random access, so that runs resume exactly
 """
 
@@ -16,12 +16,13 @@ from torch.utils.data import Dataset
 from imagebart.arguments import as_int, shown
 from imagebart.checkpoint import require_file
 from imagebart.data.images import (
-    EXTENSIONS,
+    UNREADABLE,
     ImageFolder,
     PathLike,
     SceneryData,
     Size,
     in_natural_order,
+    is_image,
     read_image,
 )
 
@@ -32,6 +33,17 @@ MOST_IMAGE_BYTES = 2**28
 SCENERY_COUNTS = {"train": 60_000}  # default number of images of a split; others 5000
 
 
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test", "testing"),
+}
+"""What the folders of a split are usually called, in any case."""
+
+HELD_OUT = 0.02
+"""Share of a folder without splits that is its validation split."""
+
+
 def open_data(
     name: PathLike,
     size: Size | None,
@@ -39,12 +51,17 @@ def open_data(
     at_most: int | None = None,
     *,
     strict: bool = False,
+    held_out: float = HELD_OUT,
+    unreadable: float = UNREADABLE,
 ) -> Dataset:
     """The data set called `name`: "scenery", a folder of images, or a folder of tar files of them.
 
-    A folder with a sub-folder `train` has splits, and `split` must be one of its sub-folders; any
-    other folder is one split, and `split` is ignored. At most `at_most` images are taken (at least
-    one), spread evenly over a folder; None takes all.
+    A folder with a sub-folder `train` has splits: its sub-folders by their usual names, see
+    `SPLIT_FOLDERS`. Without one for validation, and in a folder without splits, `held_out` of the
+    training images are the validation split (`ImageFolder.keep_split`). Classes are numbered as in
+    training. `unreadable` is the share of the images that may be, see `ImageFolder`.
+    At most `at_most` images are taken (at least one), spread evenly over a folder; None takes all.
+    ValueError if there are no images, or their classes or maps are not those of training.
     """
     if name == "scenery":
         if not isinstance(size, int):
@@ -53,13 +70,47 @@ def open_data(
         return SceneryData(split, size, count)
 
     root = Path(name)
-    if (root / "train").is_dir():
-        root = root / split
-    kind = ShardFolder if root.is_dir() and any(root.glob("*.tar")) else ImageFolder
-    data = kind(root, size, strict=strict)
+    train = find_split(root, "train")
+    own = train and find_split(root, split)
+    if train and not own and split != "validation":
+        raise ValueError(f"{root}: must have a folder {split}, got none")
+    data = open_folder(own or train or root, size, strict, unreadable)
+    if split != "train" and own:
+        trained = open_folder(train, size)
+        data.take_classes(trained.names["class"])
+        if data.names["map"] != trained.names["map"]:
+            raise ValueError(f"{data.root}: kinds of maps must be those of {train}, got others")
+    if not (own and (split != "train" or find_split(root, "validation"))):
+        data.keep_split(split, held_out)
     if at_most is not None:
         data.take(min(at_most, len(data.files)))
     return data
+
+
+def find_split(root: Path, split: str) -> Path | None:
+    """The folder of a split in `root`; None if there is none."""
+    names = SPLIT_FOLDERS.get(split, (split,))
+    if not root.is_dir():
+        return None
+    with os.scandir(root) as entries:
+        found = [entry.name for entry in entries if entry.name.lower() in names and entry.is_dir()]
+    return root / min(found, key=lambda name: (names.index(name.lower()), name)) if found else None
+
+
+def open_folder(
+    root: Path, size: Size | None, strict: bool = False, unreadable: float = UNREADABLE
+) -> ImageFolder:
+    """All images of a folder, or of its shards."""
+    kind = ShardFolder if root.is_dir() and any(root.glob("*.tar")) else ImageFolder
+    return kind(root, size, strict=strict, unreadable=unreadable)
+
+
+def summary_of(data: Dataset) -> str:
+    """What a data set has, in a line: images, classes, images without one."""
+    names, classes = data.names["class"], getattr(data, "classes", [])
+    parts = [f"{len(data):,} images"] + ([f"{len(names)} classes"] if names else [])
+    without = sum(number < 0 for number in classes) if names else 0
+    return ", ".join(parts + ([f"{without} of them in no class"] if without else []))
 
 
 class Part(NamedTuple):
@@ -81,12 +132,11 @@ class ShardFolder(ImageFolder):
     def _find(self) -> None:
         shards = sorted((path.name for path in self.root.glob("*.tar")), key=in_natural_order)
         self._parts = {name: part for shard in shards for name, part in parts_of(self.root, shard)}
-        self.files = [name for name in self._parts if name.lower().endswith(EXTENSIONS)]
+        self.files = [name for name in self._parts if is_image(name)]
         if not self.files:
             raise ValueError(f"{self.root}: its shards must hold images, got none")
         self.classes = [self._label(name) for name in self.files]
-        known = -1 not in self.classes
-        names = tuple(map(str, range(max(self.classes) + 1))) if known else ()
+        names = tuple(map(str, range(max(self.classes) + 1)))
         self.names = {"class": names, "map": ()}
 
     def texts(self, index: int) -> list[str]:
@@ -96,6 +146,12 @@ class ShardFolder(ImageFolder):
 
     def _picture(self, i: int) -> Image.Image:
         return read_image(self.root / self.files[i], io.BytesIO(self._bytes(self.files[i])))
+
+    def _size(self, i: int) -> int:
+        return self._parts[self.files[i]].length
+
+    def _content(self, i: int) -> bytes:
+        return self._bytes(self.files[i])
 
     def _label(self, image: str) -> int:
         """The class in an image's .cls, -1 if it has none."""

@@ -1,5 +1,6 @@
 """Token files: x_1 of a whole data set and its conditions, both as tokens, encoded once."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagebart.checkpoint import atomic_write, read_json, write_json
+from imagebart.checkpoint import atomic_write, read_json, sha256_of, write_json
 from imagebart.conditions import (
     CONDITIONS,
     Condition,
@@ -150,6 +151,13 @@ class TokenFile:
 
     def __reduce__(self):
         return TokenFile, (self.folder,)  # a worker opens the files itself
+
+    def digest(self) -> str:
+        """What the tokens are, wherever they lie: the SHA-256 of the arrays."""
+        sha = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.npy")):
+            sha.update(f"{path.name} {sha256_of(path)}\n".encode())
+        return sha.hexdigest()
 
     def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Tensor:
         """x_1 (b, n) int64 of the images `indices`; ValueError if a token is no code."""

@@ -1,0 +1,149 @@
+"""What a step of train/scale.py takes on a GPU, before it is run: bytes and operations.
+
+Shapes pass through the network as fake tensors (torch's FakeTensorMode): nothing is stored and
+nothing computed, so the largest preset is measured in seconds and without a GPU.
+"""
+
+import weakref
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from imagebart import distributed
+from imagebart.denoiser import Denoiser, DenoiserConfig
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.transformer import DecoderBlock, EncoderBlock
+
+GIB = 2**30
+FILLED = 0.85
+"""Part of a GPU's memory that a step may fill; the rest is CUDA's, and lost between blocks."""
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 112e12,
+}
+"""Operations a second in bfloat16 without sparsity (V100: float16), as the vendor states them."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes on one rank."""
+
+    parameters: int
+    state_bytes: int  # weights, their gradients, Adam's two averages, the averaged weights
+    fixed_bytes: int  # kept for the backward pass whatever the batch: weights in bfloat16
+    image_bytes: int  # kept for the backward pass, an image
+    image_flops: int  # forward and backward, an image; recomputation is not counted
+
+    def bytes(self, images: int) -> int:
+        """All that is there when the backward pass of so many images begins."""
+        return self.state_bytes + self.fixed_bytes + images * self.image_bytes
+
+    def fitting(self, share: int, memory: int) -> int:
+        """The most images at once, at most `share`, that fit into `memory` bytes, in equal parts;
+        ValueError if one does not."""
+        for parts in range(1, share + 1):
+            images = -(-share // parts)
+            if self.bytes(images) <= FILLED * memory:
+                return images
+        raise ValueError(
+            f"a GPU must have {self.bytes(1) / FILLED / GIB:.1f} GiB for this network, "
+            f"got {memory / GIB:.1f}: --recompute and --precision bf16 need less"
+        )
+
+
+class Blocks:
+    """The transformer blocks of a denoiser, for what is done to each of them."""
+
+    def __init__(self, denoiser: Denoiser):
+        kinds = EncoderBlock, DecoderBlock
+        self.blocks = [module for module in denoiser.modules() if isinstance(module, kinds)]
+
+    def recompute(self) -> None:
+        """Activation checkpointing: of a block only its input is kept for the backward pass."""
+        for block in self.blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+    def compile(self) -> None:
+        """Compile one block after another: all have the same code, so it is done once."""
+        for block in self.blocks:
+            block.compile()
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that were made inside the mode and still are there."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages: dict[int, tuple[weakref.ref, int]] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                self.storages[storage._cdata] = weakref.ref(storage), storage.nbytes()
+        return result
+
+    def bytes(self) -> int:
+        return sum(size for alive, size in self.storages.values() if alive() is not None)
+
+
+def cost_of(
+    config: DenoiserConfig,
+    diffusion: MultinomialDiffusion,
+    t: int,
+    precision: str = "bf16",
+    recompute: bool = False,
+    ranks: int = 1,
+) -> Cost:
+    """Measure a step of scale t: an image, then two."""
+    with torch.random.fork_rng(), FakeTensorMode(allow_non_fake_inputs=True):
+        denoiser = Denoiser(config, diffusion, t)
+        denoiser._checked = lambda condition: condition  # the values of a fake are not known
+        if recompute:
+            Blocks(denoiser).recompute()
+        with FlopCounterMode(display=False) as counter:
+            one = kept_bytes(denoiser, 1, precision)
+        two = kept_bytes(denoiser, 2, precision)
+    numbers = sum(p.numel() for p in denoiser.parameters())
+    copies = 5 if ranks == 1 else 6  # several ranks sum their gradients in buckets
+    flops = 3 * counter.get_total_flops()  # a backward pass is two forward passes
+    return Cost(numbers, 4 * copies * numbers, max(0, 2 * one - two), two - one, flops)
+
+
+def kept_bytes(denoiser: Denoiser, images: int, precision: str) -> int:
+    """Bytes that a forward pass keeps for the backward pass."""
+    tokens = torch.zeros(images, denoiser.n, dtype=torch.int64)
+    lengths = [shape.length for shape in denoiser.config.conditions.values()]
+    condition = torch.zeros(images, sum(lengths), dtype=torch.int64) if lengths else None
+    with Live() as live, distributed.autocast(tokens.device, precision):
+        loss = denoiser.loss(tokens, tokens, tokens, condition).mean()
+        kept = live.bytes()
+    del loss
+    return kept
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of a GPU; None for a CPU, whose memory the system manages."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations a second of a GPU in bfloat16; None if it is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)

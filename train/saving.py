@@ -1,0 +1,112 @@
+"""Saves of a run: a copy of its state, which a thread writes while the run goes on."""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from training import say
+
+MOST_FAILURES = 3
+"""Saves in a row that may fail before the run ends."""
+MOST_SKIPPED = 10
+"""Steps in a row whose losses or gradients may be no numbers before the run goes back."""
+CHECK_EVERY = 100
+"""Steps between two comparisons of the ranks' weights."""
+
+
+class Saver:
+    """Writes in a thread, one save after another; a save that fails is said, and the run goes on.
+
+        with Saver() as saver:
+            saver.start(step, lambda: checkpoints.save(step, state))
+
+    The block ends when the last save has ended. ValueError after MOST_FAILURES in a row (a full
+    disk, say), and at the end of the run if the last one failed.
+    """
+
+    def __init__(self):
+        self.thread: threading.Thread | None = None
+        self.failures: list[str] = []
+        self.error: Exception | None = None  # of a fault that is no disk's
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.wait()
+        if kind is None:
+            self.require(at_most=0)
+
+    def start(self, step: int, write: Callable[[], Any]) -> None:
+        """Begin a save; waits for the one before."""
+        self.wait()
+        self.require(at_most=MOST_FAILURES - 1)
+        self.thread = threading.Thread(target=self._run, args=(step, write), name="save")
+        self.thread.start()
+
+    def wait(self) -> None:
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+
+    def require(self, at_most: int) -> None:
+        """ValueError if more of the last saves than that failed."""
+        if self.error is not None:
+            raise self.error
+        if len(self.failures) > at_most:
+            raise ValueError(
+                f"a run must be saved now and then, got {len(self.failures)} failed saves in a "
+                f"row, the last: {self.failures[-1]}"
+            )
+
+    def _run(self, step: int, write: Callable[[], Any]) -> None:
+        try:
+            write()
+            self.failures.clear()
+        except OSError as error:
+            self.failures.append(str(error))
+            say(f"step {step} could not be saved, the run goes on: {error}")
+        except Exception as error:
+            self.error = error
+
+
+def snapshot(state: Any) -> Any:
+    """A copy on the CPU of all tensors in nested dictionaries, lists and tuples.
+
+    Of a GPU's tensors into pinned memory, which is copied at the speed of the bus.
+    """
+    copy = _copied(state)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return copy
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        held = torch.empty_like(state, device="cpu", pin_memory=state.is_cuda)
+        return held.copy_(state.detach(), non_blocking=True)
+    if isinstance(state, dict):
+        return {name: _copied(part) for name, part in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(_copied, state))
+    return state
+
+
+@torch.no_grad()
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers are."""
+    floats = [x.detach() for x in tensors if x.is_floating_point() and x.numel()]
+    largest = [x.float() for x in torch._foreach_norm(floats, float("inf"))] if floats else []
+    return all(torch.stack(largest).isfinite().tolist()) if largest else True
+
+
+@torch.no_grad()
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """A whole number that one flipped bit changes, the same on all ranks that hold the same."""
+    views = [x.detach().contiguous().view(torch.uint8).flatten() for x in tensors if x.numel()]
+    whole = [x.view(torch.int32) if x.numel() % 4 == 0 else x for x in views]
+    sums = torch.stack([x.sum(dtype=torch.int64) for x in whole])
+    places = torch.arange(1, len(sums) + 1, device=sums.device)
+    return int((sums * places).sum())
