@@ -199,7 +199,7 @@ def attempt(store: dist.Store, rank: int, world: int, timeout: float) -> str:
     """A name for this attempt that all its ranks know, and none of the dead knew.
 
     Rank 0 makes one up and shows it; the others answer under it with numbers of their own, and
-    believe it when it shows theirs. ValueError after `timeout` seconds.
+    accept it when it shows theirs. ValueError after `timeout` seconds.
     """
     own, deadline = uuid4().hex, time.monotonic() + timeout
     if rank == 0:

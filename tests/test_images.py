@@ -649,10 +649,15 @@ def test_a_map_is_cut_and_scaled_as_its_image(mapped):
 
 
 def test_names_of_kinds_may_lie_above_the_splits(mapped):
-    (mapped / "train").mkdir()
-    for name in ("a.png", "a.map.png"):
-        (mapped / name).rename(mapped / "train" / name)
-    assert open_data(mapped, 10, "train").names["map"] == ("sky", "ground")
+    for split in ("train", "validation"):
+        (mapped / split).mkdir()
+        for name in ("a.png", "a.map.png"):
+            shutil.copy(mapped / name, mapped / split)
+    for split in ("train", "validation"):
+        assert open_data(mapped, 10, split).names["map"] == ("sky", "ground")
+    (mapped / "validation" / "map_names.txt").write_text("sky\nsea\n")
+    with pytest.raises(ValueError, match="kinds of maps must be those of .*train, got others"):
+        open_data(mapped, 10, "validation")
 
 
 def test_without_names_there_are_no_maps(mapped):

@@ -71,11 +71,11 @@ def open_data(
 
     root = Path(name)
     train = find_split(root, "train")
-    own = train and find_split(root, split)
+    own = find_split(root, split) if train else None
     if train and not own and split != "validation":
         raise ValueError(f"{root}: must have a folder {split}, got none")
     data = open_folder(own or train or root, size, strict, unreadable)
-    if split != "train" and own:
+    if train and own and split != "train":
         trained = open_folder(train, size)
         data.take_classes(trained.names["class"])
         if data.names["map"] != trained.names["map"]:
@@ -105,7 +105,7 @@ def open_folder(
     return kind(root, size, strict=strict, unreadable=unreadable)
 
 
-def summary_of(data: Dataset) -> str:
+def summary_of(data: SceneryData | ImageFolder) -> str:
     """What a data set has, in a line: images, classes, images without one."""
     names, classes = data.names["class"], getattr(data, "classes", [])
     parts = [f"{len(data):,} images"] + ([f"{len(names)} classes"] if names else [])
