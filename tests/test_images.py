@@ -656,7 +656,7 @@ def test_names_of_kinds_may_lie_above_the_splits(mapped):
     for split in ("train", "validation"):
         assert open_data(mapped, 10, split).names["map"] == ("sky", "ground")
     (mapped / "validation" / "map_names.txt").write_text("sky\nsea\n")
-    with pytest.raises(ValueError, match="kinds of maps must be those of .*train, got others"):
+    with pytest.raises(ValueError, match=r"kinds of maps must be those of .*train, got others"):
         open_data(mapped, 10, "validation")
 
 
