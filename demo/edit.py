@@ -95,8 +95,8 @@ def inpaint(
     scale and pass; large images every few seconds.
 
     editor: {"background": image, "layers": [mask], "composite": null}; a mask has the image's size,
-    is white (at least half as bright) where to repaint, black or transparent elsewhere; at most 8
-    layers, and 16 million pixels in all results together. passes: how often the finest scale is
+    is opaque where to repaint, or white if nothing in it is transparent; layers count together, at
+    most 8, and 16 million pixels in all results together. passes: how often the finest scale is
     noised and denoised again, until no token changes. Other arguments as in `sample`.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)

@@ -21,7 +21,7 @@ from imagebart.editing.masks import masked_pixels, pixel_mask, upright
 
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
 EXAMPLES = 8
-PAINT = "#ff9a3c"  # bright, since a layer is read as a mask
+PAINT = "#ff9a3c"
 SECONDS_BETWEEN_PREVIEWS = 2
 
 
@@ -50,14 +50,11 @@ def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
 
 
 def read_editor(editor: dict | None) -> tuple[Image.Image, np.ndarray]:
-    """(image, mask) of the editor's value."""
+    """(image, levels of the mask) of the editor's value."""
     if not editor or not editor.get("background"):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
     layers, image = read_layers(editor), read_picture(editor["background"])
-    mask = np.zeros((image.height, image.width), bool)
-    for file in layers:
-        mask |= pixel_mask(read_picture(file, upright), image.size)
-    return image, mask
+    return image, pixel_mask([read_picture(file, upright) for file in layers], image.size)
 
 
 def token_map(edit: MaskedImage) -> Image.Image:

@@ -26,7 +26,6 @@ from imagebart.data import scenery
 from imagebart.data.scenery.words import PHRASES
 from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STAR
 from imagebart.distributed import pick_device
-from imagebart.editing.inpainting import MaskedImage
 from imagebart.folders import SHIPPED
 from imagebart.options import Conditions, EditingOptions, as_dataclass, options_given
 from imagebart.probe import Probe
@@ -78,7 +77,7 @@ def main(config: Config) -> dict:
             before, mask = Image.fromarray(scene.image), sky_of(scene)
             after = edited(model, probe, before, mask, prompt_of(scene, target), config)
             found += probe.predict([after]).values("weather") == [target.weather]
-            kept = ~MaskedImage(model, before, mask).inside.numpy()
+            kept = ~mask
             exact += np.array_equal(np.asarray(after)[kept], scene.image[kept])
         row = {
             "target": target.words,

@@ -145,7 +145,8 @@ class Edit(Command, EditFields):
 
     image: tyro.conf.Positional[Path] = tyro.MISSING
     words: Words = None  # the same as --prompt
-    # a picture as large as the image, white where to repaint, black or transparent where not
+    # a picture as large as the image: what is opaque at least half is repainted, whatever its
+    # colour; if nothing is transparent, what is white (grey of more than half fades)
     mask: Path | None = None
     keep: Literal["upper", "lower", "left", "right"] | None = None  # the half that stays
     left: int = 0  # pixels to add beyond the border

@@ -38,6 +38,7 @@ from imagebart.notation import Float, Grid, Images, Tokens
 from imagebart.options import (
     Conditions,
     EditingOptions,
+    Marks,
     PanoramaOptions,
     SamplingOptions,
     with_options,
@@ -167,15 +168,16 @@ class ImageBART(nn.Module):
     def inpaint(
         self,
         image: Image.Image,
-        mask: Image.Image | np.ndarray,
+        mask: Marks,
         num_images: int = 1,
         *,
         output_type: str = "pil",
         **options: Unpack[EditingOptions],
     ) -> Pictures:
-        """Repaint where the mask is True / white; elsewhere pixels stay the input's exactly.
+        """Repaint where the mask marks the image; elsewhere pixels stay the input's exactly.
 
-        Image and mask have one size, any. See `inpainting.inpaint`. `output_type` as `decode`.
+        True, white, or opaque in a mask with transparency is marked (`masks.pixel_mask`). Image and
+        mask have one size, any. See `inpainting.inpaint`. `output_type` as `decode`.
         """
         from imagebart.editing.inpainting import inpaint
 

@@ -24,6 +24,7 @@ from types import GenericAlias, NoneType
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_args, get_origin
 
 import numpy as np
+from PIL import Image
 from typing_extensions import Doc
 
 from imagebart.arguments import as_int, as_real
@@ -32,6 +33,8 @@ from imagebart.notation import Function
 Classes = int | str | Sequence[int | str] | None
 Texts = str | Sequence[str | None] | None
 SemanticMaps = np.ndarray | Sequence[np.ndarray] | None
+Marks = Image.Image | np.ndarray | list[Image.Image | np.ndarray]
+"""A mask, or several, one over the other; see `masks.pixel_mask`."""
 
 PER = {
     "seed": "or a list, one an image",
@@ -167,7 +170,9 @@ class EditingOptions(RefinedOptions, AnnealedOptions, total=False):
         ),
     ]
     context: Annotated[int, Option(0, "tokens by which the mask is dilated")]
-    feather: Annotated[int, Option(0, "pixels of the model over which the seam is smoothed")]
+    feather: Annotated[
+        int, Option(0, "pixels of the picture, inside the mask, over which its border is softened")
+    ]
 
 
 class PanoramaOptions(ChainOptions, total=False):

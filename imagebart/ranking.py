@@ -16,7 +16,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Unpack, cast
 
-import numpy as np
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from imagebart.data.text import TEXT_IDS, encode_text
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Float
-from imagebart.options import EditingOptions, SamplingOptions, with_options
+from imagebart.options import EditingOptions, Marks, SamplingOptions, with_options
 from imagebart.sampling import image_seeds
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
@@ -71,7 +70,7 @@ def best_of(
 def best_edits(
     model: ImageBART,
     image: Image.Image,
-    mask: Image.Image | np.ndarray,
+    mask: Marks,
     num_images: int,
     candidates: int,
     score: Score,

@@ -5,8 +5,9 @@
 It holds the SHA-256 of every token grid that is decoded while the shipped models sample, edit and
 draw a panorama, for a few seeds and settings, and the bits per token of a picture. Pixels are left
 out: convolutions round differently on different processors. tests/test_record.py draws all of it
-again. The record is made anew only when what is drawn is meant to change: other weights, another
-order of the random numbers, another default; never for a refactoring.
+again. The edits are of pictures filled under the mask before they are encoded. The record is made
+anew only when what is drawn is meant to change: other weights, another order of the random numbers,
+another default; never for a refactoring.
 """
 
 import hashlib

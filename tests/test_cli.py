@@ -208,6 +208,17 @@ def test_a_mask_is_read_as_the_library_reads_it(folder, tmp_path):
         assert same(tmp_path / "seed0.png", expected)
 
 
+def test_an_empty_mask_is_a_sentence_and_no_error(folder, tmp_path, capsys):
+    image = picture(32, 32)
+    image.save(tmp_path / "image.png")
+    Image.new("L", (32, 32)).save(tmp_path / "mask.png")
+    where = ["--mask", str(tmp_path / "mask.png"), "--out", str(tmp_path)]
+    main(["edit", str(tmp_path / "image.png"), *folder[1], *where])
+    said = "warning: the mask is empty: nothing is repainted, the result is the image"
+    assert said in capsys.readouterr().err
+    assert same(tmp_path / "seed0.png", image)
+
+
 def test_panorama_writes_one_file(folder, tmp_path):
     model, base = folder
     out = tmp_path / "deep" / "wide.png"

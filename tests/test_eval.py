@@ -120,8 +120,25 @@ def test_completions_are_measured_beside_their_cost(folder, tiny, tmp_path):
     (row,) = report["rows"]
     assert row["known_exact"] == 1 and row["T"] == tiny.T and row["seam"] > 0
     assert row["masked_tokens"] == tiny.denoisers[2].n / 2
+    assert row["hidden"] == 0 and row["spread_renders"] >= 1
     scales = tiny.T - 1
     assert scales <= row["passes"] <= scales * tiny.denoisers[2].n
+
+
+def test_what_the_encoder_sees_under_the_mask_is_compared(tiny):
+    """Surroundings say nothing of it; the whole picture does, and has all of its own tokens."""
+    one, two = (scenery.render(scenery.scene_seed("validation", i), 32, 32).image for i in (0, 1))
+    mask = completion.mask_of("upper", (32, 32), 0)
+    other = np.where(mask[..., None], two, one)
+    for filling in completion.FILLINGS:
+        edits = [completion.edit_filled(tiny, pixels, mask, filling) for pixels in (one, other)]
+        assert torch.equal(edits[0].x_0, edits[1].x_0) == (filling != "none")
+    assert torch.equal(edits[0].x_1(), tiny.encode(Image.fromarray(one)))
+
+
+def test_a_spread_counts_values_by_how_often_they_come():
+    assert completion.perplexity(["noon"] * 3) == pytest.approx(1)
+    assert completion.perplexity(["noon", "dusk", "night", "dawn"]) == pytest.approx(4)
 
 
 def test_numbers_of_resampling_passes_are_compared_where_there_are_any():

@@ -34,8 +34,8 @@ LAYERS = [
     {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking", "streaming"},
-    {"editing.process", "editing.pasting"},
-    {"editing.masks"},
+    {"editing.process", "editing.harmonic"},
+    {"editing.masks", "editing.pasting"},
     {"editing.inpainting", "editing.panorama"}
     | {"probe", "released.official", "released.importing"},
     {"show"},

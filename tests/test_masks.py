@@ -10,7 +10,7 @@ from PIL import Image
 from test_inpainting import ORIENTATION, blank, corner, picture
 
 from imagebart.data import images
-from imagebart.editing.masks import masked_pixels, pixel_mask, read_mask, upright
+from imagebart.editing.masks import masked_pixels, opacity, pixel_mask, read_mask, upright
 
 
 def test_masked_pixels_are_those_of_whole_tokens(tiny):
@@ -28,6 +28,13 @@ def white_on_clear() -> Image.Image:
     """White where it is painted, and white that does not show everywhere else."""
     image = Image.new("LA", (32, 32), (255, 0))
     image.putalpha(white_on_black())
+    return image
+
+
+def coloured(colour: tuple[int, int, int], alpha: int = 255) -> Image.Image:
+    """A colour where it is painted, clear elsewhere."""
+    image = Image.new("RGB", (32, 32), colour)
+    image.putalpha(Image.fromarray(corner().astype(np.uint8) * np.uint8(alpha)))
     return image
 
 
@@ -53,6 +60,14 @@ MASKS = {
     **{mode: white_on_black().convert(mode) for mode in ("1", "L", "LA", "RGB", "RGBA", "P")},
     "I;16": deep(32768),
     "clear": white_on_clear(),
+    "black on clear": coloured((0, 0, 0)),
+    "red on clear": coloured((255, 0, 0)),
+    "half-clear grey": coloured((90, 90, 90), 128),
+    "blue on black": Image.composite(
+        Image.new("RGB", (32, 32), "blue"), Image.new("RGB", (32, 32)), white_on_black()
+    ),
+    "two layers": [coloured((0, 0, 0), 80), coloured((255, 255, 255), 80)],
+    "a layer and nothing": [white_on_black(), np.zeros((32, 32), bool)],
     "clear RGBA": white_on_clear().convert("RGBA"),
     "keyed L": keyed("L"),
     "keyed RGB": keyed("RGB"),
@@ -62,7 +77,18 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 def test_all_kinds_of_masks_say_the_same(name):
-    assert np.array_equal(pixel_mask(MASKS[name], (32, 32)), corner())
+    assert np.array_equal(pixel_mask(MASKS[name], (32, 32)) > 0, corner())
+
+
+def test_grey_fades_from_half_to_white_and_transparency_does_not():
+    grey = np.repeat(np.array([[0, 127, 128, 191, 255]], np.uint8), 5, 0)
+    levels = pixel_mask(grey, (5, 5))
+    assert levels[0].tolist() == [0, 0, 128, 191, 255]
+    assert opacity(levels)[0].tolist() == [0, 0, 1 / 128, 0.5, 1]
+    assert np.array_equal(pixel_mask(levels, (5, 5)), levels)
+    clear = Image.new("RGB", (5, 5))
+    clear.putalpha(Image.fromarray(grey))
+    assert pixel_mask(clear, (5, 5))[0].tolist() == [0, 0, 255, 255, 255]
 
 
 BLACK = {
@@ -71,7 +97,9 @@ BLACK = {
     "just below half": np.full((32, 32, 3), 127, np.uint8),
     "opaque black": Image.new("RGBA", (32, 32), "black"),
     "clear white": Image.new("RGBA", (32, 32), (255, 255, 255, 0)),
-    "half-clear grey": Image.new("RGBA", (32, 32), (150, 150, 150, 150)),
+    "faint white": Image.new("RGBA", (32, 32), (255, 255, 255, 127)),
+    "two faint layers": [Image.new("LA", (32, 32), (255, 70))] * 2,
+    "no layer": [],
     "deep, just below half": deep(32767),
     "deep, dark": deep(1000),
 }
@@ -87,7 +115,7 @@ def test_what_is_darker_than_half_stays(name):
     [
         (None, "None"),
         ("mask.png", "'mask.png'"),
-        ([[True]], "[[True]]"),
+        ([[True]], "[True]"),
         (np.full((32, 32), np.nan), "float64 (32, 32)"),
         (corner().astype(int), "int64 (32, 32)"),
         (np.zeros((32, 32, 4), np.uint8), "uint8 (32, 32, 4)"),
@@ -120,17 +148,17 @@ def test_a_mask_is_turned_as_its_image(tmp_path):
     lying.save(tmp_path / "mask.png", exif=turned)
     lying.info["exif"] = ODD
     for opened in (Image.open(tmp_path / "mask.png"), read_mask(tmp_path / "mask.png"), lying):
-        assert np.array_equal(pixel_mask(opened, (48, 32)), mask)
-        assert np.array_equal(pixel_mask(upright(opened), (48, 32)), mask)
+        assert np.array_equal(pixel_mask(opened, (48, 32)) > 0, mask)
+        assert np.array_equal(pixel_mask(upright(opened), (48, 32)) > 0, mask)
     broken = white_on_black()
     broken.info["exif"] = b"Exif\0\0garbage"
-    assert np.array_equal(pixel_mask(broken, (32, 32)), corner())
+    assert np.array_equal(pixel_mask(broken, (32, 32)) > 0, corner())
 
 
 @pytest.mark.parametrize("name", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16", "clear"])
 def test_a_mask_means_the_same_from_its_file(tmp_path, name):
     MASKS[name].save(tmp_path / "mask.png")
-    assert np.array_equal(pixel_mask(read_mask(tmp_path / "mask.png"), (32, 32)), corner())
+    assert np.array_equal(pixel_mask(read_mask(tmp_path / "mask.png"), (32, 32)) > 0, corner())
 
 
 def test_a_file_that_is_no_mask_is_one_sentence(tmp_path, monkeypatch):

@@ -1,15 +1,22 @@
 """The part of a picture that the model sees: where it lies, what it cuts, and the seam."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagebart.editing.pasting import Box, blur, box_around, feathered, fill_unknown, outward
+from imagebart.editing.pasting import (
+    Box,
+    box_around,
+    fill_unknown,
+    membrane,
+    outward,
+    smoothly,
+    softened,
+)
 
 SIDES = st.integers(1, 60)
 
@@ -67,35 +74,55 @@ def test_a_thin_stroke_marks_all_it_crosses():
     assert masked.tolist() == [[False] * 4, [True] * 4, [False] * 4, [False] * 4]
 
 
-def test_what_is_painted_goes_where_tokens_are_masked():
-    x, painted = torch.zeros(1, 3, 8, 8), torch.ones(2, 3, 4, 4)
-    masked = torch.zeros(1, 2, 2, dtype=torch.bool)
-    masked[0, 1, 0] = True
-    box = Box(-2, 2, 8, 8)  # tokens of four pixels, the right one of the lower row
-    where = box.pixels(masked, (8, 8))
-    result = box.paste(x, painted, where)
-    assert result.shape == (2, 3, 8, 8)
-    assert torch.equal(result[0, 0] > 0.5, where) and where.sum() == 2 * 2
-    assert torch.equal(box.paste(x, painted[:1], where)[0, :, ~where], x[0, :, ~where])
+def test_a_crop_is_placed_in_the_picture():
+    """The part of a box that lies in the picture, at the picture's size."""
+    box = Box(-2, 2, 8, 8)
+    assert box.part((9, 9)) == (slice(2, 9), slice(0, 6))
+    place = torch.arange(64.0).reshape(1, 1, 8, 8).expand(2, 3, 8, 8)
+    assert torch.equal(box.resized(place, (9, 9)), place[..., :7, 2:])
+    half = place[..., ::2, ::2].clone()
+    assert box.resized(half, (9, 9)).shape == (2, 3, 7, 6)
 
 
-def test_a_feathered_seam_is_smoother_and_the_known_part_untouched():
-    """A VQGAN that gives everything back darker: the step at the border goes, deep inside stays."""
-    x_0 = torch.full((1, 3, 32, 32), 0.5)
+def test_a_larger_picture_has_no_rings():
+    """Beside an edge bicubic goes beyond both of its colours; this does not, and a ramp is one."""
+    edge = torch.zeros(1, 3, 8, 8)
+    edge[..., 4:] = 1
+    large = smoothly(edge, (64, 64))
+    assert large.min() == 0 and large.max() == 1
+    assert F.interpolate(edge, (64, 64), mode="bicubic").max() > 1.01
+    ramp = torch.arange(8.0).expand(1, 3, 8, 8)
+    middle = smoothly(ramp, (64, 64))[0, 0, 32, 16:48]
+    torch.testing.assert_close(middle, (torch.arange(16, 48) + 0.5) / 8 - 0.5, atol=0.02, rtol=0)
+
+
+def marked_right() -> torch.Tensor:
+    marked = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    marked[..., 16:] = True
+    return marked
+
+
+def test_colours_go_on_across_the_border_and_edges_stay():
+    """A decoder that gives everything back darker, with an edge of its own at the border."""
+    x = torch.full((1, 3, 32, 32), 0.5)
     painted = torch.full((2, 3, 32, 32), 0.1)
-    inside = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
-    inside[..., 16:] = True
-    soft = feathered(painted, x_0, inside, 3)
-    assert torch.equal(soft[..., :16], painted[..., :16])
-    torch.testing.assert_close(soft[..., 16], x_0.expand(2, -1, -1, -1)[..., 16], atol=0.12, rtol=0)
-    torch.testing.assert_close(soft[..., 26:], painted[..., 26:])
-    assert (soft[0, 0, 0, 16:].diff() <= 1e-6).all()
-    # Twice the part of a Gaussian of σ = 1.5 that reaches over the border, from the pixel's middle.
-    for i in range(16, 24):
-        part = math.erfc((i - 15.5) / 1.5 / math.sqrt(2))
-        assert soft[0, 0, 0, i].item() == pytest.approx(0.1 + 0.4 * part, abs=0.015)
-    flat = torch.full((1, 3, 8, 8), 0.3)
-    torch.testing.assert_close(blur(flat, 2), flat)
+    painted[1, :, :, 16:] = 0.3
+    shifted = membrane(painted, x, marked_right())
+    torch.testing.assert_close(shifted[0, :, :, 16:], x[0, :, :, 16:])
+    torch.testing.assert_close(shifted[1, :, :, 16:], x[0, :, :, 16:] + 0.2)
+
+
+def test_where_nothing_is_known_nothing_is_shifted():
+    painted = torch.rand(1, 3, 8, 8)
+    everything = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    assert torch.equal(membrane(painted, torch.zeros(1, 3, 8, 8), everything), painted)
+
+
+def test_a_border_is_softened_inside_the_mask():
+    marked = marked_right()
+    soft = softened(marked, 3)[0, 0, 5]
+    assert soft[14:22].tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert torch.equal(softened(marked, 0), marked.float())
 
 
 @given(st.integers(8, 30), st.integers(8, 30), st.tuples(*[st.integers(0, 40)] * 4))

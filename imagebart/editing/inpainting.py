@@ -1,13 +1,16 @@
-"""Edit images: the mask is repainted, all other pixels stay bit for bit.   [section 4.3, A.3]
+"""Edit images: marked pixels are repainted, all others stay bit for bit.   [section 4.3, A.3]
 
 inpaint     a mask of any shape, on an image of any size
 complete    one half kept
 outpaint    beyond the borders
 
-The mask becomes masked tokens, which `process` samples; only their pixels are pasted back.
+What is under the mask is filled from its surroundings before anything is encoded, so no result
+depends on it. Tokens with a marked pixel are masked and sampled by `process`; of what is decoded
+only marked pixels are pasted back, their colours shifted to go on across the border.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Unpack
 
@@ -19,15 +22,26 @@ from torch import Tensor
 
 from imagebart.arguments import as_int, each_of
 from imagebart.data.images import to_pil, to_rgb, to_tensor
-from imagebart.editing.masks import masked_pixels, pixel_mask
-from imagebart.editing.pasting import Box, box_around, feathered, fill_unknown, outward
+from imagebart.editing.harmonic import harmonic
+from imagebart.editing.masks import opacity, pixel_mask
+from imagebart.editing.pasting import (
+    Box,
+    box_around,
+    fill_unknown,
+    membrane,
+    outward,
+    softened,
+)
 from imagebart.editing.process import PROCESSES, annealed_steps, shared_resampling
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
-from imagebart.options import EditingOptions, with_options
+from imagebart.options import EditingOptions, Marks, with_options
 from imagebart.sampling import Step, generator_of, image_seeds
 from imagebart.streaming import WORDS, batches, fitting
+
+EMPTY = "the mask is empty: nothing is repainted, the result is the image"
+"""The warning."""
 
 
 @with_options
@@ -35,18 +49,19 @@ from imagebart.streaming import WORDS, batches, fitting
 def inpaint(
     model: ImageBART,
     image: Image.Image,
-    mask: Image.Image | np.ndarray,
+    mask: Marks,
     num_images: int = 1,
     *,
     box: Box | None = None,
     **options: Unpack[EditingOptions],
 ) -> Images:
-    """Images (b, 3, H, W) in [-1, 1]: `image`, repainted where the mask is white / True.
+    """Images (b, 3, H, W) in [-1, 1]: `image`, repainted where the mask marks it.
 
-    The mask is an image, or an array of booleans or uint8 (`masks.pixel_mask`), of the image's
-    size, any; the results have it too. The model edits a crop of its aspect ratio around the mask
-    (`pasting.box_around`, or `box`). A token is repainted if any of its pixels is masked; pixels of
-    all other tokens are the input's, bit for bit. An empty mask returns the input.
+    The mask is an image, an array of booleans or uint8, or a list of such layers, of the image's
+    size, any; `masks.pixel_mask` says what is marked. The results have that size too. The model
+    edits a crop of its aspect ratio around the mask (`pasting.box_around`, or `box`). Pixels that
+    are not marked are the input's, bit for bit, and nothing depends on those that are, unless a
+    soft mask fades them in. An empty mask warns and returns the input.
 
     `process` is "single" (`process.edit_steps`), "refined" (`process.refined_steps`) or "annealed"
     (`process.annealed_steps`, as released), and takes its options. A `semantic_map` covers the
@@ -58,6 +73,8 @@ def inpaint(
     widths = {name: given.pop(name) for name in ("context", "feather") if name in given}
     steps = process_of(given)
     edit = MaskedImage(model, image, mask, box=box, **widths)
+    if not edit.marked.any():
+        warnings.warn(EMPTY, stacklevel=2)
     given |= edit.maps(given.get("semantic_map"), num_images)
     x_1, images = edit.x_1(), []
     chosen = given.get("resampling_passes") is not None or steps is annealed_steps
@@ -90,31 +107,47 @@ class MaskedImage:
     """An image, the crop that the model edits, and its masked tokens.
 
     x         the image (1, 3, H, W), in [-1, 1]
-    x_0       the crop, at the model's size
-    masked    the tokens (1, h, w) to be repainted
-    inside    their pixels (H, W) in the image
+    marked    its pixels (H, W) to be repainted
+    filled    the image without what is under the mask, which is filled from its surroundings
+    x_0       the crop of `filled`, at the model's size: all that the model sees
+    masked    the tokens (1, h, w) of the crop that have a marked pixel
     """
 
     def __init__(
         self,
         model: ImageBART,
         image: Image.Image,
-        mask: Image.Image | np.ndarray,
+        mask: Marks,
         *,
         context: int = 0,
         feather: int = 0,
         box: Box | None = None,
     ):
-        context, feather = as_int(context, "context"), as_int(feather, "feather")
+        context, self.feather = as_int(context, "context"), as_int(feather, "feather")
         image = to_rgb(image)
-        mask = pixel_mask(mask, image.size)
-        area = mask if mask.any() else ~mask
-        self.model, self.feather = model, feather
+        levels = pixel_mask(mask, image.size)
+        area = levels > 0 if levels.any() else levels == 0
+        size = image.height, image.width
+        self.model, self.size = model, size
         self.box = box_around(area, model.image_size) if box is None else box
+        self.masked = dilated(self.box.tokens(levels > 0, model.grid), context)
+        if context:
+            levels = np.where(self.box.pixels(self.masked, size), np.uint8(255), levels)
+        self.marked = torch.from_numpy((levels > 0) & self.box.inside(size))
+        self.opacity = torch.from_numpy(opacity(levels)).to(model.device)
         self.x = to_tensor(image)[None].to(model.device)
-        self.x_0 = model.pixels(self.box.cut(image, model.image_size))
-        self.masked = dilated(self.box.tokens(mask, model.grid), context)
-        self.inside = self.box.pixels(self.masked, image.size[::-1])
+        self.filled = self._filled()
+        self.x_0 = model.pixels(self.box.cut(to_pil(self.filled)[0], model.image_size))
+
+    def _filled(self) -> Images:
+        """x with harmonic fillings where marked, within the box."""
+        part = ..., *self.box.part(self.size)
+        filled = self.x.clone()
+        filled[part] = harmonic(self.x[part], self._marked_part())
+        return filled
+
+    def _marked_part(self) -> Bool[Tensor, "1 1 H W"]:
+        return self.marked[None, None, *self.box.part(self.size)].to(self.model.device)
 
     def x_1(self) -> Grid:
         """The tokens (1, h, w) of the crop."""
@@ -139,13 +172,22 @@ class MaskedImage:
         return torch.cat([*self.results(tokens)])
 
     def results(self, tokens: Grid) -> Iterator[Images]:
-        """The same one by one, to save memory: a batch (1, 3, H, W) each."""
-        painted = self.model.generate(tokens)
-        if self.feather:
-            inside = masked_pixels(self.model, self.masked).to(painted.device)
-            painted = feathered(painted, self.x_0, inside, self.feather)
-        for one in painted.split(1):
-            yield self.box.paste(self.x, one, self.inside)
+        """The same one by one, to save memory: a batch (1, 3, H, W) each.
+
+        Marked pixels are the decoder's, their colours shifted to those along the border
+        (`pasting.membrane`); a soft mask fades them into the image, `feather` into its filling. All
+        other pixels are the image's.
+        """
+        part, marked = (..., *self.box.part(self.size)), self._marked_part()
+        fade = softened(marked, self.feather)
+        for one in self.model.generate(tokens).split(1):
+            painted = self.box.resized(one, self.size)
+            painted = membrane(painted, self.x[part], marked).clamp(-1, 1)
+            painted = self.filled[part].lerp(painted, fade)
+            painted = self.x[part].lerp(painted, self.opacity[part])
+            result = self.x.clone()
+            result[part] = torch.where(marked, painted, self.x[part])
+            yield result
 
 
 def dilated(masked: Bool[Tensor, "1 h w"], context: int) -> Bool[Tensor, "1 h w"]:

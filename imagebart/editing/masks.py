@@ -1,4 +1,4 @@
-"""Masks: images, files and arrays as booleans, True = repaint; tokens as pixels.   [section 4.3]"""
+"""Masks: images, files and arrays as levels, 0 = known; tokens as pixels.   [section 4.3]"""
 
 import numpy as np
 from einops import repeat
@@ -8,24 +8,48 @@ from torch import Tensor
 from imagebart.data.images import PathLike, read_image, turn_of
 from imagebart.model import ImageBART
 from imagebart.notation import Bool
+from imagebart.options import Marks
 
 MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
 """Modes of images that can be masks."""
 
+HALF = 128
+"""The least level that is marked."""
 
-def pixel_mask(mask: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mask as booleans (H, W), True = repaint; `size` = (W, H) is the image's.
 
-    A pixel is repainted if it is white or at least half as bright, known if it is darker or
-    transparent. A mask is an image of a mode in `MASK_MODES`, rotated by its EXIF orientation; or
-    an array (H, W) or (H, W, 3) of booleans (True is white) or of uint8 0 .. 255. ValueError for
-    all else, and unless the mask has the image's size.
+def pixel_mask(mask: Marks, size: tuple[int, int]) -> np.ndarray:
+    """The mask as levels, uint8 (H, W): 0 is known, 128 to 255 marked; `size` = (W, H).
+
+    In a picture with transparency all that is opaque at least half is marked, whatever its colour.
+    In one without, white is marked, and so is any colour with a component of at least half. From
+    grey of half to white the new picture fades in (`opacity`); transparency does not fade.
+
+    A mask is an image of a mode in `MASK_MODES`, rotated by its EXIF orientation; or an array
+    (H, W) or (H, W, 3) of booleans (True is white) or of uint8 0 .. 255; or a list of them, layers,
+    which count together: two that are opaque by a third are opaque by five ninths, and marked.
+    ValueError for all else, and unless each has the image's size.
     """
-    picture = mask_picture(mask)
-    if picture.size != size:
-        wanted, got = ("{}×{}".format(*one) for one in (size, picture.size))
-        raise ValueError(f"the mask must be as large as the image, {wanted}, got {got}")
-    return on_black(picture) >= 128
+    layers = mask if isinstance(mask, list) else [mask]
+    covering, white = np.zeros(size[::-1]), np.zeros(size[::-1], np.uint8)
+    for picture in map(mask_picture, layers):
+        if picture.size != size:
+            wanted, got = ("{}×{}".format(*one) for one in (size, picture.size))
+            raise ValueError(f"the mask must be as large as the image, {wanted}, got {got}")
+        alpha = alpha_of(picture)
+        if alpha.min(initial=255) < 255:
+            covering = 1 - (1 - covering) * (1 - alpha / 255)
+        else:
+            white = np.maximum(white, brightness_of(picture))
+    white[white < HALF] = 0
+    return np.where(covering * 255 >= HALF - 0.5, np.uint8(255), white)
+
+
+def opacity(levels: np.ndarray) -> np.ndarray:
+    """How much of a pixel is the new picture, float32: 0 below `HALF`, where it begins, 1 at 255.
+
+    Of a mask with a soft edge the half that lies inside fades; what lies outside is known.
+    """
+    return ((levels.astype(np.float32) - HALF + 1) / (256 - HALF)).clip(0, 1)
 
 
 def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
@@ -65,15 +89,21 @@ def kind_of(mask: object) -> str:
     return f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, arrays) else f"{mask!r:.60}"
 
 
-def on_black(picture: Image.Image) -> np.ndarray:
-    """Grey (H, W), 0 .. 255, composited on black."""
+def alpha_of(picture: Image.Image) -> np.ndarray:
+    """How opaque each pixel is, (H, W), 0 .. 255."""
     if picture.mode == "I;16":
-        grey = np.asarray(picture)
-        return np.where(grey == picture.info.get("transparency", -1), 0, grey >> 8)
-    if picture.has_transparency_data:
-        black = Image.new("RGBA", picture.size, "black")
-        picture = Image.alpha_composite(black, picture.convert("RGBA"))
-    return np.asarray(picture.convert("L"))
+        key = picture.info.get("transparency", -1)
+        return np.where(np.asarray(picture) == key, 0, 255)
+    if not picture.has_transparency_data:
+        return np.full(picture.size[::-1], 255)
+    return np.asarray(picture.convert("RGBA").getchannel("A"))
+
+
+def brightness_of(picture: Image.Image) -> np.ndarray:
+    """The largest of each pixel's components, uint8 (H, W)."""
+    if picture.mode == "I;16":
+        return (np.asarray(picture) >> 8).astype(np.uint8)
+    return np.asarray(picture.convert("RGB")).max(2)
 
 
 def read_mask(path: PathLike) -> Image.Image:

@@ -1,7 +1,7 @@
-"""Crop what the model edits, and paste its result at masked tokens only.
+"""Crop what the model edits, and paste its result at marked pixels only.
 
 An image of any size is edited at the model's: a box of the model's aspect ratio around the mask is
-cropped, resized, edited, resized back, and pasted where tokens are masked.
+cropped, resized, edited, resized back, and pasted where pixels are marked.
 """
 
 import math
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import repeat
 from PIL import Image
 from torch import Tensor
 
+from imagebart.editing.harmonic import harmonic
 from imagebart.notation import Bool, Float, Images
 
 
@@ -70,29 +70,31 @@ class Box:
     def inside(self, size: tuple[int, int]) -> np.ndarray:
         """The pixels of an image of `size` (H, W) in the box, as booleans."""
         inside = np.zeros(size, bool)
-        rows = slice(max(self.top, 0), self.top + self.height)
-        inside[rows, max(self.left, 0) : self.left + self.width] = True
+        inside[self.part(size)] = True
         return inside
 
-    def paste(
-        self,
-        x: Float[Tensor, "1 3 H W"],
-        painted: Float[Tensor, "b 3 h w"],
-        where: Bool[Tensor, "H W"],
+    def part(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """(rows, columns) of an image of `size` (H, W) in the box."""
+        (H, W), bottom, right = size, self.top + self.height, self.left + self.width
+        return slice(max(self.top, 0), min(bottom, H)), slice(max(self.left, 0), min(right, W))
+
+    def resized(
+        self, painted: Float[Tensor, "b 3 h w"], size: tuple[int, int]
     ) -> Float[Tensor, "b 3 H W"]:
-        """x (1, 3, H, W) replaced by the resized crops `painted` (b, 3, h, w) at pixels `where`."""
+        """Crops at the model's size as pixels of their `part` of an image of `size` (H, W)."""
         if painted.shape[2:] != (self.height, self.width):
-            size = self.height, self.width
-            painted = F.interpolate(painted, size, mode="bicubic", antialias=True)
-        (H, W), left, top = x.shape[2:], max(self.left, 0), max(self.top, 0)
-        right, bottom = min(self.left + self.width, W), min(self.top + self.height, H)
-        result = repeat(x, "1 c h w -> b c h w", b=len(painted)).clone()
-        part = (slice(None), slice(None), slice(top, bottom), slice(left, right))
-        new = painted[
-            :, :, top - self.top : bottom - self.top, left - self.left : right - self.left
-        ]
-        result[part] = torch.where(where[part[2:]].to(x.device), new, result[part])
-        return result
+            painted = smoothly(painted, (self.height, self.width))
+        rows, columns = self.part(size)
+        rows = slice(rows.start - self.top, rows.stop - self.top)
+        return painted[..., rows, columns.start - self.left : columns.stop - self.left]
+
+
+def smoothly(x: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 H W"]:
+    """x at another size, bicubic, without the rings beside edges: no pixel leaves the range of the
+    nine around its place."""
+    low, high = -F.max_pool2d(-x, 3, 1, 1), F.max_pool2d(x, 3, 1, 1)
+    low, high = (F.interpolate(bound, size, mode="nearest-exact") for bound in (low, high))
+    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(low, high)
 
 
 def box_around(mask: np.ndarray, size: tuple[int, int]) -> Box:
@@ -167,27 +169,22 @@ def _touched(start: int, length: int, i: int, count: int, whole: int) -> slice:
     return slice(min(max(first, 0), whole), min(max(last, 0), whole))
 
 
-def feathered(
-    painted: Images, x_0: Float[Tensor, "1 3 H W"], inside: Bool[Tensor, "1 1 H W"], width: int
+def membrane(
+    painted: Images, x: Float[Tensor, "1 3 H W"], marked: Bool[Tensor, "1 1 H W"]
 ) -> Images:
-    """The painted pixels, shifted near the border of the mask to match the known pixels.
+    """The painted pixels, shifted where `marked` so that their colours go on across its border.
 
-    A VQGAN does not reconstruct known pixels exactly; its error at the border, blurred, is
-    subtracted from the masked pixels `inside`, fading over about `width` pixels. Known pixels are
-    unchanged.
+    The shift is the smoothest that equals x - painted at the known pixels along the border (the
+    Poisson image editing of Pérez et al. 2003): there the decoder shows by how much it misses.
+    Steps of the painted picture stay as they are, so edges that cross the border do too.
     """
-    known = (~inside).to(painted.dtype)
-    error, near = blur((x_0 - painted) * known, width), blur(known, width)
-    shift = error / near.clamp(min=1e-6) * (2 * near).clamp(max=1)
-    return torch.where(inside, painted + shift, painted)
+    return painted + harmonic(x - painted, marked)
 
 
-def blur(x: Float[Tensor, "b c H W"], width: int) -> Float[Tensor, "b c H W"]:
-    """A Gaussian blur of standard deviation width / 2; edge pixels are repeated."""
-    reach = 2 * width
-    place = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-    kernel = (-2 * (place / width) ** 2).exp()
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
-    padded = F.pad(x, (reach, reach, reach, reach), mode="replicate")
-    padded = F.conv2d(padded, kernel, groups=x.shape[1])
-    return F.conv2d(padded, kernel.transpose(2, 3), groups=x.shape[1])
+def softened(marked: Bool[Tensor, "1 1 H W"], width: int) -> Float[Tensor, "1 1 H W"]:
+    """1 where marked, rising from the border inwards over `width` pixels; 0 elsewhere."""
+    depth, inner = torch.zeros(marked.shape, device=marked.device), marked.float()
+    for _ in range(width):
+        depth += inner
+        inner = -F.max_pool2d(-inner, 3, 1, 1)
+    return (depth + inner) / (width + 1)
