@@ -10,7 +10,7 @@ from PIL import Image
 from demo.parts import in_turn, shelf_of
 from demo.pictures import read_picture, stored
 from demo.requests import picked, read_int
-from demo.worker import Worker
+from demo.worker import Worker, alone
 from imagebart import ImageBART
 from imagebart.data.images import fit
 
@@ -67,7 +67,7 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image]) -> 
     levels = shelf_of(label="Levels", elem_id="levels", **plain)
 
     async def forget(image=None, t=2, seed=0):
-        async for outputs in in_turn(worker, lambda: chain_levels(model, image, t, seed)):
+        async for outputs in in_turn(worker, alone(lambda: chain_levels(model, image, t, seed))):
             yield outputs
 
     gr.on(

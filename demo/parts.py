@@ -1,14 +1,14 @@
 """Parts of the tabs: controls, galleries, an editor, and buttons that run an endpoint."""
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import gradio as gr
 from gradio.context import LocalContext
 from PIL import Image
 
 from demo.requests import FILTERS, LONGEST_PROMPT, MOST_IMAGES, STEP, bounds, sentences
-from demo.worker import Worker
+from demo.worker import Work, Worker, alone
 from imagebart import ImageBART
 from imagebart.conditions import class_count
 from imagebart.data import scenery
@@ -17,6 +17,9 @@ from imagebart.ranking import CLIP
 
 Controls = dict[str, gr.components.Component]
 """Names of an endpoint's parameters → their inputs on the page."""
+
+MakeWork = Callable[..., Work]
+"""What a job does with an endpoint's inputs, which are given by name."""
 
 NO_TEXT = "This model takes no text"
 IDEAS = {  # label of a button: its prompt, in scenery's vocabulary
@@ -131,14 +134,11 @@ def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
     return run, stop
 
 
-def endpoint(
-    steps: Callable, model: ImageBART, inputs: Controls, worker: Worker, **given
-) -> Callable:
-    """`steps` with its model and other given arguments, run by the worker, inputs by name."""
+def endpoint(steps: Callable, inputs: Controls, worker: Worker, work: MakeWork) -> Callable:
+    """An endpoint named as `steps`: the `work` of its inputs, by name, run by the worker."""
 
     async def run(*values):
-        named = dict(zip(inputs, values, strict=True))
-        async for outputs in in_turn(worker, lambda: steps(model, **named, **given)):
+        async for outputs in in_turn(worker, work(**dict(zip(inputs, values, strict=True)))):
             yield outputs
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -147,13 +147,12 @@ def endpoint(
     return run
 
 
-async def in_turn(worker: Worker, steps: Callable[[], Iterator]) -> AsyncIterator:
-    """What the worker's thread yields for the visitor who is being answered, errors as
-    sentences."""
+async def in_turn(worker: Worker, work: Work) -> AsyncIterator:
+    """The outputs of work for the visitor who is being answered, errors as sentences."""
     request = LocalContext.request.get()
     visitor = request.client.host, request.session_hash or "", LocalContext.event_id.get() or ""
     with sentences():
-        async for outputs in worker.results(steps, *visitor):
+        async for outputs in worker.results(work, *visitor):
             yield outputs
 
 
@@ -175,16 +174,22 @@ def connect(
     inputs: Controls,
     outputs: list,
     index: gr.State | None = None,
+    work: MakeWork | None = None,
     **given,
 ) -> None:
     """Run calls the endpoint, whose jobs the worker runs in turn; Stop ends its job at once.
 
-    The status is the text output; `index` is the selected item of the gallery.
+    The status is the text output; `index` is the selected item of the gallery; `work` is what a
+    job does with the inputs, by default `steps` of the model, the inputs and what is `given`.
     """
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
+
+    def work_of(**named) -> Work:
+        return alone(lambda: steps(model, **named, **given))
+
     event = run.click(
-        endpoint(steps, model, inputs, worker, **given),
+        endpoint(steps, inputs, worker, work or work_of),
         [*inputs.values()],
         outputs,
         preprocess=False,  # the endpoint checks its arguments

@@ -2,9 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from types import SimpleNamespace
 
 import gradio as gr
+from PIL import Image
 
 from demo.parts import (
     IDEAS,
@@ -16,10 +20,22 @@ from demo.parts import (
     shelf_of,
 )
 from demo.pictures import stored
-from demo.requests import caption, of_one_class, ranked, read_candidates, read_request, status
-from demo.worker import Worker
+from demo.requests import (
+    FILTERS,
+    caption,
+    of_one_class,
+    ranked,
+    read_candidates,
+    read_request,
+    status,
+)
+from demo.worker import MOST_TOGETHER, Work, Worker, alone
 from imagebart import ImageBART
 from imagebart.ranking import CLIP
+from imagebart.sampling import Step
+
+EACH = ("seed", "prompt", "negative_prompt", "classes")
+"""Options that an image of a batch has for itself."""
 
 
 def sample(
@@ -39,18 +55,92 @@ def sample(
     candidates: so many are drawn for each image, 64 at most in all, and those shown that look most
     like the prompt, the best first. Other numbers as the library's options of these names.
     """
+    began = time.perf_counter()
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    began, chain = time.perf_counter(), []
     if score is not None:
         for best, line in ranked(model.sample, count, candidates, score, options):
             yield [], line, [stored(one.image) for one in best]
         options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
         remark += f" The best of {count * candidates}."
-    for step in model.sample_steps(count, **options):
-        images = [stored(image) for image in model.decode(step.tokens)]
-        chain.append((images[0], caption(model, step.t)))
-        yield chain, status(step, options["seed"], count, began, remark), images
+    for [outputs] in draw_together(model, [SampleRequest(count, options, remark, began)]):
+        yield outputs
+
+
+# ── requests of several visitors as one batch ─────────────────────────────────────────────────
+
+
+@dataclass
+class SampleRequest:
+    """A request as read; `chain` is what has been shown of it."""
+
+    count: int
+    options: dict
+    remark: str
+    began: float
+    chain: list = field(default_factory=list)
+
+    def shown(self, model: ImageBART, step: Step, pictures: list[Image.Image]) -> tuple:
+        """Its outputs after a step, of the pictures that are its own."""
+        images = [stored(one) for one in pictures]
+        self.chain = [*self.chain, (images[0], caption(model, step.t))]
+        line = status(step, self.options["seed"], self.count, self.began, self.remark)
+        return self.chain, line, images
+
+
+def sampling_work(model: ImageBART, ranker: CLIP | None, **given) -> Work:
+    """The work of a call of `sample`: it may run with others that have the same numbers."""
+    if given["candidates"] != 1:
+        return alone(lambda: sample(model, ranker=ranker, **given))
+    numbers = {name: given[name] for name in (*FILTERS, "guidance")}
+    count = given["num_images"]
+    size = max(1, count) if isinstance(count, int) else MOST_TOGETHER
+    return Work(partial(sample_each, model), given, ("sample", repr(numbers)), size)
+
+
+def sample_each(model: ImageBART, given: list[dict]) -> Iterator[list]:
+    """What `sample` yields for each of several calls that differ in words and seeds.
+
+    Calls whose arguments are wrong first get their error, then None.
+    """
+    read = [read_or_error(model, one) for one in given]
+    yield [one if isinstance(one, ValueError) else None for one in read]
+    right = [one for one in read if isinstance(one, SampleRequest)]
+    for outputs in draw_together(model, right) if right else ():
+        rest = iter(outputs)
+        yield [next(rest) if isinstance(one, SampleRequest) else None for one in read]
+
+
+def read_or_error(model: ImageBART, given: dict) -> SampleRequest | ValueError:
+    words = {name: value for name, value in given.items() if name != "candidates"}
+    try:
+        return SampleRequest(*read_request(model, **words), time.perf_counter())
+    except ValueError as error:
+        return error
+
+
+def draw_together(model: ImageBART, requests: list[SampleRequest]) -> Iterator[list[tuple]]:
+    """The outputs of each request after every scale; their numbers are the first one's."""
+    each = {name: per_image(requests, name) for name in EACH if name in requests[0].options}
+    for step in model.sample_steps(
+        sum(one.count for one in requests), **requests[0].options | each
+    ):
+        pictures = iter(model.decode(step.tokens))
+        yield [one.shown(model, step, [*islice(pictures, one.count)]) for one in requests]
+
+
+def per_image(requests: list[SampleRequest], name: str) -> list:
+    """One value for each image of all requests."""
+    values: list = []
+    for one in requests:
+        value = one.options[name]
+        if name == "seed" and isinstance(value, int):
+            value = [value + i for i in range(one.count)]
+        values += value if isinstance(value, list) else [value] * one.count
+    return values
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────
 
 
 def sample_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> SimpleNamespace:
@@ -69,5 +159,6 @@ def sample_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> SimpleN
     chain = shelf_of(
         label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
     )
-    connect(worker, model, sample, buttons, inputs, [chain, line, gallery], index, ranker=ranker)
+    work = partial(sampling_work, model, ranker)
+    connect(worker, model, sample, buttons, inputs, [chain, line, gallery], index, work=work)
     return SimpleNamespace(send=send, gallery=gallery, index=index)

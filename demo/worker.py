@@ -5,13 +5,15 @@ another, so that the model is never used twice at once. The visitor who was serv
 goes first, and each has a share of the places in the queue. A job ends early when its visitor stops
 it or leaves, or when its time is over: that is checked before every layer of every network, so the
 model is free within one layer, and the stopped step never runs beside the next.
+
+Jobs that are alike run as one batch, which takes less time than one after another.
 """
 
 import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +23,8 @@ from typing import Any
 from torch import nn
 
 MOST_WAITING = 64
+MOST_TOGETHER = 8
+"""Images of a batch of jobs; with more, the first ones come too late."""
 SHARE_OF_ADDRESS = 48
 """Places in the queue for one address, which may be a whole school behind its router."""
 SHARE_OF_SESSION = 8
@@ -52,11 +56,37 @@ class Ended(BaseException):
     """Raised inside a job that should end; no `except Exception` may keep it running."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a job does.
+
+    run: yields, for requests (one for each job), lists of an output for each; an exception among
+    them ends that job, None is no output. Work of the same `key` may run together, of
+    at most `MOST_TOGETHER` sizes in all; without a key it runs alone.
+    """
+
+    run: Callable[[list], Iterator[list]]
+    request: Any = None
+    key: Hashable = None
+    size: int = 1
+
+
+def alone(steps: Callable[[], Iterator]) -> Work:
+    """Work that yields what `steps()` yields."""
+
+    def run(_: list) -> Iterator[list]:
+        with closing(steps()) as outputs:
+            for output in outputs:
+                yield [output]
+
+    return Work(run)
+
+
 @dataclass(eq=False)
 class Job:
     """A job in the queue; `keys` are its session and its event, under which it is listened to."""
 
-    steps: Callable[[], Iterator]
+    work: Work
     address: str
     keys: tuple[str, str]
     number: int
@@ -82,7 +112,7 @@ class Worker:
         self.models, self.seconds = [model for model in models if model is not None], seconds
         self.changed = threading.Condition()
         self.waiting: list[Job] = []
-        self.running: Job | None = None
+        self.running: list[Job] = []
         self.served: dict[Any, int] = {}
         self.listeners: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -94,16 +124,16 @@ class Worker:
     # ── from the event loop ───────────────────────────────────────────────────────────────────
 
     async def results(
-        self, steps: Callable[[], Iterator], address: str = "", session: str = "", event: str = ""
+        self, work: Work, address: str = "", session: str = "", event: str = ""
     ) -> AsyncIterator:
-        """What `steps()` yields in the model's thread once its turn has come.
+        """The outputs of `work`, run in the model's thread once its turn has come.
 
         Raises Refused at once if there is no place in the queue, CutShort if the server ends the
-        job, and what `steps` raises. Closing the iterator ends the job.
+        job, and what the work raises. Closing the iterator ends the job.
         """
         loop, inbox = asyncio.get_running_loop(), asyncio.Queue()
         post = partial(loop.call_soon_threadsafe, inbox.put_nowait)
-        job = self.join(steps, address, (session, event), post)
+        job = self.join(work, address, (session, event), post)
         try:
             while True:
                 item, error = await inbox.get()
@@ -116,12 +146,12 @@ class Worker:
         finally:
             self.cancel(job)
 
-    def join(self, steps: Callable, address: str, keys: tuple[str, str], post: Callable) -> Job:
+    def join(self, work: Work, address: str, keys: tuple[str, str], post: Callable) -> Job:
         """Take a place at the end of the queue; Refused if there is none."""
         with self.changed:
             self.refuse_overload(address, keys[0])
             self.joined += 1
-            job = Job(steps, address, keys, self.joined, time.monotonic(), post)
+            job = Job(work, address, keys, self.joined, time.monotonic(), post)
             job.heard = any(self.listeners[key] for key in keys)
             for one in (job.address, job.session):
                 self.served.setdefault(one, self.turns)
@@ -180,7 +210,7 @@ class Worker:
             outcomes = ("done", "failed", "cancelled", "refused")
             rows = [
                 ("jobs_waiting", "gauge", len(self.waiting)),
-                ("jobs_running", "gauge", int(self.running is not None)),
+                ("jobs_running", "gauge", len(self.running)),
                 *((f"jobs_{name}_total", "counter", self.counts[name]) for name in outcomes),
                 ("job_seconds_total", "counter", round(self.busy, 3)),
             ]
@@ -193,7 +223,7 @@ class Worker:
     # ── the queue; `changed` is held ───────────────────────────────────────────────────────────
 
     def unfinished(self) -> list[Job]:
-        return [*self.waiting, *([self.running] if self.running else [])]
+        return [*self.waiting, *self.running]
 
     def reason_to_end(self, job: Job) -> str | None:
         """Why a job should end: a sentence for its visitor, empty if nobody is there to read it."""
@@ -208,13 +238,20 @@ class Worker:
 
     def drop_ended(self) -> None:
         """Take those out of the queue that nobody waits for."""
-        for job in [*self.waiting]:
-            if (reason := self.reason_to_end(job)) is not None:
-                self.waiting.remove(job)
-                self.finish(job, "cancelled", CutShort(reason) if reason else None)
+        self.end(self.waiting)
         self.changed.notify_all()
 
-    def finish(self, job: Job, outcome: str, error: Exception | None = None) -> None:
+    def end(self, jobs: list[Job]) -> None:
+        """Finish those of the `jobs` that should end."""
+        for job in [*jobs]:
+            if (reason := self.reason_to_end(job)) is not None:
+                self.finish(jobs, job, "cancelled", CutShort(reason) if reason else None)
+
+    def finish(
+        self, jobs: list[Job], job: Job, outcome: str, error: Exception | None = None
+    ) -> None:
+        """Take a job out of `jobs`, and tell its visitor that it has ended."""
+        jobs.remove(job)
         self.counts[outcome] += 1
         with suppress(RuntimeError):  # the event loop has ended
             job.post((JOB_ENDED, error))
@@ -227,52 +264,83 @@ class Worker:
     def work(self) -> None:
         modules = dict.fromkeys(module for model in self.models for module in model.modules())
         hooks = [module.register_forward_pre_hook(self.check) for module in modules]
-        while (job := self.next()) is not None:
-            self.run(job)
+        while jobs := self.next():
+            self.run(jobs)
         for hook in hooks:
             hook.remove()
 
-    def next(self) -> Job | None:
-        """The next job, of the visitor who was served least recently; None at the end."""
+    def next(self) -> list[Job]:
+        """The next job, of the visitor who was served least recently, and those that are run
+        together with it; none at the end."""
         with self.changed:
             while not self.stopped:
                 self.drop_ended()
                 if self.waiting:
-                    job = min(self.waiting, key=self.turn)
-                    self.waiting.remove(job)
-                    self.turns += 1
-                    here = {one for job in self.waiting for one in (job.address, job.session)}
-                    self.served = {one: at for one, at in self.served.items() if one in here}
-                    self.served |= dict.fromkeys({job.address, job.session} & here, self.turns)
-                    job.deadline = time.monotonic() + self.seconds
-                    self.running = job
-                    return job
+                    self.running = self.together()
+                    self.waiting = [job for job in self.waiting if job not in self.running]
+                    self.note_turn(self.running)
+                    return [*self.running]
                 self.changed.wait()
             self.drop_ended()
-            return None
+            return []
 
-    def run(self, job: Job) -> None:
-        """Run a job to its end and post what it yields."""
-        began, outcome, error = time.monotonic(), "done", None
+    def together(self) -> list[Job]:
+        """The job whose turn it is, and as many like it, by their turns, as fit into a batch."""
+        first, *others = sorted(self.waiting, key=self.turn)
+        jobs, size = [first], first.work.size
+        for job in others:
+            alike = job.work.key is not None and job.work.key == first.work.key
+            if alike and size + job.work.size <= MOST_TOGETHER:
+                jobs.append(job)
+                size += job.work.size
+        return jobs
+
+    def note_turn(self, jobs: list[Job]) -> None:
+        self.turns += 1
+        here = {one for job in self.waiting for one in (job.address, job.session)}
+        now = {one for job in jobs for one in (job.address, job.session)}
+        self.served = {one: at for one, at in self.served.items() if one in here}
+        self.served |= dict.fromkeys(now & here, self.turns)
+        for job in jobs:
+            job.deadline = time.monotonic() + self.seconds
+
+    def run(self, jobs: list[Job]) -> None:
+        """Run jobs to their end and post what they yield."""
+        began, error = time.monotonic(), None
         try:
-            with closing(job.steps()) as steps:
-                for item in steps:
-                    while not job.room.acquire(timeout=0.1):
-                        self.check()
-                    job.post((item, None))
+            with closing(jobs[0].work.run([job.work.request for job in jobs])) as steps:
+                for outputs in steps:
+                    for job, output in zip(jobs, outputs, strict=True):
+                        self.post(job, output)
                     self.check()
-        except Ended as ended:
-            outcome, error = "cancelled", CutShort(str(ended)) if str(ended) else None
+        except Ended:
+            pass
         except Exception as raised:
-            outcome, error = "failed", raised
+            error = raised
         with self.changed:
-            self.running = None
             self.busy += time.monotonic() - began
-            self.finish(job, outcome, error)
+            for job in [*self.running]:
+                self.finish(self.running, job, "failed" if error else "done", error)
+
+    def post(self, job: Job, output: Any) -> None:
+        """To the visitor of a running job, who is not to be left far behind."""
+        if isinstance(output, Exception):
+            with self.changed:
+                if job in self.running:
+                    self.finish(self.running, job, "failed", output)
+        while output is not None and job in self.running:
+            if job.room.acquire(timeout=0.1):
+                return job.post((output, None))
+            self.check()
 
     def check(self, *_: Any) -> None:
-        """Raise Ended if the running job should end; called before every layer in this thread."""
+        """End the running jobs that should end, and raise Ended if none is left.
+
+        It is called before every layer in this thread.
+        """
         if threading.current_thread() is not self.thread:
             return
-        if (reason := self.reason_to_end(self.running)) is not None:
-            raise Ended(reason)
+        with self.changed:
+            self.end(self.running)
+        if not self.running:
+            raise Ended

@@ -28,7 +28,7 @@ from demo.paint import semantic
 from demo.panorama import panorama
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.requests import FILTERS
-from demo.sample import sample
+from demo.sample import sample, sampling_work
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.conditions import text_shape, text_tokens
@@ -40,6 +40,7 @@ from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
 from imagebart.options import EditingOptions, PanoramaOptions, SamplingOptions, rows
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
+from imagebart.sampling import Filter
 
 ROOT = Path(__file__).parents[1]
 DESKTOP, PHONE = (1280, 1000), (390, 844)
@@ -334,6 +335,39 @@ def test_a_seed_means_the_same_picture_among_other_visitors(client, server, mode
     ]
     for seed, job in zip(seeds, jobs, strict=True):
         assert_same(job.result()[-1], model.sample(1, seed=int(seed)))
+
+
+def test_requests_that_differ_in_words_and_seeds_are_drawn_as_one_batch(make_model):
+    """Each has its own pictures, chain, remark and error, as if it were alone."""
+    model = make_model(T=3, conditions={"class": 2, "text": 6}, condition_dropout=True)
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
+    first = dict.fromkeys(("prompt", "classes", "negative_prompt"), "") | {
+        **dict(num_images=1, seed=0, guidance=2, candidates=1),
+        **{name: getattr(Filter(), name) for name in FILTERS},
+    }
+    calls = [first, first | {"seed": "9", "num_images": 2, "prompt": "a lake", "classes": "1"}]
+    calls += [first | {"seed": -1}, first | {"prompt": "a volcano", "negative_prompt": "night"}]
+    works = [sampling_work(model, None, **call) for call in calls]
+    assert len({work.key for work in works}) == 1 and [work.size for work in works] == [1, 2, 1, 1]
+    assert sampling_work(model, None, **first | {"temperature": 0.5}).key != works[0].key
+    assert sampling_work(model, None, **first | {"candidates": 2}).key is None
+
+    errors, *steps = works[0].run([work.request for work in works])
+    assert [type(error) for error in errors] == [type(None)] * 2 + [ValueError, type(None)]
+    for i, call in enumerate(calls):
+        if i == 2:
+            assert {outputs[i] for outputs in steps} == {None}
+            continue
+        for got, (chain, line, images) in zip(steps, sample(model, **call), strict=True):
+            assert_same(opened_all(got[i][2]), opened_all(images))
+            assert_same(opened_all(p for p, _ in got[i][0]), opened_all(p for p, _ in chain))
+            assert re.sub(r"[\d.]+ s\.", "", got[i][1]) == re.sub(r"[\d.]+ s\.", "", line)
+    assert "volcano" in steps[-1][3][1] and "volcano" not in steps[-1][1][1]
+
+
+def opened_all(paths) -> list[Image.Image]:
+    return [Image.open(path) for path in paths]
 
 
 # ── wrong values ──────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from demo import worker as limits
 from demo.calls import PageFunction
 from demo.files import check_files, is_alive, opened, private_folder, tidy
 from demo.serving import MOST_BODY, Guard, Site, read_auth, site_of
-from demo.worker import CutShort, Refused, Worker
+from demo.worker import CutShort, Refused, Work, Worker, alone
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -175,7 +175,7 @@ def steps(model: nn.Module, name: str = "", order: list | None = None, layers: i
 
 
 async def all_of(worker: Worker, job, *visitor: str) -> list:
-    return [item async for item in worker.results(job, *visitor)]
+    return [item async for item in worker.results(alone(job), *visitor)]
 
 
 def queued(model: nn.Module, jobs: list[tuple], **options) -> tuple[list, list]:
@@ -184,7 +184,7 @@ def queued(model: nn.Module, jobs: list[tuple], **options) -> tuple[list, list]:
 
     async def go():
         first = asyncio.create_task(all_of(worker, steps(model, "first", order, 20), "0"))
-        while worker.running is None:
+        while not worker.running:
             await asyncio.sleep(0.005)
         tasks = []
         for name, *visitor in jobs:
@@ -223,12 +223,12 @@ def test_a_new_name_gives_no_better_turn():
     worker.thread = threading.current_thread()  # the queue alone
 
     def join(session: str) -> None:
-        worker.join(steps(Slow()), "1", (session, ""), lambda message: None)
+        worker.join(alone(steps(Slow())), "1", (session, ""), lambda message: None)
 
     join("kept"), join("kept"), join("kept"), join("new 0")
     order = []
     for i in range(1, 5):
-        order.append(worker.next().keys[0])
+        order.append(worker.next()[0].keys[0])
         join(f"new {i}")
     assert order == ["kept", "new 0", "kept", "new 1"]
 
@@ -273,7 +273,7 @@ def test_a_job_whose_visitor_reads_no_further_is_ended():
             yield model(torch.zeros(1))
 
     async def go():
-        async with aclosing(worker.results(endless)) as results:
+        async with aclosing(worker.results(alone(endless))) as results:
             await anext(results)
         return await all_of(worker, steps(model, "next"))
 
@@ -286,7 +286,7 @@ def test_a_job_is_never_far_ahead_of_its_visitor():
     drawn = []
 
     async def go():
-        results = worker.results(lambda: (drawn.append(i) or i for i in range(100)))
+        results = worker.results(alone(lambda: (drawn.append(i) or i for i in range(100))))
         async for i in results:
             await asyncio.sleep(0.005)
             assert len(drawn) <= i + 2 + limits.AHEAD
@@ -314,14 +314,14 @@ def test_jobs_end_when_their_visitor_leaves(key):
             return asyncio.create_task(all_of(worker, job, "1", "session", "event"))
 
         tasks = [joined()]
-        while worker.running is None:
+        while not worker.running:
             await asyncio.sleep(0.01)
         with worker.listening(key):
             with worker.listening(key):
                 tasks.append(joined())
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.05)
-            assert worker.running is not None and len(worker.waiting) == 1
+            assert worker.running and len(worker.waiting) == 1
         return await asyncio.wait_for(asyncio.gather(*tasks), 5)
 
     worker = Worker(model)
@@ -345,6 +345,78 @@ def test_jobs_that_nobody_ever_listened_to_are_dropped(monkeypatch):
     assert order == ["read"] and worker.stop()
 
 
+def alike(ran: list, layers: int = 1, model: nn.Module | None = None):
+    """Work that may run together, of so many layers; `ran` are the requests of each batch."""
+
+    def run(requests: list):
+        ran.append(requests)
+        yield [ValueError("wrong") if one == "wrong" else None for one in requests]
+        for _ in range(layers):
+            model and model(torch.zeros(1))
+        yield [f"{one} is done" for one in requests]
+
+    return lambda request, key, size=1: Work(run, request, key, size)
+
+
+async def every(worker: Worker, work: Work, *visitor: str) -> list:
+    return [item async for item in worker.results(work, *visitor)]
+
+
+async def all_waiting(worker: Worker, jobs: list[Work]) -> list[asyncio.Task]:
+    """Jobs of as many visitors, joined while another runs, which ends when all are there."""
+    gate = threading.Event()
+    blocking = alone(lambda: (gate.wait() for _ in "1"))
+    tasks = [asyncio.create_task(every(worker, blocking, "blocking"))]
+    while not worker.running:
+        await asyncio.sleep(0.001)
+    for i, job in enumerate(jobs):
+        tasks.append(asyncio.create_task(every(worker, job, str(i))))
+        await asyncio.sleep(0)
+    gate.set()
+    return tasks[1:]
+
+
+def test_jobs_that_are_alike_run_as_one_batch():
+    """By their turns, as many as fit; an error of one ends that one only."""
+    ran: list = []
+    work = alike(ran)
+    jobs = [work("a 0", "a"), work("b", "b"), work("a 1", "a", 3), work("large", "a", 5)]
+    jobs += [work("wrong", "a"), work("a 2", "a"), work("alone", None), work("alone", None)]
+
+    async def go():
+        tasks = await all_waiting(worker, jobs)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    worker = Worker()
+    results = asyncio.run(go())
+    assert ran == [["a 0", "a 1", "wrong", "a 2"], ["b"], ["large"], ["alone"], ["alone"]]
+    assert str(results.pop(4)) == "wrong" and worker.counts["failed"] == 1
+    assert results == [[f"{job.request} is done"] for job in jobs if job.request != "wrong"]
+    assert worker.stop()
+
+
+def test_a_batch_ends_when_all_of_its_visitors_have_left():
+    model, ran = Slow(), []
+    work = alike(ran, 10**6, model)
+
+    async def go():
+        tasks = await all_waiting(worker, [work(i, "a") for i in range(3)])
+        while not ran:
+            await asyncio.sleep(0.005)
+        for left, rest in ((0, [1, 2]), (1, [2])):
+            tasks[left].cancel()
+            while [job.work.request for job in worker.running] != rest:
+                await asyncio.sleep(0.005)
+        tasks[2].cancel()
+        began = time.monotonic()
+        assert await all_of(worker, steps(model, "next")) == ["next"]
+        return time.monotonic() - began
+
+    worker = Worker(model)
+    assert asyncio.run(asyncio.wait_for(go(), 30)) < 1 and ran == [[0, 1, 2]]
+    assert worker.counts["cancelled"] == 3 and worker.stop()
+
+
 def test_errors_of_a_job_reach_its_visitor():
     def wrong():
         yield 1
@@ -364,7 +436,7 @@ def test_a_stopped_worker_ends_all_jobs_and_takes_no_more():
             asyncio.create_task(all_of(worker, steps(model, layers=10**6), str(i)))
             for i in range(3)
         ]
-        while worker.running is None:
+        while not worker.running:
             await asyncio.sleep(0.01)
         began = time.monotonic()
         assert await asyncio.to_thread(worker.stop) and time.monotonic() - began < 1
