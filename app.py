@@ -23,6 +23,7 @@ from typing import Any
 
 import gradio as gr
 import tyro
+from gradio.routes import file_upload_statuses
 from starlette.middleware import Middleware
 
 from demo.calls import functions_of
@@ -135,18 +136,33 @@ async def keep_tidy(page: gr.Blocks, kept: frozenset[Path]) -> None:
 
     It runs in the server's event loop, where nothing joins gradio's queue meanwhile.
     """
-    queue, idle = page._queue, set()
+    idle: set[str] = set()
     while True:
         await asyncio.sleep(SECONDS_BETWEEN_TIDIES)
         await asyncio.to_thread(tidy, kept)
-        for names in page.temp_file_sets:
-            names.clear()
-        events = queue.pending_event_ids_session
-        before, idle = idle, {session for session, ids in events.items() if not ids}
-        gone = events.keys() - queue.pending_messages_per_session.keys()
-        for session in gone | (idle & before):
-            events.pop(session)
-            queue.pending_messages_per_session.pop(session, None)
+        idle = forget(page, idle)
+
+
+def forget(page: gr.Blocks, idle: set[str]) -> set[str]:
+    """Forget the `idle` sessions and uploads that still are; returns those that are now."""
+    queue = page._queue
+    for names in page.temp_file_sets:
+        names.clear()
+    page.app.iterators_to_reset.intersection_update(queue.event_ids_to_events)
+    events, messages = queue.pending_event_ids_session, queue.pending_messages_per_session
+    over = {
+        session
+        for session in events.keys() | messages.keys()
+        if not queue.event_ids_to_events.keys() & events.get(session, set())
+    }
+    for session in (over & idle) | (events.keys() - messages.keys()):
+        events.pop(session, None)
+        messages.pop(session, None)
+    signals = file_upload_statuses._signals
+    for upload in signals.keys() & idle:
+        signals.pop(upload)
+        file_upload_statuses.stop_tracking(upload)
+    return over | signals.keys()
 
 
 def set_environment(host: str) -> None:

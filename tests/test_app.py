@@ -582,6 +582,26 @@ def test_a_server_ends_in_the_midst_of_a_job(model, tmp_path):
         assert time.monotonic() - began < 5 and not list(tmp_path.glob("imagebart-*"))
 
 
+def test_visitors_who_left_are_forgotten():
+    """At the second look, what nobody read and what was stopped; jobs that run stay."""
+    sessions = {"reads": {"running"}, "done": set(), "unread": {"over"}, "evicted": {"x"}}
+    queue = SimpleNamespace(
+        pending_event_ids_session=sessions,
+        pending_messages_per_session=dict.fromkeys(("reads", "done", "unread", "left")),
+        event_ids_to_events={"running": None},
+    )
+    files, stopped = {"image.png"}, SimpleNamespace(iterators_to_reset={"running", "over"})
+    page = SimpleNamespace(_queue=queue, temp_file_sets=[files], app=stopped)
+    app.file_upload_statuses.track("an upload")
+    idle = app.forget(page, set())
+    assert idle >= {"done", "unread", "left", "an upload"}
+    assert sessions.keys() == {"reads", "done", "unread"}
+    assert not files and stopped.iterators_to_reset == {"running"}
+    app.forget(page, idle)
+    assert sessions.keys() == queue.pending_messages_per_session.keys() == {"reads"}
+    assert "an upload" not in app.file_upload_statuses._signals
+
+
 def test_pictures_lie_in_a_folder_of_ones_own(client, server):
     client.predict(api_name="/sample")
     [folder] = server.folder.glob("imagebart-*")

@@ -1,7 +1,7 @@
 """Files of strangers, mutated with fixed seeds: folders of models, checkpoints, pictures, shards.
 
 A case holds if the file is read, or refused within two seconds by a ValueError of one short,
-printable line. The slow run writes how many were tried and held into files.json.
+printable line. The slow run writes how many were tried and held into summary.json.
 """
 
 import io
@@ -23,7 +23,7 @@ from imagebart.data.images import read_image
 from imagebart.data.sources import ShardFolder
 from imagebart.released.untrusted import read_checkpoint
 
-SUMMARY = Path(__file__).with_name("files.json")
+SUMMARY = Path(__file__).with_name("summary.json")
 SECONDS = 2
 LENGTH = 1000  # characters of an error
 
@@ -124,9 +124,14 @@ def held(name: str, cases: int, attempt: Callable[[random.Random], Callable], sl
     for seed in range(cases):
         if broken := broken_promise(attempt(random.Random(seed))):
             failed[seed] = broken
+    conclude(name, cases, failed, slow)
+
+
+def conclude(name: str, cases: int, failed: dict, slow: bool, **measured: float) -> None:
+    """Note how many cases held, after a slow run; fail unless all did."""
     if slow:
         before = json.loads(SUMMARY.read_text()) if SUMMARY.exists() else {}
-        row = {"tried": cases, "held": cases - len(failed), "failed": failed}
+        row = {"tried": cases, "held": cases - len(failed), "failed": failed, **measured}
         SUMMARY.write_text(json.dumps(before | {name: row}, indent=2) + "\n")
     assert not failed
 
