@@ -6,6 +6,7 @@ a call says which function it means, and as many values as that takes; all else 
 PageFunction     a function of the page
 functions_of     all of them
 read_call        the function that a request calls, and what gradio is to read of it
+read_ending      what gradio is to read of a request that ends a job
 """
 
 import inspect
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from pydantic import BaseModel, ValidationError
 
 API = "/gradio_api"
 CALL = re.compile(rf"{API}/(?P<way>queue/join|run|api|call/v2|call)(?:/(?P<name>[^/]+))?")
-SESSION = re.compile(r"[\w-]{1,64}")
+NAME = re.compile(r"[\w-]{1,64}")
 BY_NAME = ("call", "call/v2")
 DIRECT = ("run", "api")
 """Ways past gradio's queue."""
@@ -28,14 +30,15 @@ DIRECT = ("run", "api")
 class PageFunction:
     """A function of the page.
 
-    parameters: names of its values; job: whether it is public and runs a model; queued: whether
-    gradio's queue is the only way to it; selects: whether it is told which item was selected.
+    parameters: names of its values; forms: what gradio reads each as, None for anything; job:
+    whether it is public and runs a model; queued: whether gradio's queue is the only way to it;
+    selects: whether it is told which item was selected.
     """
 
     number: int
     name: str
     parameters: tuple[str, ...]
-    count: int
+    forms: tuple[type[BaseModel] | None, ...]
     job: bool
     queued: bool
     selects: bool
@@ -46,13 +49,14 @@ def functions_of(page: gr.Blocks) -> tuple[PageFunction, ...]:
         PageFunction(
             number,
             one.api_name or "",
-            tuple(inspect.signature(one.fn).parameters) if one.fn else (),
-            len(one.inputs),
+            tuple(inspect.signature(one.fn).parameters),
+            tuple(getattr(block, "data_model", None) for block in one.inputs),
             one.api_visibility == "public",
             one.queue is not False,
             one.collects_event_data,
         )
         for number, one in page.fns.items()
+        if one.fn is not None  # others run in the browser
     )
 
 
@@ -73,6 +77,8 @@ def read_call(
         if unknown := request.keys() - set(function.parameters):
             names = ", ".join(function.parameters)
             raise ValueError(f"{name} takes {names}, got {len(unknown)} others")
+        for name, form in zip(function.parameters, function.forms, strict=True):
+            check_form(form, request.get(name))
         return function, request
     passed = {"data": read_values(function, request.get("data")), **read_session(request)}
     if way not in BY_NAME:
@@ -92,19 +98,48 @@ def find_function(functions: Sequence[PageFunction], number: Any, name: str | No
 
 
 def read_values(function: PageFunction, values: Any) -> list:
-    if not isinstance(values, list) or len(values) != function.count:
+    count = len(function.forms)
+    if not isinstance(values, list) or len(values) != count:
         got = f"{len(values)}" if isinstance(values, list) else "no list"
-        raise ValueError(f"data must be a list of {function.count} values, got {got}")
+        raise ValueError(f"data must be a list of {count} values, got {got}")
+    for form, value in zip(function.forms, values, strict=True):
+        check_form(form, value)
     return values
 
 
+def check_form(form: type[BaseModel] | None, value: Any) -> None:
+    """ValueError for a file, or several, that gradio will not read."""
+    try:
+        if form is not None and value is not None:
+            form.model_validate(value, context={"validate_meta": True})
+    except ValidationError:
+        raise ValueError(
+            'a file must be {"path": where it was uploaded, "meta": {"_type": "gradio.FileData"}} '
+            "in the form of its input, got another"
+        ) from None
+
+
 def read_session(request: dict) -> dict:
-    session = request.get("session_hash")
-    if session is None:
-        return {}
-    if not isinstance(session, str) or not SESSION.fullmatch(session):
-        raise ValueError("session_hash must be 1 to 64 letters, digits, - or _, got another")
-    return {"session_hash": session}
+    """The session, if one is said."""
+    found = request.get("session_hash") is not None
+    return {"session_hash": read_name(request, "session_hash")} if found else {}
+
+
+def read_name(request: dict, key: str) -> str:
+    """The name that gradio has given to a session or a job."""
+    name = request.get(key)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"{key} must be 1 to 64 letters, digits, - or _, got another")
+    return name
+
+
+def read_ending(request: dict) -> dict:
+    """The job that a visitor stops; gradio's older clients say its name only."""
+    number = request.get("fn_index", 0)
+    if type(number) is not int:
+        raise ValueError("fn_index must be a whole number, got another")
+    event = {"event_id": read_name(request, "event_id"), "fn_index": number}
+    return event | read_session(request)
 
 
 def read_selected(request: dict) -> dict:

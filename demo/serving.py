@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from demo.calls import API, CALL, PageFunction, read_call
+from demo.calls import API, CALL, PageFunction, read_call, read_ending
 from demo.files import check_files, is_ours, tidy
 from demo.worker import Refused, Worker
 
@@ -41,7 +41,7 @@ READS = re.compile(
 """What the page and gradio's clients read beside results and files."""
 READ_FILE = f"{API}/file="
 UPLOAD = f"{API}/upload"
-SENDS = (f"{API}/cancel", f"{API}/reset")
+ENDINGS = (f"{API}/cancel", f"{API}/reset")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -192,14 +192,11 @@ class Guard:
             return receive
         if path == "/login":
             self.limit_logins(scope["client"][0])
-        elif path not in SENDS and not CALL.fullmatch(path):
+        elif path not in ENDINGS and not CALL.fullmatch(path):
             raise nothing_here()
         body = await read_body(receive)
         if path.startswith(API):
-            request = json_object(body)
-            if path not in SENDS:
-                request = self.call(request, scope, path)
-            body = json.dumps(request).encode()
+            body = json.dumps(self.passed(json_object(body), scope, path)).encode()
         return replayed(body, receive)
 
     async def make_room(self, scope: dict) -> None:
@@ -212,9 +209,11 @@ class Guard:
             raise refused(f"{most}, got more", 413)
         await asyncio.to_thread(tidy, self.kept, int(length))
 
-    def call(self, request: dict, scope: dict, path: str) -> dict:
-        """What of a call is passed on; raises Answer if nothing is."""
+    def passed(self, request: dict, scope: dict, path: str) -> dict:
+        """What of a request is passed on; raises Answer if nothing is."""
         try:
+            if path in ENDINGS:
+                return read_ending(request)
             check_files(request)
             function, passed = read_call(self.functions, path, request)
             if function.job:

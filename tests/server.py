@@ -26,24 +26,25 @@ class Server:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, str(ROOT / "app.py"), "--port", str(port), "--device", "cpu"]
-        self.process = subprocess.Popen(
-            [*command, *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.log = folder / "log.txt"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)} | environment,
+                stdout=log,
+                stderr=log,
+            )
         while self.process.poll() is None:
             try:
                 httpx.get(f"{self.url}/healthz", timeout=60)
                 return
             except httpx.TransportError:
                 time.sleep(0.1)
-        raise RuntimeError(f"the app ended at once: {self.process.stdout.read()}")
+        raise RuntimeError(f"the app ended at once: {self.log.read_text()}")
 
     def __enter__(self) -> "Server":
         return self
 
     def __exit__(self, *_) -> None:
         self.process.terminate()
-        self.process.communicate(timeout=60)
+        self.process.wait(timeout=60)

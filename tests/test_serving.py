@@ -12,6 +12,7 @@ from contextlib import aclosing
 import httpx
 import pytest
 import torch
+from gradio.data_classes import ImageData
 from torch import nn
 
 from demo import files, serving
@@ -556,10 +557,13 @@ def test_probes_are_answered():
     assert asked(guard, ("GET", "/healthz", {}))[0].status_code == 503
 
 
-FUNCTIONS = (  # a job of two values, an item's choice, and what Stop calls
-    PageFunction(7, "sample", ("prompt", "seed"), 2, job=True, queued=True, selects=False),
-    PageFunction(8, "pick", ("event",), 0, job=False, queued=True, selects=True),
-    PageFunction(9, "stop", (), 0, job=False, queued=False, selects=False),
+FUNCTIONS = (  # a job of a picture, one of two values, an item's choice, and what Stop calls
+    PageFunction(6, "chain", ("image",), (ImageData,), job=True, queued=True, selects=False),
+    PageFunction(
+        7, "sample", ("prompt", "seed"), (None, None), job=True, queued=True, selects=False
+    ),
+    PageFunction(8, "pick", ("event",), (), job=False, queued=True, selects=True),
+    PageFunction(9, "stop", (), (), job=False, queued=False, selects=False),
 )
 JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 
@@ -624,6 +628,11 @@ def test_gradio_reads_of_a_call_what_its_function_takes():
         (JOIN, {"fn_index": 9, "data": [], "session_hash": 3}, "session_hash must be 1 to 64"),
         (JOIN, {"fn_index": 9, "data": [], "session_hash": "a" * 65}, "session_hash must be"),
         (JOIN, {"fn_index": 9, "data": [], "session_hash": "/"}, "session_hash must be"),
+        (JOIN, {"fn_index": 6, "data": [3]}, "a file must be"),
+        (JOIN, {"fn_index": 6, "data": [[3]]}, "a file must be"),
+        ("/gradio_api/call/v2/chain", {"image": "secret"}, "a file must be"),
+        ("/gradio_api/cancel", {"event_id": ["secret"]}, "event_id must be 1 to 64"),
+        ("/gradio_api/cancel", {"event_id": "x", "fn_index": "secret"}, "fn_index must be"),
         ("/gradio_api/call/v2/sample", {"secret": 1}, "sample takes prompt, seed, got 1 others"),
     ],
 )
@@ -649,7 +658,9 @@ def test_only_paths_of_the_page_are_passed_on(folder):
     for path in closed:
         for method in ("GET", "HEAD"):
             assert asked(guard, (method, f"/gradio_api/{path}", {}))[0].status_code == 404, path
-    assert sent(guard, "/gradio_api/cancel", {"event_id": "x"}) == {"event_id": "x"}
+    for path in ("cancel", "reset"):
+        job = {"event_id": "x", "fn_index": 0}
+        assert sent(guard, f"/gradio_api/{path}", job | {"data": [1]}) == job
     calls = ["run/sample", "api/sample", "call/pick", "call/v2/stop", "call/none", "queue/join"]
     for path in (*calls, "component_server", "stream/x", "run-history/connect", "none"):
         assert sent(guard, f"/gradio_api/{path}", {"data": [1, 2]}, 404) == "there is nothing here"

@@ -280,8 +280,8 @@ def test_odd_uploads_get_a_result_or_a_sentence(cases, server):
         if draw.random() < 0.7:
             data = torn(data, draw, draw.choice([40, 200, len(data)]))
         [path] = page.post("upload", files={"files": ("a.png", data)}).json()
-        layers = draw.choice([[], [{"path": path}]])
-        editor = {"background": {"path": path}, "layers": layers, "composite": None}
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        editor = {"background": file, "layers": draw.choice([[], [file]]), "composite": None}
         if broken := no_answer(*called(page, "inpaint", values | {"editor": editor})):
             failed[seed] = broken
     conclude("odd uploads", cases, failed, cases == 300)
