@@ -31,6 +31,7 @@ from imagebart.linear import Linear
 from imagebart.notation import Bool, Float, Int, Logits, PerPosition, Tokens
 from imagebart.rotary import Places, grid_places
 from imagebart.transformer import (
+    BlockShape,
     Decoder,
     Encoder,
     LayerCache,
@@ -94,20 +95,20 @@ class Denoiser(nn.Module, Decodable):
         self.config, self.diffusion = config, diffusion
         self.n, self.K, self.t = config.n, diffusion.K, t
         K, width = diffusion.K, config.width
-        shape = width, config.heads, config.head_width, config.bias, config.qk_norm
+        shape = BlockShape(width, config.heads, config.head_width, config.bias, config.qk_norm)
         self.sees_x_t = t < diffusion.T or config.joint
         scales = (diffusion.T - 1,) if config.joint else ()
         if self.sees_x_t:
             self.noisy_tokens = nn.Embedding(K, width)
             self.noisy_positions = positions(config)
             self.encoder_prefix = Prefix(config, scales)
-            self.encoder = Encoder(config.encoder_depth, *shape, places=encoder_places(config))
+            self.encoder = Encoder(config.encoder_depth, shape, places=encoder_places(config))
         self.tokens = nn.Embedding(K, width)
         self.positions = positions(config)
         self.prefix = Prefix(config) if not self.sees_x_t else Start(width)
         self.decoder = Decoder(
             config.decoder_depth,
-            *shape,
+            shape,
             cross=self.sees_x_t,
             prefix=self.prefix.length,
             places=decoder_places(config, self.sees_x_t),

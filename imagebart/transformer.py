@@ -11,6 +11,7 @@ along in the same pass: by construction, not by tolerance.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -35,6 +36,22 @@ Present = Bool[Tensor, "b _"] | None
 """Which slots of each row are there; None: all. A slot that is not there is seen by none."""
 
 
+@dataclass(frozen=True)
+class BlockShape:
+    """The sizes of a transformer's blocks."""
+
+    width: int
+    heads: int
+    head_width: int  # heads · head_width need not equal the width
+    bias: bool = False  # biases of queries, keys and values
+    qk_norm: bool = False  # normalised queries and keys, see `Attention`
+
+    @property
+    def inner(self) -> int:
+        """The width of all heads together."""
+        return self.heads * self.head_width
+
+
 class Attention(nn.Module):
     """What self- and cross-attention share: how queries and keys are made comparable.
 
@@ -43,10 +60,10 @@ class Attention(nn.Module):
     places.
     """
 
-    def __init__(self, heads: int, qk_norm: bool):
+    def __init__(self, shape: BlockShape):
         super().__init__()
-        self.heads = heads
-        self.sharpness = nn.Parameter(torch.ones(heads)) if qk_norm else None
+        self.heads = shape.heads
+        self.sharpness = nn.Parameter(torch.ones(shape.heads)) if shape.qk_norm else None
 
     def queries(self, q: Heads, turns: Rotation | None) -> Heads:
         if self.sharpness is not None:
@@ -62,10 +79,10 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """softmax(q kᵀ / √d) v over the sequence itself."""
 
-    def __init__(self, width: int, heads: int, head_width: int, bias: bool, qk_norm: bool = False):
-        super().__init__(heads, qk_norm)
-        self.qkv = Linear(width, 3 * heads * head_width, bias=bias)
-        self.out = Linear(heads * head_width, width)
+    def __init__(self, shape: BlockShape):
+        super().__init__(shape)
+        self.qkv = Linear(shape.width, 3 * shape.inner, bias=shape.bias)
+        self.out = Linear(shape.inner, shape.width)
 
     def forward(
         self,
@@ -93,11 +110,11 @@ class SelfAttention(Attention):
 class CrossAttention(Attention):
     """softmax(q kᵀ / √d) v with keys and values from the encoder's output."""
 
-    def __init__(self, width: int, heads: int, head_width: int, bias: bool, qk_norm: bool = False):
-        super().__init__(heads, qk_norm)
-        self.q = Linear(width, heads * head_width, bias=bias)
-        self.kv = Linear(width, 2 * heads * head_width, bias=bias)
-        self.out = Linear(heads * head_width, width)
+    def __init__(self, shape: BlockShape):
+        super().__init__(shape)
+        self.q = Linear(shape.width, shape.inner, bias=shape.bias)
+        self.kv = Linear(shape.width, 2 * shape.inner, bias=shape.bias)
+        self.out = Linear(shape.inner, shape.width)
 
     def forward(
         self,
@@ -146,11 +163,10 @@ class MLP(nn.Module):
 class EncoderBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, head_width: int, bias: bool, qk_norm: bool):
+    def __init__(self, shape: BlockShape):
         super().__init__()
-        shape = width, heads, head_width, bias, qk_norm
-        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(*shape)
-        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
+        self.norm1, self.attention = nn.LayerNorm(shape.width), SelfAttention(shape)
+        self.norm2, self.mlp = nn.LayerNorm(shape.width), MLP(shape.width)
 
     def forward(
         self, x: Sequence, visible: Bool[Tensor, "b 1 1 s"] | None, turns: Rotation | None
@@ -162,16 +178,13 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(nn.Module):
     """Causal self-attention, cross-attention if there is an encoder, MLP."""
 
-    def __init__(
-        self, width: int, heads: int, head_width: int, bias: bool, qk_norm: bool, cross: bool
-    ):
+    def __init__(self, shape: BlockShape, cross: bool):
         super().__init__()
-        shape = width, heads, head_width, bias, qk_norm
-        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(*shape)
+        self.norm1, self.attention = nn.LayerNorm(shape.width), SelfAttention(shape)
         self.crosses = cross
         if cross:
-            self.norm_cross, self.cross = nn.LayerNorm(width), CrossAttention(*shape)
-        self.norm2, self.mlp = nn.LayerNorm(width), MLP(width)
+            self.norm_cross, self.cross = nn.LayerNorm(shape.width), CrossAttention(shape)
+        self.norm2, self.mlp = nn.LayerNorm(shape.width), MLP(shape.width)
 
     def forward(
         self,
@@ -213,18 +226,13 @@ class Encoder(nn.Module):
     def __init__(
         self,
         depth: int,
-        width: int,
-        heads: int,
-        head_width: int,
-        bias: bool,
-        qk_norm: bool = False,
+        shape: BlockShape,
         places: Places | None = None,
     ):
         super().__init__()
-        shape = width, heads, head_width, bias, qk_norm
-        self.blocks = nn.ModuleList(EncoderBlock(*shape) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.register_buffer("turns", turns_of(places, head_width), persistent=False)
+        self.blocks = nn.ModuleList(EncoderBlock(shape) for _ in range(depth))
+        self.norm = nn.LayerNorm(shape.width)
+        self.register_buffer("turns", turns_of(places, shape.head_width), persistent=False)
 
     def forward(self, x: Sequence, present: Present = None) -> Sequence:
         visible = seen_by_all(present)
@@ -246,11 +254,7 @@ class Decoder(nn.Module):
     def __init__(
         self,
         depth: int,
-        width: int,
-        heads: int,
-        head_width: int,
-        bias: bool,
-        qk_norm: bool = False,
+        shape: BlockShape,
         *,
         cross: bool,
         prefix: int,
@@ -258,13 +262,14 @@ class Decoder(nn.Module):
         memory_places: Places | None = None,
     ):
         super().__init__()
-        self.heads, self.head_width, self.prefix = heads, head_width, prefix
+        self.shape, self.prefix = shape, prefix
         self.tile = TILE
-        shape = width, heads, head_width, bias, qk_norm
-        self.blocks = DecoderBlocks(DecoderBlock(*shape, cross) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.register_buffer("turns", turns_of(places, head_width), persistent=False)
-        self.register_buffer("memory_turns", turns_of(memory_places, head_width), persistent=False)
+        self.blocks = DecoderBlocks(DecoderBlock(shape, cross) for _ in range(depth))
+        self.norm = nn.LayerNorm(shape.width)
+        self.register_buffer("turns", turns_of(places, shape.head_width), persistent=False)
+        self.register_buffer(
+            "memory_turns", turns_of(memory_places, shape.head_width), persistent=False
+        )
 
     def forward(
         self,
@@ -296,7 +301,7 @@ class Decoder(nn.Module):
         visible = None if visible is None else as_bias(visible, weight.dtype)
         return [
             LayerCache(
-                weight.new_zeros(2, batch, slots, self.heads, self.head_width),
+                weight.new_zeros(2, batch, slots, self.shape.heads, self.shape.head_width),
                 None
                 if memory is None
                 else block.cross.cached_keys_values(memory, self.memory_turns),

@@ -13,6 +13,7 @@ from torch import nn
 
 from imagebart.transformer import (
     TILE,
+    BlockShape,
     Decoder,
     Encoder,
     as_bias,
@@ -25,8 +26,8 @@ from imagebart.transformer import (
 
 def make_decoder(width=16, heads=2, prefix=1, cross=True, depth=2, seed=0) -> Decoder:
     torch.manual_seed(seed)
-    shape = depth, width, heads, width // heads, True
-    decoder = Decoder(*shape, cross=cross, prefix=prefix)
+    shape = BlockShape(width, heads, width // heads, bias=True)
+    decoder = Decoder(depth, shape, cross=cross, prefix=prefix)
     for p in decoder.parameters():
         p.data += 0.3 * torch.randn(p.shape) / p.shape[-1] ** 0.5
     return decoder.eval().requires_grad_(False)
@@ -82,7 +83,7 @@ def test_a_decoder_sees_all_of_the_memory():
 def test_an_encoder_sees_in_both_directions():
     torch.manual_seed(0)
     x = torch.randn(1, 6, 16, requires_grad=True)
-    assert seen_by(Encoder(1, 16, 2, 8, True)(x), x).all()
+    assert seen_by(Encoder(1, BlockShape(16, 2, 8, bias=True))(x), x).all()
 
 
 # ── decoding gives the numbers of training ────────────────────────────────────────────────────
