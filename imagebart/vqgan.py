@@ -208,11 +208,9 @@ class Decoder(nn.Module):
             width = out
         self.norm_out = norm(width)
         self.conv_out = conv3(width, 3 * config.patch**2)
-        with (
-            torch.no_grad()
-        ):  # the pixels of a patch start equal, so that no checkerboard is learned
-            first = self.conv_out.weight[:3].clone()
-            self.conv_out.weight.copy_(first.repeat_interleave(config.patch**2, dim=0))
+        with torch.no_grad():  # the pixels of a patch start equal: there is no checkerboard
+            for p in (self.conv_out.weight, self.conv_out.bias):
+                p.copy_(p[:3].repeat_interleave(config.patch**2, dim=0))
         pixel_channels = config.pixel_channels
         self.finish = Finish(width, config.patch, pixel_channels) if pixel_channels else None
 
