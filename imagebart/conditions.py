@@ -305,15 +305,18 @@ def find_condition(name: str) -> ConditionKind:
 
 
 def checked(shapes: dict[str, ConditionShape], grid: tuple[int, int]) -> dict[str, ConditionShape]:
-    """A denoiser's conditions in the table's order; ValueError for one that is not in it, and for
-    one with a token for each place whose length is another."""
+    """A denoiser's conditions in the table's order; ValueError for one that is not in it, for one
+    with a token for each place whose length is another, and for `vectors` of any but a text."""
     shapes = {  # JSON gives dictionaries back
         name: ConditionShape(**shape) if isinstance(shape, dict) else shape
         for name, shape in shapes.items()
     }
     for name, shape in shapes.items():
-        if find_condition(name).spatial and shape.length != math.prod(grid):
+        kind = find_condition(name)
+        if kind.spatial and shape.length != math.prod(grid):
             raise ValueError(f"length of {name} must be {math.prod(grid)}, got {shape.length}")
+        if shape.vectors and kind.embed is not TextVectors:
+            raise ValueError(f"vectors of {name} must be 0, only a text's differ, got {shape}")
     return {name: shapes[name] for name in CONDITIONS if name in shapes}
 
 
