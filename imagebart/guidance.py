@@ -34,10 +34,11 @@ class EncodedCondition:
     negative: Condition | None
     guidance: dict[int, float]
 
-    @property
-    def is_unconditional(self) -> bool:
-        """Whether nothing is given for any image."""
-        return self.condition is None or bool((self.condition == ABSENT).all())
+    def given(self, batch: int) -> list[bool]:
+        """For each of the images, whether it has any condition."""
+        if self.condition is None:
+            return [False] * batch
+        return (self.condition != ABSENT).any(1).tolist()
 
     def guided(self, denoiser: Denoiser) -> Decodable:
         """The denoiser, guided where the guidance is not 1."""

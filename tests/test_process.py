@@ -101,9 +101,9 @@ def test_an_annealed_edit_alone_is_the_edit_in_company(tiny):
 def test_a_first_redraw_is_the_step_of_forgetting():
     """Chance β_t of a new token: the frequency in 40 000 draws, within 5 standard deviations."""
     x = torch.zeros(4, 10_000, dtype=torch.int64)
-    changed = (redraw(x, 0.3, 10, [1, 2, 3, 4], 2, 1) != x).double().mean().item()
+    changed = (redraw(x, 0.3, 10, [1, 2, 3, 4], 2, [1] * 4) != x).double().mean().item()
     assert abs(changed - 0.27) < 5 * (0.27 * 0.73 / 40_000) ** 0.5
-    assert torch.equal(redraw(x, 0.0, 10, [1, 2, 3, 4], 2, 1), x)
+    assert torch.equal(redraw(x, 0.0, 10, [1, 2, 3, 4], 2, [1] * 4), x)
 
 
 def test_scales_are_repeated_as_released(tiny, make_denoiser):
@@ -153,6 +153,18 @@ def test_a_mask_is_first_sampled_by_the_scale_that_sees_all_known_tokens(tiny, m
     assert scales_that_ran(make_model(T=3), mask=mask, **refined) == [2] * 4
 
 
+@pytest.mark.parametrize("T", [3, 4])
+@pytest.mark.parametrize("how", [{}, dict(process="refined", passes=2)], ids=["single", "refined"])
+def test_an_image_is_resampled_by_its_own_condition_alone(make_model, T, how):
+    """Beside images with a condition, one without is edited as it is alone, and they too."""
+    model = make_model(T=T, conditions={"class": 3}, condition_dropout=True)
+    classes = [1, None, 2]
+    together = model.inpaint(picture(), corner(), 3, seed=4, classes=classes, **how)
+    for i, one in enumerate(classes):
+        (alone,) = model.inpaint(picture(), corner(), seed=4 + i, classes=one, **how)
+        assert same(alone, together[i])
+
+
 @pytest.mark.parametrize("share, passes", [(1, 2), (32, 2), (64, 4), (96, 6), (128, 8), (255, 8)])
 def test_a_larger_mask_is_resampled_more_often(share, passes):
     """`share` tokens of 256 are masked."""
@@ -196,7 +208,7 @@ def test_a_pass_noises_the_mask_to_t_2_and_denoises_it(tiny):
     steps = list(refined_steps(tiny, x_1, masked, 1, seed=3, passes=3))
     known, beta = ~masked.flatten(1), float(tiny.diffusion.beta[2])
     for i, (before, after) in enumerate(pairwise(steps[3:]), 1):
-        x_2 = redraw(before.tokens.flatten(1), beta, 12, [3], 2, i)
+        x_2 = redraw(before.tokens.flatten(1), beta, 12, [3], 2, [i])
         x_2 = torch.where(known, x_1.flatten(1), x_2)
         noise = gumbel([3], 2, 16, 12, i)
         expected = decode_sequential(

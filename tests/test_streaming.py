@@ -155,8 +155,8 @@ def test_edits_come_in_batches_that_fit(tiny, two_at_a_time, how):
     assert set(rows) == {2, 1}
 
 
-def test_one_condition_among_several_decides_for_all_batches(make_model, two_at_a_time):
-    """A prompt or class of any image turns off the resampling passes, in one batch or many."""
+def test_edits_with_and_without_a_condition_may_share_a_batch_or_not(make_model, two_at_a_time):
+    """The condition of an image turns off its resampling passes, and no other image's."""
     model = make_model(T=4, conditions={"class": 2}, condition_dropout=True)
     image, mask = Image.new("RGB", (32, 32)), np.arange(32)[:, None].repeat(32, 1) < 8
     how = {"classes": [None, None, 1], "seed": 1, "output_type": "pt"}

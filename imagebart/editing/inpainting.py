@@ -32,13 +32,13 @@ from imagebart.editing.pasting import (
     outward,
     softened,
 )
-from imagebart.editing.process import PROCESSES, annealed_steps, shared_resampling
+from imagebart.editing.process import PROCESSES
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
 from imagebart.options import EditingOptions, Marks, with_options
 from imagebart.sampling import Step, generator_of, image_seeds
-from imagebart.streaming import WORDS, batches, fitting
+from imagebart.streaming import WORDS, batches
 
 EMPTY = "the mask is empty: nothing is repainted, the result is the image"
 """The warning."""
@@ -77,10 +77,6 @@ def inpaint(
         warnings.warn(EMPTY, stacklevel=2)
     given |= edit.maps(given.get("semantic_map"), num_images)
     x_1, images = edit.x_1(), []
-    chosen = given.get("resampling_passes") is not None or steps is annealed_steps
-    if not chosen and num_images > fitting(model):
-        passes = shared_resampling(model, edit.masked, num_images, given)
-        given |= {"resampling_passes": passes}
     for count, own in batches(model, num_images, given):
         *_, last = steps(model, x_1, edit.masked, count, **own)
         images.append(edit.result(last.tokens))

@@ -9,7 +9,7 @@ and go through the chain. No model is trained for it. Three processes:
                 released editing script
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -28,7 +28,6 @@ from imagebart.options import (
     RefinedOptions,
     SamplingOptions,
     SingleOptions,
-    rows,
     with_options,
 )
 from imagebart.sampling import (
@@ -64,8 +63,8 @@ def edit_steps(
     it, and finer scales change little of it. So, if any token is known and T > 2, the masked tokens
     can stay noise at t = T, and t = T - 1, which attends to all known tokens, gets
     `resampling_passes`: denoise, then repeatedly add noise to t and denoise (as in RePaint). 0 is
-    the paper's chain, every scale once. The default is 0 with a prompt, a class or a map, which
-    t = T should be conditioned on, and `default_resampling(masked)` without.
+    the paper's chain, every scale once. The default is 0 for an image with a prompt, a class or a
+    map, which t = T should be conditioned on, and `default_resampling(masked)` for one without.
     """
     given: dict[str, Any] = {**options}
     resampling_passes = given.pop("resampling_passes", None)
@@ -97,9 +96,10 @@ def annealed_steps(
     x = process.start()
     yield step_of(model, model.T, x)
     for t in range(model.T, 1, -1):
-        for pass_index in range(passes[t]):
-            if pass_index:
-                x = process.add_noise(x, t, pass_index, 1 - pass_index / passes[t])
+        for i in range(passes[t]):
+            pass_index = [i] * num_images
+            if i:
+                x = process.add_noise(x, t, pass_index, 1 - i / passes[t])
             x = process.denoise(x, t, pass_index)
         yield step_of(model, t - 1, x)
 
@@ -133,7 +133,7 @@ def refined_steps(
     converged = torch.zeros(num_images, 1, dtype=torch.bool, device=x.device)
     first = process.schedule(resampling)[2]  # pass indices below are taken at t = 2
     for i in range(passes):
-        x_new = torch.where(converged, x, process.resample(x, 2, first + i))
+        x_new = torch.where(converged, x, process.resample(x, 2, [n + i for n in first]))
         converged, x = (x_new == x).all(1, keepdim=True), x_new
         done = 1.0 if converged.all() else (scales + i + 1) / in_all
         yield replace(step_of(model, 1, x), done=done)
@@ -169,36 +169,46 @@ class MaskedProcess:
         x = self.start()
         yield step_of(self.model, self.model.T, x)
         for t, passes in self.schedule(resampling_passes).items():
-            for i in range(passes):
-                x = self.resample(x, t, i) if i else self.denoise(x, t, 0)
+            for i in range(max(passes)):
+                step, pass_index = self.resample if i else self.denoise, [i] * len(passes)
+                more = torch.tensor([[i < n] for n in passes], device=x.device)
+                x = torch.where(more, step(x, t, pass_index), x)
             yield step_of(self.model, t - 1, x)
 
-    def schedule(self, resampling_passes: int | None) -> dict[int, int]:
-        """{t: passes} of `edit_steps`, from t = T to 2."""
-        passes = resampling_passes
-        if passes is None:
-            unconditional = self.request.encoded.is_unconditional
-            passes = default_resampling(~self.known) if unconditional else 0
-        T, passes = self.model.T, as_int(passes, "resampling_passes")
-        schedule = dict.fromkeys(range(T, 1, -1), 1)
-        if passes and T > 2 and self.known.any():
-            schedule |= {T: 0, T - 1: passes}
+    def schedule(self, resampling_passes: int | None) -> dict[int, list[int]]:
+        """{t: passes of each image} of `edit_steps`, from t = T to 2.
+
+        An image's passes depend on its own condition only, whatever it is sampled beside.
+        """
+        T, given = self.model.T, self.request.encoded.given(len(self.known))
+        if resampling_passes is None:
+            most = default_resampling(~self.known)
+            resampling = [0 if one else most for one in given]
+        else:
+            resampling = [as_int(resampling_passes, "resampling_passes")] * len(given)
+        if T == 2 or not self.known.any():
+            resampling = [0] * len(given)
+        schedule = {t: [1] * len(given) for t in range(T, 1, -1)}
+        if any(resampling):
+            schedule[T] = [0 if n else 1 for n in resampling]
+            schedule[T - 1] = [n or 1 for n in resampling]
         return schedule
 
-    def resample(self, x: Tokens, t: int, pass_index: int) -> Tokens:
+    def resample(self, x: Tokens, t: int, pass_index: Sequence[int]) -> Tokens:
         """x_{t-1} with its masked tokens noised to t and denoised."""
         x_t = torch.where(self.known, self.x_known, self.add_noise(x, t, pass_index))
         return self.denoise(x_t, t, pass_index)
 
-    def denoise(self, x_t: Tokens, t: int, pass_index: int) -> Tokens:
-        """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the Gumbel noise of a pass."""
+    def denoise(self, x_t: Tokens, t: int, pass_index: Sequence[int]) -> Tokens:
+        """x_{t-1} ~ p_θ^{t-1|t,m}(· | x_t), with the Gumbel noise of each image's pass."""
         request, denoiser = self.request, self.model.denoisers[t]
-        noise = gumbel(request.seeds, t, self.end, denoiser.K, pass_index).to(x_t.device)
+        each = zip(request.seeds, pass_index, strict=True)
+        noise = torch.cat([gumbel([seed], t, self.end, denoiser.K, i) for seed, i in each])
         how = request.filters[t], request.encoded.condition, self.known, self.x_known
         guided = request.encoded.guided(denoiser)
-        return request.decode(guided, x_t, noise, *how, draft=self.draft)
+        return request.decode(guided, x_t, noise.to(x_t.device), *how, draft=self.draft)
 
-    def add_noise(self, x: Tokens, t: int, pass_index: int, part: float = 1.0) -> Tokens:
+    def add_noise(self, x: Tokens, t: int, pass_index: Sequence[int], part: float = 1.0) -> Tokens:
         """x with every token redrawn with probability part · β_t."""
         probability = part * float(self.model.diffusion.beta[t])
         return redraw(x, probability, self.model.K, self.request.seeds, t, pass_index)
@@ -211,16 +221,6 @@ PROCESSES: dict[str, Callable[..., Iterator[Step]]] = {
 }
 
 
-def shared_resampling(
-    model: ImageBART, masked: Bool[Tensor, "1 h w"], num_images: int, options: Mapping[str, object]
-) -> int:
-    """Resampling passes of images that are drawn in several batches: as in a single batch, where
-    one condition is enough for 0."""
-    given = {name: value for name, value in options.items() if name in rows(SamplingOptions)}
-    unconditional = Request.of(model, num_images, given).encoded.is_unconditional
-    return default_resampling(rearrange(masked, "1 h w -> 1 (h w)")) if unconditional else 0
-
-
 def default_resampling(masked: Bool[Tensor, "b n"]) -> int:
     """Resampling passes: one for each sixteenth of the image that is masked, 2 to 8.
 
@@ -231,12 +231,18 @@ def default_resampling(masked: Bool[Tensor, "b n"]) -> int:
 
 
 def redraw(
-    x: Tokens, probability: float, K: int, seeds: Sequence[int], t: int, pass_index: int
+    x: Tokens,
+    probability: float,
+    K: int,
+    seeds: Sequence[int],
+    t: int,
+    pass_index: Sequence[int],
 ) -> Tokens:
-    """x (b, n) with every token redrawn from all K with this probability, by its image's seed."""
+    """x (b, n) with every token redrawn from all K with this probability, by its image's seed and
+    pass."""
     rows = []
-    for row, seed in zip(x, seeds, strict=True):
-        generator = generator_of(seed, t, pass_index, "redraw")
+    for row, seed, i in zip(x, seeds, pass_index, strict=True):
+        generator = generator_of(seed, t, i, "redraw")
         where = torch.rand(len(row), generator=generator) < probability
         fresh = torch.randint(K, (len(row),), generator=generator)
         rows.append(torch.where(where.to(x.device), fresh.to(x.device), row))
