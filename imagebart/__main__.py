@@ -140,11 +140,13 @@ class Sample(Command, SampleFields):
 class Edit(Command, EditFields):
     """Repaint a part of an image, one file a seed. All other pixels stay, bit for bit.
 
-    `--passes` alone stands for `--process refined --passes`.
+    `--passes` without `--process` stands for `--process refined --passes`.
     """
 
     image: tyro.conf.Positional[Path] = tyro.MISSING
     words: Words = None  # the same as --prompt
+    # every scale once, then refined, or as released; single unless this or --passes is given
+    process: Literal["single", "refined", "annealed"] | None = None
     # a picture as large as the image: what is opaque at least half is repainted, whatever its
     # colour; if nothing is transparent, what is white (grey of more than half fades)
     mask: Path | None = None

@@ -194,6 +194,19 @@ def test_edit_repaints_what_was_said(folder, tmp_path):
     assert same(tmp_path / "night_seed0.png", model.outpaint(image, left=9, **how)[0])
 
 
+def test_a_process_that_is_given_is_the_one_that_runs(folder, tmp_path, capsys):
+    """Also if it is the one that would run without."""
+    model, base = folder
+    picture(32, 32).save(tmp_path / "image.png")
+    start = ["edit", str(tmp_path / "image.png"), *base, "--keep", "upper", "--overwrite"]
+    start += ["--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="passes needs process='refined', got 'single'"):
+        main([*start, "--process", "single", "--passes", "1"])
+    main([*start, "--process", "single"])
+    single = model.complete(picture(32, 32), keep="upper", process="single")[0]
+    assert same(tmp_path / "seed0.png", single)
+
+
 def test_a_mask_is_read_as_the_library_reads_it(folder, tmp_path):
     """White on transparent ground is not all white; 1000 of 65535 is not white."""
     model, base = folder
