@@ -28,7 +28,7 @@ install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first
 import pytest  # noqa: E402
 from torch import nn  # noqa: E402
 
-from imagebart.conditions import ConditionShape, text_shape  # noqa: E402
+from imagebart.conditions import ConditionShape, text_shape, text_tokens  # noqa: E402
 from imagebart.data.text import END, START, TEXT_IDS  # noqa: E402
 from imagebart.denoiser import Denoiser, DenoiserConfig  # noqa: E402
 from imagebart.diffusion import MultinomialDiffusion, geometric  # noqa: E402
@@ -119,6 +119,27 @@ def make_model():
 def tiny():
     """A chain of T = 4 over 4×4 tokens of 12 codes: for tests that only read it."""
     return new_model()
+
+
+NAMES = ("desert", "forest", "lake")
+TEXT = "a lake at night"
+ALL_CONDITIONS = dict(conditions={"class": 3, "text": 6, "map": 4}, condition_dropout=True)
+
+
+@pytest.fixture(scope="session")
+def conditional():
+    """T = 4, by class (one of NAMES), text and map; knows the pieces of TEXT. Only to be read."""
+    model = new_model(**ALL_CONDITIONS)
+    model.names["class"] = NAMES
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(text_tokens([TEXT], 6)[0])
+    return model
+
+
+def tokens_of(model: ImageBART, **options) -> torch.Tensor:
+    """x_1 of three images."""
+    *_, last = model.sample_steps(3, **options)
+    return last.tokens
 
 
 def new_clip(longest: int, vision: dict):

@@ -5,12 +5,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import ALL_CONDITIONS, NAMES, TEXT, tokens_of
 
 from imagebart import ImageBART
 from imagebart.conditions import (
     ABSENT,
     CONDITIONS,
     ConditionShape,
+    checked,
     drop,
     option_names,
     text_shape,
@@ -21,27 +23,8 @@ from imagebart.data.text import encode_text
 from imagebart.data.tokens import TokenFile, TokenWriter
 from imagebart.guidance import encode_condition
 from imagebart.options import SamplingOptions, rows
-from imagebart.sampling import sample_steps
 
-NAMES = ("desert", "forest", "lake")
-SAID = dict(conditions={"class": 3, "text": 6, "map": 4}, condition_dropout=True)
 SHAPES = {"class": ConditionShape(3, 1), "text": text_shape(6), "map": ConditionShape(4, 2 * 2)}
-TEXT = "a lake at night"
-
-
-@pytest.fixture(scope="module")
-def model(make_model) -> ImageBART:
-    """T = 4, by class, text and map; knows the pieces of TEXT."""
-    model = make_model(**SAID)
-    model.names["class"] = NAMES
-    for denoiser in model.denoisers.values():
-        denoiser.know_text(text_tokens([TEXT], 6)[0])
-    return model
-
-
-def tokens_of(model, **options) -> torch.Tensor:
-    *_, last = sample_steps(model, 3, **options)
-    return last.tokens
 
 
 # ── what is absent ────────────────────────────────────────────────────────────────────────────
@@ -50,7 +33,7 @@ def tokens_of(model, **options) -> torch.Tensor:
 @pytest.mark.parametrize("t", [2, 3])
 def test_a_conditional_denoiser_without_a_condition_is_the_unconditional_one(make_denoiser, t):
     """With the same weights, whatever stands in the tables of the absent parts."""
-    conditional, plain = make_denoiser(t, **SAID), make_denoiser(t)
+    conditional, plain = make_denoiser(t, **ALL_CONDITIONS), make_denoiser(t)
     weights = conditional.state_dict()
     plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
     x_prev, x_t = torch.randint(12, (2, 2, 16), generator=torch.Generator().manual_seed(0))
@@ -98,7 +81,7 @@ def test_a_denoiser_trained_without_condition_dropout_must_have_all(make_denoise
 
 
 def test_a_small_table_attends_to_the_pieces_it_knows(make_denoiser):
-    denoiser = make_denoiser(2, **SAID | dict(conditions={"text": 6}))
+    denoiser = make_denoiser(2, **ALL_CONDITIONS | dict(conditions={"text": 6}))
     denoiser.know_text(text_tokens(["a lake"], 6)[0])
     x = torch.zeros(1, 16, dtype=torch.int64)
     ids = {text: text_tokens([text], 6)[0] for text in ("lake", "lake volcano", "a", "volcano")}
@@ -109,6 +92,25 @@ def test_a_small_table_attends_to_the_pieces_it_knows(make_denoiser):
     assert not torch.equal(denoiser(x, x, ids["lake"]), denoiser(x, x, ids["a"]))
     with pytest.raises(ValueError, match="vectors of text must be at least 9"):
         denoiser.know_text(torch.arange(9)[None])
+
+
+@pytest.mark.parametrize(
+    "shapes, sentence",
+    [
+        ({"class": ConditionShape(3, 1, 2)}, "vectors of class must be 0"),
+        ({"map": dict(vocabulary=4, length=4, vectors=1)}, "vectors of map must be 0"),
+        ({"map": ConditionShape(4, 5)}, "length of map must be 4, got 5"),
+        ({"depth": ConditionShape(4, 4)}, "must be one of class, text, map, got 'depth'"),
+    ],
+)
+def test_shapes_that_are_no_condition_of_the_table_are_refused(shapes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        checked(shapes, (2, 2))
+
+
+def test_conditions_come_in_the_order_of_the_table():
+    given = {"map": ConditionShape(4, 4), "text": text_shape(6, 8), "class": ConditionShape(3, 1)}
+    assert list(checked(given, (2, 2)).items()) == [*given.items()][::-1]
 
 
 # ── words ─────────────────────────────────────────────────────────────────────────────────────
@@ -132,9 +134,9 @@ def test_a_small_table_attends_to_the_pieces_it_knows(make_denoiser):
         (dict(semantic_map=np.zeros((4, 4))), "H×W whole numbers"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_a_sentence(model, asked, message):
+def test_what_cannot_be_asked_is_refused_in_a_sentence(conditional, asked, message):
     with pytest.raises(ValueError, match=message):
-        encode_condition(model, 2, **asked)
+        encode_condition(conditional, 2, **asked)
 
 
 def test_a_model_refuses_what_it_takes_not(tiny, make_model):
@@ -156,23 +158,23 @@ def test_a_model_refuses_what_it_takes_not(tiny, make_model):
 
 
 @pytest.mark.parametrize("text", ["\0", "🏔️ 🌊 🌋", "בוקר טוב", "lake " * 10_000, "volcano"])
-def test_any_prompt_can_be_read_and_what_is_lost_is_told(model, text):
+def test_any_prompt_can_be_read_and_what_is_lost_is_told(conditional, text):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        condition = encode_condition(model, 1, prompt=text).condition
+        condition = encode_condition(conditional, 1, prompt=text).condition
     message = " ".join(str(one.message) for one in caught)
     assert condition.shape == (1, 1 + 6 + 16)
     assert ("only its first 4 pieces" in message) == (text.startswith("lake") or not text.isascii())
     assert ("never seen" in message) == (not text.startswith(("lake", "\0")))
 
 
-def test_names_and_default_guidance_travel_with_the_folder(model, tmp_path, monkeypatch):
-    model.save_pretrained(tmp_path / "model")
+def test_names_and_default_guidance_travel_with_the_folder(conditional, tmp_path, monkeypatch):
+    conditional.save_pretrained(tmp_path / "model")
     again = ImageBART.from_pretrained(tmp_path / "model", device="cpu")
     assert again.names["class"] == NAMES and again.guidance == 1.0
-    assert torch.equal(tokens_of(again, prompt=TEXT), tokens_of(model, prompt=TEXT))
-    monkeypatch.setattr(model, "guidance", [1.0, 2.0, 3.0])  # one a scale
-    model.save_pretrained(tmp_path / "each")
+    assert torch.equal(tokens_of(again, prompt=TEXT), tokens_of(conditional, prompt=TEXT))
+    monkeypatch.setattr(conditional, "guidance", [1.0, 2.0, 3.0])  # one a scale
+    conditional.save_pretrained(tmp_path / "each")
     assert ImageBART.from_pretrained(tmp_path / "each", device="cpu").guidance == [1.0, 2.0, 3.0]
 
 
@@ -198,13 +200,13 @@ def test_a_map_gives_each_token_what_covers_most_of_it():
     assert commonest_kinds(flat, (2, 2)).tolist() == [[1, 1]] * 2
 
 
-def test_of_a_map_the_model_sees_what_it_would_see_of_a_picture(model):
+def test_of_a_map_the_model_sees_what_it_would_see_of_a_picture(conditional):
     wide = np.array([[1, 1, 0, 0, 0, 0, 2, 2]] * 4)
     for kinds in (wide, wide.T.copy()):
-        condition = encode_condition(model, 1, semantic_map=kinds).condition
+        condition = encode_condition(conditional, 1, semantic_map=kinds).condition
         assert condition[0, -16:].tolist() == [0] * 16
     for thin in (wide[:1, :4], wide[:4, :1], wide[:1]):  # half a place at each end is cut off
-        assert encode_condition(model, 1, semantic_map=thin).condition[0, -16:].min() >= 0
+        assert encode_condition(conditional, 1, semantic_map=thin).condition[0, -16:].min() >= 0
 
 
 def test_a_token_file_tells_what_each_image_shows(tmp_path):

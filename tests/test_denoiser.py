@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebart.conditions import ConditionShape, text_shape
-from imagebart.denoiser import Denoiser, DenoiserConfig
+from imagebart.conditions import ABSENT, ConditionShape, text_shape
+from imagebart.denoiser import Denoiser, DenoiserConfig, decoder_places, encoder_places
 from imagebart.diffusion import MultinomialDiffusion, geometric
+from imagebart.rotary import rotation
 
 N = 16  # tokens of the small denoisers: a 4×4 grid
 
@@ -113,8 +114,30 @@ def test_what_a_denoiser_cannot_take_is_refused(make_denoiser):
             denoiser(x, x, condition)
 
 
-def test_what_is_no_denoiser_is_refused():
+SIZES = ("width", "heads", "head_width", "decoder_depth")
+
+
+@pytest.mark.parametrize("size", [*({name: 0} for name in SIZES), {"grid": (4, 0)}], ids=str)
+def test_sizes_are_at_least_1(size):
+    DenoiserConfig(grid=(1, 1), **dict.fromkeys(SIZES, 1))
+    with pytest.raises(ValueError, match=r"^sizes must be at least 1, got "):
+        DenoiserConfig(**size)
+
+
+def test_a_config_is_the_same_from_json():
+    assert DenoiserConfig(grid=[2, 3]) == DenoiserConfig(grid=(2, 3))
+    told = {"class": ConditionShape(3, 1)}
+    as_read = {"class": {"vocabulary": 3, "length": 1}}
+    assert DenoiserConfig(conditions=as_read) == DenoiserConfig(conditions=told)
+
+
+def test_what_is_no_denoiser_is_refused(make_denoiser):
     diffusion = MultinomialDiffusion(geometric(3), 4)
+    with pytest.raises(ValueError, match=r"^only a joint network serves every scale, got one of t"):
+        make_denoiser(2).at(3)
+    with pytest.raises(ValueError, match="takes class of length 1, got "):
+        conditional = make_denoiser(2, conditions={"class": 3})
+        conditional(tokens(2), tokens(2), torch.zeros(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="output must be one of"):
         DenoiserConfig(output="logits")
     with pytest.raises(ValueError, match="sizes must be at least 1"):
@@ -151,6 +174,20 @@ def test_any_windows_give_the_teacher_forced_logits(make_denoiser, t, cuts, **sh
     ]
     expected = denoiser(x_prev, x_t, condition)
     torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [2, 3])
+@pytest.mark.parametrize("end", [0, 1, 9])
+def test_what_was_read_is_known_and_rows_that_are_kept_go_on(make_denoiser, t, end):
+    """`read`, then `keep`, then `step`: the teacher-forced logits of the rows that are left."""
+    denoiser = make_denoiser(t, conditions={"class": 3}, condition_dropout=True)
+    x_prev, x_t, condition = tokens(3), tokens(3, seed=1), torch.tensor([2, ABSENT, 0])
+    state, rows = denoiser.start(x_t, condition), torch.tensor([False, True, True])
+    denoiser.read(x_prev, end, state)
+    denoiser.keep(rows, state)
+    got = denoiser.step(x_prev[rows], torch.arange(end, N).expand(2, -1), state)
+    expected = denoiser(x_prev, x_t, condition)[rows, end:]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("t", [2, 3])
@@ -217,6 +254,18 @@ def test_near_codes_start_near(make_denoiser):
     assert 0 < distance[0, 1] < 0.2 * others
 
 
+def test_what_all_codes_share_tells_no_tokens_apart():
+    """The mean of the codes is taken away; one generator gives one start, by its seed."""
+    codes = 5 + torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    starts = []
+    for seed in (0, 0, 1):
+        denoiser = Denoiser(DenoiserConfig(width=32), MultinomialDiffusion(geometric(3), 50), 3)
+        denoiser.initialise_from_codebook(codes, torch.Generator().manual_seed(seed))
+        starts.append(denoiser.tokens.weight.detach())
+    assert starts[0].mean(0).abs().max() < 0.4 * starts[0].std()
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
 def test_a_codebook_starts_tokens_as_small_as_any_other_weights():
     """Standard deviation 0.02, whatever the size of the codes."""
     denoiser = Denoiser(DenoiserConfig(width=256), MultinomialDiffusion(geometric(3), 50), 2)
@@ -249,6 +298,71 @@ def test_weights_start_small(t, axial):
             assert (p == 1).all(), name
         else:
             assert 0 < p.abs().max() < 0.1, name
+
+
+# ── where slots lie ───────────────────────────────────────────────────────────────────────────
+
+GRID = [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+TAKES = {"class": ConditionShape(9, 1), "text": text_shape(2, 20), "map": ConditionShape(7, 6)}
+
+
+@pytest.mark.parametrize("t", [2, 3])
+def test_slots_turn_by_the_places_that_they_have_or_predict(make_denoiser, t):
+    """A class and a text lie nowhere; the memory is turned for the decoder as in the encoder."""
+    denoiser = make_denoiser(t, grid=(2, 3), conditions=TAKES, rotary=True)
+    before = [[0, 0]] * 3 + GRID
+    decoder = denoiser.decoder
+    if t == 2:
+        memory = torch.tensor([*before, [0, 0], *GRID])
+        assert torch.equal(encoder_places(denoiser.config), memory)
+        assert torch.equal(denoiser.encoder.turns, rotation(memory, 8))
+        assert torch.equal(decoder.memory_turns, denoiser.encoder.turns)
+        assert torch.equal(decoder.turns, rotation(torch.tensor(GRID), 8))
+    else:
+        assert torch.equal(decoder.turns, rotation(torch.tensor([*before, *GRID]), 8))
+        assert decoder.memory_turns is None
+    prefix = denoiser.encoder_prefix if t == 2 else denoiser.prefix
+    assert [name for name, _ in prefix.named_parameters() if "positions" in name] == [
+        "text.positions"
+    ]
+    still = make_denoiser(t, grid=(2, 3), conditions=TAKES)
+    assert still.decoder.turns is None and encoder_places(still.config) is None
+    assert decoder_places(still.config, True) is None
+
+
+@pytest.mark.parametrize(
+    "conditions, dropout, place",
+    [({"class": 3}, False, 0), ({"class": 3}, True, -1), ({"map": 2}, False, -1), ({}, False, -1)],
+)
+def test_the_start_stands_last_but_before_a_class_that_is_always_given(
+    make_denoiser, conditions, dropout, place
+):
+    denoiser = make_denoiser(3, conditions=conditions, condition_dropout=dropout)
+    length = sum(shape.length for shape in denoiser.config.conditions.values())
+    condition = torch.ones(2, length, dtype=torch.int64) if length else None
+    vectors, present = denoiser.decoder_prefix(2, condition)
+    assert vectors.shape == (2, denoiser.prefix.length, 16) == (2, length + 1, 16)
+    assert torch.equal(vectors[:, place], denoiser.prefix.vector.expand(2, 16))
+    assert present is None if not length else present.all()
+    if dropout:
+        _, present = denoiser.decoder_prefix(1, condition[:1] * 0 + ABSENT)
+        assert present.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("head_bias", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_layers_have_the_biases_and_norms_of_the_configuration(
+    make_denoiser, bias, head_bias, qk_norm
+):
+    denoiser = make_denoiser(2, bias=bias, head_bias=head_bias, qk_norm=qk_norm)
+    names = {name for name, _ in denoiser.named_parameters()}
+    assert ("head.bias" in names) == head_bias
+    for layer in ("encoder.blocks.0.attention", "decoder.blocks.1.attention"):
+        assert (f"{layer}.qkv.bias" in names) == bias
+        assert (f"{layer}.sharpness" in names) == qk_norm
+    assert ("decoder.blocks.0.cross.kv.bias" in names) == bias
+    assert len(denoiser.encoder.blocks) == 1 and len(denoiser.decoder.blocks) == 2
 
 
 # ── one network for all scales ────────────────────────────────────────────────────────────────

@@ -5,50 +5,36 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import TEXT, tokens_of
 
-from imagebart import ImageBART
-from imagebart.conditions import text_tokens
-from imagebart.guidance import encode_condition
-from imagebart.sampling import sample_steps
-
-NAMES = ("desert", "forest", "lake")
-SAID = dict(conditions={"class": 3, "text": 6, "map": 4}, condition_dropout=True)
-TEXT = "a lake at night"
-
-
-@pytest.fixture(scope="module")
-def model(make_model) -> ImageBART:
-    """T = 4, by class, text and map; knows the pieces of TEXT."""
-    model = make_model(**SAID)
-    model.names["class"] = NAMES
-    for denoiser in model.denoisers.values():
-        denoiser.know_text(text_tokens([TEXT], 6)[0])
-    return model
-
-
-def tokens_of(model, **options) -> torch.Tensor:
-    *_, last = sample_steps(model, 3, **options)
-    return last.tokens
-
+from imagebart.guidance import encode_condition, per_scale
+from imagebart.sampling import (
+    Filter,
+    decode_parallel,
+    decode_sequential,
+    gumbel,
+    sample_steps,
+    uniform_tokens,
+)
 
 # ── guidance ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_guidance_1_is_conditional_sampling_and_0_is_unconditional(model):
-    conditional = tokens_of(model, classes="lake", guidance=1.0)
-    assert not torch.equal(conditional, tokens_of(model))
-    assert torch.equal(tokens_of(model, classes="lake", guidance=0.0), tokens_of(model))
-    assert torch.equal(tokens_of(model, guidance=3.0), tokens_of(model))  # nothing to guide to
-    assert torch.equal(conditional, tokens_of(model, classes=[2, 2, 2]))
+def test_guidance_1_is_conditional_sampling_and_0_is_unconditional(conditional):
+    lake, nothing = tokens_of(conditional, classes="lake", guidance=1.0), tokens_of(conditional)
+    assert not torch.equal(lake, nothing)
+    assert torch.equal(tokens_of(conditional, classes="lake", guidance=0.0), nothing)
+    assert torch.equal(tokens_of(conditional, guidance=3.0), nothing)  # nothing to guide to
+    assert torch.equal(tokens_of(conditional, classes=[2, 2, 2]), lake)
 
 
-def test_guidance_extrapolates_the_logits(model):
+def test_guidance_extrapolates_the_logits(conditional):
     """z_negative + s·(z - z_negative), by hand, at every scale its own s."""
     encoded = encode_condition(
-        model, 1, prompt=TEXT, negative_prompt="a", classes="lake", guidance=[2, 3, 1]
+        conditional, 1, prompt=TEXT, negative_prompt="a", classes="lake", guidance=[2, 3, 1]
     )
     for t, scale in ((2, 2), (3, 3)):
-        denoiser = model.denoisers[t]
+        denoiser = conditional.denoisers[t]
         x_prev, x_t = torch.randint(12, (2, 1, 16), generator=torch.Generator().manual_seed(t))
         at = torch.arange(16)[None]
         z = denoiser(x_prev, x_t, encoded.condition)
@@ -56,29 +42,69 @@ def test_guidance_extrapolates_the_logits(model):
         guided = encoded.guided(denoiser)
         got = guided.step(x_prev, at, guided.start(x_t, encoded.condition))
         torch.testing.assert_close(got, z_negative + scale * (z - z_negative), rtol=0, atol=1e-3)
-    assert encoded.guided(model.denoisers[4]) is model.denoisers[4]
+    assert encoded.guided(conditional.denoisers[4]) is conditional.denoisers[4]
 
 
-def test_guided_decoding_is_exact_and_an_image_alone_is_as_in_company(model):
+@pytest.mark.parametrize("t", [2, 4])
+def test_guided_decoding_is_the_fixed_point_of_the_guided_logits(conditional, t):
+    """With a known start, and rows that are done early: x = draw(z_negative + s·(z - z_negative)),
+    whose logits are those of the whole x."""
+    x_t, x_known = uniform_tokens(range(3), t, 16, 12), uniform_tokens(range(3), 1, 16, 12)
+    known = torch.arange(16).expand(3, 16) < 4
+    known = known | (torch.arange(3)[:, None] == 1) & (torch.arange(16) > 5)
+    encoded = encode_condition(
+        conditional, 3, prompt=[TEXT, None, "a"], classes="lake", negative_prompt="a", guidance=2
+    )
+    denoiser, noise = conditional.denoisers[t], gumbel(range(3), t, 16, 12)
+    guided, told = encoded.guided(denoiser), encoded.condition
+    assert (guided.n, guided.K, guided.t) == (16, 12, t)
+    for decode in (decode_sequential, decode_parallel):
+        x = decode(guided, x_t, noise, Filter(), told, known, x_known)
+        z, z_negative = (denoiser(x, x_t, one) for one in (told, encoded.negative))
+        drawn = (2 * z - z_negative + noise).argmax(-1)
+        assert torch.equal(x, torch.where(known, x_known, drawn))
+
+
+def test_scales_are_guided_as_the_caller_says_or_as_the_model_does(conditional, tiny, monkeypatch):
+    monkeypatch.setattr(conditional, "guidance", [1.0, 2.0, 3.0])
+    assert encode_condition(conditional, 1, classes=0).guidance == {2: 1, 3: 2, 4: 3}
+    assert encode_condition(conditional, 1, classes=0, guidance=4).guidance == {2: 4, 3: 4, 4: 4}
+    nothing = encode_condition(conditional, 1, guidance=4)  # to guide to
+    assert nothing.guidance == {2: 1, 3: 1, 4: 1} and nothing.given(1) == [False]
+    assert encode_condition(conditional, 2, classes=[None, 1]).given(2) == [False, True]
+    assert encode_condition(tiny, 2).given(2) == [False, False]
+
+
+def test_one_value_is_for_every_scale():
+    assert per_scale(0.5, 4, "guidance") == [0.5, 0.5, 0.5]
+    assert per_scale(np.array([1, 2]), 3, "guidance") == [1, 2] == per_scale((1, 2), 3, "guidance")
+    assert per_scale("12", 3, "guidance") == ["12", "12"]  # refused as no number, later
+    with pytest.raises(ValueError, match=r"^top_k must be one number, or 2 for t = 2 to 3, got \["):
+        per_scale([1], 3, "top_k")
+
+
+def test_guided_decoding_is_exact_and_an_image_alone_is_as_in_company(conditional):
     how = dict(prompt=TEXT, guidance=2.5, negative_prompt="a")
-    together = tokens_of(model, seed=5, **how)
-    assert torch.equal(tokens_of(model, seed=5, method="sequential", **how), together)
-    *_, alone = sample_steps(model, 1, seed=6, **how)
+    together = tokens_of(conditional, seed=5, **how)
+    assert torch.equal(tokens_of(conditional, seed=5, method="sequential", **how), together)
+    *_, alone = sample_steps(conditional, 1, seed=6, **how)
     assert torch.equal(alone.tokens[0], together[1])
 
 
-def test_a_guided_edit_with_a_full_mask_is_a_guided_sample(model):
+def test_a_guided_edit_with_a_full_mask_is_a_guided_sample(conditional):
     from PIL import Image
 
     image = Image.new("RGB", (32, 32), "teal")
     how = dict(prompt=TEXT, classes="forest", guidance=2.0, seed=3, output_type="pt")
-    assert torch.equal(model.inpaint(image, np.ones((32, 32), bool), **how), model.sample(**how))
+    assert torch.equal(
+        conditional.inpaint(image, np.ones((32, 32), bool), **how), conditional.sample(**how)
+    )
 
 
-def test_a_negative_prompt_that_is_not_read_is_told(model):
-    with pytest.warns(UserWarning, match="negative_prompt: not read at guidance 1"):
-        encode_condition(model, 1, prompt=TEXT, negative_prompt=TEXT, guidance=1)
+def test_a_negative_prompt_that_is_not_read_is_told(conditional):
+    with pytest.warns(UserWarning, match=r"^negative_prompt: not read at guidance 1$"):
+        encode_condition(conditional, 1, prompt=TEXT, negative_prompt=TEXT, guidance=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        encode_condition(model, 1, prompt=TEXT, negative_prompt=TEXT, guidance=[1, 2, 1])
-        encode_condition(model, 1, prompt=TEXT, negative_prompt="", guidance=1)
+        encode_condition(conditional, 1, prompt=TEXT, negative_prompt=TEXT, guidance=[1, 2, 1])
+        encode_condition(conditional, 1, prompt=TEXT, negative_prompt="", guidance=1)

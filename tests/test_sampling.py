@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +21,19 @@ from imagebart.sampling import (
     METHODS,
     Draft,
     Filter,
+    Request,
     decode_parallel,
     decode_sequential,
+    decoder,
+    default_window,
     draw,
     filtered,
+    generator_of,
     gumbel,
     image_seeds,
     scale_filters,
+    span,
+    step_of,
     uniform_tokens,
 )
 
@@ -188,39 +195,116 @@ def test_a_draft_that_is_right_costs_one_pass(make_denoiser):
     assert [passes.count(t) for t in (3, 2)] == [1, 1]
 
 
-class Bigram(Decodable):
-    """p(x^i | x^{i-1}, x_t^i): no network, nothing but what the protocol asks for."""
+class Recalling(Decodable):
+    """p(x^i | Σ x^{<i}, x_t^i, condition) by a table: no network, nothing but what the protocol
+    asks for, and no token is known that was not read."""
 
-    def __init__(self, table: torch.Tensor, n: int, t: int):
-        self.table, self.n, self.K, self.t = table, n, len(table), t
+    def __init__(self, n: int, t: int = 2, K: int = 5):
+        self.n, self.K, self.t = n, K, t
+        self.table = 2 * torch.randn(K, K, generator=torch.Generator().manual_seed(0))
 
     def start(self, x_t, condition=None):
-        return {"x_t": x_t}
+        shift = 0 if condition is None else condition[:, None]
+        return {"x_t": (x_t + shift) % self.K, "inputs": torch.zeros_like(x_t)}
 
     def step(self, x_prev, at, state):
         before = x_prev.gather(1, (at - 1).clamp(min=0))
-        return self.table[before] + self.table[state["x_t"].gather(1, at)]
+        state["inputs"].scatter_(1, at, torch.where(at == 0, 0, before))
+        total = state["inputs"].cumsum(1).gather(1, at) % self.K
+        return self.table[total] + self.table.T[state["x_t"].gather(1, at)]
 
     def read(self, x_prev, end, state):
-        state["read"] = end
+        state["inputs"][:, 1:end] = x_prev[:, : end - 1] if end else 0
 
     def keep(self, rows, state):
-        state["x_t"] = state["x_t"][rows]
+        state |= {name: x[rows] for name, x in state.items()}
+
+    def by_hand(self, x_t, noise, condition, known, x_known):
+        """The tokens, and their logits: one position after another, by the definition."""
+        x, logits = x_known.clone(), torch.zeros_like(noise)
+        for b, i in itertools.product(range(len(x_t)), range(self.n)):
+            shift = 0 if condition is None else condition[b]
+            said = self.table.T[(x_t[b, i] + shift) % self.K]
+            logits[b, i] = self.table[x[b, :i].sum() % self.K] + said
+            if not known[b, i]:
+                x[b, i] = (logits[b, i] + noise[b, i]).argmax()
+        return x, logits
 
 
-@pytest.mark.parametrize("seeds", [range(1), range(5)], ids=len)
-def test_what_is_decodable_is_decoded(seeds):
-    scale = Bigram(2 * torch.randn(12, 12, generator=torch.Generator().manual_seed(0)), 40, 2)
-    x_t, noise = uniform_tokens(seeds, 2, 40, 12), gumbel(seeds, 2, 40, 12)
-    known = torch.zeros(len(x_t), 40, dtype=torch.bool)
-    known[:, :3], known[0, 20:30] = True, True
-    how, draft = (
-        (x_t, noise, Filter(), None, known, x_t.flip(0)),
-        Draft(MultinomialDiffusion(geometric(3), 12)),
-    )
-    x = decode_sequential(scale, *how)
-    assert torch.equal(decode_parallel(scale, *how, draft=draft), x)
-    assert torch.equal(x[known], x_t.flip(0)[known])
+KNOWN = {
+    "nothing": [".........."] * 3,
+    "ends": ["##...##..#", "##..#.....", "#########."],
+    "a gap": ["###.##.###", "####.#####", "#####.####"],
+}
+"""Known positions (#) of three images."""
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize("with_draft", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("rows", KNOWN.values(), ids=KNOWN)
+def test_decoding_is_what_its_definition_says(rows, told, with_draft, window):
+    """Tokens, the positions that are read, and the logits that a draft keeps; in both ways."""
+    known = torch.tensor([[one == "#" for one in row] for row in rows])
+    scale, seeds = Recalling(10), range(3)
+    x_t, x_known = uniform_tokens(seeds, 2, 10, 5), uniform_tokens(seeds, 3, 10, 5)
+    noise, condition = gumbel(seeds, 2, 10, 5), torch.tensor([2, 0, 4]) if told else None
+    x, logits = scale.by_hand(x_t, noise, condition, known, x_known)
+    first = min(row.find(".") for row in rows)
+    end = max(row.rfind(".") for row in rows) + 1
+    fixed = (None, None) if known.sum() == 0 else (known, x_known)
+    how, seen = (scale, x_t, noise, Filter(), condition, *fixed), []
+    draft = Draft(MultinomialDiffusion(geometric(3), 5)) if with_draft else None
+    note = lambda t, at: seen.append((t, at.tolist()))  # noqa: E731
+    assert torch.equal(decode_sequential(*how, draft=draft, on_pass=note), x)
+    assert seen == [(2, [[i]] * 3) for i in range(first, end)]
+    seen.clear()
+    assert torch.equal(decode_parallel(*how, draft=draft, window=window, on_pass=note), x)
+    read = {i for t, at in seen for row in at for i in row if t == 2}
+    assert read == set(range(first, end)) and len(seen) <= end - first
+    assert {len(row) for _, at in seen for row in at} == {window or 10}
+    if draft is not None:
+        kept, of, t = draft.last
+        last = [row.rfind(".") + 1 for row in rows]  # beyond it nothing of a row is read
+        for b in range(3):
+            torch.testing.assert_close(kept[b, : last[b] - first], logits[b, first : last[b]])
+        assert kept.shape[1] == end - first and torch.equal(of, x_t[:, first:end]) and t == 2
+
+
+def test_a_window_on_a_cpu_is_16_positions_and_on_anything_else_64():
+    devices = "cpu", "cuda", "mps"
+    assert [default_window(torch.device(one)) for one in devices] == [16, 64, 64]
+    x_t, noise, seen = torch.zeros(1, 40, dtype=torch.int64), gumbel([0], 2, 40, 5), []
+    decode_parallel(Recalling(40), x_t, noise, Filter(), on_pass=lambda t, at: seen.append(at))
+    assert {at.shape for at in seen} == {(1, 16)}
+
+
+def test_a_draft_proposes_what_x_1_leads_to():
+    """argmax( log Σ_{x_1} p(x_1) q(x_{t-1} | x_1) + log q(x_t | x_{t-1}) + noise ), by tables."""
+    diffusion, K = MultinomialDiffusion(geometric(4), 5), 5
+    draft, every = Draft(diffusion), torch.arange(K)[None]
+    x_4, x_3 = uniform_tokens(range(8), 4, 6, K), uniform_tokens(range(8), 3, 6, K)
+    p = torch.full((8, 6, K), 1 / K)
+    for t, x_t in ((4, x_4), (3, x_3)):
+        noise, alpha_bar = gumbel(range(8), t, 6, K), float(diffusion.alpha_bar[t - 1])
+        prior = p @ diffusion.q_marginal(every, t - 1)[0]
+        likelihood = diffusion.q_step(every, t)[0][:, x_t].movedim(0, -1)
+        expected = ((prior * likelihood).log() + noise).argmax(-1)
+        assert torch.equal(draft.propose(x_t, t, noise, Filter()), expected)
+        p = torch.randn(8, 6, K, generator=torch.Generator().manual_seed(t)).mul(3).softmax(-1)
+        z = (alpha_bar * p + (1 - alpha_bar) / K).log() + diffusion.log_likelihood(x_t, t)
+        draft.update(z, x_t, t)
+        torch.testing.assert_close(draft.x_1_prediction(), p, rtol=0, atol=1e-5)
+    draft.update(10 * z, x_3, 3)  # of no x_1 at all
+    assert draft.x_1_prediction().min() == 0
+
+
+def test_the_span_goes_from_the_first_masked_position_to_the_last():
+    known = torch.tensor([[one == "#" for one in row] for row in ("#.#.##", "......", "######")])
+    first, end = span(torch.zeros(3, 6, dtype=torch.int64), known)
+    assert first.tolist() == [1, 0, 0] and end.tolist() == [4, 6, 0]
+    first, end = span(torch.zeros(1, 6, dtype=torch.int64), None)
+    assert first.tolist() == [0] and end.tolist() == [6]
 
 
 def test_all_that_is_decoded_is_decodable(make_denoiser):
@@ -245,6 +329,32 @@ def test_noise_belongs_to_seed_scale_and_pass():
     for other in (gumbel([6], 2, 4, 3), gumbel([5], 3, 4, 3), gumbel([5], 2, 4, 3, pass_index=1)):
         assert not torch.equal(other, one)
     assert not torch.equal(uniform_tokens([5], 3, 64, 99), uniform_tokens([6], 3, 64, 99))
+
+
+def test_the_noise_of_a_seed_is_the_same_in_every_version():
+    """Or a seed would not be the picture that it was."""
+    assert generator_of(7, 3, 1, "gumbel").initial_seed() == 6211070241658883634
+    expected = torch.tensor([[[0.58287483, 2.56595683], [0.32609054, -0.12229031]]])
+    torch.testing.assert_close(gumbel([7], 3, 2, 2, 1), expected, rtol=0, atol=1e-6)
+    tokens = [[11, 0, 1, 10, 9, 2], [9, 6, 7, 7, 8, 5]]
+    assert uniform_tokens([7, 8], 3, 6, 12).tolist() == tokens
+
+
+def test_a_step_is_a_grid_and_a_part_of_the_way():
+    model = SimpleNamespace(grid=(2, 3), T=5)
+    for t, done in ((5, 0), (4, 0.25), (1, 1)):
+        step = step_of(model, t, torch.arange(12).reshape(2, 6))
+        assert (step.t, step.done) == (t, done)
+        assert step.tokens.tolist() == torch.arange(12).reshape(2, 2, 3).tolist()
+
+
+def test_a_request_is_the_options_read(conditional):
+    request = Request.of(conditional, 2, dict(seed=5, classes=["lake", None], guidance=2, top_k=4))
+    assert request.seeds == [5, 6] and request.decode is decode_parallel
+    assert request.filters == dict.fromkeys((2, 3, 4), Filter(top_k=4))
+    assert request.encoded.condition[:, 0].tolist() == [2, -1]
+    assert request.encoded.guidance == {2: 2, 3: 2, 4: 2}
+    assert decoder("sequential") is decode_sequential and decoder(print) is print
 
 
 def test_sampling_neither_uses_nor_moves_the_global_generator(tiny):
@@ -421,6 +531,7 @@ def test_each_scale_may_have_its_own_choice(tiny):
             dict(seed=[0, True]),
             f"every seed must be a whole number, from 0 to {2**63 - 1}, got True",
         ),
+        (dict(seed=[0, 2**63]), "every seed must be a whole number"),
         (dict(seed=[1]), "seed must be one number or 2 of them, got 1"),
         (dict(seed=[1, 2, 3]), "seed must be one number or 2 of them, got 3"),
         (dict(classes=0), "this model takes no class"),
