@@ -209,7 +209,7 @@ class Decoder(nn.Module):
         self.norm_out = norm(width)
         self.conv_out = conv3(width, 3 * config.patch**2)
         with torch.no_grad():  # the pixels of a patch start equal: there is no checkerboard
-            for p in (self.conv_out.weight, self.conv_out.bias):
+            for p in self.conv_out.parameters():
                 p.copy_(p[:3].repeat_interleave(config.patch**2, dim=0))
         pixel_channels = config.pixel_channels
         self.finish = Finish(width, config.patch, pixel_channels) if pixel_channels else None
