@@ -126,9 +126,9 @@ def test_sizes_are_at_least_1(size):
 
 def test_a_config_is_the_same_from_json():
     assert DenoiserConfig(grid=[2, 3]) == DenoiserConfig(grid=(2, 3))
-    told = {"class": ConditionShape(3, 1)}
+    takes = {"class": ConditionShape(3, 1)}
     as_read = {"class": {"vocabulary": 3, "length": 1}}
-    assert DenoiserConfig(conditions=as_read) == DenoiserConfig(conditions=told)
+    assert DenoiserConfig(conditions=as_read) == DenoiserConfig(conditions=takes)
 
 
 def test_what_is_no_denoiser_is_refused(make_denoiser):
@@ -325,9 +325,9 @@ def test_slots_turn_by_the_places_that_they_have_or_predict(make_denoiser, t):
     assert [name for name, _ in prefix.named_parameters() if "positions" in name] == [
         "text.positions"
     ]
-    still = make_denoiser(t, grid=(2, 3), conditions=TAKES)
-    assert still.decoder.turns is None and encoder_places(still.config) is None
-    assert decoder_places(still.config, True) is None
+    unturned = make_denoiser(t, grid=(2, 3), conditions=TAKES)
+    assert unturned.decoder.turns is None and encoder_places(unturned.config) is None
+    assert decoder_places(unturned.config, True) is None
 
 
 @pytest.mark.parametrize(

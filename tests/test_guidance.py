@@ -56,11 +56,11 @@ def test_guided_decoding_is_the_fixed_point_of_the_guided_logits(conditional, t)
         conditional, 3, prompt=[TEXT, None, "a"], classes="lake", negative_prompt="a", guidance=2
     )
     denoiser, noise = conditional.denoisers[t], gumbel(range(3), t, 16, 12)
-    guided, told = encoded.guided(denoiser), encoded.condition
+    guided, condition = encoded.guided(denoiser), encoded.condition
     assert (guided.n, guided.K, guided.t) == (16, 12, t)
     for decode in (decode_sequential, decode_parallel):
-        x = decode(guided, x_t, noise, Filter(), told, known, x_known)
-        z, z_negative = (denoiser(x, x_t, one) for one in (told, encoded.negative))
+        x = decode(guided, x_t, noise, Filter(), condition, known, x_known)
+        z, z_negative = (denoiser(x, x_t, one) for one in (condition, encoded.negative))
         drawn = (2 * z - z_negative + noise).argmax(-1)
         assert torch.equal(x, torch.where(known, x_known, drawn))
 

@@ -241,14 +241,14 @@ KNOWN = {
 
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("with_draft", [False, True])
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("with_condition", [False, True])
 @pytest.mark.parametrize("rows", KNOWN.values(), ids=KNOWN)
-def test_decoding_is_what_its_definition_says(rows, told, with_draft, window):
+def test_decoding_is_what_its_definition_says(rows, with_condition, with_draft, window):
     """Tokens, the positions that are read, and the logits that a draft keeps; in both ways."""
     known = torch.tensor([[one == "#" for one in row] for row in rows])
     scale, seeds = Recalling(10), range(3)
     x_t, x_known = uniform_tokens(seeds, 2, 10, 5), uniform_tokens(seeds, 3, 10, 5)
-    noise, condition = gumbel(seeds, 2, 10, 5), torch.tensor([2, 0, 4]) if told else None
+    noise, condition = gumbel(seeds, 2, 10, 5), torch.tensor([2, 0, 4]) if with_condition else None
     x, logits = scale.by_hand(x_t, noise, condition, known, x_known)
     first = min(row.find(".") for row in rows)
     end = max(row.rfind(".") for row in rows) + 1
