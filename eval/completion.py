@@ -16,6 +16,7 @@ For every model, process and family of masks, over the same images, masks and se
     spread   how many times of day it predicts, as a perplexity (the renders' beside it)
     probe    Fréchet distance of the probe's features, completions against the untouched images
     fid      the same by Inception (needs its weights on disk)
+    effective  the effective sample size of the particles, where `--particles` draws them
     cost     decoder passes and seconds an image; the masked tokens beside them
 
 `--filling` compares what the encoder sees under the mask: the surroundings, harmonic as the library
@@ -66,6 +67,7 @@ class Config:
     process: tuple[Process, ...] = tuple(PROCESSES)  # ways to sample masked tokens
     masks: tuple[Literal[FAMILIES], ...] = FAMILIES
     resampling_passes: tuple[int, ...] = ()  # at t = T - 1; 0: the paper's chain
+    particles: tuple[int, ...] = ()  # at t = T, in place of resampling passes
     filling: tuple[Literal[FILLINGS], ...] = ("harmonic",)  # what is encoded under the mask
     n: int = 200  # held-out images, each completed once
     probe: Path | None = None  # the shipped one unless given
@@ -132,8 +134,10 @@ def border_step(image: Tensor, mask: Tensor) -> float:
 
 
 def inpaint_options(config: Config) -> list[dict]:
-    """Options of `inpaint` for each method; the released process has no resampling passes."""
-    resampling = [{"resampling_passes": passes} for passes in config.resampling_passes] or [{}]
+    """Options of `inpaint` for each method; the released process has none of them."""
+    resampling: list[dict] = [{"resampling_passes": passes} for passes in config.resampling_passes]
+    resampling += [{"particles": count} for count in config.particles]
+    resampling = resampling or [{}]
     return [
         {"process": process} | more
         for process in config.process
@@ -168,6 +172,7 @@ def measure_completion(
         edit = edit_filled(model, render, mask, filling)
         x_1 = edit.x_1()
         *_, last = steps(model, x_1, edit.masked, **options)
+        effective = None if last.effective is None else last.effective.item()
         (result,) = to_pil(edit.result(last.tokens))
         seconds, back = time.perf_counter() - began, to_tensor(result)[None]
         whole = model.encode(Image.fromarray(render))
@@ -186,7 +191,7 @@ def measure_completion(
             "masked_tokens": edit.masked.sum().item(),
             "passes": len(passes),
             "seconds": seconds,
-        }
+        } | ({} if effective is None else {"effective": effective})
         sums = {name: sums.get(name, 0.0) + value / config.n for name, value in row.items()}
         seen["real"].append(to_bytes(x_0))
         seen["completed"].append(to_bytes(back))
@@ -248,7 +253,8 @@ def summary_line(row: dict) -> str:
     fid = f"  {row['fid']['name']} {row['fid']['value']:.1f}" if "fid" in row else ""
     return (
         f"T={row['T']} {row['mask']:8} {row['filling']:8} {row['process']:9} resampling "
-        f"{row.get('resampling_passes', '-')}  "
+        f"{row.get('resampling_passes', '-')} particles {row.get('particles', '-')} "
+        f"(effective {row.get('effective', 1):.1f})  "
         f"known {row['known_exact']:.0%} exact  hidden {row['hidden']:.0%}  "
         f"agreed {row['agreed']:.0%}  "
         f"seam {row['seam']:.2f}  {row['passes']:.0f} passes for {row['masked_tokens']:.0f} "

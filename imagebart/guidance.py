@@ -40,6 +40,13 @@ class EncodedCondition:
             return [False] * batch
         return (self.condition != ABSENT).any(1).tolist()
 
+    def of(self, images: Int[Tensor, " r"]) -> "EncodedCondition":
+        """Those of these images."""
+        condition, negative = (
+            None if one is None else one[images] for one in (self.condition, self.negative)
+        )
+        return EncodedCondition(condition, negative, self.guidance)
+
     def guided(self, denoiser: Denoiser) -> Decodable:
         """The denoiser, guided where the guidance is not 1."""
         scale = self.guidance[denoiser.t]

@@ -139,6 +139,15 @@ class SingleOptions(SamplingOptions, total=False):
             "chain; unless given, by the size of the mask, and 0 with a condition",
         ),
     ]
+    particles: Annotated[
+        int | None,
+        Option(
+            None,
+            "fillings drawn at t = T, in place of resampling passes: the known tokens after them "
+            "choose one",
+            least=1,
+        ),
+    ]
 
 
 class RefinedOptions(SingleOptions, total=False):

@@ -63,11 +63,13 @@ class Filter:
 
 @dataclass(frozen=True)
 class Step:
-    """One stop of the chain: `tokens` are x_t, (b, h, w); `done` is the part of the way, 0 to 1."""
+    """One stop of the chain: `tokens` are x_t, (b, h, w); `done` is the part of the way, 0 to 1;
+    `effective` the effective sample size of particles, where an edit draws them."""
 
     t: int
     tokens: Grid
     done: float
+    effective: Float[Tensor, "b"] | None = None
 
 
 # ── the chain ─────────────────────────────────────────────────────────────────────────────────

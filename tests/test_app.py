@@ -156,7 +156,9 @@ def test_endpoints_have_these_names_and_defaults(client):
 
 
 CHAIN = {"method": "the tokens are the same", "semantic_map": "painted, at /semantic"}
-EDITS = CHAIN | dict.fromkeys(["process", "resampling_passes", "chains"], "the app refines")
+EDITS = CHAIN | dict.fromkeys(
+    ["process", "resampling_passes", "particles", "chains"], "the app refines"
+)
 WIDE = {"method": CHAIN["method"], "mode": "called exact", "classes": "said in the prompts"}
 INTERFACES = {  # endpoint → the table of its options, and those that it lacks: why
     "/sample": (SamplingOptions, CHAIN),

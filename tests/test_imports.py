@@ -34,7 +34,8 @@ LAYERS = [
     {"model", "guidance"},
     {"sampling"},
     {"presets", "ranking", "streaming"},
-    {"editing.process", "editing.harmonic"},
+    {"editing.particles", "editing.harmonic"},
+    {"editing.process"},
     {"editing.masks", "editing.pasting"},
     {"editing.inpainting", "editing.panorama"}
     | {"probe", "released.official", "released.importing"},

@@ -10,6 +10,7 @@ and go through the chain. No model is trained for it. Three processes:
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -19,10 +20,18 @@ from torch import Tensor
 
 from imagebart.arguments import as_int
 from imagebart.diffusion import geometric
+from imagebart.distributed import split
+from imagebart.editing.particles import (
+    choose_by_weight,
+    effective_size,
+    known_log_probability,
+    particle_seed,
+    tempered,
+)
 from imagebart.guidance import per_scale
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
-from imagebart.notation import Bool, Grid, Tokens
+from imagebart.notation import Bool, Float, Grid, Int, Tokens
 from imagebart.options import (
     AnnealedOptions,
     RefinedOptions,
@@ -40,6 +49,7 @@ from imagebart.sampling import (
     step_of,
     uniform_tokens,
 )
+from imagebart.streaming import fitting
 
 LEAST_RESAMPLING, MOST_RESAMPLING = 2, 8
 """Bounds of `default_resampling`."""
@@ -65,10 +75,13 @@ def edit_steps(
     `resampling_passes`: denoise, then repeatedly add noise to t and denoise (as in RePaint). 0 is
     the paper's chain, every scale once. The default is 0 for an image with a prompt, a class or a
     map, which t = T should be conditioned on, and `default_resampling(masked)` for one without.
+
+    `particles` is the other way: t = T draws so many fillings of each image, of which the known
+    tokens after them choose one (`particles.py`), and every finer scale runs once.
     """
     given: dict[str, Any] = {**options}
-    resampling_passes = given.pop("resampling_passes", None)
-    yield from MaskedProcess(model, x_1, masked, num_images, **given).run(resampling_passes)
+    how = given.pop("resampling_passes", None), given.pop("particles", None)
+    yield from MaskedProcess(model, x_1, masked, num_images, **given).run(*how)
 
 
 @with_options
@@ -123,15 +136,16 @@ def refined_steps(
     `edit_steps`.
     """
     given: dict[str, Any] = {**options}
-    passes, resampling = given.pop("passes", None), given.pop("resampling_passes", None)
+    passes = given.pop("passes", None)
+    how = given.pop("resampling_passes", None), given.pop("particles", None)
     passes = 8 if passes is None else as_int(passes, "passes")
     process = MaskedProcess(model, x_1, masked, num_images, **given)
     scales, in_all = model.T - 1, model.T - 1 + passes
-    for step in process.run(resampling):
+    for step in process.run(*how):
         yield replace(step, done=step.done * scales / in_all)
     x = rearrange(step.tokens, "b h w -> b (h w)")
     converged = torch.zeros(num_images, 1, dtype=torch.bool, device=x.device)
-    first = process.schedule(resampling)[2]  # pass indices below are taken at t = 2
+    first = process.schedule(*how)[2]  # pass indices below are taken at t = 2
     for i in range(passes):
         x_new = torch.where(converged, x, process.resample(x, 2, [n + i for n in first]))
         converged, x = (x_new == x).all(1, keepdim=True), x_new
@@ -164,23 +178,35 @@ class MaskedProcess:
         noise = uniform_tokens(self.request.seeds, self.model.T, n, self.model.K)
         return torch.where(self.known, self.x_known, noise.to(self.x_known.device))
 
-    def run(self, resampling_passes: int | None) -> Iterator[Step]:
+    def run(self, resampling_passes: int | None, particles: int | None) -> Iterator[Step]:
         """The steps of `edit_steps`."""
-        x = self.start()
-        yield step_of(self.model, self.model.T, x)
-        for t, passes in self.schedule(resampling_passes).items():
+        x, T = self.start(), self.model.T
+        yield step_of(self.model, T, x)
+        schedule = self.schedule(resampling_passes, particles)
+        if particles is not None and self.sees_less_than_is_known():
+            del schedule[T]
+            x, effective = self.conditional_draw(x, particles)
+            yield replace(step_of(self.model, T - 1, x), effective=effective)
+        for t, passes in schedule.items():
             for i in range(max(passes)):
                 step, pass_index = self.resample if i else self.denoise, [i] * len(passes)
                 more = torch.tensor([[i < n] for n in passes], device=x.device)
                 x = torch.where(more, step(x, t, pass_index), x)
             yield step_of(self.model, t - 1, x)
 
-    def schedule(self, resampling_passes: int | None) -> dict[int, list[int]]:
+    def schedule(
+        self, resampling_passes: int | None, particles: int | None
+    ) -> dict[int, list[int]]:
         """{t: passes of each image} of `edit_steps`, from t = T to 2.
 
         An image's passes depend on its own condition only, whatever it is sampled beside.
         """
         T, given = self.model.T, self.request.encoded.given(len(self.known))
+        if particles is not None:
+            as_int(particles, "particles", 1)
+            if resampling_passes:
+                raise ValueError("particles needs resampling_passes=0, the scale t = T: got both")
+            resampling_passes = 0
         if resampling_passes is None:
             most = default_resampling(~self.known)
             resampling = [0 if one else most for one in given]
@@ -193,6 +219,43 @@ class MaskedProcess:
             schedule[T] = [0 if n else 1 for n in resampling]
             schedule[T - 1] = [n or 1 for n in resampling]
         return schedule
+
+    def sees_less_than_is_known(self) -> bool:
+        """Whether a known token comes after a masked one, so that t = T does not attend to it."""
+        return bool((self.known[0] & (~self.known[0]).cumsum(0).bool()).any())
+
+    def conditional_draw(self, x_T: Tokens, particles: int) -> tuple[Tokens, Float[Tensor, "b"]]:
+        """(x_{T-1} of one particle an image, the effective sample size): see particles.py.
+
+        Particles are images of the batch, in as many batches as fit the memory.
+        """
+        T, seeds = self.model.T, self.request.seeds
+        rows = [(i, j) for i in range(len(seeds)) for j in range(particles)]
+        drawn, log_p = [], []
+        for part in split(range(len(rows)), fitting(self.model)):
+            here = [rows[k] for k in part]
+            images = torch.tensor([i for i, _ in here], device=x_T.device)
+            own = self.of(images, [particle_seed(seeds[i], j, T) for i, j in here])
+            drawn.append(own.denoise(x_T[images], T, [0] * len(here)))
+            log_p.append(own.log_probability(x_T[images], drawn[-1], T))
+        weights = tempered(rearrange(torch.cat(log_p), "(b j) -> b j", j=particles))
+        first = particles * torch.arange(len(seeds), device=x_T.device)
+        chosen = first + choose_by_weight(weights, seeds, T)
+        return torch.cat(drawn)[chosen], effective_size(weights)
+
+    def of(self, images: Int[Tensor, " r"], seeds: list[int]) -> "MaskedProcess":
+        """The process of these of its images, each with another seed."""
+        own = copy(self)
+        own.draft = Draft(self.model.diffusion)
+        own.request = replace(self.request, seeds=seeds, encoded=self.request.encoded.of(images))
+        own.x_known, own.known = self.x_known[images], self.known[images]
+        return own
+
+    def log_probability(self, x_t: Tokens, x_prev: Tokens, t: int) -> Float[Tensor, "b"]:
+        """Of the known tokens of x_{t-1} after the first masked one."""
+        encoded = self.request.encoded
+        scale = encoded.guided(self.model.denoisers[t])
+        return known_log_probability(scale, x_t, x_prev, encoded.condition, self.known)
 
     def resample(self, x: Tokens, t: int, pass_index: Sequence[int]) -> Tokens:
         """x_{t-1} with its masked tokens noised to t and denoised."""
