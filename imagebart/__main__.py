@@ -4,6 +4,7 @@
     edit        repaint what a mask marks, one half of a picture, or what lies beyond its borders
     panorama    a picture wider than the model's
     import      a released model → a folder that `ImageBART.from_pretrained` reads
+    data        what is in a folder of images, and which of them cannot be read
 
 Pictures are PNG files that hold their settings (settings.py). No file is overwritten unless
 `--overwrite` is given.
@@ -28,7 +29,9 @@ from tyro.extras import subcommand_cli_from_dict
 
 from imagebart import __version__
 from imagebart.checkpoint import atomic_write
-from imagebart.data.images import read_image
+from imagebart.data.images import ImageFolder, read_image
+from imagebart.data.scan import scan, skipped_files
+from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.distributed import finish, part_of, start
 from imagebart.editing.masks import pixel_mask, read_mask
 from imagebart.model import ImageBART
@@ -205,11 +208,37 @@ class Panorama(Command, PanoramaFields):
         self.report(self.out, options)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Read every image of a folder once, as training will; say how it is split, and list what
+    cannot be read by what is wrong with it. The exit code is 1 if there is any."""
+
+    folder: tyro.conf.Positional[Path] = tyro.MISSING
+    size: int = 256  # pixels a side of the model; smaller images are enlarged
+    held_out: float = HELD_OUT  # share of a folder without splits that is its validation split
+
+    def run(self) -> None:
+        bad, roots = 0, set()
+        for split in ("train", "validation"):
+            data = cast(ImageFolder, open_data(self.folder, None, split, held_out=self.held_out))
+            print(f"{split}: {summary_of(data)}")
+            *_, found = tqdm(scan(data, self.size), total=len(data), unit="img")
+            print("\n".join(found.lines()))
+            bad += found.bad_count
+            roots.add(data.root)
+        for root in roots:
+            for ending, count in sorted(skipped_files(root).items()):
+                print(f"{count:,} files {ending} are not read: convert them, to JPEG say")
+        if bad:
+            raise ValueError(f"{self.folder}: all images must be readable, got {bad} that are not")
+
+
 COMMANDS: dict[str, Callable] = {
     "sample": Sample,
     "edit": Edit,
     "panorama": Panorama,
     "import": Import,
+    "data": Data,
 }
 
 

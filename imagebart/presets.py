@@ -267,7 +267,6 @@ _F16_RECIPE = CompressionRecipe(  # of taming-transformers, on 8 GPUs; the one f
     batch=32,
     learning_rate=1.44e-4,  # 4.5e-6 an image
     adversarial_start=250_000,
-    precision="fp32",
 )
 _LARGE = DenoiserConfig(width=1152, heads=16, head_width=64, encoder_depth=32, decoder_depth=6)
 _SMALL = DenoiserConfig(width=752, heads=16, head_width=64, encoder_depth=18, decoder_depth=6)
@@ -315,7 +314,6 @@ def _published(
             warmup_steps=10_000,
             clip=float("inf"),
             ema_decay=0.9999,
-            precision="fp32",
         ),
         codes_in_use=codes_in_use,
     )

@@ -28,7 +28,7 @@ LAYERS = [
     {"data.scenery"},
     {"data.images", "data.text", "data.maps"},
     {"conditions"},
-    {"data.sources", "data.tokens"},
+    {"data.sources", "data.tokens", "data.scan"},
     {"denoiser", "fitting"},
     {"folders", "hub"},
     {"model", "guidance"},

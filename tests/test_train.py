@@ -578,11 +578,8 @@ def test_a_batch_in_parts_is_that_batch(chain, tmp_path):
     one, two = (load_file(tmp_path / x / "scale_2.safetensors") for x in ("once", "parts"))
     for key, weight in one.items():
         torch.testing.assert_close(two[key], weight, rtol=0, atol=2e-5)
-    said = refusal("scale", *SIZE, "--t", 2, "--tokens", chain / "tokens", "--at-once", 0, *OUT)
-    assert "at_once must be at least 1, got 0" in said
-
-
-OUT = ("--out", "unused")
+    given = ("scale", *SIZE, "--t", 2, "--tokens", chain / "tokens", "--out", tmp_path / "none")
+    assert "at_once must be at least 1, got 0" in refusal(*given, "--at-once", 0)
 
 
 def test_ten_pictures_are_enough(tmp_path, monkeypatch):
@@ -787,6 +784,88 @@ def test_a_joint_chain_is_one_run_on_all_gpus(tmp_path, monkeypatch, joint):
     assert gpus == "4,5" and command[command.index("--nproc-per-node") + 1] == "2"
     assert "--t" not in command
     assert (tmp_path / "checkpoints" / "scale_joint" / "output.txt").exists()
+
+
+def test_a_scale_that_was_killed_starts_again_alone(tmp_path, monkeypatch, capsys):
+    """And one that fails after steps, three times; one that fails before its first step does not.
+    The table shows loss, pace and MFU."""
+    started = []
+
+    class Process:
+        def __init__(self, command, **_):
+            t = command[command.index("--t") + 1]
+            started.append(t)
+            run = tmp_path / "checkpoints" / f"scale_{t}"
+            if t == "2":
+                rows = [dict(step=s, seconds=s / 2, loss=1.5) for s in (10, 10 + len(started))]
+                path = run / "metrics.jsonl"
+                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                machine = {"ranks": 1, "image_flops": 100, "peak_flops": 1000}
+                (run / "run.json").write_text(json.dumps({"machine": machine}))
+            self.returncode = {"2": [-9, 1, 1, 1], "3": [1]}[t][started.count(t) - 1]
+
+        def poll(self):
+            return self.returncode
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    chain = script("chain")
+    config = chain["Config"](tokens=tmp_path, out=tmp_path, preset="tiny", batch=4, gpus=0)
+    assert chain["main"](config) == 2
+    assert started == ["2", "2", "2", "2", "3"]
+    said = capsys.readouterr().out
+    assert said.replace("\n", "").count("it is started again") == 3
+    assert "scale 2, steps 11 / 400, nats 1.500, images/s 8.0, MFU 80%, left 0:03:14" in said
+
+
+def test_a_chain_hands_on_what_a_scale_takes(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
+    chain = script("chain")
+    given = dict(precision="bf16", learning_rate=0.5, seed=3, at_once=2, recompute=True)
+    config = chain["Config"](tokens=tmp_path, out=tmp_path, override=True, **given)
+    chain["start_scale"](config, "2", [])
+    (command,) = started
+    words = " ".join(command)
+    for said in ("--precision bf16", "--learning-rate 0.5", "--seed 3", "--at-once 2"):
+        assert said in words
+    assert {"--recompute", "--override"} <= {*command} and "--compile" not in command
+
+
+@pytest.mark.slow
+def test_a_chain_through_kills(chain, tmp_path):
+    """A scale killed comes back alone and resumes; the chain killed leaves nothing running."""
+    run = tmp_path / "checkpoints" / "scale_2"
+    given = ("--preset", "tiny", "--batch", 4, "--steps", 10**6, "--gpus", 0)
+    process = launch(
+        ROOT / "train/chain.py", *given, "--tokens", chain / "tokens", "--out", tmp_path
+    )
+
+    def scale_that_learns(other_than: int = 0) -> int:
+        deadline = time.monotonic() + 300
+        while True:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                pid = int((run / ".lock").read_text())
+                rows = metrics(run / "metrics.jsonl")
+                if pid != other_than and rows[-1]["step"] >= 10:
+                    return pid
+
+    first = scale_that_learns()
+    os.kill(first, signal.SIGKILL)
+    second = scale_that_learns(other_than=first)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            os.kill(second, 0)
+        except ProcessLookupError:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert Checkpoints(run).latest()[0] >= 10  # it saved before it ended
 
 
 def test_a_scale_that_was_given_a_gpu_does_not_take_the_cpu(tmp_path, monkeypatch):

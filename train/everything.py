@@ -112,7 +112,9 @@ def training(config: Config, preset: Preset, out: Path, plan: dict) -> list[Stag
     chain = Stage(
         "chain",
         ("train/chain.py",),
-        what | {"--tokens": out / "tokens", "--steps": plan["chain"], "--out": out / "model"},
+        what
+        | {"--tokens": out / "tokens", "--steps": plan["chain"], "--seed": config.seed}
+        | {"--out": out / "model"},
         metrics="model/checkpoints/scale_*/metrics.jsonl",
         steps=plan["chain"] * runs_of(preset),
         batch=preset.scale.batch,

@@ -1,4 +1,4 @@
-"""The live table of train/everything.py: a row a stage. Not on a terminal: a line now and then."""
+"""Live tables of what runs: a row a stage, or a scale. Not on a terminal: lines now and then."""
 
 import time
 from datetime import timedelta
@@ -11,14 +11,20 @@ QUIET_SECONDS = 30
 """Seconds between lines where there is no terminal."""
 
 
-class Progress:
-    """Shows how far each stage is; use it as a context."""
+STAGE_COLUMNS = ("steps", "loss", "images/s", "for", "left")
+CHAIN_COLUMNS = ("steps", "nats", "held out", "images/s", "MFU", "left", "restarts")
+"""Columns of the tables, behind the name of the row."""
 
-    def __init__(self):
+
+class Progress:
+    """Shows how far each row is; use it as a context."""
+
+    def __init__(self, columns: tuple[str, ...] = STAGE_COLUMNS):
+        self.columns = columns
         self.console = Console()
         self.rows: dict[str, tuple[str, ...]] = {}
         self.live = Live(console=self.console, auto_refresh=False)
-        self.last_line = -float(QUIET_SECONDS)
+        self.last_line: dict[str, float] = {}
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
@@ -46,25 +52,28 @@ class Progress:
         rate = fresh / seconds if fresh and seconds else 0.0
         left = "done" if ended else "…" if not rate else duration((of - done) / rate)
         row = (
-            name,
             f"{done:,} / {of:,}" if of else "",
             "" if loss is None else f"{loss:.3f}",
             f"{rate * batch:,.1f}" if rate else "",
             duration(seconds),
             left,
         )
+        self.put(name, row, ended)
+
+    def put(self, name: str, row: tuple[str, ...], ended: bool) -> None:
+        """A row as it stands: in the table, or as a line every QUIET_SECONDS and at its end."""
+        self.rows[name] = row
         if self.console.is_terminal:
-            self.rows[name] = row
             self.live.update(self.table(), refresh=True)
-        elif ended or time.monotonic() - self.last_line >= QUIET_SECONDS:
-            self.last_line = time.monotonic()
-            names = ("", "steps", "loss", "images/s", "for", "left")
-            self.say(", ".join(f"{a} {b}".strip() for a, b in zip(names, row, strict=True) if b))
+        elif ended or time.monotonic() - self.last_line.get(name, -QUIET_SECONDS) >= QUIET_SECONDS:
+            self.last_line[name] = time.monotonic()
+            said = [f"{a} {b}" for a, b in zip(self.columns, row, strict=True) if b]
+            self.say(", ".join([name, *said]))
 
     def table(self) -> Table:
-        table = Table("stage", "steps", "loss", "images/s", "took", "left", box=None)
-        for row in self.rows.values():
-            table.add_row(*row)
+        table = Table("", *self.columns, box=None)
+        for name, row in self.rows.items():
+            table.add_row(name, *row)
         return table
 
 

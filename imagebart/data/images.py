@@ -70,7 +70,7 @@ def read_image(
             return (convert or to_rgb)(image)
     except Exception as error:  # decoders raise any exception on a broken file
         reason = shown(str(error), 200)
-        raise ValueError(f"{_printable(path)}: must be a readable image, got {reason}") from error
+        raise ValueError(f"{printable(path)}: must be a readable image, got {reason}") from error
 
 
 def require_size(image: Image.Image) -> None:
@@ -255,7 +255,7 @@ class ImageFolder(Dataset):
         its files, and of the content and captions of DIGESTED of them, evenly spread."""
         sha, n = hashlib.sha256(), len(self.files)
         for i, name in enumerate(self.files):
-            sha.update(os.fsencode(f"{name.replace(os.sep, '/')}\0{self._size(i)}\0"))
+            sha.update(os.fsencode(f"{name.replace(os.sep, '/')}\0{self.size_of(i)}\0"))
             sha.update(f"{self.classes[i]}\0".encode())
         for i in sorted({k * n // DIGESTED for k in range(DIGESTED)}):
             with suppress(OSError, ValueError):  # training replaces what cannot be read
@@ -264,7 +264,7 @@ class ImageFolder(Dataset):
         sha.update(json.dumps(self.names).encode())
         return sha.hexdigest()
 
-    def _size(self, i: int) -> int:
+    def size_of(self, i: int) -> int:
         """Bytes of a file, -1 if it is not there."""
         try:
             return os.stat(self.root / self.files[i]).st_size
@@ -313,7 +313,7 @@ class ImageFolder(Dataset):
                 self._report(i, error)
         raise ValueError(
             f"{self.root}: one image in {IN_A_ROW} at least must be readable, "
-            f"got none from {_printable(self.files[index])} on"
+            f"got none from {printable(self.files[index])} on"
         )
 
     def texts(self, index: int) -> list[str]:
@@ -327,24 +327,26 @@ class ImageFolder(Dataset):
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{_printable(path)}: must be UTF-8 text, got {error}") from error
+            raise ValueError(f"{printable(path)}: must be UTF-8 text, got {error}") from error
         return [line.strip() for line in lines if line.strip()]
 
     def _load(self, i: int) -> dict:
-        image = self._picture(i)
+        image = self.picture(i)
         if self.size is not None:
             image = fit(image, self.size)
         text = (self.texts(i) or [""])[0]
         item = {"image": to_tensor(image), "class": self.classes[i], "text": text}
         if self.names["map"]:
-            item["map"] = self._map((self.root / self.files[i]).with_suffix(MAP))
+            item["map"] = self.map_of(i)
         return item
 
-    def _picture(self, i: int) -> Image.Image:
+    def picture(self, i: int) -> Image.Image:
+        """An image at its own size; ValueError if it cannot be read."""
         return read_image(self.root / self.files[i])
 
-    def _map(self, path: Path) -> np.ndarray:
-        """The kinds (H, W) of a map's file, -1 where unlabelled."""
+    def map_of(self, i: int) -> np.ndarray:
+        """The kinds (H, W) of an image's map, -1 where unlabelled; ValueError as `picture`."""
+        path = (self.root / self.files[i]).with_suffix(MAP)
         image: Image.Image
         try:
             with Image.open(path, formats=("PNG",)) as image:
@@ -352,9 +354,9 @@ class ImageFolder(Dataset):
                 image.load()
         except Exception as error:  # as in `read_image`
             reason = shown(str(error), 200)
-            raise ValueError(f"{_printable(path)}: must be a map, a PNG, got {reason}") from error
+            raise ValueError(f"{printable(path)}: must be a map, a PNG, got {reason}") from error
         if len(image.getbands()) != 1:
-            raise ValueError(f"{_printable(path)}: must have one channel, got {image.mode}")
+            raise ValueError(f"{printable(path)}: must have one channel, got {image.mode}")
         if self.size is not None:
             height, width = (self.size,) * 2 if isinstance(self.size, int) else self.size
             box = fit_box(image.size, (height, width))
@@ -363,7 +365,7 @@ class ImageFolder(Dataset):
         kinds[kinds == UNLABELLED] = -1
         if kinds.max() >= len(self.names["map"]):
             raise ValueError(
-                f"{_printable(path)}: kinds must lie in [0, {len(self.names['map'])}), or be "
+                f"{printable(path)}: kinds must lie in [0, {len(self.names['map'])}), or be "
                 f"{UNLABELLED} where unlabelled, got {kinds.max()}"
             )
         return kinds
@@ -371,7 +373,7 @@ class ImageFolder(Dataset):
     @property
     def unreadable_files(self) -> list[str]:
         """The files that could not be read until now, by any worker, as printable text."""
-        return [_printable(self.files[i]) for i in self._bad.nonzero().flatten().tolist()]
+        return [printable(self.files[i]) for i in self._bad.nonzero().flatten().tolist()]
 
     def _report(self, i: int, error: ValueError) -> None:
         self._bad[i] = True
@@ -422,7 +424,7 @@ class SceneryData(Dataset):
 def _images(root: Path) -> list[str]:
     """The images under `root`, relative to it, in natural order; ValueError if there are none."""
     try:
-        found = [os.path.relpath(path, root) for path in _walk(os.fspath(root))]
+        found = [os.path.relpath(path, root) for path in files_below(os.fspath(root))]
     except OSError as error:
         raise ValueError(f"{root}: must be a folder that can be read, got {error}") from error
     images = [name for name in found if is_image(name)]
@@ -437,7 +439,7 @@ def is_image(name: str) -> bool:
     return wanted and not os.path.basename(name).startswith(".")
 
 
-def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
+def files_below(folder: str, above: tuple = ()) -> Iterator[str]:
     """Every visible file under `folder`; links are followed, cycles are not."""
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
@@ -449,7 +451,7 @@ def _walk(folder: str, above: tuple = ()) -> Iterator[str]:
                 continue
             folder_like = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
             if folder_like:
-                yield from _walk(entry.path, (*above, here))
+                yield from files_below(entry.path, (*above, here))
             else:
                 yield entry.path
 
@@ -461,7 +463,7 @@ def _map_names(root: Path) -> tuple[str, ...]:
             try:
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"{_printable(path)}: must be UTF-8 text, got {error}") from error
+                raise ValueError(f"{printable(path)}: must be UTF-8 text, got {error}") from error
             return tuple(line.strip() for line in lines if line.strip())
     return ()
 
@@ -514,7 +516,7 @@ def _csv_rows(path: Path) -> Iterator[dict]:
         yield from csv.DictReader(file)
 
 
-def _printable(path: PathLike) -> str:
+def printable(path: PathLike) -> str:
     """A path as printable text, whatever its bytes."""
     return shown(os.fsencode(path).decode("utf-8", "replace"), 300)
 

@@ -144,10 +144,10 @@ class ShardFolder(ImageFolder):
         text = self._text(self.files[index], ".txt") or ""
         return [line.strip() for line in text.splitlines() if line.strip()]
 
-    def _picture(self, i: int) -> Image.Image:
+    def picture(self, i: int) -> Image.Image:
         return read_image(self.root / self.files[i], io.BytesIO(self._bytes(self.files[i])))
 
-    def _size(self, i: int) -> int:
+    def size_of(self, i: int) -> int:
         return self._parts[self.files[i]].length
 
     def _content(self, i: int) -> bytes:
