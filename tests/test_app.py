@@ -570,6 +570,31 @@ def test_the_queue_is_the_only_way_to_the_model(server):
                 assert page.post(f"run/{name}", json=body).status_code == 404
 
 
+@pytest.mark.parametrize("how", ["stop", "close"])
+def test_a_job_ends_at_once_when_its_visitor_stops_it_or_leaves(server, how):
+    page = httpx.Client(base_url=f"{server.url}/gradio_api/", timeout=60)
+    functions = page.get(f"{server.url}/config").json()["dependencies"]
+    (number,) = (one["id"] for one in functions if one["api_name"] == "panorama")
+    named = page.get("info").json()["named_endpoints"]["/panorama"]["parameters"]
+    wide = {one["parameter_name"]: one["parameter_default"] for one in named}
+    values = [*(wide | {"width": 4096, "exact": True}).values()]
+    body = {"data": values, "fn_index": number, "session_hash": how}
+
+    def wait_until(text: str, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while text not in page.get(f"{server.url}/metrics").text:
+            assert time.monotonic() < until, text
+            time.sleep(0.02)
+
+    event = page.post("queue/join", json=body).json()["event_id"]
+    with page.stream("GET", "queue/data", params={"session_hash": how}):
+        wait_until("imagebart_jobs_running 1", 60)
+        if how == "stop":
+            page.post("cancel", json=body | {"event_id": event})
+            wait_until("imagebart_jobs_running 0", 2)
+    wait_until("imagebart_jobs_running 0", 2)
+
+
 def test_a_server_ends_in_the_midst_of_a_job(model, tmp_path):
     """Within five seconds, with 0, leaving no file. A proxy in the environment is no hindrance."""
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")

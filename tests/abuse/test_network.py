@@ -47,7 +47,7 @@ def model(make_model, tmp_path_factory) -> ImageBART:
 def server(model, tmp_path_factory):
     with Server(tmp_path_factory.mktemp("files"), "--model", str(model.folder)) as server:
         yield server
-    assert server.process.returncode == 0
+    assert server.process.returncode == 0 and "Traceback" not in server.log.read_text()
 
 
 def visitor(server: Server, address: str = "127.0.0.1") -> httpx.Client:
