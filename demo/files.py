@@ -23,6 +23,7 @@ MOST_FILE = 80 * 2**20
 """Bytes of one file: the largest result, 16 million pixels, fits uncompressed."""
 MOST_STORED = 2**30
 """Bytes of all files together."""
+MOST_FILES = 20_000
 MOST_SECONDS = 3600
 MOST_NAMED = 256
 """Files that a request may name."""
@@ -146,14 +147,15 @@ def is_alive(pid: str) -> bool:
 
 
 def tidy(kept: frozenset[Path] = frozenset(), room: int = 0) -> None:
-    """Delete files older than `MOST_SECONDS`, and the oldest if all together exceed `MOST_STORED`.
+    """Delete files older than `MOST_SECONDS`, and the oldest if there are more than `MOST_FILES`
+    or if all together exceed `MOST_STORED`.
 
     `kept` are files of the page itself; `room` is the size of a file about to come.
     """
     files = sorted(stored_files(kept))
     total, too_old = sum(size for _, size, _ in files) + room, time.time() - MOST_SECONDS
-    for changed, size, path in files:
-        if changed >= too_old and total <= MOST_STORED:
+    for i, (changed, size, path) in enumerate(files):
+        if changed >= too_old and total <= MOST_STORED and len(files) - i <= MOST_FILES:
             break
         with suppress(OSError):
             path.unlink()

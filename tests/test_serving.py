@@ -113,6 +113,9 @@ def test_the_oldest_files_make_room(folder, monkeypatch):
     assert not paths[1].parent.exists()
     tidy(kept, room=150)
     assert [path.exists() for path in paths] == [True, False, False, False, True, True]
+    monkeypatch.setattr(files, "MOST_FILES", 1)
+    tidy(kept)
+    assert [path.exists() for path in paths] == [True, False, False, False, False, True]
     monkeypatch.setattr(files, "MOST_SECONDS", -1)
     tidy(kept)
     assert [path.exists() for path in paths] == [True] + [False] * 5
