@@ -4,9 +4,11 @@ import errno
 import itertools
 import json
 import math
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,12 +18,22 @@ from training import (
     Pace,
     report,
     require_same_run,
+    run_alone,
     versions,
     warmup_cosine,
     write_run,
 )
 
 from imagebart.checkpoint import read_json
+
+
+def test_a_run_has_its_folder_for_itself_and_is_refused_in_a_sentence(tmp_path):
+    def main(config):
+        assert (config.out / ".lock").read_text() == f"{os.getpid()}\n"
+        raise ValueError("count must be at least 1, got 0")
+
+    with pytest.raises(SystemExit, match=r"^error: count must be at least 1, got 0$"):
+        run_alone(main, SimpleNamespace(out=tmp_path / "new"))
 
 
 def test_the_rate_goes_up_a_line_and_down_a_cosine():

@@ -7,7 +7,6 @@ random used one by a table drawn once. OUT holds the shrunk `vqgan/` and a token
 `train/` and `validation/`. The same command again goes on with what is not there yet.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,10 @@ import torch
 import tyro
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from training import located
+from training import located, run_alone
 
 from imagebart import distributed
-from imagebart.checkpoint import run_lock, sha256_of
+from imagebart.checkpoint import sha256_of
 from imagebart.conditions import CONDITIONS
 from imagebart.data.images import UNREADABLE
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
@@ -142,9 +141,4 @@ def require_same_tokens(tokens: TokenFile, wanted: dict) -> None:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        with run_lock(config.out):
-            main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_alone(main, tyro.cli(Config, description=__doc__))

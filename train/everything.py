@@ -15,7 +15,6 @@ OUT holds model/ (loadable once the chain has begun), vqgan/, tokens/, figures/,
 printed (STAGE.txt), and everything.json: what is planned, what is done, how long it took.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,9 @@ import torch
 from card import write_card
 from progress import Progress
 from stages import Metrics, Stage, begin_anew, run_stage
-from training import located, read_options
+from training import located, read_options, run_alone
 
-from imagebart.checkpoint import StopSignal, read_json, run_lock, write_json
+from imagebart.checkpoint import StopSignal, read_json, write_json
 from imagebart.presets import Preset, find_preset
 
 REHEARSAL = {"vqgan": 20, "chain": 20, "images": 64, "held_out": 64}
@@ -166,9 +165,4 @@ def plan(config: Config, preset: Preset, rehearsal: Path, spent: dict) -> dict:
 
 
 if __name__ == "__main__":
-    config = read_options(Config, __doc__)
-    try:
-        with run_lock(config.out):
-            main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_alone(main, read_options(Config, __doc__))

@@ -10,7 +10,6 @@ held-out renders, and on the same through the VQGAN.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +21,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from training import Log, warmup_cosine
+from training import Log, run_alone, warmup_cosine
 
 from imagebart import distributed
-from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, run_lock, sha256_of
+from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, sha256_of
 from imagebart.data import scenery
 from imagebart.data.images import Batches
 from imagebart.data.maps import commonest_kinds
@@ -296,9 +295,4 @@ def retrieval(clip, embedded: list[Tensor], captions: list[str], device) -> floa
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        with run_lock(config.out):
-            main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_alone(main, tyro.cli(Config, description=__doc__))

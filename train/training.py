@@ -6,7 +6,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
@@ -17,7 +17,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from imagebart.checkpoint import write_json
+from imagebart.checkpoint import run_lock, write_json
 from imagebart.presets import table
 
 Config = TypeVar("Config")
@@ -33,6 +33,16 @@ def read_options(config: type[Config], description: str) -> Config:
         print(table())
         sys.exit()
     return tyro.cli(config, description=description)
+
+
+def run_alone(main: Callable[[Any], None], config: Any) -> None:
+    """`main(config)`, the only run in the folder `config.out`; a ValueError ends the process with
+    its message."""
+    try:
+        with run_lock(config.out):
+            main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def located(data: str) -> str:
