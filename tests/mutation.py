@@ -31,7 +31,10 @@ JUDGES = {  # module: the tests that are run on its mutants, and which of them: 
         "not thousand and not widths and not batch and not bfloat16 and not chosen and not draft_c",
     ),
     "denoiser": ("denoiser conditions", "not entropy and not travel and not refused_in"),
-    "editing/process": ("process", "not alone"),
+    "editing/process": (
+        "process official",
+        "(process or annealed or noised) and not alone and not own_cond",
+    ),
 }
 SETTINGS = """
 [tool.mutmut]

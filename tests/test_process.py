@@ -106,6 +106,12 @@ def test_a_first_redraw_is_the_step_of_forgetting():
     assert torch.equal(redraw(x, 0.0, 10, [1, 2, 3, 4], 2, [1] * 4), x)
 
 
+def test_what_a_seed_redraws_is_the_same_in_every_version():
+    expected = [[0, 3, 8, 0, 9, 11, 6, 0], [0, 7, 0, 10, 6, 0, 7, 0]]
+    x = torch.zeros(2, 8, dtype=torch.int64)
+    assert redraw(x, 0.5, 12, [7, 8], 3, [1, 2]).tolist() == expected
+
+
 def test_scales_are_repeated_as_released(tiny, make_denoiser):
     assert released_chains(tiny) == {2: 3, 3: 3, 4: 1}
     uneven = MultinomialDiffusion([1.0, 0.9, 0.0], 12)
@@ -151,6 +157,27 @@ def test_a_mask_is_first_sampled_by_the_scale_that_sees_all_known_tokens(tiny, m
     assert scales_that_ran(conditional, mask=mask, classes=1, resampling_passes=2) == [3, 3, 2]
     refined = dict(process="refined", passes=2, resampling_passes=2)
     assert scales_that_ran(make_model(T=3), mask=mask, **refined) == [2] * 4
+
+
+@pytest.mark.parametrize("T", [2, 3, 4])
+def test_passes_are_those_of_each_image(make_model, T):
+    """Those that are asked for, or those of its condition; none where t = T - 1 knows no more."""
+    model = make_model(T=T, conditions={"class": 3}, condition_dropout=True)
+    (masked,) = masks(1)
+    masked[0, 0, 0], once = True, {t: [1, 1] for t in range(T, 1, -1)}
+
+    def passes(masked, resampling=None, classes=(None, 2)):
+        own = process.MaskedProcess(model, tokens(), masked, 2, classes=list(classes))
+        return own.schedule(resampling, None)
+
+    def instead(*n):
+        """n passes at t = T - 1 in place of t = T."""
+        return once | {T: [0 if i else 1 for i in n], T - 1: [i or 1 for i in n]}
+
+    assert passes(masked, 0) == passes(masked, classes=(1, 2)) == once
+    assert passes(torch.ones(1, 4, 4, dtype=torch.bool)) == once
+    assert passes(masked, 3) == (once if T == 2 else instead(3, 3))
+    assert passes(masked) == (once if T == 2 else instead(2, 0))
 
 
 @pytest.mark.parametrize("T", [3, 4])
