@@ -7,7 +7,8 @@
 Half of the thumbnails are held-out renders, half are samples (for the captions of other renders, if
 the model takes text) or reconstructions of other renders, in an order given by the seed. A viewer
 writes r (render) or s (model) for each, row by row, in capitals where certain. The JSON counts the
-right and the certain answers.
+right and the certain answers, with the 95 % interval, and the right answers by chance: the same
+answers to sheets in another order.
 """
 
 import random
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image
-from records import options_of, run_record
+from records import Run, image_digest, sha256_of_images
 from reporting import run
+from uncertainty import by_chance, share_interval
 
 from imagebart import ImageBART, show
 from imagebart.data import scenery
@@ -47,7 +50,20 @@ def main(config: Config) -> dict:
     if not config.answers:
         return {}
     scores = score(config.answers, order(config.n, config.seed))
-    return scores | {"options": options_of(config), **run_record(pick_device(config.device))}
+    size = ImageBART.from_pretrained(config.model, device="cpu").image_size
+    return scores | Run(config, [config.model]).record(
+        pick_device(config.device),
+        data=sha256_of_images(image_digest(scene.image) for scene in scenes_of(config, size)),
+        n=config.n,
+        seeds=(config.seed * config.n, config.seed * config.n + config.n // 2 - 1),
+    )
+
+
+def scenes_of(config: Config, size: tuple[int, int]) -> list[scenery.Scene]:
+    """The held-out scenes of the sheet: half are shown, half are what the model's are made for."""
+    first = config.seed * config.n
+    seeds = [scenery.scene_seed("test", first + i) for i in range(config.n)]
+    return [scenery.render(seed, *size) for seed in seeds]
 
 
 def order(n: int, seed: int) -> str:
@@ -61,8 +77,7 @@ def sheet(config: Config) -> show.Picture:
     """The thumbnails at twice their size."""
     model = ImageBART.from_pretrained(config.model, device=config.device)
     half, first = config.n // 2, config.seed * config.n
-    scenes = [scenery.scene_seed("test", first + i) for i in range(config.n)]
-    scenes = [scenery.render(seed, *model.image_size) for seed in scenes]
+    scenes = scenes_of(config, model.image_size)
     renders = [Image.fromarray(scene.image) for scene in scenes]
     prompts = (
         {"prompt": [scene.caption for scene in scenes[half:]]} if "text" in model.conditions else {}
@@ -76,15 +91,25 @@ def sheet(config: Config) -> show.Picture:
     return show.grid(mixed, columns=COLUMNS, height=2 * model.image_size[0])
 
 
-def score(answers: str, truth: str) -> dict[str, int]:
-    """Numbers of right answers, of certain ones and of those that are both."""
+def score(answers: str, truth: str) -> dict:
+    """Numbers of right answers, of certain ones and of those that are both; the share of right
+    answers with its interval, and by chance."""
     answers = "".join(answers.split())
     if len(answers) != len(truth) or set(answers.lower()) - set("rs"):
         raise ValueError(f"answers must be {len(truth)} letters of r, s, R, S, got {answers!r}")
     right = [a.lower() == b for a, b in zip(answers, truth, strict=True)]
     sure = [letter.isupper() for letter in answers]
     both = sum(a and b for a, b in zip(right, sure, strict=True))
-    return {"n": len(truth), "right": sum(right), "sure": sum(sure), "sure_and_right": both}
+    letters, said = np.array([*truth]), np.array([*answers.lower()])
+    chance = by_chance(lambda order: {"right": (said == letters[order]).mean()}, len(truth))
+    return {
+        "right": sum(right),
+        "sure": sum(sure),
+        "sure_and_right": both,
+        "right_share": sum(right) / len(right),
+        "right_interval": share_interval(np.array(right)),
+        "right_by_chance": chance["right"],
+    }
 
 
 def summary(report: dict) -> str:

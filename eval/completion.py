@@ -12,7 +12,8 @@ For every model, process and family of masks, over the same images, masks and se
     seam     mean gradient across the mask's border over the renders' at the same place; 1 is
              invisible, more is an edge
     found    share of the scene's attributes (kind, time, weather, season, object) that the probe
-             predicts for the completion; also of the time of day alone
+             predicts for the completion; also of the time of day alone; and by chance, with the
+             attributes shuffled among the images
     spread   how many times of day it predicts, as a perplexity (the renders' beside it)
     probe    Fréchet distance of the probe's features, completions against the untouched images
     fid      the same by Inception (needs its weights on disk)
@@ -21,48 +22,79 @@ For every model, process and family of masks, over the same images, masks and se
 
 `--filling` compares what the encoder sees under the mask: the surroundings, harmonic as the library
 fills it or repeated from the nearest pixel, or the picture as it is, which no edit should see.
-`--picture` saves the first completions of every row, one below the other.
+Intervals are of 95 % over images. Every row but the first of a mask is compared with that one, over
+the same images (`against_first`): a difference whose interval holds 0 is within the noise.
+Completions are kept as they come: run again, it goes on. `--picture` saves the first completions of
+every row, one below the other.
 """
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from metrics import MIN_IMAGES, ImageMetrics, feature_distance
+from metrics import MIN_IMAGES
+from networks import Inception
 from PIL import Image
-from records import options_of, recorded, run_record
+from predictions import (
+    Hits,
+    as_columns,
+    chance_of,
+    columns_of,
+    from_rows,
+    hits_of,
+    right_shares,
+    share_intervals,
+)
+from records import Run, image_digest, recorded, sha256_of_images
 from reporting import run
+from rows import ImageRows
 from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm import tqdm
+from uncertainty import (
+    distance_difference,
+    distance_interval,
+    feature_distance,
+    mean_difference,
+    mean_interval,
+    share_difference,
+)
 
 from imagebart import ImageBART, show
 from imagebart.data import scenery
 from imagebart.data.images import to_pil, to_tensor
-from imagebart.distributed import Ranks, pick_device
+from imagebart.distributed import pick_device
 from imagebart.editing.inpainting import MaskedImage, process_of
 from imagebart.editing.pasting import fill_unknown
 from imagebart.editing.process import PROCESSES
 from imagebart.folders import SHIPPED
-from imagebart.perceptual import psnr
-from imagebart.probe import ATTRIBUTES, Probe
+from imagebart.options import Conditions, EditingOptions, as_dataclass, options_given
+from imagebart.probe import ATTRIBUTES, SHIPPED_PROBE, Probe
 from imagebart.sampling import decode_parallel
 
 PICTURED = 8
+MEASURED = ("known_exact", "known_psnr_of_vqgan", "hidden", "agreed", "border_step")
+MEASURED += ("border_step_of_renders", "masked_tokens", "passes", "seconds", "effective")
+"""What is measured of each image."""
 FAMILIES = ("upper", "lower", "right", "centre", "blob10", "blob25", "blob50")
 FILLINGS = ("harmonic", "nearest", "none")
 Process = Literal[tuple(PROCESSES)]
+LISTED = ("process", "resampling_passes", "particles")
+"""Options of an edit of which several are compared."""
+WIDTHS = ("context", "feather")
+"""Options of how an edit is pasted, which is not measured here."""
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(as_dataclass(EditingOptions, without=(*Conditions.__annotations__, *LISTED, *WIDTHS))):
     model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
     process: tuple[Process, ...] = tuple(PROCESSES)  # ways to sample masked tokens
     masks: tuple[Literal[FAMILIES], ...] = FAMILIES
@@ -138,41 +170,41 @@ def inpaint_options(config: Config) -> list[dict]:
     resampling: list[dict] = [{"resampling_passes": passes} for passes in config.resampling_passes]
     resampling += [{"particles": count} for count in config.particles]
     resampling = resampling or [{}]
+    given = options_given(config, EditingOptions)
+    given = {name: value for name, value in given.items() if name not in (*LISTED, "seed")}
     return [
-        {"process": process} | more
+        given | {"process": process} | more
         for process in config.process
         for more in ([{}] if process == "annealed" else resampling)
     ]
 
 
-def measure_completion(
-    model: ImageBART, probe: Probe, how: dict, family: str, filling: str, config: Config
-) -> tuple[dict, list[Image.Image]]:
-    """One row, a method and a family of masks; and its first completions."""
-    (H, W), sums = model.image_size, {}
-    seen: dict[str, list[Tensor]] = {"real": [], "completed": []}
-    truths, pictured = [], []
-    metrics = (
-        ImageMetrics({"fid"}, Ranks(0, 1, model.device), config.inception) if config.fid else None
-    )
-    for i in tqdm(range(config.n), desc=f"{family}, {how}", mininterval=5, leave=False):
-        scene = scenery.render(scenery.scene_seed("validation", i), H, W)
-        render = scene.image
-        truths.append(
-            {name: scene.attributes[name] for name in ATTRIBUTES.keys() & scene.attributes}
-        )
+def complete_images(
+    model: ImageBART,
+    probe: Probe,
+    inception: Inception | None,
+    how: dict,
+    family: str,
+    filling: str,
+    config: Config,
+    kept: ImageRows,
+) -> list[Image.Image]:
+    """Complete the images whose rows are missing, and those of the picture, which it returns."""
+    (H, W), pictured, left = model.image_size, [], {i for (i,) in kept.missing()}
+    if config.picture:
+        left |= {*range(min(config.n, PICTURED))}
+    for i in tqdm(sorted(left), desc=f"{family}, {how}", mininterval=5, leave=False):
+        render = scenery.render(scenery.scene_seed("validation", i), H, W).image
         x_0 = to_tensor(Image.fromarray(render))[None]
         mask = mask_of(family, (H, W), i)
         passes = show.Passes()
-        options = how | {
-            "seed": config.seed + i,
-            "method": partial(decode_parallel, on_pass=passes),
-        }
+        options = {"method": partial(decode_parallel, on_pass=passes)} | how
+        options["seed"] = config.seed + i
         steps, began = process_of(options), time.perf_counter()
         edit = edit_filled(model, render, mask, filling)
         x_1 = edit.x_1()
         *_, last = steps(model, x_1, edit.masked, **options)
-        effective = None if last.effective is None else last.effective.item()
+        effective = np.nan if last.effective is None else last.effective.item()
         (result,) = to_pil(edit.result(last.tokens))
         seconds, back = time.perf_counter() - began, to_tensor(result)[None]
         whole = model.encode(Image.fromarray(render))
@@ -183,7 +215,9 @@ def measure_completion(
         coded = model.generate(whole).cpu()
         row = {
             "known_exact": (back == x_0)[known].float().mean().item(),
-            "known_psnr_of_vqgan": psnr(x_0, torch.where(known, coded, x_0)).item(),
+            "known_psnr_of_vqgan": peak_signal_noise_ratio(
+                torch.where(known, coded.clamp(-1, 1), x_0), x_0, data_range=2.0
+            ).item(),
             "hidden": hidden[known_tokens].float().mean().item(),
             "agreed": (x_1 == whole)[known_tokens].float().mean().item(),
             "border_step": border_step(back, ~known[:, :1]),
@@ -191,25 +225,97 @@ def measure_completion(
             "masked_tokens": edit.masked.sum().item(),
             "passes": len(passes),
             "seconds": seconds,
-        } | ({} if effective is None else {"effective": effective})
-        sums = {name: sums.get(name, 0.0) + value / config.n for name, value in row.items()}
-        seen["real"].append(to_bytes(x_0))
-        seen["completed"].append(to_bytes(back))
+            "effective": effective,
+        }
+        kept.put(
+            [i], measured=[[row[name] for name in MEASURED]], **as_seen(back, probe, inception)
+        )
         pictured += [result] if i < PICTURED else []
-        if metrics:
-            metrics.update(to_bytes(x_0), real=True)
-            metrics.update(to_bytes(back))
-    predictions = [probe.predict(torch.cat(images)) for images in seen.values()]
-    sums["probe_fid"] = feature_distance(*(one.features for one in predictions))
-    for name, one in zip(("renders", "completed"), predictions, strict=True):
-        found = "found_in_renders" if name == "renders" else "found"
-        sums[found] = {key: one.accuracy(truths)[key] for key in ("all", "time")}
-        sums[f"spread_{name}"] = perplexity(one.values("time"))
-    sums["seam"] = sums["border_step"] / sums["border_step_of_renders"]
-    if metrics:
-        metrics.sync()
-        sums |= {"fid": metrics.compute(config.seed)["fid"]}
-    return sums, pictured
+    return pictured
+
+
+def as_seen(image: Tensor, probe: Probe, inception: Inception | None) -> dict:
+    """The columns of one image, (1, 3, H, W) in [-1, 1]: predictions, and Inception's features."""
+    columns = as_columns(probe.predict(to_bytes(image)))
+    if inception:
+        columns["inception"] = inception(to_bytes(image).to(probe.model.device))["features"]
+    return columns
+
+
+@dataclass(frozen=True)
+class Renders:
+    """The untouched images: what is found in them, and what should be."""
+
+    kept: ImageRows
+    targets: list[dict[str, str]]
+    digests: list[bytes]
+
+    @classmethod
+    def of(
+        cls, model: ImageBART, probe: Probe, inception: Inception | None, kept: ImageRows
+    ) -> "Renders":
+        seeds = [scenery.scene_seed("validation", i) for i in range(kept.n)]
+        scenes = [scenery.render(seed, *model.image_size) for seed in seeds]
+        for (i,) in kept.missing():
+            x_0 = to_tensor(Image.fromarray(scenes[i].image))[None]
+            kept.put([i], **as_seen(x_0, probe, inception))
+        targets = [
+            {name: scene.attributes[name] for name in ATTRIBUTES.keys() & scene.attributes}
+            for scene in scenes
+        ]
+        return cls(kept, targets, [image_digest(scene.image) for scene in scenes])
+
+    def hits(self, kept: ImageRows, order: np.ndarray | None = None) -> Hits:
+        """Which attributes are predicted; with an `order`, the attributes in that order."""
+        order = range(kept.n) if order is None else order
+        return hits_of(from_rows(kept), [self.targets[i] for i in order])
+
+
+def figures_of(kept: ImageRows, renders: Renders) -> dict:
+    """The figures of one row of the table: a method and a family of masks."""
+    values = dict(zip(MEASURED, kept["measured"].T, strict=True))
+    there = {name: each for name, each in values.items() if np.isfinite(each).any()}
+    row = {name: float(np.nanmean(each)) for name, each in there.items()}
+    row |= distances(kept, renders.kept)
+    for name, one in (("found_in_renders", renders.kept), ("found", kept)):
+        row[name] = two_of(right_shares(renders.hits(one)))
+    for name, one in (("renders", renders.kept), ("completed", kept)):
+        row[f"spread_{name}"] = perplexity(from_rows(one).values("time"))
+    row["found_interval"] = two_of(share_intervals(renders.hits(kept)))
+    row["found_by_chance"] = two_of(chance_of(partial(renders.hits, kept), kept.n))
+    row["seam"] = row["border_step"] / row["border_step_of_renders"]
+    relative = values["border_step"] / row["border_step_of_renders"]
+    row["seam_interval"] = mean_interval(relative[np.isfinite(relative)])
+    return row
+
+
+def two_of(figures: dict) -> dict:
+    return {name: figures[name] for name in ("all", "time")}
+
+
+def distances(kept: ImageRows, untouched: ImageRows) -> dict:
+    """Fréchet distances to the untouched images, by the probe and by Inception if it saw them."""
+    row = {}
+    for name, column in (("probe_fid", "features"), ("fid", "inception")):
+        if column in kept.table.dtype.names:
+            pair = kept[column], untouched[column]
+            row[name] = feature_distance(*pair)
+            row[f"{name}_interval"] = distance_interval(*pair)
+    return row
+
+
+def compared(ours: ImageRows, first: ImageRows, renders: Renders) -> dict:
+    """The differences from the first row of the same mask, over the same images."""
+    (right, of), (right_1, _) = (renders.hits(one)["time"] for one in (ours, first))
+    at = MEASURED.index("border_step")
+    scale = ours["measured"][:, MEASURED.index("border_step_of_renders")].mean()
+    steps = (one["measured"][:, at] / scale for one in (ours, first))
+    features = (one["features"] for one in (ours, first, renders.kept))
+    return {
+        "time": share_difference(right, right_1, of),
+        "probe_fid": distance_difference(*features),
+        "seam": mean_difference(*steps),
+    }
 
 
 def perplexity(values: Sequence[str]) -> float:
@@ -224,33 +330,54 @@ def to_bytes(image: Tensor) -> Tensor:
 
 
 def main(config: Config) -> dict:
-    if config.n < (MIN_IMAGES if config.fid else 1):
-        raise ValueError(f"n must be at least {MIN_IMAGES if config.fid else 1}, got {config.n}")
+    if config.n < (MIN_IMAGES if config.fid else 2):
+        raise ValueError(f"n must be at least {MIN_IMAGES if config.fid else 2}, got {config.n}")
     device = pick_device(config.device)
-    rows, pictures, captions = [], [], []
-    for source in config.model:
-        model, probe = ImageBART.from_pretrained(source, device=device), Probe(config.probe)
-        ways = itertools.product(config.masks, config.filling, inpaint_options(config))
-        for family, filling, how in ways:
-            row, completed = measure_completion(model, probe, how, family, filling, config)
+    measured = Run(config, [*config.model, config.probe or SHIPPED_PROBE])
+    inception = Inception(config.inception).to(device) if config.fid else None
+    probe = Probe(config.probe).to(device)
+    columns = columns_of(probe) | (
+        {"inception": Inception.columns["features"]} if inception else {}
+    )
+    models = {name: ImageBART.from_pretrained(name, device=device) for name in config.model}
+    rows, pictures, captions, firsts = [], [], [], {}
+    for source, model in models.items():
+        renders = Renders.of(
+            model, probe, inception, measured.rows(f"renders of {source}", config.n, columns)
+        )
+        ways = product(config.masks, config.filling, enumerate(inpaint_options(config)))
+        for family, filling, (k, how) in ways:
+            kept = measured.rows(
+                f"{source} {family} {filling} {k}",
+                config.n,
+                columns | {"measured": ("f8", len(MEASURED))},
+            )
+            completed = complete_images(model, probe, inception, how, family, filling, config, kept)
             kind = {"T": model.T, "mask": family, "filling": filling}
-            rows.append({"model": recorded(source)} | kind | how | row)
+            rows.append({"model": recorded(source)} | kind | how | figures_of(kept, renders))
+            if family in firsts:
+                rows[-1]["against_first"] = compared(kept, firsts[family], renders)
+            firsts.setdefault(family, kept)
             pictures += completed
             caption = f"T = {model.T}, {family}, {how['process']}"
-            captions += [caption, *[""] * (len(completed) - 1)]
+            captions += [caption, *[""] * (min(config.n, PICTURED) - 1)]
             print(summary_line(rows[-1]), flush=True)
     if config.picture:
         show.grid(pictures, min(config.n, PICTURED), captions).save(config.picture)
-    return {
-        "rows": rows,
-        "options": options_of(config),
-        "split": "validation",
-        **run_record(device),
-    }
+    record = measured.record(
+        device,
+        data=sha256_of_images(renders.digests),
+        n=config.n,
+        seeds=(config.seed, config.seed + config.n - 1),
+    )
+    return {"rows": rows, "split": "validation", **record}
 
 
 def summary_line(row: dict) -> str:
-    fid = f"  {row['fid']['name']} {row['fid']['value']:.1f}" if "fid" in row else ""
+    fid = f"  FID {row['fid']:.1f}" if "fid" in row else ""
+    if "against_first" in row:
+        apart = [name for name, one in row["against_first"].items() if one["distinct"]]
+        fid += f"  differs from the first row in {', '.join(apart) or 'nothing beyond the noise'}"
     return (
         f"T={row['T']} {row['mask']:8} {row['filling']:8} {row['process']:9} resampling "
         f"{row.get('resampling_passes', '-')} particles {row.get('particles', '-')} "

@@ -5,7 +5,9 @@
 For each weather of `TARGETS`, the sky of held-out scenes (by their semantic map) is masked and
 repainted by a prompt that names the weather. `found` is the share of edits for which the probe
 predicts it (scenes that show it already are skipped), `exact` the share whose known pixels are
-unchanged. `--candidates` draws several edits and keeps the one most similar to the prompt.
+unchanged, `chance` the share found if the targets are shuffled among the edits. `--candidates`
+draws several edits and keeps the one most similar to the prompt. Edits are kept as they come: run
+again, it goes on.
 """
 
 import itertools
@@ -17,9 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from records import options_of, run_record
+from predictions import as_columns, chance_of, columns_of, from_rows, hits_of
+from records import Run, image_digest, sha256_of_images
 from reporting import run
+from rows import ImageRows
 from tqdm import tqdm
+from uncertainty import share_interval
 
 from imagebart import ImageBART
 from imagebart.data import scenery
@@ -28,7 +33,7 @@ from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STA
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
 from imagebart.options import Conditions, EditingOptions, as_dataclass, options_given
-from imagebart.probe import Probe
+from imagebart.probe import SHIPPED_PROBE, Probe
 
 SCENES = 3000
 """Held-out scenes searched for each target."""
@@ -67,35 +72,73 @@ class Config(as_dataclass(EditingOptions, without=Conditions.__annotations__)):
 def main(config: Config) -> dict:
     if config.n < len(TARGETS):
         raise ValueError(f"n must be at least {len(TARGETS)}, one per target, got {config.n}")
-    device = pick_device(config.device)
+    device, n = pick_device(config.device), config.n // len(TARGETS)
+    measured = Run(config, [config.model, config.probe or SHIPPED_PROBE])
     model = ImageBART.from_pretrained(config.model, device=device)
-    probe, began, rows = Probe(config.probe).to(device), time.perf_counter(), []
-    for target in TARGETS:
-        found, exact, count = 0, 0, config.n // len(TARGETS)
-        scenes = itertools.islice(suitable(target, probe, model.image_size), count)
-        for scene in tqdm(scenes, desc=target.weather, total=count, mininterval=5):
-            before, mask = Image.fromarray(scene.image), sky_of(scene)
-            after = edited(model, probe, before, mask, prompt_of(scene, target), config)
-            found += probe.predict([after]).values("weather") == [target.weather]
-            kept = ~mask
-            exact += np.array_equal(np.asarray(after)[kept], scene.image[kept])
+    if "text" not in model.conditions:
+        raise ValueError(f"model must take text, got one that takes {[*model.conditions]}")
+    probe = Probe(config.probe).to(device)
+    columns = columns_of(probe) | {"exact": ("?", 1), "sha256": ("u1", 32), "seconds": ("f4", 1)}
+    kept = measured.rows("edits", n * len(TARGETS), columns)
+    for k in range(len(TARGETS)):
+        edit_skies(k, n, model, probe, config, kept)
+    targets = np.repeat([target.weather for target in TARGETS], n)
+    predictions = from_rows(kept)
+
+    def hits_in(order: np.ndarray):
+        return hits_of(predictions, [{"weather": weather} for weather in targets[order]])
+
+    found, _ = hits_in(np.arange(len(targets)))["weather"]
+    rows = []
+    for k, target in enumerate(TARGETS):
+        own = slice(k * n, (k + 1) * n)
         row = {
             "target": target.words,
-            "edits": count,
-            "found": found / count,
-            "exact": exact / count,
+            "edits": n,
+            "found": float(found[own].mean()),
+            "found_interval": share_interval(found[own]),
+            "exact": float(kept["exact"][own].mean()),
         }
         rows.append(row)
-        print(f"{target.words:24} found in {row['found']:.0%} of {count}", flush=True)
-    report = {"found": float(np.mean([row["found"] for row in rows])), "rows": rows}
-    print(f"{'all':24} found in {report['found']:.0%}")
-    cost = {"seconds": time.perf_counter() - began}
-    return report | {
-        "options": options_of(config),
-        "probe": probe.sha256,
-        **cost,
-        **run_record(device),
+        print(f"{target.words:24} found in {row['found']:.0%} of {n}", flush=True)
+    report = {
+        "found": float(found.mean()),
+        "found_interval": share_interval(found),
+        "chance": chance_of(hits_in, len(targets))["weather"],
+        "rows": rows,
+        "seconds": float(kept["seconds"].sum()),
     }
+    print(f"{'all':24} found in {report['found']:.0%}, by chance in {report['chance']:.0%}")
+    digests = (row.tobytes() for row in kept["sha256"])
+    return report | measured.record(
+        device,
+        data=sha256_of_images(digests),
+        n=len(targets),
+        seeds=(config.seed, config.seed + config.candidates - 1),
+        guidance=model.guidance if config.guidance is None else config.guidance,
+    )
+
+
+def edit_skies(
+    k: int, n: int, model: ImageBART, probe: Probe, config: Config, kept: ImageRows
+) -> None:
+    """The n edits of target k, those that are missing."""
+    target, missing = TARGETS[k], {row for (row,) in kept.missing(range(k * n, (k + 1) * n))}
+    scenes = itertools.islice(suitable(target, probe, model.image_size), n if missing else 0)
+    for i, scene in enumerate(tqdm(scenes, desc=target.weather, total=n, mininterval=5)):
+        if k * n + i not in missing:
+            continue
+        began = time.perf_counter()
+        before, mask = Image.fromarray(scene.image), sky_of(scene)
+        after = edited(model, probe, before, mask, prompt_of(scene, target), config)
+        known = ~mask
+        kept.put(
+            [k * n + i],
+            **as_columns(probe.predict([after])),
+            exact=[np.array_equal(np.asarray(after)[known], scene.image[known])],
+            sha256=np.frombuffer(image_digest(scene.image), np.uint8),
+            seconds=[time.perf_counter() - began],
+        )
 
 
 def suitable(target: Target, probe: Probe, size: tuple[int, int]) -> Iterator[scenery.Scene]:

@@ -1,266 +1,463 @@
-"""FID, IS, KID and CLIP-score of generated images, with a run record.
+"""FID and its kin for generated images, with a run record.
 
     python eval/generation.py --model runs/ffhq --reference ffhq256 --n 50000   # a model's samples
+    python eval/generation.py --features probe --reference scenery --n 2000 --metrics all
     python eval/generation.py --images results --reference ffhq256.npz --metrics fid is
     torchrun --standalone --nproc-per-node gpu eval/generation.py --model ...   # on every GPU
 
 Sample i has the seed `seed + i`, so the images do not depend on the number of GPUs; they are
-rounded to 8 bits. The reference is resized and cropped to the samples' size like training data.
-One line per metric is printed; hashes, seeds, versions, hardware and time go to --out.
+rounded to 8 bits. With `--rejection-rate` or `--candidates`, sample i is the best of c draws, of
+seeds `seed + c·i` on. The reference is resized and cropped to the samples' size like training data.
+Everything is checked, and the reference read, before the first sample is drawn. Features are kept
+as they come: a run that was stopped goes on, on any number of GPUs.
+
+One line per metric is printed; intervals, hashes, seeds, options, versions, hardware and time go to
+--out.
 """
 
-import hashlib
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from itertools import chain
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import metrics
+import numpy as np
 import torch
+import torch.distributed as dist
 import tyro
 from einops import rearrange
-from metrics import MIN_IMAGES, ImageMetrics
-from PIL import Image
-from records import run_record
-from torch import Tensor, nn
+from inputs import (
+    Batch,
+    Kept,
+    Source,
+    draws,
+    holds_images,
+    is_npz,
+    kept_as,
+    open_pictures,
+    pictures,
+    read_captions,
+    samples,
+)
+from metrics import MIN_IMAGES, Statistics
+from networks import TITLES, open_network
+from records import Run, folder_of_rows, image_digest, sha256_of_images
+from reporting import write_report
+from rows import Columns, ImageRows
+from torch import nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
+from uncertainty import by_chance, mean_interval, share_interval
 
 from imagebart import ImageBART
-from imagebart.checkpoint import sha256_of, write_json
-from imagebart.conditions import class_count
-from imagebart.data.images import ImageFolder, SceneryData
-from imagebart.distributed import finish, part_of, split, start
-from imagebart.options import Conditions, SamplingOptions, as_dataclass, options_given
+from imagebart.checkpoint import sha256_of
+from imagebart.distributed import Ranks, finish, part_of, start
+from imagebart.options import (
+    Conditions,
+    RankingOptions,
+    SamplingOptions,
+    as_dataclass,
+    options_given,
+)
+from imagebart.probe import ATTRIBUTES, SHIPPED_PROBE, Probe
+from imagebart.ranking import CLIP
 
 METRIC_PACKAGES = ("torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
+COMPARED = ("fid", "sfid", "kid", "pr", "dc")  # with a reference
+OF_PICTURES = ("kid", "pr", "dc", "sfid")  # for which statistics of a reference are not enough
+METRICS = ("fid", "sfid", "is", "kid", "pr", "dc", "clip", "class")
+Metric = Literal["fid", "sfid", "is", "kid", "pr", "dc", "clip", "class", "all"]
+FeatureName = Literal["legacy", "clean", "probe", "dinov2"]
+Options = as_dataclass(SamplingOptions, without=Conditions.__annotations__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(as_dataclass(SamplingOptions, without=Conditions.__annotations__)):
+class Config(as_dataclass(RankingOptions), Options):
     model: str | None = None  # a folder or a Hub id; the shipped model if there is no --images
-    images: Path | None = None  # measure the images of this folder instead of a model's samples
-    reference: str | None = None  # real pictures: a folder, "scenery", or their statistics (.npz)
-    metrics: tuple[Literal["fid", "is", "kid", "clip"], ...] = ("fid", "is", "kid")
+    images: Path | None = None  # measure these instead of a model's samples: a folder, or a .npz
+    # real pictures: a folder, "scenery", a .npz of pictures (arr_0), or their statistics (.npz)
+    reference: str | None = None
+    # pr: precision and recall; dc: density and coverage; class: accuracy; all: as many as can be
+    metrics: tuple[Metric, ...] = ("fid", "is", "kid")
+    features: tuple[FeatureName, ...] = ("legacy",)  # the networks that compare, see networks.py
+    # what a file of statistics that does not say was made with
+    convention: Literal["legacy", "clean"] | None = None
     # how many; default: every picture or caption there is, or 10000 samples (also --n, a name that
     # torchrun mistakes for one of its own)
     num_images: Annotated[int | None, tyro.conf.arg(aliases=["--n"])] = None
     batch: int = 32  # images per step on each device
     seed: int = 0  # of sample 0, and of the random subsets of IS and KID
     captions: str | None = None  # the prompts: a text file with one in each line, or "scenery"
-    clip: Path | None = None  # the folder of a CLIP model (Hugging Face's layout)
+    clip: Path | None = (
+        None  # a CLIP model's folder (Hugging Face's layout); unless given the probe
+    )
+    probe: Path | None = None  # the shipped one unless given
     inception: Path | None = None  # the network's weights; default: where torch.hub keeps them
-    save_images: Path | None = None  # keep the samples in this folder, as PNG
+    dinov2: Path | None = None  # a DINOv2 model's folder (Hugging Face's layout)
+    save_images: Path | None = None  # keep the samples: a folder of PNG, or a .npz of arr_0
     save_stats: Path | None = None  # keep the reference's mu, sigma, n (.npz), for next time
+    cache: Path | None = None  # a folder that keeps the features of references, by their digest
     out: Path = Path("generation.json")  # where the run record goes
     device: str = "auto"
 
 
 def check(config: Config) -> None:
     """ValueError for options that do not fit together."""
-    names, stats, keep = set(config.metrics), is_stats(config.reference), config.save_images
+    names, keep = {*config.metrics}, config.save_images
+    stats, compared = is_npz(config.reference), names & {*COMPARED}
     rules = {
         "batch must be at least 1": config.batch >= 1,
         f"num_images must be at least {MIN_IMAGES}": config.num_images is None
         or config.num_images >= MIN_IMAGES,
         "metrics must name at least one": names,
-        "fid and kid need --reference": config.reference or not names & {"fid", "kid"},
-        "kid needs reference pictures, not statistics": not (stats and "kid" in names),
-        "clip needs --clip, the folder of a CLIP model": config.clip or "clip" not in names,
+        "features must name at least one": config.features,
+        f"{', '.join(sorted(compared))} need --reference": config.reference or not compared,
+        "a file of --reference takes one of --features": not stats or len(config.features) == 1,
         "clip needs --captions": config.captions or config.images or "clip" not in names,
-        "--save-stats needs fid, and reference pictures": not config.save_stats
-        or ("fid" in names and not stats),
-        "--save-images needs an empty folder": not (keep and keep.exists() and any(keep.iterdir())),
-        "--images excludes --model, --captions and --save-images": not config.images
-        or not (config.model or config.captions or keep),
+        "--save-stats needs fid, one of --features, and reference pictures": not config.save_stats
+        or (names & {"fid", "all"} and not stats and len(config.features) == 1),
+        "--save-images needs an empty folder, or a new .npz": not (keep and is_taken(keep))
+        or folder_of_rows(config.out).exists(),  # of this run, which goes on
+        "--images excludes --model, --captions, --save-images and ranking": not config.images
+        or not (config.model or config.captions or keep or options_given(config, RankingOptions)),
+        "--rejection-rate is of classes, --candidates of captions": not (
+            config.captions and config.rejection_rate != 1
+        )
+        and not (not config.captions and config.candidates != 1),
     }
     for sentence, holds in rules.items():
         if not holds:
             raise ValueError(sentence)
 
 
-def is_stats(reference: str | None) -> bool:
-    return reference is not None and reference.endswith(".npz")
+def is_taken(keep: Path) -> bool:
+    return keep.exists() and (keep.is_file() or any(keep.iterdir()))
 
 
-# ------------------------------------------------------------------------------------------------
-# Sources: batches of uint8 images (b 3 H W) and their captions
-
-ImageBatches = Iterator[tuple[Tensor, list[str]]]
+# ── what is measured of every image ───────────────────────────────────────────────────────────
 
 
-def samples(
-    model: ImageBART, config: Config, n: int, captions: list[str], indices: range
-) -> ImageBatches:
-    """Samples `indices` of n: sample i has seed `seed + i` and caption i; without captions the
-    classes take turns."""
-    conditions = {"prompt": captions[:n]} if captions else {}
-    if not captions and "class" in model.conditions:
-        conditions["classes"] = [i % class_count(model.conditions) for i in range(n)]
-    stream = model.sample_stream(
-        n,
-        batch=config.batch,
-        part=indices,
-        output_type="pt",
-        **options_given(config, SamplingOptions),
-        **conditions,
-    )
-    for part, images in zip(split(indices, config.batch), stream, strict=True):
-        texts = [captions[i] for i in part] if captions else []
-        images = (images * 255).round().byte()
-        if config.save_images:
-            save_images(images, texts, part, config.save_images)
-        yield images, texts
+@dataclass(frozen=True)
+class Extractor:
+    """The networks that see every image, and what they leave in a row."""
+
+    networks: dict[str, nn.Module]
+    wanted: set[str]  # metrics
+    clip: CLIP | None = None
+    probe: Probe | None = None
+
+    def columns(self, real: bool) -> Columns:
+        columns = {"sha256": ("u1", 32)}
+        for name, network in self.networks.items():
+            for column, kind in network.columns.items():
+                if column in self._used(real):
+                    columns[f"{name}-{column}"] = kind
+        if self.clip and not real:
+            columns["cosine"] = ("f8", 1)
+        if self.probe and not real:
+            columns |= {"class": ("i4", 1), "predicted": ("i4", 1)}
+        return columns
+
+    def _used(self, real: bool) -> set[str]:
+        spatial = {"spatial"} if "sfid" in self.wanted else set()
+        logits = {"logits"} if "is" in self.wanted and not real else set()
+        return {"features"} | spatial | logits
+
+    def extract(self, batch: Batch, device: torch.device, real: bool) -> dict:
+        """The columns of a batch: one pass of each network."""
+        images, captions, classes = batch
+        pixels = rearrange(images, "b c h w -> b h w c").cpu().numpy()
+        digests = b"".join(image_digest(row) for row in pixels)
+        columns = {"sha256": np.frombuffer(digests, np.uint8)}
+        for name, network in self.networks.items():
+            seen = network(images.to(device))
+            columns |= {f"{name}-{k}": x for k, x in seen.items() if k in self._used(real)}
+        if self.clip and not real:
+            if not all(captions):
+                raise ValueError("clip needs a caption for every image")
+            columns["cosine"] = self.clip(images, captions)
+        if self.probe and not real:
+            kinds = self.probe.predict(images).attributes["kind"].argmax(1)
+            columns |= {"class": np.array(classes), "predicted": kinds}
+        return columns
 
 
-def save_images(images: Tensor, captions: list[str], part: range, folder: Path) -> None:
-    """Write images as PNG with captions in .txt files beside them, as --images reads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in zip(part, rearrange(images, "b c h w -> b h w c").cpu(), strict=True):
-        Image.fromarray(image.numpy()).save(folder / f"{i:06d}.png")
-    for i, caption in zip(part, captions, strict=False):
-        (folder / f"{i:06d}.txt").write_text(caption + "\n", encoding="utf-8")
-
-
-def pictures(data: Dataset, batch: int, indices: range) -> ImageBatches:
-    """The images of a data set and their captions."""
-    sizes = set()
-    with ThreadPoolExecutor() as readers:
-        for part in split(indices, batch):
-            items = list(readers.map(data.__getitem__, part))
-            sizes |= {tuple(item["image"].shape[1:]) for item in items}
-            if len(sizes) > 1:
-                raise ValueError(f"all images must have one size, got {sorted(sizes)}")
-            images = torch.stack([item["image"] for item in items])
-            yield ((images + 1) * 127.5).round().byte(), [item["text"] for item in items]
-
-
-def open_reference(name: str, n: int, size: tuple[int, int]) -> Dataset:
-    return scenery(n, size) if name == "scenery" else ImageFolder(name, size, strict=True)
-
-
-def scenery(n: int, size: tuple[int, int]) -> Dataset:
-    """The test split, unseen in training."""
-    return SceneryData("test", size[0], n, width=size[1])
-
-
-def accumulate(
-    metrics: ImageMetrics, batches: ImageBatches, total: int, real: bool = False
+def extract_missing(
+    rows: ImageRows, source: Source, extractor: Extractor, config: Config, ranks: Ranks, real: bool
 ) -> None:
-    """Update the metrics with every batch; the main rank shows a progress bar."""
-    world, what = metrics.ranks.world, "reference" if real else "samples"
-    with tqdm(total=total, desc=what, unit="img", disable=not metrics.ranks.is_main) as bar:
-        for images, captions in batches:
-            metrics.update(images, captions, real)
-            bar.update(min(len(images) * world, total - bar.n))
+    """Extract from every image that is missing; the main rank shows a progress bar."""
+    part, what = part_of(rows.n, ranks), "reference" if real else "samples"
+    batches = [*rows.missing(part, config.batch)]
+    with tqdm(total=rows.n, desc=what, unit="img", disable=not ranks.is_main) as bar:
+        bar.update(rows.n - ranks.world * sum(map(len, batches)))
+        for at in batches:
+            rows.put(at, **extractor.extract(source(at), ranks.device, real))
+            bar.update(min(len(at) * ranks.world, rows.n - bar.n))
+    wait(ranks)
 
 
-def read_captions(name: str | None, n: int, size: tuple[int, int]) -> list[str]:
-    """The prompt of sample i; empty for unconditional sampling."""
-    if name is None:
-        return []
-    if name == "scenery":  # captions omit objects too small to see
-        return [item["text"] for item in scenery(n, size)]
-    if not Path(name).is_file():
-        raise ValueError(f'captions must be a text file or "scenery", got {name}')
-    lines = Path(name).read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+def open_once(make: Callable[[], ImageRows], ranks: Ranks) -> ImageRows:
+    """ImageRows that all ranks write: the main rank makes the file."""
+    rows = make() if ranks.is_main else None
+    wait(ranks)
+    return rows or make()
 
 
-# ------------------------------------------------------------------------------------------------
-# The run record
+def wait(ranks: Ranks) -> None:
+    if ranks.world > 1:
+        dist.barrier()
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of all weights in order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+# ── the metrics ───────────────────────────────────────────────────────────────────────────────
 
 
-def plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
+def compute(
+    rows: ImageRows, reference: ImageRows | Statistics | None, extractor: Extractor, seed: int
+) -> dict[str, dict]:
+    """{metric: {name, value, interval or standard deviation}}.
+
+    Distances of Gaussians are biased upwards for small sets, so below 10000 images their name
+    states the number.
+    """
+    results = {}
+    for name, network in extractor.networks.items():
+        prefix = "" if name == "legacy" else f"{name}-"
+        for key, result in of_network(rows, reference, extractor, name, network, seed).items():
+            results[f"{prefix}{key}"] = {"name": TITLES[name] + result.pop("name"), **result}
+    if extractor.clip:
+        cosine = rows["cosine"][:, 0]
+        results["clip"] = {
+            "name": "CLIP-score",
+            "value": float(cosine.mean()),
+            "std": float(cosine.std()),
+            "interval": mean_interval(cosine),
+            "times_100": float(100 * cosine.mean()),
+        }
+    if extractor.probe:
+        results["class"] = class_accuracy(rows["class"][:, 0], rows["predicted"][:, 0])
+    return results
+
+
+def of_network(
+    rows: ImageRows,
+    reference: ImageRows | Statistics | None,
+    extractor: Extractor,
+    name: str,
+    network: nn.Module,
+    seed: int,
+) -> dict[str, dict]:
+    """The metrics of one network's features."""
+    wanted, results, ours = extractor.wanted, {}, rows[f"{name}-features"]
+    theirs = reference
+    if isinstance(reference, ImageRows):
+        theirs = reference[f"{name}-features"]
+    if theirs is not None:
+        n = min(filter(None, (len(ours), getattr(theirs, "n", None) or len_of(theirs))))
+        at = "" if n >= 10_000 else f"@{n}"
+    if "fid" in wanted:
+        results["fid"] = {"name": f"FID{at}", **metrics.frechet(ours, theirs)}
+    if "sfid" in wanted and "spatial" in network.columns:
+        pair = (each[f"{name}-spatial"] for each in (rows, reference))
+        results["sfid"] = {"name": f"sFID{at}", **metrics.frechet(*pair)}
+    if "is" in wanted and "logits" in network.columns:
+        found = metrics.inception_score(rows[f"{name}-logits"], seed)
+        results["is"] = {"name": "IS", **found}
+    if "kid" in wanted:
+        results["kid"] = {"name": "KID", **metrics.kernel_distance(ours, theirs, seed)}
+    for metric, measure in (("pr", metrics.precision_recall), ("dc", metrics.density_coverage)):
+        if metric in wanted:
+            found = measure(ours, theirs)
+            results |= {key: {"name": key, **value} for key, value in found.items()}
+    return results
+
+
+def len_of(features) -> int | None:
+    return len(features) if isinstance(features, np.ndarray) else None
+
+
+def class_accuracy(classes: np.ndarray, predicted: np.ndarray) -> dict:
+    """Share of samples whose kind the probe predicts as their class; chance: classes shuffled."""
+    right = classes == predicted
+    chance = by_chance(lambda order: {"": float((classes[order] == predicted).mean())}, len(right))
+    return {
+        "name": "class accuracy",
+        "value": float(right.mean()),
+        "interval": share_interval(right),
+        "chance": chance[""],
+    }
 
 
 def line(result: dict) -> str:
-    """One line per metric, the standard deviation to two digits."""
+    """One line per metric: its interval, or its standard deviation to two digits."""
     spread = f" ± {result['std']:.2g}" if "std" in result else ""
-    return f"{result['name']:<12} {result['value']:.5g}{spread}"
+    if "interval" in result:
+        low, high = result["interval"]
+        spread = f" ({low:.5g} to {high:.5g})"
+    return f"{result['name']:<16} {result['value']:.5g}{spread}"
 
 
-# ------------------------------------------------------------------------------------------------
+# ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def main(config: Config) -> None:
     check(config)
     begun, ranks = time.time(), start(config.device)
     least = max(MIN_IMAGES, ranks.world)
-
-    # The metrics
-    metrics = ImageMetrics(config.metrics, ranks, config.inception, config.clip)
-    weights = metrics.weights
-    compares = {"fid", "kid"} & {*config.metrics}
-    reference = {"source": config.reference if compares else None}
-    if compares and is_stats(config.reference):
-        metrics.read_stats(Path(config.reference))
-        reference |= {"n": metrics.stats_n, "sha256": sha256_of(config.reference)}
+    judge = open_judge(config)
+    extractor = open_extractor(config, ranks.device)
+    statistics = None
+    compares = extractor.wanted & {*COMPARED}
+    if compares and is_npz(config.reference) and not holds_images(config.reference):
+        (name,) = extractor.networks
+        arguments = Path(config.reference), name, extractor.networks[name], config.convention
+        statistics = metrics.read_statistics(*arguments)
 
     # What is measured
     if config.images:
-        data = ImageFolder(config.images, strict=True, count=config.num_images)
-        n, batches = len(data), pictures(data, config.batch, part_of(len(data), ranks))
+        run = Run(config, packages=METRIC_PACKAGES)
+        data = open_pictures(config.images, config.num_images, None)
+        n = min(len(data), config.num_images or len(data))
+        size = tuple(data[0]["image"].shape[1:])
+        source, guidance = partial(pictures, data, size=size), None
     else:
+        run = Run(config, [config.model, *weights_of(config)], METRIC_PACKAGES)
         model = ImageBART.from_pretrained(config.model, device=ranks.device)
-        weights["model"] = {"sha256": weights_sha256(model)}
-        captions = read_captions(config.captions, config.num_images or 10_000, model.image_size)
+        size, guidance = model.image_size, model.guidance
+        captions = read_captions(config.captions, config.num_images or 10_000, size)
         n = config.num_images or len(captions) or 10_000
         if captions and len(captions) < n:
             raise ValueError(f"{n} samples need as many captions, got {len(captions)}")
-        batches = samples(model, config, n, captions, part_of(n, ranks))
+        require_classes(model, config, extractor)
+        source = partial(samples, model, judge, config, captions)
     if n < least:
         raise ValueError(f"num_images must be at least {least}, got {n}")
 
     # The reference, read before sampling so that a bad file is refused at once
-    first = next(batches)
-    size = tuple(first[0].shape[-2:])
-    if compares and not is_stats(config.reference):
-        data = open_reference(config.reference, n, size)
+    reference, seen = statistics, None
+    said = {"source": config.reference if compares else None}
+    if statistics:
+        said |= {"n": statistics.n, "sha256": sha256_of(config.reference)}
+    elif compares:
+        data = open_pictures(config.reference, n, size)
         if len(data) < least:
             raise ValueError(f"reference must have at least {least} images, got {len(data)}")
-        real = pictures(data, config.batch, part_of(len(data), ranks))
-        accumulate(metrics, real, len(data), real=True)
-        reference |= {"n": len(data)}
-    accumulate(metrics, chain([first], batches), n)
+        reference = open_once(partial(reference_rows, run, data, extractor, config), ranks)
+        extract_missing(reference, partial(pictures, data), extractor, config, ranks, real=True)
+        seen = digest_of(reference)
+        said |= {"n": len(data), "sha256": seen}
+        if config.save_stats and ranks.is_main:
+            save_statistics(reference, extractor, seen, config.save_stats)
 
-    # The results
-    metrics.sync()
+    # The samples
+    rows = open_once(partial(run.rows, "samples", n, extractor.columns(real=False)), ranks)
+    if config.save_images:
+        kept = open_once(partial(Kept, config.save_images, n, size, run), ranks)
+        source = partial(kept_as, source, kept)
+    extract_missing(rows, source, extractor, config, ranks, real=False)
+
     if ranks.is_main:
-        results = metrics.compute(config.seed)
-        if metrics.digests[True]:
-            reference |= {"sha256": metrics.sha256(real=True)}
+        results = compute(rows, reference, extractor, config.seed)
+        if config.save_images:
+            kept.close()
+        last = config.seed + n * (1 if config.images else draws(config)) - 1
         report = {
             "metrics": results,
-            "samples": {"n": n, "size": size, "sha256": metrics.sha256(real=False)},
-            "seeds": None if config.images else [config.seed, config.seed + n - 1],
-            "reference": reference,
-            "weights": weights,
-            "config": {name: plain(value) for name, value in asdict(config).items()},
+            "samples": {"n": n, "size": size, "sha256": digest_of(rows)},
+            "reference": said,
+            "weights": {
+                name: {"sha256": network.sha256, "published": network.published}
+                for name, network in extractor.networks.items()
+            }
+            | ({"clip": extractor.clip.sha256} if extractor.clip else {}),
             "ranks": ranks.world,
             "seconds": round(time.time() - begun, 1),
-            **run_record(ranks.device, METRIC_PACKAGES),
+            **run.record(
+                ranks.device,
+                data=said.get("sha256"),
+                n=n,
+                seeds=(config.seed, last),
+                guidance=guidance if config.guidance is None else config.guidance,
+            ),
         }
-        write_json(report, config.out)
-        if config.save_stats:
-            metrics.save_stats(config.save_stats)
+        write_report(report, config.out)
         print(*map(line, results.values()), f"written to {config.out}", sep="\n")
-        if not weights.get("inception", {"published": True})["published"]:
+        if not all(network.published for network in extractor.networks.values()):
             print("not comparable with published figures: Inception's weights are others")
     finish(ranks)
+
+
+def open_judge(config: Config) -> CLIP | Probe | None:
+    """Who chooses among several draws."""
+    if draws(config) == 1:
+        return None
+    return CLIP(config.clip) if config.clip and config.captions else Probe(config.probe)
+
+
+def open_extractor(config: Config, device: torch.device) -> Extractor:
+    """The networks, loaded. `all` metrics are those that this configuration can have."""
+    wanted = {*config.metrics}
+    if "all" in wanted:
+        wanted = {*METRICS}
+        wanted -= set() if config.captions else {"clip"}
+        wanted -= {"class"} if config.images or config.captions else set()
+        wanted -= set() if config.reference else {*COMPARED}
+    if is_npz(config.reference) and not holds_images(config.reference):
+        lacking = wanted & {*OF_PICTURES}
+        if lacking:
+            raise ValueError(f"{sorted(lacking)} need reference pictures, not statistics")
+    folders = dict(inception=config.inception, probe=config.probe, dinov2=config.dinov2)
+    networks = {}
+    if wanted & {*COMPARED, "is"}:
+        networks = {name: open_network(name, **folders).to(device) for name in config.features}
+    clip = probe = None
+    if "clip" in wanted:
+        clip = (CLIP(config.clip) if config.clip else Probe(config.probe)).to(device)
+    if "class" in wanted:
+        probe = Probe(config.probe).to(device)
+    return Extractor(networks, wanted, clip, probe)
+
+
+def weights_of(config: Config) -> list[Path]:
+    """The probe, where it measures or chooses."""
+    used = "probe" in config.features or "class" in config.metrics or draws(config) > 1
+    return [config.probe or SHIPPED_PROBE] if used else []
+
+
+def require_classes(model: ImageBART, config: Config, extractor: Extractor) -> None:
+    """ValueError unless the model has the conditions that the options need."""
+    rejects = config.rejection_rate != 1
+    if config.captions and "text" not in model.conditions:
+        raise ValueError("captions need a model that takes text")
+    if extractor.probe or rejects:
+        names = model.names.get("class", [])
+        if "class" not in model.conditions or not {*names} <= {*ATTRIBUTES["kind"]}:
+            raise ValueError(f"the probe knows the classes of scenery only, got {list(names)[:9]}")
+
+
+def reference_rows(run: Run, data: Dataset, extractor: Extractor, config: Config) -> ImageRows:
+    """The rows of the reference: the run's, or those of the cache for the same pictures."""
+    columns = extractor.columns(real=True)
+    if config.cache is None:
+        return run.rows("reference", len(data), columns)
+    read = (pictures(data, [i])[0][0] for i in range(len(data)))
+    pixels = (rearrange(image, "c h w -> h w c").numpy() for image in read)
+    key = [sha256_of_images(map(image_digest, pixels)), *columns]
+    key += [network.sha256 for network in extractor.networks.values()]
+    name = sha256_of_images(part.encode() for part in key)[:32]
+    return ImageRows(config.cache / f"{name}.npy", len(data), columns)
+
+
+def save_statistics(reference: ImageRows, extractor: Extractor, digest: str, path: Path) -> None:
+    ((name, network),) = extractor.networks.items()
+    said = {"convention": name, "weights": network.sha256, "images": digest}
+    metrics.write_statistics(path, metrics.statistics_of(reference[f"{name}-features"]), **said)
+
+
+def digest_of(rows: ImageRows) -> str:
+    return sha256_of_images(row.tobytes() for row in rows["sha256"])
 
 
 if __name__ == "__main__":

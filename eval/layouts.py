@@ -1,7 +1,8 @@
 """What each table of the documents shows, from the run records in eval/results/.
 
 A function returns one table in Markdown and TABLES names it; `tables.py` writes it into the
-documents. All but "highlights" end with the hardware, the date and the record's file name.
+documents. All but "highlights" end with the hardware, the date and the record's file name. A record
+of other weights than those that lie where it says is refused.
 """
 
 import re
@@ -11,14 +12,36 @@ from functools import partial
 from pathlib import Path
 
 from imagebart.checkpoint import read_json
+from imagebart.folders import model_sha256
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "eval" / "results"
+UNNAMED = (
+    *("ffhq-4_speed", "ffhq-4_speed_bf16", "passes", "passes_equal_training", "scenery_blind"),
+    *("scenery_blind_reconstructions", "scenery_completion_annealed", "scenery_completion_default"),
+    *("scenery_completion_paper", "scenery_completion_resampling", "scenery_completion_t2"),
+    *("scenery_edits", "scenery_likelihood", "scenery_obedience_class", "scenery_obedience_text"),
+    *("scenery_reconstruction", "scenery_seams", "scenery_seams_exact", "scenery_selection"),
+    *("scenery_speed", "scenery_speed_window32", "semantic_obedience", "split", "split_752"),
+)
+"""Records that were measured before records named their model, its hash and the commit."""
 
 # ── the parts of a table ──────────────────────────────────────────────────────────────────────
 
 
 def record(name: str) -> dict:
-    return read_json(RESULTS / f"{name}.json")
+    """A run record; ValueError if its weights are not those that lie where it says."""
+    found = read_json(RESULTS / f"{name}.json")
+    if ("models" in found) == (name in UNNAMED):
+        states = "names its model" if name in UNNAMED else "names none"
+        raise ValueError(f"UNNAMED must list the records without a model, but {name}.json {states}")
+    for path, digest in found.get("models", {}).items():
+        if (ROOT / path / "config.json").exists() and model_sha256(ROOT / path) != digest:
+            raise ValueError(
+                f"{name}.json must be of the weights in {path}, got those of {digest[:12]}: "
+                "measure it again"
+            )
+    return found
 
 
 def record_rows(name: str) -> list[dict]:
@@ -44,12 +67,17 @@ def markdown(header: str, rows: Iterable[Iterable], *names: str) -> str:
 
 
 def provenance(*names: str) -> str:
-    """Hardware, day and file of each record, grouped by day and machine."""
+    """Hardware, day, commit, models and file of each record, grouped by what they share."""
     made: dict[str, list[str]] = {}
     for name in names:
         one = record(name)
         hardware = re.sub(r"\b1 threads", "1 thread", one["hardware"])  # older records
-        made.setdefault(f"{hardware}, {day(one['date'])}", []).append(f"`{name}.json`")
+        where = f"{hardware}, {day(one['date'])}"
+        if one.get("commit"):
+            where += f", commit {one['commit']['id'][:7]}"
+        for path, digest in one.get("models", {}).items():
+            where += f", {Path(path).name} {digest[:7]}"
+        made.setdefault(where, []).append(f"`{name}.json`")
     return "; ".join(f"{where}: {', '.join(files)}" for where, files in made.items()) + "."
 
 
@@ -70,7 +98,29 @@ def plus_minus(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}"
 
 
+def within(text: str, interval: list[float] | None, show: Callable[[float], str]) -> str:
+    """A figure and its interval, where the record has one."""
+    if interval is None:
+        return text
+    low, high = map(show, interval)
+    return f"{text} ({low.removesuffix(' %')} to {high})"
+
+
+def unnamed_table() -> str:
+    """Which records do not name their model."""
+    if not UNNAMED:
+        return "Every record names its models."
+    names = ", ".join(f"`{name}`" for name in UNNAMED)
+    return (
+        f"Measured before records named their model: {names}. They were measured with the weights "
+        "that lay at the path that they give, at their date; the other records name theirs."
+    )
+
+
 # ── likelihood and reconstruction ─────────────────────────────────────────────────────────────
+
+
+nats = "{:.3f}".format
 
 
 def held_out_table() -> str:
@@ -79,17 +129,23 @@ def held_out_table() -> str:
     for t, scale in bound["scales"].items():
         name = f"L_{t}, nats per token ({bound['n']} images), unconditional"
         predictor = f"closed-form predictor {scale['closed_form']:.3f}"
-        rows.append((name, f"{scale['nats']:.3f}", predictor))
-        rows.append(
-            (f"L_{t}, conditional on class and text", f"{scale['nats_conditional']:.3f}", "")
+        rows.append((name, within(nats(scale["nats"]), scale.get("interval"), nats), predictor))
+        conditional = within(
+            nats(scale["nats_conditional"]), scale.get("interval_conditional"), nats
         )
+        rows.append((f"L_{t}, conditional on class and text", conditional, ""))
     rows += [
         (
             "sum, unconditional",
-            f"{bound['sum']:.3f} ({bound['bits_per_token']:.3f} bits)",
+            within(nats(bound["sum"]), bound.get("sum_interval"), nats)
+            + f"; {bound['bits_per_token']:.3f} bits",
             f"closed-form predictor {sum(s['closed_form'] for s in bound['scales'].values()):.3f}",
         ),
-        (f"reconstruction PSNR ({back['n']} images)", f"{back['psnr']:.2f} dB", ""),
+        (
+            f"reconstruction PSNR ({back['n']} images)",
+            within(f"{back['psnr']:.2f} dB", back.get("psnr_interval"), "{:.2f}".format),
+            "",
+        ),
         ("sharpness of reconstructions", f"{back['sharpness']:.3f}", "1 is the renders'"),
         ("stars kept", f"{back['stars_kept']:.3f}", "1 is all"),
         (
@@ -112,12 +168,10 @@ def obedience_table() -> str:
     said = {"all": "held-out captions, all attributes", "kind": "… kind of place"}
     said |= {"time": "… time of day"}
     rows = [
-        (said.get(key, f"… {key}"), *(percent(text[of][key]) for of in OF))
+        (said.get(key, f"… {key}"), *(share_in(text, of, key) for of in OF))
         for key in ("all", "kind", "time", "weather", "season", "object")
     ]
-    rows.append(
-        ("classes", percent(classes["samples"]["all"]), "", percent(classes["chance"]["all"]))
-    )
+    rows.append(("classes", *(share_in(classes, of, "all") for of in OF)))
     names = "scenery_obedience_text", "scenery_obedience_class"
     return markdown("attribute found by the probe | samples | renders | chance", rows, *names)
 
@@ -125,16 +179,32 @@ def obedience_table() -> str:
 OF = ("samples", "renders", "chance")
 
 
+def share_in(row: dict, of: str, key: str) -> str:
+    """A share of right answers, with its interval where the record has one; empty if there is none.
+
+    Records without intervals compared classes with the next in a cycle, which is no chance.
+    """
+    by_cycle = of == "chance" and row["condition"] == "class" and "samples_interval" not in row
+    if of not in row or by_cycle:
+        return ""
+    return within(percent(row[of][key]), row.get(f"{of}_interval", {}).get(key), percent)
+
+
 def maps_table() -> str:
     row = record_row("semantic_obedience", condition="map")
     labels = "samples", "renders", "chance (another map)"
-    rows = [(label, percent(row[of]["places"])) for label, of in zip(labels, OF, strict=True)]
+    rows = [(label, share_in(row, of, "places")) for label, of in zip(labels, OF, strict=True)]
     return markdown("places of the map found | ", rows, "semantic_obedience")
 
 
 def rejection_table() -> str:
     rows = [
-        (row["rate"], percent(row["class_accuracy"]), f"{row['inception_score']:.2f}", row["kept"])
+        (
+            row["rate"],
+            within(percent(row["class_accuracy"]), row.get("class_accuracy_interval"), percent),
+            f"{row['inception_score']:.2f}",
+            row["kept"],
+        )
         for row in record("scenery_selection")["rejection"]
     ]
     header = "rejection at rate | class accuracy | inception score, at most 12 | kept"
@@ -143,7 +213,11 @@ def rejection_table() -> str:
 
 def re_ranking_table() -> str:
     rows = [
-        (row["best_of"], f"{row['similarity']:.3f}", percent(row["accuracy"]))
+        (
+            row["best_of"],
+            within(f"{row['similarity']:.3f}", row.get("similarity_interval"), "{:.3f}".format),
+            within(percent(row["accuracy"]), row.get("accuracy_interval"), percent),
+        )
         for row in record("scenery_selection")["re-ranking"]
     ]
     header = "best of | similarity to the caption | attributes found"
@@ -152,9 +226,14 @@ def re_ranking_table() -> str:
 
 def edits_table() -> str:
     one = record("scenery_edits")
-    rows = [(row["target"], row["edits"], percent(row["found"], 0)) for row in one["rows"]]
-    rows.append(("all", sum(row["edits"] for row in one["rows"]), percent(one["found"])))
+    rows = [(row["target"], row["edits"], found_in(row, 0)) for row in one["rows"]]
+    rows.append(("all", sum(row["edits"] for row in one["rows"]), found_in(one)))
     return markdown("prompt | edits | found", rows, "scenery_edits")
+
+
+def found_in(row: dict, digits: int = 1) -> str:
+    show = partial(percent, digits=digits)
+    return within(show(row["found"]), row.get("found_interval"), show)
 
 
 # ── masks and windows ─────────────────────────────────────────────────────────────────────────
@@ -163,8 +242,14 @@ COMPLETION = "seam | probe-FID | attributes found | … time of day | passes"
 
 
 def completed(row: dict) -> tuple:
-    found = (percent(row["found"][key]) for key in ("all", "time"))
-    return f"{row['seam']:.2f}", f"{row['probe_fid']:.1f}", *found, f"{row['passes']:.0f}"
+    intervals = row.get("found_interval", {})
+    found = (within(percent(row["found"][k]), intervals.get(k), percent) for k in ("all", "time"))
+    seam = within(f"{row['seam']:.2f}", row.get("seam_interval"), "{:.2f}".format)
+    distance = within(f"{row['probe_fid']:.1f}", row.get("probe_fid_interval"), "{:.1f}".format)
+    apart = row.get("against_first", {}).get("probe_fid")
+    if apart and not apart["distinct"]:
+        distance += ", the first row's within the noise"
+    return seam, distance, *found, f"{row['passes']:.0f}"
 
 
 def completion_table() -> str:
@@ -358,14 +443,14 @@ def highlights_table() -> str:
         ("maps: places found", *shares(maps, "places")),
         (
             "skies repainted by prompt: weather found",
-            percent(sky["found"]),
-            f"{sky['options']['n']} edits",
+            found_in(sky),
+            f"{sky['options']['n']} edits" + sky_by_chance(sky),
         ),
         (
             "upper halves, unconditional: right time of day",
             percent(ours["found"]["time"]),
             f"the paper's chain (`resampling_passes=0`) {percent(paper['found']['time'])}; "
-            f"T = 2 {percent(two['found']['time'])}; chance 20 %",
+            f"T = 2 {percent(two['found']['time'])}" + time_by_chance(ours),
         ),
         (
             "… probe-FID",
@@ -380,11 +465,21 @@ def highlights_table() -> str:
         (
             "blind test: samples and renders told apart by a viewer",
             f"{blind['right']} of {blind['n']}",
-            f"by chance {blind['n'] // 2}, fewer is better; reconstructions and renders"
-            f" {back['right']} of {back['n']}",
+            f"fewer is better; reconstructions and renders {back['right']} of {back['n']}",
         ),
     ]
     return markdown("what | shipped model | beside it", rows)
+
+
+def sky_by_chance(one: dict) -> str:
+    return f", chance {percent(one['chance'])}" if "chance" in one else ""
+
+
+def time_by_chance(row: dict) -> str:
+    """How often the time of day of another image is right."""
+    if "found_by_chance" not in row:
+        return ""
+    return f"; chance {percent(row['found_by_chance']['time'])}"
 
 
 def other_ways(speed: dict) -> str:
@@ -401,8 +496,8 @@ def other_ways(speed: dict) -> str:
 
 def shares(row: dict, key: str) -> tuple[str, str]:
     """(share in the samples, shares in the renders and by chance)."""
-    beside = [f"{of} {percent(row[of][key])}" for of in ("renders", "chance") if of in row]
-    return percent(row["samples"][key]), ", ".join(beside)
+    beside = [(of, share_in(row, of, key)) for of in ("renders", "chance")]
+    return share_in(row, "samples", key), ", ".join(f"{of} {text}" for of, text in beside if text)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -423,6 +518,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-ways": speed_ways_table,
     "speed-ffhq": speed_ffhq_table,
     "split": split_table,
+    "unnamed": unnamed_table,
     "passes": partial(
         passes_table, "passes", "first guess", "guess", {"draft": "draft of x_1", "x_t": "x_t"}
     ),

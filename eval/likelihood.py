@@ -4,27 +4,35 @@
 
 The baseline of each scale is the closed-form predictor, which uses the token frequencies u and x_t
 at the same position only: p(x_{t-1} | x_t) ∝ q(x_t | x_{t-1}) Σ u(x_1) q(x_{t-1} | x_1). A useful
-denoiser is clearly below it. `--baseline DIR` adds the sum of another chain on the same images,
-for instance a T = 2 model.
+denoiser is clearly below it. `--baseline DIR` adds the sum of another chain with the same VQGAN on
+the same images, for instance a T = 2 model, and the paired difference. Intervals are of 95 % over
+images. The sum of T = 2 is the exact negative log-likelihood of the tokens, that of a longer chain
+an upper bound of it.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
-from records import run_record
+from records import Run, image_digest, sha256_of_images
 from reporting import run
+from rows import ImageRows
 from torch import Tensor
 from tqdm import tqdm
+from uncertainty import mean_difference, mean_interval
 
 from imagebart import ImageBART, distributed
-from imagebart.checkpoint import sha256_of
 from imagebart.conditions import CONDITIONS
+from imagebart.data.images import to_pil
 from imagebart.data.sources import open_data
 from imagebart.folders import SHIPPED
 from imagebart.guidance import encode_condition
+
+CLOSED = "closed_form"
 
 
 @dataclass(frozen=True)
@@ -42,39 +50,62 @@ class Config:
 
 def main(config: Config) -> dict:
     device = distributed.pick_device(config.device)
-    model = ImageBART.from_pretrained(config.model, device=device)
-    train, _ = tokens_of(model, config.data, "train", config.n_frequency)
-    x_1, conditions = tokens_of(model, config.data, "validation", config.n)
+    models = [config.model, *([config.baseline] if config.baseline else [])]
+    measured = Run(config, models)
+    model, *others = (ImageBART.from_pretrained(one, device=device) for one in models)
+    for other in others:
+        require_same_vqgan(model, other, config.baseline)
+    train, *_ = tokens_of(model, config.data, "train", config.n_frequency)
+    x_1, conditions, digests = tokens_of(model, config.data, "validation", config.n)
     frequency = torch.bincount(train.flatten(), minlength=model.K).float() + 1
     u = frequency / frequency.sum()
 
-    report = {"n": config.n, "seed": config.seed, "K": model.K, "T": model.T}
-    report["unigram_entropy"] = -(u * u.log()).sum().item()
-    report["scales"] = chain_losses(model, x_1, conditions, config, frequency)
-    report["sum"] = sum(row["nats"] for row in report["scales"].values())
+    report = {"K": model.K, "T": model.T, "unigram_entropy": -(u * u.log()).sum().item()}
+    report |= summed(chain_losses(model, x_1, conditions, config, frequency, measured))
     report["bits_per_token"] = report["sum"] / math.log(2)
-    if config.baseline:
-        other = ImageBART.from_pretrained(config.baseline, device=device)
-        rows = chain_losses(other, x_1, conditions, config, frequency)
-        report["baseline"] = {"T": other.T, "scales": rows}
-        report["baseline"]["sum"] = sum(row["nats"] for row in rows.values())
-    files = sorted(Path(config.model).glob("*.safetensors"))
-    report["sha256"] = {path.name: sha256_of(path) for path in files}
-    return report | run_record(device)
+    tokens, (H, W) = x_1.shape[1], model.image_size
+    report["bits_per_pixel_dimension"] = report["bits_per_token"] * tokens / (3 * H * W)
+    each = report.pop("each")
+    for other in others:
+        rows = chain_losses(other, x_1, conditions, config, frequency, measured, "baseline-")
+        report["baseline"] = {"T": other.T, **summed(rows)}
+        theirs = report["baseline"].pop("each")
+        report["baseline"]["ours_minus_theirs"] = mean_difference(each, theirs)
+    return report | measured.record(
+        device, data=sha256_of_images(digests), n=len(x_1), seeds=(config.seed, config.seed)
+    )
 
 
-def tokens_of(model: ImageBART, data: str, split: str, count: int) -> tuple[Tensor, dict]:
-    """x_1 (b, n) of the first `count` images of a split, and their conditions."""
+def require_same_vqgan(model: ImageBART, other: ImageBART, source: Path) -> None:
+    """ValueError unless both chains model the same tokens."""
+    ours, theirs = model.vqgan.state_dict(), other.vqgan.state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    if not same:
+        raise ValueError(f"baseline must have the model's VQGAN, got another one in {source}")
+
+
+def summed(scales: dict[int, dict]) -> dict:
+    """{scales, sum, its interval, the sum of each image}."""
+    each = sum(row.pop("each") for row in scales.values())
+    total = sum(row["nats"] for row in scales.values())
+    return {"scales": scales, "sum": total, "sum_interval": mean_interval(each), "each": each}
+
+
+def tokens_of(
+    model: ImageBART, data: str, split: str, count: int
+) -> tuple[Tensor, dict, list[bytes]]:
+    """x_1 (b, n) of the first `count` images of a split, their conditions and their digests."""
     images = open_data(data, model.image_size[0], split, count)
-    grids, conditions = [], {"class": [], "text": [], "map": []}
+    grids, conditions, digests = [], {"class": [], "text": [], "map": []}, []
     with torch.inference_mode():
         for i in tqdm(range(len(images)), desc=f"encode {split}", mininterval=5):
             item = images[i]
             grids.append(model.vqgan.encode(item["image"][None].to(model.device)))
+            digests.append(image_digest(np.asarray(to_pil(item["image"])[0])))
             conditions["class"].append(item["class"] if item["class"] >= 0 else None)
             conditions["text"].append(item["text"])
             conditions["map"].append(item.get("map"))
-    return rearrange(torch.cat(grids), "b h w -> b (h w)"), conditions
+    return rearrange(torch.cat(grids), "b h w -> b (h w)"), conditions, digests
 
 
 def encoded_conditions(
@@ -93,40 +124,60 @@ def encoded_conditions(
 
 @torch.inference_mode()
 def chain_losses(
-    model: ImageBART, x_1: Tensor, conditions: dict, config: Config, frequency: Tensor
-) -> dict:
-    """{t: nats per token of the denoiser, of the closed form, and the denoiser's parameters}.
+    model: ImageBART,
+    x_1: Tensor,
+    conditions: dict,
+    config: Config,
+    frequency: Tensor,
+    measured: Run,
+    name: str = "",
+) -> dict[int, dict]:
+    """{t: nats per token of the denoiser, their interval and map, of the closed form, the
+    denoiser's parameters, and `each`, the nats of each image}.
 
     For a conditional model both the unconditional loss and that with all conditions of the data.
     """
-    diffusion, rows = model.diffusion, {}
     empty, complete = encoded_conditions(model, conditions, len(x_1))
+    given = {}
+    if complete is None or empty is not None:
+        given["nats"] = empty
+    if complete is not None:
+        given["nats_conditional"] = complete
+    rows, n = {}, x_1.shape[1]
     for t, denoiser in model.denoisers.items():
+        kept = measured.rows(f"{name}{t}", len(x_1), dict.fromkeys([*given, CLOSED], ("f4", n)))
         generator = torch.Generator().manual_seed(config.seed)
-        x_prev, x_t = (x.to(x_1.device) for x in diffusion.q_sample_pair(x_1.cpu(), t, generator))
-        nats = closed = nats_conditional = 0.0
-        for part in tqdm(
-            torch.arange(len(x_1)).split(config.batch), desc=f"t = {t}", mininterval=5
-        ):
-            tokens = x_t[part], x_1[part], t
-            if complete is not None:
-                logits = denoiser(x_prev[part], x_t[part], complete[part])
-                nats_conditional += diffusion.loss_t(logits, *tokens).sum().item()
-            if complete is None or empty is not None:
-                condition = None if empty is None else empty[part]
-                logits = denoiser(x_prev[part], x_t[part], condition)
-                nats += diffusion.loss_t(logits, *tokens).sum().item()
-            guess = diffusion.closed_form_predictor(x_t[part], t, frequency).log()
-            closed += diffusion.loss_t(guess, *tokens).sum().item()
-        parameters = sum(p.numel() for p in denoiser.parameters())
-        rows[t] = {
-            "nats": (nats or nats_conditional) / x_1.numel(),
-            "closed_form": closed / x_1.numel(),
-            "parameters": parameters,
-        }
-        if complete is not None:
-            rows[t]["nats_conditional"] = nats_conditional / x_1.numel()
+        pair = model.diffusion.q_sample_pair(x_1.cpu(), t, generator)
+        x_prev, x_t = (x.to(x_1.device) for x in pair)
+        for part in tqdm([*kept.missing(batch=config.batch)], desc=f"t = {t}", mininterval=5):
+            closed = model.diffusion.closed_form_predictor(x_t[part], t, frequency)
+            logits = {CLOSED: closed.log()} | {
+                kind: denoiser(x_prev[part], x_t[part], None if all_ is None else all_[part])
+                for kind, all_ in given.items()
+            }
+            where = x_t[part], x_1[part], t
+            kept.put(part, **{k: model.diffusion.loss_t(x, *where) for k, x in logits.items()})
+        rows[t] = scale_row(kept, given, sum(p.numel() for p in denoiser.parameters()))
     return rows
+
+
+def scale_row(kept: ImageRows, given: Collection[str], parameters: int) -> dict:
+    """The figures of one scale from the nats of every token."""
+    own = "nats" if "nats" in given else "nats_conditional"
+    each = kept[own].mean(1, dtype=float)
+    row = {
+        "nats": each.mean().item(),
+        "interval": mean_interval(each),
+        "closed_form": kept[CLOSED].mean(dtype=float).item(),
+        "parameters": parameters,
+        "map": [round(nats, 3) for nats in kept[own].mean(0, dtype=float).tolist()],
+        "each": each,
+    }
+    if "nats_conditional" in given:
+        conditional = kept["nats_conditional"].mean(1, dtype=float)
+        row["nats_conditional"] = conditional.mean().item()
+        row["interval_conditional"] = mean_interval(conditional)
+    return row
 
 
 def summary(report: dict) -> str:
@@ -142,6 +193,10 @@ def summary(report: dict) -> str:
     if "baseline" in report:
         baseline = report["baseline"]
         lines.append(f"baseline, T = {baseline['T']}: {baseline['sum']:.3f} nats per token")
+        apart = baseline["ours_minus_theirs"]
+        low, high = apart["interval"]
+        note = "" if apart["distinct"] else ", within the noise"
+        lines.append(f"ours minus theirs: {apart['value']:.3f}, {low:.3f} to {high:.3f}{note}")
     return "\n".join(lines)
 
 

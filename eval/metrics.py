@@ -1,250 +1,232 @@
-"""FID, IS, KID and CLIP-score: features are computed once per image, torchmetrics accumulates.
+"""Metrics of sets of images, from their features: one function each, and statistics files.
 
-    metrics = ImageMetrics({"fid", "is"}, ranks)
-    metrics.update(photographs, real=True)   # uint8 images b 3 H W, batch by batch, on every rank
-    metrics.update(samples)
-    metrics.sync()                           # gathers the states of all ranks
-    metrics.compute(seed=0)                  # {"fid": {"name": "FID@512", "value": 17.3}, ...}
+Features are NumPy arrays (n, d), which may be mapped from a file: they are read in blocks, and
+memory does not grow with n.
 
-Images reach Inception unresized: the network resizes them by TF1's bilinear rule, as in
-torch-fidelity and the papers of ImageBART's time. torchmetrics' default (antialias) differs.
+    frechet                     FID, sFID, FD-DINOv2
+    kernel_distance             KID
+    inception_score             IS
+    precision_recall            improved precision and recall, k = 3
+    density_coverage            k = 5
+    read_statistics, write_statistics
 """
 
-import hashlib
-import io
 import pickle
-import warnings
-from collections.abc import Collection, Sequence
-from itertools import chain
+import zipfile
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from einops import rearrange
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-from torchmetrics import Metric
-from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
-from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.image.kid import poly_mmd
+from uncertainty import (
+    OF_DISTANCES,
+    around,
+    distance_interval,
+    feature_distance,
+    frechet_distance,
+    mean_interval,
+    resamples,
+)
 
-from imagebart.checkpoint import atomic_write, sha256_of
-from imagebart.distributed import Ranks
-from imagebart.ranking import CLIP
+from imagebart.checkpoint import atomic_write
 
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION}"
-INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 MIN_IMAGES = 10  # IS is a mean over ten parts of a set
+BLOCK = 2000  # rows that are read at a time
+SUBSETS, SUBSET = 100, 1000  # of KID
+WIDE = 512
+"""Features beyond which a Fréchet distance costs seconds, and is resampled less often."""
+
+# ── Fréchet distances ─────────────────────────────────────────────────────────────────────────
 
 
-# ------------------------------------------------------------------------------------------------
-# The networks
+@dataclass(frozen=True)
+class Statistics:
+    """μ (d), Σ (d d) and the number of images, None if it is not known."""
+
+    mu: Tensor
+    sigma: Tensor
+    n: int | None
 
 
-class Inception(nn.Module):
-    """uint8 images b 3 H W → features (b 2048) and logits (b 1008) of the published network."""
-
-    def __init__(self, path: Path | None = None):
-        super().__init__()
-        path = path or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION
-        if not path.is_file():
-            raise ValueError(f"Inception's weights must be at {path}, get them at {INCEPTION_URL}")
-        try:
-            # The network's own loader unpickles without checks, so it is given weights read safely.
-            weights = io.BytesIO()
-            torch.save(torch.load(path, map_location="cpu", weights_only=True), weights)
-            weights.seek(0)
-            self.net = FeatureExtractorInceptionV3(
-                "inception", ["2048", "logits_unbiased"], weights
-            )
-        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
-            raise ValueError(f"{path} must hold Inception's weights") from error
-        self.sha256 = sha256_of(path)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        # TF32 would change the features: in full precision all machines agree.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return self.net(images)
+def statistics_of(features: np.ndarray, at: np.ndarray | None = None) -> Statistics:
+    """Of the rows `at` (all), in float64."""
+    n, at = len(features), np.arange(len(features)) if at is None else at
+    shift = torch.from_numpy(np.array(features[0], np.float64))
+    total, products = torch.zeros(len(shift), dtype=torch.float64), 0.0
+    for start in range(0, n, BLOCK):
+        x = torch.from_numpy(np.array(features[at[start : start + BLOCK]], np.float64)) - shift
+        total, products = total + x.sum(0), products + x.T @ x
+    mu = total / n
+    return Statistics(mu + shift, (products - n * mu.outer(mu)) / (n - 1), n)
 
 
-class Precomputed(nn.Module):
-    """The feature network given to torchmetrics: the identity, as features are computed before."""
+def frechet(ours: np.ndarray, theirs: np.ndarray | Statistics) -> dict:
+    """Fréchet distance and its interval; where the reference is statistics, of our images only."""
+    if isinstance(theirs, np.ndarray) and max(len(ours), len(theirs)) < ours.shape[1]:
+        return {
+            "value": feature_distance(ours, theirs),
+            "interval": distance_interval(ours, theirs),
+        }
+    reference = theirs if isinstance(theirs, Statistics) else statistics_of(theirs)
+    mine = statistics_of(ours)
+    value = frechet_distance(mine.mu, mine.sigma, reference.mu, reference.sigma)
+    times = OF_DISTANCES if ours.shape[1] <= WIDE else 10
+    others = repeat(reference)
+    if isinstance(theirs, np.ndarray):
+        others = (statistics_of(theirs, at) for at in resamples(len(theirs), times))
+    draws = []
+    for at, other in zip(resamples(len(ours), times), others, strict=False):
+        some = statistics_of(ours, at)
+        draws.append(frechet_distance(some.mu, some.sigma, other.mu, other.sigma))
+    return {"value": value, "interval": around(value, draws)}
 
-    num_features = 2048
 
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+# ── kernels and classes ───────────────────────────────────────────────────────────────────────
 
 
-# ------------------------------------------------------------------------------------------------
-# The metrics
+def kernel_distance(ours: np.ndarray, theirs: np.ndarray, seed: int) -> dict:
+    """KID: the mean over 100 subsets of the squared MMD with the kernel (xᵀy / d + 1)³.
 
-
-class ImageMetrics:
-    """A collection of image metrics with torchmetrics' `update`, `sync` and `compute`.
-
-    `names`: of "fid", "is", "kid" and "clip". Every rank must update with a consecutive part of the
-    images, at least one; then the results do not depend on the number of ranks.
+    Subsets have 1000 images, or half of the smaller set: larger ones would be nearly the same.
     """
+    size = min(SUBSET, len(ours) // 2, len(theirs) // 2)
+    random = np.random.default_rng(seed)
+    values = []
+    for _ in range(SUBSETS):
+        some = [
+            torch.from_numpy(np.array(x[np.sort(random.choice(len(x), size, replace=False))]))
+            for x in (ours, theirs)
+        ]
+        values.append(float(poly_mmd(*(x.double() for x in some))))
+    mean, spread = float(np.mean(values)), float(np.std(values))
+    return {"value": mean, "std": spread, "subset_size": size}
 
-    def __init__(
-        self,
-        names: Collection[str],
-        ranks: Ranks,
-        inception: Path | None = None,
-        clip: Path | None = None,
-    ):
-        warnings.filterwarnings("ignore", "Metric .* will save all extracted features")
-        kinds = {
-            "fid": FrechetInceptionDistance,
-            "is": InceptionScore,
-            "kid": KernelInceptionDistance,
-        }
-        self.ranks, self.device = ranks, ranks.device
-        # Apple's GPUs have no fp64, which the sums of FID need.
-        metric_device = torch.device("cpu") if self.device.type == "mps" else self.device
-        self.metrics: dict[str, Metric] = {
-            name: kind(Precomputed(), sync_on_compute=False).to(metric_device)
-            for name, kind in kinds.items()
-            if name in names
-        }
-        self.inception = Inception(inception).to(self.device) if self.metrics else None
-        self.clip = CLIP(clip).to(self.device) if "clip" in names else None
-        self.digests: dict[bool, list[bytes]] = {True: [], False: []}
-        self.cosines: list[float] = []
-        self.stats, self.stats_n = None, None
 
-    @property
-    def weights(self) -> dict:
-        """Hashes of the networks' weights, for the run record."""
-        found = {}
-        if self.inception:
-            digest = self.inception.sha256
-            found["inception"] = {"sha256": digest, "published": digest == INCEPTION_SHA256}
-        return found | ({"clip": self.clip.sha256} if self.clip else {})
+def inception_score(logits: np.ndarray, seed: int, parts: int = 10) -> dict:
+    """exp E_x KL( p(y|x) ‖ p(y) ), mean and standard deviation over random parts."""
+    order = np.random.default_rng(seed).permutation(len(logits))
+    scores = []
+    for part in np.array_split(order, parts):
+        score = InceptionScore(nn.Identity(), splits=1)
+        score.update(torch.from_numpy(np.array(logits[np.sort(part)])).double())
+        scores.append(float(score.compute()[0]))
+    spread = float(np.std(scores, ddof=1)) if parts > 1 else 0.0
+    return {"value": float(np.mean(scores)), "std": spread}
 
-    @torch.no_grad()
-    def update(self, images: Tensor, captions: Sequence[str] = (), real: bool = False) -> None:
-        """Accumulate uint8 images b 3 H W, of the reference if `real`; one pass of each network."""
-        rows = rearrange(images, "b c h w -> b h w c").cpu().numpy()
-        self.digests[real] += [hashlib.sha256(row.tobytes()).digest() for row in rows]
-        images = images.to(self.device)
-        if self.inception:
-            self._measure(*self.inception(images), real)
-        if self.clip and not real:
-            if len(captions) != len(images) or not all(captions):
-                raise ValueError("clip needs a caption for every image")
-            self.cosines += self.clip(images.cpu(), captions).tolist()
 
-    def _measure(self, features: Tensor, logits: Tensor, real: bool) -> None:
-        for name, metric in self.metrics.items():
-            if name != "is":
-                metric.update(features.to(metric.device), real=real)
-            elif not real:
-                metric.update(logits.to(metric.device))
+# ── neighbours ────────────────────────────────────────────────────────────────────────────────
 
-    def sync(self) -> None:
-        """Gather the states of all ranks in the order of the images.
 
-        torchmetrics gathers lists batch by batch, which mixes the order and hangs if ranks have
-        unequal numbers of batches; so each rank's list is concatenated to one batch first.
-        """
-        for metric in self.metrics.values():
-            for name, state in metric.metric_state.items():
-                if isinstance(state, list) and state:
-                    setattr(metric, name, [torch.cat(state)])
-            metric.sync()
-        self.digests = {real: gather(digests, self.ranks) for real, digests in self.digests.items()}
-        self.cosines = gather(self.cosines, self.ranks)
+def blocks(features: np.ndarray):
+    for start in range(0, len(features), BLOCK):
+        yield start, torch.from_numpy(np.array(features[start : start + BLOCK], np.float32))
 
-    def sha256(self, real: bool) -> str:
-        """SHA-256 of a set: of the hashes of its images (RGB bytes, row by row) in order."""
-        return hashlib.sha256(b"".join(self.digests[real])).hexdigest()
 
-    def compute(self, seed: int) -> dict[str, dict]:
-        """Name, value, standard deviation of each metric (over subsets; CLIP-score: over images).
+def radii(features: np.ndarray, k: int) -> Tensor:
+    """Distance (n) of every image to its k-th neighbour in the same set."""
+    if len(features) <= k:
+        raise ValueError(f"neighbours need more than {k} images, got {len(features)}")
+    found = []
+    for _, x in blocks(features):
+        nearest = torch.full((len(x), k + 1), torch.inf)
+        for _, y in blocks(features):
+            both = torch.cat([nearest, torch.cdist(x, y)], dim=1)
+            nearest = both.topk(k + 1, largest=False).values
+        found.append(nearest[:, k])
+    return torch.cat(found)
 
-        FID is biased upwards for small sets, so below 10000 images its name states the number.
-        """
-        n = min(filter(None, (len(self.digests[False]), len(self.digests[True]) or self.stats_n)))
-        results = {}
-        if "fid" in self.metrics:
-            name = "FID" if n >= 10_000 else f"FID@{n}"
-            value = frechet_distance(*self.moments(real=False), *self.moments(real=True))
-            results["fid"] = {"name": name, "value": value}
-        if "is" in self.metrics:
-            results["is"] = {"name": "IS", **self._over_subsets("is", seed)}
-        if "kid" in self.metrics:
-            # At most half of the set: larger subsets would all be nearly the same.
-            self.metrics["kid"].subset_size = size = min(1000, n // 2)
-            results["kid"] = {"name": "KID", **self._over_subsets("kid", seed), "subset_size": size}
-        if self.clip:
-            mean, spread = float(np.mean(self.cosines)), float(np.std(self.cosines))
-            results["clip"] = {"name": "CLIP-score", "value": mean, "std": spread}
-        return results
 
-    def _over_subsets(self, name: str, seed: int) -> dict[str, float]:
-        """A metric over random subsets, which torchmetrics draws with the global generator."""
-        torch.manual_seed(seed)
-        mean, spread = self.metrics[name].compute()
-        return {"value": mean.item(), "std": spread.item()}
+def inside(points: np.ndarray, centres: np.ndarray, reach: Tensor) -> np.ndarray:
+    """Of every point: the number of balls around the centres that it lies in, (n)."""
+    counts = np.zeros(len(points))
+    for start, x in blocks(points):
+        for at, y in blocks(centres):
+            within = torch.cdist(x, y) <= reach[at : at + len(y)]
+            counts[start : start + len(x)] += within.sum(1).numpy()
+    return counts
 
-    def moments(self, real: bool) -> tuple[Tensor, Tensor]:
-        """μ (2048) and Σ (2048 2048) of the features of a set, from the sums of f and f fᵀ."""
-        if real and self.stats:
-            return self.stats
-        which, fid = "real" if real else "fake", self.metrics["fid"]
-        n = getattr(fid, f"{which}_features_num_samples").cpu()
-        mu = getattr(fid, f"{which}_features_sum").cpu() / n
-        products = getattr(fid, f"{which}_features_cov_sum").cpu()
-        return mu, (products - n * mu.outer(mu)) / (n - 1)
 
-    def save_stats(self, path: Path) -> None:
-        """Write μ, Σ and n of the reference as pytorch-fid and clean-fid do, and their hashes."""
-        mu, sigma = (part.numpy() for part in self.moments(real=True))
-        hashes = {"images": self.sha256(real=True), "inception": self.inception.sha256}
-        with atomic_write(path) as draft, draft.open("wb") as file:
-            np.savez(file, mu=mu, sigma=sigma, n=len(self.digests[True]), **hashes)
+def precision_recall(ours: np.ndarray, theirs: np.ndarray, k: int = 3) -> dict[str, dict]:
+    """Share of our images in the balls of the reference's, and of the reference's in ours.
 
-    def read_stats(self, path: Path) -> None:
-        """Read such a file in place of `update(…, real=True)`; ValueError if it does not fit."""
-        if not path.is_file():
-            raise ValueError(f"{path} must be a file of statistics, got none there")
+    A ball of an image reaches to its k-th neighbour. Kynkäänniemi et al. (2019).
+    """
+    precise = inside(ours, theirs, radii(theirs, k)) > 0
+    recalled = inside(theirs, ours, radii(ours, k)) > 0
+    return {"precision": mean_of(precise), "recall": mean_of(recalled)}
+
+
+def density_coverage(ours: np.ndarray, theirs: np.ndarray, k: int = 5) -> dict[str, dict]:
+    """Balls of the reference's images that ours lie in, over k; and the share of the balls that
+    any of ours lies in. Naeem et al. (2020)."""
+    reach = radii(theirs, k)
+    density = inside(ours, theirs, reach) / k
+    nearest = []
+    for _, y in blocks(theirs):
+        each = [torch.cdist(y, x).min(1).values for _, x in blocks(ours)]
+        nearest.append(torch.stack(each).min(0).values)
+    covered = (torch.cat(nearest) <= reach).numpy()
+    return {"density": mean_of(density), "coverage": mean_of(covered)}
+
+
+def mean_of(values: np.ndarray) -> dict:
+    return {"value": float(np.mean(values)), "interval": mean_interval(values)}
+
+
+# ── files of statistics ───────────────────────────────────────────────────────────────────────
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file; ValueError naming the file if it is not one."""
+    if not path.is_file():
+        raise ValueError(f"{path} must be a .npz file, got none there")
+    try:
         with np.load(path) as file:
-            d = Precomputed.num_features
-            if not {"mu", "sigma"} <= {*file} or file["sigma"].shape != (d, d):
-                raise ValueError(f"{path} must hold mu and sigma of {d} features")
-            if "inception" in file and str(file["inception"]) != self.inception.sha256:
-                raise ValueError(f"{path} must come from the same Inception weights, got others")
-            self.stats = tuple(torch.from_numpy(file[name]).double() for name in ("mu", "sigma"))
-            self.stats_n = int(file["n"]) if "n" in file else None
+            return {name: file[name] for name in file}
+    except (OSError, ValueError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0][:100]
+    except zipfile.BadZipFile as error:
+        reason = str(error)
+    raise ValueError(f"{path} must be a .npz file of arrays, got something else ({reason})")
 
 
-def frechet_distance(mu_1: Tensor, sigma_1: Tensor, mu_2: Tensor, sigma_2: Tensor) -> float:
-    """Fréchet distance of two Gaussians, the FID if they are fitted to features.
+def write_statistics(path: Path, statistics: Statistics, **said: str) -> None:
+    """Write mu, sigma and n as pytorch-fid and clean-fid do, and what is `said` of their origin."""
+    arrays = {"mu": statistics.mu.numpy(), "sigma": statistics.sigma.numpy(), "n": statistics.n}
+    with atomic_write(path) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays, **said)
 
-        ‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½)
 
-    With Σ₁ = A Aᵀ, (Σ₁ Σ₂)^½ has the trace of (Aᵀ Σ₂ A)^½, the root of a symmetric matrix: much
-    faster than torchmetrics' way, and without its noise for fewer images than features.
+def read_statistics(
+    path: Path, name: str, network: nn.Module, convention: str | None = None
+) -> Statistics:
+    """The statistics of a file for the network called `name`; ValueError if they do not fit it.
+
+    A file says its convention (`legacy`, `clean` …) if it is ours; of another's the caller must.
     """
-    scales, axes = torch.linalg.eigh(sigma_1)
-    A = axes * scales.clamp(min=0).sqrt()
-    root = torch.linalg.eigvalsh(A.T @ sigma_2 @ A).clamp(min=0).sqrt().sum()
-    return float((mu_1 - mu_2).square().sum() + sigma_1.trace() + sigma_2.trace() - 2 * root)
-
-
-def feature_distance(ours: Tensor, theirs: Tensor) -> float:
-    """`frechet_distance` of two sets of features, (n, d) each."""
-    moments = [(x.double().mean(0), x.double().T.cov()) for x in (ours, theirs)]
-    return frechet_distance(*moments[0], *moments[1])
-
-
-def gather(items: list, ranks: Ranks) -> list:
-    """The lists of all ranks, concatenated in their order."""
-    parts = [items] * ranks.world
-    if ranks.world > 1:
-        dist.all_gather_object(parts, items)
-    return list(chain.from_iterable(parts))
+    arrays = read_npz(path)
+    d = network.columns["features"][1]
+    mu, sigma = arrays.get("mu"), arrays.get("sigma")
+    if mu is None or sigma is None or mu.shape != (d,) or sigma.shape != (d, d):
+        got = {key: value.shape for key, value in arrays.items() if value.ndim}
+        raise ValueError(f"{path} must hold mu and sigma of {d} features, got {got}")
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError(f"{path}: mu and sigma must be finite, got NaN or infinity")
+    said = str(arrays["convention"]) if "convention" in arrays else convention
+    if said is None:
+        raise ValueError(
+            f"{path} does not say how its images were resized: give --convention legacy "
+            "(torch-fidelity, pytorch-fid) or --convention clean (clean-fid)"
+        )
+    if said != name:
+        raise ValueError(
+            f"{path} is of convention {said}, so --features must be {said}, got {name}"
+        )
+    if "weights" in arrays and str(arrays["weights"]) != network.sha256:
+        raise ValueError(f"{path} must be made with the same weights as --features {name}")
+    tensors = (torch.from_numpy(np.array(x, np.float64)) for x in (mu, sigma))
+    return Statistics(*tensors, int(arrays["n"]) if "n" in arrays else None)

@@ -8,23 +8,41 @@ class    classes in turn; share of samples whose kind the probe predicts as the 
 map      held-out semantic maps; share of the 16×16 places with the map's kind
 
 The same is measured on the renders of the captions and maps (an upper limit: the probe's own
-accuracy) and on samples against the condition of another sample (chance). Also the probe-FID:
-Fréchet distance of the samples' probe features to those of as many renders of another split.
+accuracy) and with the conditions shuffled among the samples (chance). Also the probe-FID: Fréchet
+distance of the samples' probe features to those of as many renders of another split. Intervals are
+of 95 % over images. With several `--guidance`, each is compared with the first, over the same
+conditions and seeds. Samples are kept as they come: run again, it goes on.
 """
 
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from metrics import feature_distance
-from records import options_of, run_record
+from predictions import (
+    Hits,
+    as_columns,
+    chance_of,
+    columns_of,
+    from_rows,
+    hits_of,
+    right_shares,
+    share_intervals,
+)
+from records import Run, image_digest, sha256_of_images
 from reporting import run
+from rows import ImageRows
 from torch import Tensor
 from tqdm import tqdm
+from uncertainty import (
+    distance_difference,
+    distance_interval,
+    feature_distance,
+    share_difference,
+)
 
 from imagebart import ImageBART
 from imagebart.data import scenery
@@ -32,7 +50,7 @@ from imagebart.data.maps import commonest_kinds
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
 from imagebart.options import Conditions, SamplingOptions, as_dataclass, options_given
-from imagebart.probe import GRID, Predictions, Probe
+from imagebart.probe import GRID, SHIPPED_PROBE, Predictions, Probe
 
 ConditionName = Literal["text", "class", "map"]
 
@@ -57,7 +75,7 @@ class Targets:
         seeds = [scenery.scene_seed("test", i) for i in range(n)]
         self.scenes = [scenery.render(seed, *size) for seed in seeds]
 
-    def options(self, condition: ConditionName, rows: range, model: ImageBART) -> dict:
+    def options(self, condition: ConditionName, rows: list[int], model: ImageBART) -> dict:
         """Options of `model.sample` for these rows."""
         if condition == "text":
             return {"prompt": [self.scenes[i].caption for i in rows]}
@@ -66,75 +84,125 @@ class Targets:
         return {"semantic_map": [self.scenes[i].semantic_map for i in rows]}
 
     @cached_property
+    def places(self) -> np.ndarray:
+        """The commonest kind at each of the probe's places, (n, 16, 16)."""
+        return np.stack([commonest_kinds(s.semantic_map, GRID) for s in self.scenes])
+
+    @property
     def pixels(self) -> Tensor:
         """The renders (n, 3, H, W), uint8."""
         return torch.from_numpy(np.stack([s.image for s in self.scenes])).permute(0, 3, 1, 2)
 
-    def accuracy(
-        self, condition: ConditionName, predictions: Predictions, model: ImageBART, shift: int = 0
-    ) -> dict[str, float]:
-        """Share of the condition that is predicted; `shift` 1 compares with the next scene's."""
+    def hits(
+        self,
+        condition: ConditionName,
+        predictions: Predictions,
+        model: ImageBART,
+        order: np.ndarray | None = None,
+    ) -> Hits:
+        """What of the condition is predicted; with an `order`, of the conditions in that order."""
         n = len(self.scenes)
+        order = np.arange(n) if order is None else order
         if condition == "map":
-            kinds = np.stack([commonest_kinds(s.semantic_map, GRID) for s in self.scenes])
-            kinds = torch.from_numpy(np.roll(kinds, -shift, axis=0))
-            return {"places": (predictions.kinds == kinds).float().mean().item()}
+            right = (predictions.kinds.numpy() == self.places[order]).sum((1, 2)).astype(float)
+            return {"places": (right, np.full(n, float(GRID[0] * GRID[1])))}
         if condition == "class":
             names = model.names["class"]
-            targets = [{"kind": names[(i + shift) % len(names)]} for i in range(n)]
-        else:
-            targets = [scenery.said(self.scenes[(i + shift) % n]) for i in range(n)]
-        return predictions.accuracy(targets)
+            return hits_of(predictions, [{"kind": names[i % len(names)]} for i in order])
+        return hits_of(predictions, [scenery.said(self.scenes[i]) for i in order])
 
 
 def main(config: Config) -> dict:
     if config.n < 2:
         raise ValueError(f"n must be at least 2, got {config.n}")
     device = pick_device(config.device)
+    measured = Run(config, [config.model, config.probe or SHIPPED_PROBE])
     model = ImageBART.from_pretrained(config.model, device=device)
+    absent = {*config.conditions} - {*model.conditions}
+    if absent:
+        raise ValueError(f"conditions must be the model's {[*model.conditions]}, got {absent}")
     probe, targets = Probe(config.probe).to(device), Targets(config.n, model.image_size)
     renders = probe.predict(targets.pixels)
     reference = probe.predict(validation(config.n, model.image_size)).features
-    rows = [
-        {"condition": "render", "probe_fid": feature_distance(renders.features, reference)},
-    ]
+    rows = [{"condition": "render", **distance(renders.features, reference)}]
     print(f"renders: probe-FID {rows[0]['probe_fid']:.2f}", flush=True)
     for condition in config.conditions:
+        first = None
         for guidance in config.guidance or (model.guidance,):
-            began = time.perf_counter()
-            samples = draw_samples(model, targets, condition, guidance, config)
-            predictions = probe.predict(samples)
+            name = f"{condition}-{guidance}"
+            kept = measured.rows(name, config.n, columns_of(probe) | {"seconds": ("f4", 1)})
+            draw_samples(model, probe, targets, condition, guidance, config, kept)
+            predictions = from_rows(kept)
+            hits = targets.hits(condition, predictions, model)
             row = {
                 "condition": condition,
                 "guidance": guidance,
-                "samples": targets.accuracy(condition, predictions, model),
-                "chance": targets.accuracy(condition, predictions, model, shift=1),
-                "probe_fid": feature_distance(predictions.features, reference),
-                "seconds": time.perf_counter() - began,
+                "samples": right_shares(hits),
+                "samples_interval": share_intervals(hits),
+                "chance": chance_of(partial(targets.hits, condition, predictions, model), config.n),
+                **distance(predictions.features, reference),
+                "seconds": float(kept["seconds"].sum()),
             }
             if condition != "class":
-                row["renders"] = targets.accuracy(condition, renders, model)
+                of_renders = targets.hits(condition, renders, model)
+                row["renders"] = right_shares(of_renders)
+                row["renders_interval"] = share_intervals(of_renders)
+            if first is not None:
+                row["against_first"] = against_first((hits, predictions), first, reference)
+            first = first or (hits, predictions)
             rows.append(row)
             print(summary_line(row), flush=True)
+    record = measured.record(
+        device,
+        data=sha256_of_images(image_digest(scene.image) for scene in targets.scenes),
+        n=config.n,
+        seeds=(config.seed, config.seed + config.n - 1),
+        guidance=list(config.guidance or (model.guidance,)),
+    )
+    return {"rows": rows, **record}
+
+
+def distance(features: Tensor, reference: Tensor) -> dict:
     return {
-        "rows": rows,
-        "options": options_of(config),
-        "probe": probe.sha256,
-        **run_record(device),
+        "probe_fid": feature_distance(features, reference),
+        "probe_fid_interval": distance_interval(features, reference),
+    }
+
+
+def against_first(
+    ours: tuple[Hits, Predictions], first: tuple[Hits, Predictions], reference: Tensor
+) -> dict:
+    """The differences from the first guidance, over the same conditions and seeds."""
+    (hits, predictions), (hits_1, predictions_1) = ours, first
+    name = next(iter(hits))
+    (right, of), (right_1, _) = hits[name], hits_1[name]
+    distances = predictions.features, predictions_1.features, reference
+    return {
+        name: share_difference(right, right_1, of),
+        "probe_fid": distance_difference(*distances),
     }
 
 
 def draw_samples(
-    model: ImageBART, targets: Targets, condition: ConditionName, guidance: float, config: Config
-) -> Tensor:
-    """One sample per scene, b×3×H×W uint8."""
-    parts, how = [], options_given(config, SamplingOptions) | {"guidance": guidance}
-    for start in tqdm(range(0, config.n, config.batch), desc=condition, mininterval=5):
-        rows = range(start, min(start + config.batch, config.n))
-        how |= {"seed": config.seed + start, **targets.options(condition, rows, model)}
+    model: ImageBART,
+    probe: Probe,
+    targets: Targets,
+    condition: ConditionName,
+    guidance: float,
+    config: Config,
+    kept: ImageRows,
+) -> None:
+    """The predictions of one sample per scene."""
+    how = options_given(config, SamplingOptions) | {"guidance": guidance}
+    batches = [*kept.missing(batch=config.batch)]
+    for rows in tqdm(batches, desc=condition, mininterval=5):
+        began = time.perf_counter()
+        how |= {"seed": [config.seed + i for i in rows]}
+        how |= targets.options(condition, rows, model)
         images = model.sample(len(rows), output_type="pt", **how)
-        parts.append((images * 255).round().byte().cpu())
-    return torch.cat(parts)
+        predictions = probe.predict((images * 255).round().byte().cpu())
+        seconds = (time.perf_counter() - began) / len(rows)
+        kept.put(rows, **as_columns(predictions), seconds=np.full(len(rows), seconds))
 
 
 def validation(n: int, size: tuple[int, int]) -> Tensor:
@@ -145,7 +213,7 @@ def validation(n: int, size: tuple[int, int]) -> Tensor:
 
 
 def summary_line(row: dict) -> str:
-    parts = [f"{row['condition']}, guidance {row['guidance']:g}:"]
+    parts = [f"{row['condition']}, guidance {row['guidance']}:"]
     for name in ("samples", "renders", "chance"):
         if name in row:
             each = ", ".join(f"{key} {value:.1%}" for key, value in row[name].items())

@@ -23,9 +23,10 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from records import options_of, recorded, run_record
+from records import Run, recorded
 from reporting import run
 from tqdm import tqdm
+from uncertainty import mean_interval
 
 from imagebart import ImageBART, show
 from imagebart.distributed import pick_device
@@ -49,16 +50,17 @@ def main(config: Config) -> dict:
     if config.n < 1 or min(config.windows) < 1:
         raise ValueError(f"n and windows must be at least 1, got {config.n}, {config.windows}")
     device = pick_device(config.device)
-    rows = []
+    measured, rows = Run(config, config.model), []
     for source in config.model:
         model = ImageBART.from_pretrained(source, device=device)
         for guess, width in product(config.guess, config.windows):
-            rows += count_passes(model, source, width, guess, config)
+            rows += count_passes(model, source, width, guess, config, measured)
             for row in rows[1 - model.T :]:
                 print(summary_line(row), flush=True)
     if config.picture:
         plot_passes(rows, config.windows).save(config.picture)
-    return {"rows": rows, "options": options_of(config), **run_record(device)}
+    seeds = config.seed, config.seed + config.n - 1
+    return {"rows": rows, **measured.record(device, data=None, n=config.n, seeds=seeds)}
 
 
 def from_x_t(*args, draft: Draft, **options) -> torch.Tensor:
@@ -70,12 +72,13 @@ GUESSES = {"draft": decode_parallel, "x_t": from_x_t}
 
 
 def count_passes(
-    model: ImageBART, source: str, width: int, guess: str, config: Config
+    model: ImageBART, source: str, width: int, guess: str, config: Config, measured: Run
 ) -> list[dict]:
     """A row for each scale, t = T first."""
-    passes = np.zeros((config.n, model.T + 1))
-    seconds = np.zeros((config.n, model.T + 1))
-    for i in tqdm(range(config.n), desc=f"window {width}", mininterval=5, leave=False):
+    columns = dict.fromkeys(("passes", "seconds"), ("f8", model.T + 1))
+    kept = measured.rows(f"{source} {guess} {width}", config.n, columns)
+    for (i,) in tqdm([*kept.missing()], desc=f"window {width}", mininterval=5, leave=False):
+        passes, seconds = np.zeros((2, model.T + 1))
         noted = show.Passes()
         decode = partial(GUESSES[guess], window=width, on_pass=noted)
         steps = model.sample_steps(1, seed=config.seed + i, method=decode)
@@ -83,7 +86,9 @@ def count_passes(
         for t in range(model.T, 1, -1):
             before, began = len(noted), time.perf_counter()
             next(steps)
-            passes[i, t], seconds[i, t] = len(noted) - before, time.perf_counter() - began
+            passes[t], seconds[t] = len(noted) - before, time.perf_counter() - began
+        kept.put([i], passes=[passes], seconds=[seconds])
+    passes, seconds = kept["passes"], kept["seconds"]
     return [
         {
             "model": recorded(source),
@@ -95,6 +100,7 @@ def count_passes(
             "tokens": model.denoisers[t].n,
             "passes": passes[:, t].mean(),
             "passes_std": passes[:, t].std(),
+            "passes_interval": mean_interval(passes[:, t]),
             "seconds": seconds[:, t].mean(),
         }
         for t in range(model.T, 1, -1)

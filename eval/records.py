@@ -1,32 +1,168 @@
-"""The run record: versions, hardware and date, which every script of eval/ adds to its results."""
+"""The run record: what was measured, with what, where and when. Every script of eval/ writes one.
 
+    commit      of the code, and the files of it that were changed since
+    models      the SHA-256 of each, its config.json and all weights (`folders.model_sha256`)
+    options     of the script; where one was left to the model, the model's own
+    data        the SHA-256 of the images that were read (`sha256_of_images`); null if none were
+    n, seeds    how many, and the first and the last seed of the random draws
+    versions, hardware, date (UTC)
+
+A `Run` also keeps rows of results beside the file that is to be written (rows.py): run again with
+the same options, models and commit, a script goes on where it was stopped.
+"""
+
+import hashlib
 import os
 import platform
+import re
+import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from rows import Columns, ImageRows
 
+from imagebart.checkpoint import read_json, write_json
+from imagebart.folders import find_folder, model_sha256
+
+ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "torchvision", "numpy")
+CODE = ("imagebart", "eval/*.py", "requirements.txt", ":(exclude)*.md")
+"""What a change of changes what is measured."""
+ELSEWHERE = ("out", "picture", "device", "batch")
+"""Options that change no figure."""
 
 
-def run_record(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict:
-    """Versions, hardware and date (UTC), as plain values for a JSON file."""
-    versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"versions": versions, "hardware": hardware(device), "date": date}
+class Run:
+    """One measurement: its models, its unfinished rows, its record.
+
+    `models` are the folders or Hub ids of everything with weights that takes part, None the shipped
+    model. ValueError if one is missing.
+    """
+
+    def __init__(
+        self,
+        config,
+        models: Iterable[str | Path | None] = (),
+        packages: tuple[str, ...] = PACKAGES,
+    ):
+        folders = {recorded(one or find_folder(one)): find_folder(one) for one in models}
+        self.identity = {
+            "commit": commit(),
+            "models": {name: model_sha256(folder) for name, folder in folders.items()},
+            "options": options_of(config),
+        }
+        self.packages = packages
+        self.folder = folder_of_rows(config.out) if config.out else None
+
+    def rows(self, name: str, n: int, columns: Columns) -> ImageRows:
+        """ImageRows that are kept beside the record until it is written, or in memory."""
+        if self.folder is None:
+            return ImageRows(None, n, columns)
+        self._claim(self.folder / "run.json")
+        return ImageRows(self.folder / (re.sub(r"\W+", "_", name) + ".npy"), n, columns)
+
+    def _claim(self, path: Path) -> None:
+        """ValueError unless the rows are this run's: of the same options, models and commit."""
+        changing = {name: value for name, value in self.identity.items() if name != "options"}
+        options = self.identity["options"].items()
+        identity = changing | {"options": {k: v for k, v in options if k not in ELSEWHERE}}
+        if not path.exists():
+            write_json(identity, path)
+        known = read_json(path)
+        other = [name for name in identity if known.get(name) != identity[name]]
+        if other:
+            raise ValueError(
+                f"{path.parent} must hold this run's rows, got those of other {', '.join(other)}: "
+                "delete it, or write to another --out"
+            )
+
+    def record(
+        self,
+        device: torch.device,
+        *,
+        data: str | None,
+        n: int,
+        seeds: tuple[int, int],
+        **resolved,
+    ) -> dict:
+        """What makes the measurement identifiable, as plain values for a JSON file.
+
+        `resolved` are options that the script's `Config` left open, as they were.
+        """
+        packages = {one: version(one) for one in self.packages}
+        return self.identity | {
+            "options": self.identity["options"] | resolved,
+            "data": data,
+            "n": n,
+            "seeds": list(seeds),
+            "versions": {"python": platform.python_version()} | packages,
+            "hardware": hardware(device),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
 
 
-def options_of(config) -> dict[str, str]:
-    """Every field of a script's `Config` as text."""
-    return {name: recorded(value) for name, value in asdict(config).items()}
+def folder_of_rows(out: Path) -> Path:
+    """Where the rows of a run are until its record `out` is written."""
+    return out.with_name(f"{out.stem}.rows")
+
+
+def commit() -> dict | None:
+    """The commit of the code, and which files of it were changed; None outside of a checkout."""
+    try:
+        head = _git("rev-parse", "HEAD").strip()
+        changed = _git("status", "--porcelain", "--", *CODE).splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"id": head, "changed": [line[3:] for line in changed]}
+
+
+def same_code(then: dict | None) -> bool:
+    """Whether the code is that of an earlier `commit()`, whose tree was clean."""
+    now = commit()
+    if now is None or then is None or now["changed"] or then["changed"]:
+        return False
+    try:
+        return not _git("diff", "--name-only", then["id"], now["id"], "--", *CODE)
+    except subprocess.CalledProcessError:
+        return False  # a commit that is not here
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", ROOT, *words], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def sha256_of_images(digests: Iterable[bytes]) -> str:
+    """The SHA-256 of a set of images: of the digests of their RGB bytes (`image_digest`), in
+    order."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def image_digest(pixels) -> bytes:
+    """SHA-256 of an image's RGB bytes, an array H×W×3 of uint8, row by row."""
+    return hashlib.sha256(pixels.tobytes()).digest()
+
+
+def options_of(config) -> dict:
+    """Every field of a script's `Config`."""
+    return {name: plain(value) for name, value in asdict(config).items()}
+
+
+def plain(value: object) -> object:
+    """An option as JSON has it; paths in this repository are relative to it."""
+    if isinstance(value, tuple | list):
+        return [plain(one) for one in value]
+    return recorded(value) if isinstance(value, str | Path) else value
 
 
 def recorded(value: object) -> str:
-    """An option as text; paths in this repository are relative to it."""
-    return str(value).replace(f"{Path(__file__).parents[1]}{os.sep}", "")
+    """A path as text, relative to this repository if it lies there."""
+    return str(value).replace(f"{ROOT}{os.sep}", "")
 
 
 def hardware(device: torch.device) -> str:

@@ -1,9 +1,13 @@
 """How a script of this folder runs: command-line options, errors as a sentence, a JSON file."""
 
+import math
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import tyro
+from records import folder_of_rows
 
 from imagebart.checkpoint import write_json
 
@@ -24,6 +28,21 @@ def run(
         if summary:
             print(summary(report))
         if config.out and report:
-            write_json(report, config.out)
+            write_report(report, config.out)
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+def write_report(report: dict, out: Path) -> None:
+    """Write a report, then remove its run's rows. A figure that is not finite is null."""
+    write_json(null_for_nan(report), out)
+    shutil.rmtree(folder_of_rows(out), ignore_errors=True)
+
+
+def null_for_nan(value):
+    """The same value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: null_for_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_for_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,10 +4,10 @@
 
 Unconditional panoramas, `fast` and `exact`. `seam` is the mean |difference| of the two pixel
 columns at the borders of windows at t = 2, over that at all other token borders (1 is invisible),
-with its standard error over panoramas. The exact mode has no such borders; the same columns are
-measured. `rhythm` is the same ratio at token borders half a window apart, for every offset: windows
-at equal distances would be visible there. Also seconds, and the growth of the process's peak
-memory.
+with its standard error and 95 % interval over panoramas. The exact mode has no such borders; the
+same columns are measured. `rhythm` is the same ratio at token borders half a window apart, for
+every offset: windows at equal distances would be visible there. Also seconds, and the growth of the
+process's peak memory.
 """
 
 import time
@@ -17,20 +17,22 @@ from typing import Literal
 
 import numpy as np
 import torch
-from records import options_of, run_record
+from records import Run
 from reporting import run
 from timing import largest_resident_bytes
 from torch import Tensor
 from tqdm import tqdm
+from uncertainty import mean_interval
 
 from imagebart import ImageBART
 from imagebart.distributed import pick_device
 from imagebart.editing.panorama import MODES, WideNoise, origins
 from imagebart.folders import SHIPPED
+from imagebart.options import PanoramaOptions, as_dataclass, options_given
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(as_dataclass(PanoramaOptions, without=("prompts", "classes", "mode", "wrap"))):
     model: str = str(SHIPPED)  # a folder or a Hub id
     width: int = 1536  # pixels
     n: int = 16  # panoramas
@@ -44,24 +46,34 @@ def main(config: Config) -> dict:
     if config.n < 2:
         raise ValueError(f"n must be at least 2, got {config.n}")
     device = pick_device(config.device)
+    measured = Run(config, [config.model])
     model, rows = ImageBART.from_pretrained(config.model, device=device), []
+    how = options_given(config, PanoramaOptions)
+    columns = {"seam": ("f8", 1), "rhythm": ("f8", model.grid[1] // 2), "seconds": ("f8", 1)}
     for mode in config.modes:
-        ratios, rhythms, seconds, before = [], [], [], largest_resident_bytes()
-        for i in tqdm(range(config.n), desc=mode, mininterval=5):
+        kept, before = measured.rows(mode, config.n, columns), largest_resident_bytes()
+        for (i,) in tqdm([*kept.missing()], desc=mode, mininterval=5):
             began = time.perf_counter()
-            wide = model.panorama(config.width, seed=config.seed + i, mode=mode, output_type="pt")
-            seconds.append(time.perf_counter() - began)
+            how |= {"seed": config.seed + i, "mode": mode}
+            wide = model.panorama(config.width, output_type="pt", **how)
+            seconds = time.perf_counter() - began
             at, wide = borders(model, config.width, config.seed + i), wide.cpu()
-            ratios.append(seam(wide, at, model.vqgan.f))
-            rhythms.append(rhythm(wide, model))
+            kept.put(
+                [i],
+                seam=[seam(wide, at, model.vqgan.f)],
+                rhythm=[rhythm(wide, model)],
+                seconds=[seconds],
+            )
+        ratios, rhythms = kept["seam"][:, 0], kept["rhythm"]
         row = {
             "mode": mode,
             "width": config.width,
             "seam": float(np.mean(ratios)),
             "seam_error": float(standard_error(ratios)),
+            "seam_interval": mean_interval(ratios),
             "rhythm": np.mean(rhythms, axis=0).tolist(),
             "rhythm_error": standard_error(rhythms).tolist(),
-            "seconds": float(np.mean(seconds)),
+            "seconds": float(kept["seconds"].mean()),
             "memory_bytes": largest_resident_bytes() - before,
         }
         rows.append(row)
@@ -72,7 +84,8 @@ def main(config: Config) -> dict:
             f"+{row['memory_bytes'] / 2**20:.0f} MiB",
             flush=True,
         )
-    return {"rows": rows, "options": options_of(config), **run_record(device)}
+    seeds = config.seed, config.seed + config.n - 1
+    return {"rows": rows, **measured.record(device, data=None, n=config.n, seeds=seeds)}
 
 
 def standard_error(values: list) -> np.ndarray:

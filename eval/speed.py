@@ -25,7 +25,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from records import PACKAGES, recorded, run_record
+from records import PACKAGES, Run, recorded
 from replay import decode_replayed, plans_of, profile
 from reporting import run
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
@@ -71,6 +71,9 @@ class Config:
 def main(config: Config) -> dict:
     device, dtype = distributed.pick_device(config.device), DTYPES[config.dtype]
     window = config.window or default_window(device)
+    packages = (*PACKAGES, *(("transformers", "diffusers") if config.rivals else ()))
+    trained = config.model if config.shape is None else config.passes_of
+    measured = Run(config, [trained], packages)
     model, parallel, passes = open_chain(config, device, window)
     ways = {"parallel": partial(parallel, window=window), "sequential": decode_sequential}
     model = model.to(device, dtype)
@@ -91,8 +94,8 @@ def main(config: Config) -> dict:
     if config.rivals:
         report["ddpm"] = ddpm_seconds(model.image_size, config.repeats, device, dtype)
     report["one_image"] = one_image(report)
-    packages = (*PACKAGES, *(("transformers", "diffusers") if config.rivals else ()))
-    return report | {"repeats": config.repeats, "seed": config.seed} | run_record(device, packages)
+    seeds = config.seed, config.seed
+    return report | measured.record(device, data=None, n=config.repeats, seeds=seeds)
 
 
 def open_chain(config: Config, device: torch.device, window: int) -> tuple[ImageBART, Decode, dict]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from records import options_of, run_record
+from records import Run
 from replay import BETWEEN, decode_replayed, pass_starts, profile
 from reporting import run
 from timing import DTYPES, timed, with_passes
@@ -56,6 +56,7 @@ class Config:
 
 def main(config: Config) -> dict:
     device, preset = pick_device(config.device), find_preset(config.shape)
+    measured = Run(config, [config.passes_of])
     diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
     trained = ImageBART.from_pretrained(config.passes_of, device=device)
     tenths = profile(trained, config.passes_n, config.seed)
@@ -73,8 +74,7 @@ def main(config: Config) -> dict:
         "parameters_of_preset": parameters(shape, diffusion),
         "made": "random weights; parallel passes are computed in full, as many and where the "
         "trained chain's scales t < T take them on average",
-        "options": options_of(config),
-        **run_record(device),
+        **measured.record(device, data=None, n=1, seeds=(config.seed, config.seed)),
     }
     if config.picture:
         plot_split(report).save(config.picture)

@@ -2,6 +2,7 @@
 
     python eval/tables.py            # README.md, eval/README.md and the models' cards
     python eval/tables.py --check    # change nothing; fail if a table is stale
+    python eval/tables.py --table 3  # a table of the paper beside ours; or --figure 8-left
 
 A table stands in a document between the lines `<!-- table NAME -->` and `<!-- end -->`. NAME is a
 row of `layouts.TABLES`.
@@ -11,9 +12,11 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from layouts import TABLES
+from paper import PAPER_FIGURES, PAPER_TABLES
 
 from imagebart.checkpoint import atomic_write
 
@@ -31,9 +34,15 @@ PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
 @dataclass(frozen=True)
 class Config:
     check: bool = False  # change nothing
+    table: Literal[tuple(PAPER_TABLES)] | None = None  # print this table of the paper beside ours
+    figure: Literal[tuple(PAPER_FIGURES)] | None = None  # or this figure
 
 
 def main(config: Config) -> None:
+    if config.table or config.figure:
+        both = ((PAPER_TABLES, config.table), (PAPER_FIGURES, config.figure))
+        print(*(tables[name]() for tables, name in both if name), sep="\n\n")
+        return
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         stale = [name for name, now, due in tables_in(text) if now != due]

@@ -6,6 +6,7 @@ Only JSON and safetensors are read, and untrusted files are checked before anyth
 (fitting.py): errors are ValueErrors of one sentence.
 """
 
+import hashlib
 import math
 import re
 import reprlib
@@ -20,7 +21,14 @@ import torch
 from torch import Tensor
 
 from imagebart.arguments import shown
-from imagebart.checkpoint import load_tensors, read_header, read_json, save_tensors, write_json
+from imagebart.checkpoint import (
+    load_tensors,
+    read_header,
+    read_json,
+    save_tensors,
+    sha256_of,
+    write_json,
+)
 from imagebart.conditions import ConditionShape, TextVectors, text_shape
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
@@ -197,6 +205,25 @@ def find_vqgan(folder: Path) -> tuple[Path, dict]:
     if not isinstance(shape, dict):
         raise ValueError(f"{folder}/config.json must hold vqgan, got no such entry")
     return folder, shape
+
+
+def model_sha256(folder: Path) -> str:
+    """The SHA-256 of all that a model, a VQGAN or a probe computes with.
+
+    Of the lines "SHA-256 of the file, its name" of every `*config.json` and `*.safetensors` of its
+    folder, in order of the names, and of those of a VQGAN beside it that config.json names.
+    """
+    patterns = ("*config.json", "*.safetensors")
+    files = {path.name: path for pattern in patterns for path in Path(folder).glob(pattern)}
+    if "config.json" not in files:
+        raise ValueError(f"{folder} must hold config.json, got no such file")
+    config = read_json(files["config.json"])
+    if isinstance(config, dict) and isinstance(config.get("vqgan"), str):
+        beside, _ = find_vqgan(Path(folder))
+        for name in ("config.json", "vqgan.safetensors"):
+            files[f"{beside.name}/{name}"] = beside / name
+    lines = [f"{sha256_of(path)}  {name}\n" for name, path in sorted(files.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:

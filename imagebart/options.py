@@ -5,6 +5,7 @@
     SamplingOptions    both
     EditingOptions     … and how masked tokens are sampled; a process takes a part of these
     PanoramaOptions    a wide picture: conditions from left to right, and how it is put together
+    RankingOptions     how many are drawn for one that is kept
 
 An option is a row: name, type, default, meaning, bounds. A function that takes
 `**options: Unpack[SamplingOptions]` and is decorated with `with_options` shows the rows in its
@@ -196,6 +197,24 @@ class PanoramaOptions(ChainOptions, total=False):
         ),
     ]
     wrap: Annotated[bool, Option(False, "the right end continues at the left end")]
+
+
+class RankingOptions(TypedDict, total=False):
+    """How many are drawn for one that is kept.   [sections 4.1, 4.2]"""
+
+    candidates: Annotated[
+        int,
+        Option(1, "drawn for each text, of which the most similar to it is kept", least=1),
+    ]
+    rejection_rate: Annotated[
+        float,
+        Option(
+            1.0,
+            "share of a class's samples that is kept: those a classifier is surest of",
+            most=1,
+            open=True,
+        ),
+    ]
 
 
 class Row(NamedTuple):

@@ -178,12 +178,6 @@ def adaptive_weight(rec_gradient: Tensor, adv_gradient: Tensor) -> Tensor:
     return (rec_gradient.norm() / (adv_gradient.norm() + 1e-4)).clamp(0, 1e4).detach()
 
 
-def psnr(image: Images, reconstruction: Images) -> Float[Tensor, "b"]:
-    """Peak signal-to-noise ratio in dB, one an image; pixels in [-1, 1]."""
-    mse = (image - reconstruction.clamp(-1, 1)).square().mean(dim=(1, 2, 3))
-    return 10 * torch.log10(4 / mse.clamp(min=1e-10))
-
-
 def sharpness(image: Images) -> Float[Tensor, "b"]:
     """Mean absolute difference of neighbouring pixels, one number an image."""
     down = image.diff(dim=2).abs().mean(dim=(1, 2, 3))

@@ -228,6 +228,41 @@ _PHOTOS = replace(
     token_images=0,
 )
 
+_MINI_VQGAN = replace(_TINY_VQGAN, K=256)
+_MINI_SHAPES = {2: (128, 15, 1, 1), 3: (128, 7, 3, 3), 5: (128, 3, 2, 1), 9: (96, 2, 1, 1)}
+"""{T: width, layers at t = T, encoder and decoder layers of every other scale}: 2.9 to 3.1 million
+parameters in all."""
+
+
+def _mini(T: int) -> Preset:
+    """A chain of 8×8 tokens of scenery in 20 minutes of one core, VQGAN included: rows of table 3
+    at equal parameters and, as every scale has as many steps, equal compute."""
+    width, last, encoder, decoder = _MINI_SHAPES[T]
+    shape = DenoiserConfig(grid=(8, 8), width=width, heads=4, decoder_depth=last)
+    return Preset(
+        about=f"64×64 scenery, T = {T}, 20 minutes of one core: a row of table 3 in small",
+        vqgan=_MINI_VQGAN,
+        alpha_bar=tuple(geometric(T)),
+        between=replace(shape, encoder_depth=encoder, decoder_depth=decoder),
+        last=shape,
+        compression=CompressionRecipe(
+            steps=1_500,
+            batch=16,
+            learning_rate=2e-3,
+            warmup_steps=50,
+            perceptual="random",
+            perceptual_weight=0.4,
+            detail=20.0,
+            adversarial_start=1_500,  # never
+            quantise_start=200,
+            revive_every=25,
+        ),
+        scale=ScaleRecipe(steps=1_500, batch=32, learning_rate=2e-3, warmup_steps=50),
+        train_images=100_000,
+        token_images=10_000,
+    )
+
+
 PRESETS = {
     "tiny": Preset(
         about="64×64 scenery in minutes: shows that every part runs, not what it can do",
@@ -250,6 +285,7 @@ PRESETS = {
         train_images=10_000,
         token_images=2_000,
     ),
+    **{f"mini-{T}": _mini(T) for T in _MINI_SHAPES},
     "scenery": _SCENERY,
     "scenery-2": _SCENERY_2,
     "scenery-semantic": _SCENERY_SEMANTIC,

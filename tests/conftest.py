@@ -1,6 +1,8 @@
 """What every test stands on: shapes are checked while tests run, and small random models."""
 
 import os
+from pathlib import Path
+from unittest.mock import patch
 
 # The tensors are small: a second thread would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -177,3 +179,29 @@ def probe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("probe")
     save_probe(new_clip(40, {"image_size": 128, "patch_size": 16}), ProbeHeads(32), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def torch_home(tmp_path_factory) -> Path:
+    """A folder as torch.hub keeps it, with Inception's weights drawn at random."""
+
+    def drawn(*_, **__) -> dict:
+        return {}
+
+    from networks import INCEPTION
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+    with (
+        patch.object(fidelity, "load_state_dict_from_url", drawn),
+        patch.object(nn.Module, "load_state_dict", lambda *_: None),
+    ):
+        net = fidelity.FeatureExtractorInceptionV3("inception", ["2048"])
+    torch.manual_seed(0)
+    for name, weight in net.named_parameters():
+        if name.endswith("conv.weight"):  # variance must survive a hundred layers
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    home = tmp_path_factory.mktemp("torch")
+    path = home / "hub" / "checkpoints" / INCEPTION
+    path.parent.mkdir(parents=True)
+    torch.save(net.state_dict(), path)
+    return home

@@ -34,11 +34,28 @@ def bound(folder):
     return likelihood.main(config)
 
 
+def test_a_baseline_of_another_vqgan_is_refused(folder, make_model, make_vqgan, tmp_path):
+    other = make_model(T=2)
+    other.vqgan = make_vqgan(seed=5)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="baseline must have the model's VQGAN, got another"):
+        likelihood.main(
+            likelihood.Config(
+                model=folder, baseline=tmp_path / "other", n=2, n_frequency=2, device="cpu"
+            )
+        )
+
+
 def test_the_bound_is_the_sum_of_its_scales(bound):
     assert list(bound["scales"]) == [2, 3, 4]
     assert bound["sum"] == pytest.approx(sum(row["nats"] for row in bound["scales"].values()))
     assert bound["bits_per_token"] == pytest.approx(bound["sum"] / math.log(2))
     assert bound["baseline"]["sum"] == pytest.approx(bound["sum"])
+    assert not bound["baseline"]["ours_minus_theirs"]["distinct"]
+    low, high = bound["sum_interval"]
+    assert low < bound["sum"] < high
+    for row in bound["scales"].values():
+        assert np.mean(row["map"]) == pytest.approx(row["nats"], abs=1e-3)
 
 
 def test_nats_are_those_of_a_plain_loop(bound, tiny):
@@ -54,11 +71,45 @@ def test_nats_are_those_of_a_plain_loop(bound, tiny):
     assert "t    nats/token" in likelihood.summary(bound)
 
 
-def test_reconstructions_of_one_picture_are_measured_and_of_none_refused(folder):
-    report = reconstruction.main(reconstruction.Config(model=folder, n=1, device="cpu"))
-    assert report["psnr"] > 0 and report["codes_in_use"] <= 16 / 12
-    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
-        reconstruction.main(reconstruction.Config(model=folder, n=0, device="cpu"))
+def test_reconstructions_of_two_pictures_are_measured_and_of_one_refused(folder):
+    report = reconstruction.main(reconstruction.Config(model=folder, n=2, device="cpu"))
+    low, high = report["psnr_interval"]
+    assert 0 < low <= report["psnr"] <= high and report["codes_in_use"] <= 1
+    assert 1 <= report["perplexity"] <= 12 and report["rfid"]["name"] == "rprobe-FID@2"
+    with pytest.raises(ValueError, match="n must be at least 2, got 1"):
+        reconstruction.main(reconstruction.Config(model=folder, n=1, device="cpu"))
+
+
+def test_figures_of_reconstructions_are_those_of_a_plain_loop(folder, tiny, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        blocks = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        blocks.resize((32, 32)).save(tmp_path / f"{i}.png")
+    config = reconstruction.Config(model=folder, data=str(tmp_path), n=3, device="cpu")
+    report = reconstruction.main(config)
+    images = open_data(tmp_path, 32)
+    images = torch.stack([images[i]["image"] for i in range(3)])
+    tokens = torch.cat([tiny.vqgan.encode(image[None]) for image in images])
+    back = tiny.vqgan.decode(tokens).clamp(-1, 1)
+    mse = (images - back).square().mean((1, 2, 3))
+    assert report["psnr"] == pytest.approx((10 * (4 / mse).log10()).mean().item(), rel=1e-4)
+    p = torch.bincount(tokens.flatten(), minlength=12) / tokens.numel()
+    assert report["codes_in_use"] == pytest.approx((p > 0).float().mean().item())
+    assert report["perplexity"] == pytest.approx(torch.special.entr(p).sum().exp().item(), rel=1e-4)
+    assert "stars_kept" not in report
+
+
+def test_levels_cost_the_scales_that_are_still_to_come(folder, tiny, tmp_path):
+    where = dict(model=folder, n=2, levels=True, device="cpu")
+    report = reconstruction.main(reconstruction.Config(**where, picture=tmp_path / "levels.png"))
+    assert Image.open(tmp_path / "levels.png").width > 2 * 32
+    levels = report["levels"]
+    assert [row["t"] for row in levels] == [1, 2, 3, 4] and levels[-1]["bits"] == 0
+    assert levels[0]["psnr"] == pytest.approx(report["psnr"], rel=1e-4)  # x_1 is the image's
+    images = open_data("scenery", 32, "validation", 2)
+    bits = tiny.bits_per_token(torch.stack([(images[i]["image"] + 1) / 2 for i in range(2)]))
+    step = (levels[1]["bits"] - levels[2]["bits"]) * 3 * 32 * 32 / 16
+    assert step == pytest.approx(bits[3].mean().item(), rel=1e-4)
 
 
 def test_a_perfect_codec_keeps_everything(folder, monkeypatch):
@@ -68,7 +119,8 @@ def test_a_perfect_codec_keeps_everything(folder, monkeypatch):
     vqgan.decode = lambda tokens: seen["image"]
     monkeypatch.setattr(reconstruction, "load_vqgan", lambda _: vqgan)
     report = reconstruction.main(reconstruction.Config(model=folder, n=40, device="cpu"))
-    assert report["psnr"] == pytest.approx(106, abs=0.5)  # the largest that is told apart from ∞
+    assert report["psnr"] == math.inf and report["ssim"] == pytest.approx(1)
+    assert report["rfid"]["value"] == pytest.approx(0, abs=1e-3)
     assert report["sharpness"] == pytest.approx(1)
     assert report["stars_kept"] == pytest.approx(1)
     assert report["codes_in_use"] == pytest.approx(1 / vqgan.K)
@@ -148,6 +200,8 @@ def test_numbers_of_resampling_passes_are_compared_where_there_are_any():
     assert completion.inpaint_options(completion.Config(process=("single",))) == [
         {"process": "single"}
     ]
+    warm = completion.Config(process=("single",), temperature=0.5, seed=9)
+    assert completion.inpaint_options(warm) == [{"process": "single", "temperature": 0.5}]
 
 
 # ── a blind look ──────────────────────────────────────────────────────────────────────────────
@@ -181,10 +235,13 @@ def test_what_the_vqgan_gives_away_can_be_looked_at_alone(folder, tiny, tmp_path
 
 
 def test_a_blind_look_is_scored(folder):
-    assert blind.score("Rs Sr", "rsrs") == {"n": 4, "right": 2, "sure": 2, "sure_and_right": 1}
+    scores = blind.score("Rs Sr", "rsrs")
+    assert {**scores, "right": 2, "sure": 2, "sure_and_right": 1, "right_share": 0.5} == scores
+    assert blind.score("sssr", "ssss" + "")["right_by_chance"] == 0.75  # whatever the order
     answers = blind.order(4, 0).upper()
     report = blind.main(blind.Config(model=str(folder), n=4, answers=answers, device="cpu"))
     assert report["right"] == report["sure_and_right"] == 4 and "date" in report
+    assert 0.3 < report["right_by_chance"] < 0.7
     with pytest.raises(ValueError, match="answers must be 4 letters of r, s, R, S, got 'rs'"):
         blind.score("rs", "rsrs")
     with pytest.raises(ValueError, match="n must be even and at least 2, got 3"):
@@ -198,7 +255,7 @@ def test_a_script_says_and_writes_its_report(monkeypatch, capsys, tmp_path):
     out = tmp_path / "blind.json"
     monkeypatch.setattr("sys.argv", ["blind.py", "--n", "2", "--answers", "RS", "--out", str(out)])
     reporting.run(blind.main, blind.Config, "A blind look.", blind.summary)
-    assert capsys.readouterr().out.startswith("{'n': 2, ")
+    assert capsys.readouterr().out.startswith("{'right': ")
     assert read_json(out)["n"] == 2
     monkeypatch.setattr("sys.argv", ["blind.py", "--n", "2", "--answers", "RS"])
     reporting.run(blind.main, blind.Config, "A blind look.")  # nowhere to write, nothing to say

@@ -6,29 +6,26 @@ The networks have random weights, in files placed where people put the published
 import gzip
 import hashlib
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
-from unittest.mock import patch
 
 import generation
-import metrics
+import networks
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
-import torch.distributed as dist
 from generation import Config
+from inputs import Kept, open_pictures, pictures, read_captions, samples
 from PIL import Image
+from rows import ImageRows
 from torch import nn
 from torch.nn import functional as F
-from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 from torchmetrics.image.fid import NoTrainInceptionV3
-from torchmetrics.image.kid import poly_mmd
 from torchmetrics.multimodal import CLIPScore
 from transformers import CLIPProcessor, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -37,41 +34,18 @@ from imagebart import ImageBART
 from imagebart.conditions import ConditionShape
 from imagebart.data.images import ImageFolder
 from imagebart.data.text import MERGES, START
-from imagebart.distributed import Ranks, part_of, split
+from imagebart.folders import model_sha256
+from imagebart.probe import ATTRIBUTES, Predictions
 from imagebart.ranking import CLIP
 
 ROOT = Path(__file__).parents[1]
 EVAL = ROOT / "eval"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-ALONE = Ranks(rank=0, world=1, device=torch.device("cpu"))
 N = 11  # over two ranks in batches of 5: one batch there, two here
 
 
 # ------------------------------------------------------------------------------------------------
 # A small world
-
-
-@pytest.fixture(scope="session")
-def torch_home(tmp_path_factory) -> Path:
-    """A folder as torch.hub keeps it, with Inception's weights drawn at random."""
-
-    def drawn(*_, **__) -> dict:
-        return {}
-
-    with (
-        patch.object(fidelity, "load_state_dict_from_url", drawn),
-        patch.object(nn.Module, "load_state_dict", lambda *_: None),
-    ):
-        net = fidelity.FeatureExtractorInceptionV3("inception", ["2048"])
-    torch.manual_seed(0)
-    for name, weight in net.named_parameters():
-        if name.endswith("conv.weight"):  # variance must survive a hundred layers
-            nn.init.kaiming_normal_(weight, nonlinearity="relu")
-    home = tmp_path_factory.mktemp("torch")
-    path = home / "hub" / "checkpoints" / metrics.INCEPTION
-    path.parent.mkdir(parents=True)
-    torch.save(net.state_dict(), path)
-    return home
 
 
 @pytest.fixture(autouse=True)
@@ -126,165 +100,36 @@ def pixels(folder: str) -> torch.Tensor:
     return torch.stack([torch.from_numpy(np.array(Image.open(f))).permute(2, 0, 1) for f in files])
 
 
-def frechet(mu_1, sigma_1, mu_2, sigma_2) -> float:
-    """FID as its paper has it, with scipy's matrix square root."""
-    root = scipy.linalg.sqrtm(sigma_1 @ sigma_2).real
-    return float(np.sum((mu_1 - mu_2) ** 2) + np.trace(sigma_1 + sigma_2 - 2 * root))
-
-
 class Narrow(nn.Module):
     """Stands for Inception where 2048 features are too many: 12, the colours of 2×2 corners."""
 
-    sha256 = "narrow"
-
-    def __init__(self, path=None):
-        super().__init__()
+    sha256, published = "narrow", False
+    columns: ClassVar[dict] = {"features": ("f4", 12), "logits": ("f4", 10)}
 
     def forward(self, images):
         features = F.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
-        return features, 9 * features[:, :10]
+        return {"features": features, "logits": 9 * features[:, :10]}
 
 
 @pytest.fixture
 def narrow(monkeypatch):
-    monkeypatch.setattr(metrics, "Inception", Narrow)
-    monkeypatch.setattr(metrics.Precomputed, "num_features", 12)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # thousands of tiny products: threads would only wait for each other
-    yield
-    torch.set_num_threads(threads)
-
-
-def blocks(n: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shift = 40 * seed
-    return torch.randint(shift, shift + 100, (n, 3, 2, 2), generator=generator, dtype=torch.uint8)
-
-
-def scored(*names: str, n: int = 400, n_real: int | None = None) -> metrics.ImageMetrics:
-    scorer = metrics.ImageMetrics(names, ALONE)
-    scorer.update(blocks(n_real or n, seed=2), real=True)
-    for part in blocks(n, seed=1).split(37):
-        scorer.update(part)
-    scorer.sync()
-    return scorer
+    monkeypatch.setattr(generation, "open_network", lambda *_, **__: Narrow())
 
 
 # ------------------------------------------------------------------------------------------------
 # The definitions
 
 
-def test_fid_is_the_distance_of_two_gaussians(narrow):
-    real, fake = (blocks(400, seed).flatten(1).numpy() / 255 for seed in (2, 1))
-    expected = frechet(fake.mean(0), np.cov(fake.T), real.mean(0), np.cov(real.T))
-    scorer = scored("fid")
-    result = scorer.compute(seed=0)["fid"]
-    assert result["name"] == "FID@400"
-    assert result["value"] == pytest.approx(expected, rel=1e-6)
-    assert result["value"] == pytest.approx(float(scorer.metrics["fid"].compute()), rel=1e-5)
-
-
-def test_fid_of_few_pictures_is_as_exact_as_of_many(narrow):
-    real, fake = (blocks(7, seed).flatten(1).double() / 255 for seed in (2, 1))
-    scorer = scored("fid", n=7)  # covariances of rank 6 in 12 dimensions
-    a, b = ((f - f.mean(0)) / 6**0.5 for f in (fake, real))
-    overlap = torch.linalg.svdvals(a @ b.T).sum()  # tr (Σ₁ Σ₂)^½ without the root of a matrix
-    expected = (fake.mean(0) - real.mean(0)).square().sum() + a.square().sum() + b.square().sum()
-    value = scorer.compute(seed=0)["fid"]["value"]
-    assert value == pytest.approx(float(expected - 2 * overlap), rel=1e-6)
-
-
-def test_inception_score_is_the_information_about_the_class(narrow):
-    logits = 9 * blocks(400, seed=1).flatten(1)[:, :10].double() / 255
-    p = logits[torch.randperm(400, generator=torch.Generator().manual_seed(5))].softmax(1)
-    parts = [(q * (q.log() - q.mean(0).log())).sum(1).mean().exp() for q in p.chunk(10)]
-    result = scored("is").compute(seed=5)["is"]
-    assert result["value"] == pytest.approx(float(torch.stack(parts).mean()), rel=1e-4)
-    assert result["std"] == pytest.approx(float(torch.stack(parts).std()), rel=1e-3)
-
-
-def test_kid_is_near_the_discrepancy_of_the_whole_sets(narrow):
-    real, fake = (blocks(400, seed).flatten(1).float() / 255 for seed in (2, 1))
-    result = scored("kid").compute(seed=0)["kid"]
-    assert result["subset_size"] == 200
-    # The mean over 100 subsets is unbiased; 4 standard errors of independent subsets.
-    assert abs(result["value"] - float(poly_mmd(real, fake))) < 0.4 * result["std"]
-
-
-def test_the_scores_depend_on_the_seed_and_on_no_other_draw(narrow):
-    scorer = scored("is", "kid")
-    first = scorer.compute(seed=1)
-    torch.rand(99)
-    scorer = scored("kid", "is")
-    assert scorer.compute(seed=1) == first
-    assert scored("is", "kid").compute(seed=2)["kid"] != first["kid"]
-
-
-def test_only_ten_thousand_pictures_make_a_fid_without_its_number(narrow):
-    assert scored("fid", n=9_999).compute(seed=0)["fid"]["name"] == "FID@9999"
-    assert scored("fid", n=10_000, n_real=99).compute(seed=0)["fid"]["name"] == "FID@99"
-    assert scored("fid", n=10_000).compute(seed=0)["fid"]["name"] == "FID"
-
-
-def test_statistics_stand_for_their_pictures(narrow, tmp_path):
-    whole = scored("fid")
-    whole.save_stats(tmp_path / "real.npz")
-    with np.load(tmp_path / "real.npz") as file:  # other projects' files know no more than this
-        np.savez(tmp_path / "theirs.npz", mu=file["mu"], sigma=file["sigma"])
-        np.savez(tmp_path / "others.npz", **{**file, "inception": "another file"})
-
-    def score_with(name: str) -> dict:
-        scorer = metrics.ImageMetrics(["fid"], ALONE)
-        scorer.read_stats(tmp_path / name)
-        scorer.update(blocks(400, seed=1))
-        scorer.sync()
-        return scorer.compute(seed=0)["fid"]
-
-    expected = whole.compute(seed=0)["fid"]
-    for name in ("real.npz", "theirs.npz"):
-        assert score_with(name)["value"] == pytest.approx(expected["value"], rel=1e-6)
-        assert score_with(name)["name"] == "FID@400"
-    with pytest.raises(ValueError, match="same Inception"):
-        score_with("others.npz")
-
-
-def meet_and_judge(rank: int, folder: Path) -> None:
-    """One of two ranks: 49 pictures are one batch, 50 are two. The first writes the scores."""
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    ranks = Ranks(rank, 2, torch.device("cpu"))
-    scorer = metrics.ImageMetrics(["fid", "is", "kid"], ranks)
-    for seed, real in ((2, True), (1, False)):
-        part = part_of(99, ranks)
-        for batch in split(part, 49):
-            scorer.update(blocks(99, seed)[batch.start : batch.stop], real=real)
-    scorer.sync()
-    if ranks.is_main:
-        scores = {"scores": scorer.compute(seed=0), "hash": scorer.sha256(real=False)}
-        (folder / "scores.json").write_text(json.dumps(scores))
-    dist.destroy_process_group()
-
-
-def test_ranks_that_looked_at_unequal_parts_agree_with_one(narrow, tmp_path):
-    fork = multiprocessing.get_context("fork")  # children share what is imported and patched
-    ranks = [
-        fork.Process(target=meet_and_judge, args=(rank, tmp_path), daemon=True) for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()  # the other one, if one hangs
-    assert codes == [0, 0]
-    two = json.loads((tmp_path / "scores.json").read_text())
-
-    one = scored("fid", "is", "kid", n=99)
-    assert two["hash"] == one.sha256(real=False)
-    for name, result in one.compute(seed=0).items():
-        for key in result.keys() - {"name"}:
-            assert two["scores"][name][key] == pytest.approx(result[key], rel=1e-5), (name, key)
+@pytest.mark.parametrize(
+    ("n", "n_real", "name"),
+    [(9_999, 20_000, "FID@9999"), (10_000, 99, "FID@99"), (10_000, 10_000, "FID")],
+)
+def test_only_ten_thousand_pictures_make_a_fid_without_its_number(monkeypatch, n, n_real, name):
+    monkeypatch.setattr(generation.metrics, "frechet", lambda *_: {"value": 0.0})
+    sets = [{"legacy-features": np.zeros((count, 2))} for count in (n, n_real)]
+    monkeypatch.setattr(generation, "ImageRows", dict)
+    extractor = generation.Extractor({"legacy": Narrow()}, {"fid"})
+    assert generation.compute(*sets, extractor, seed=0)["fid"]["name"] == name
 
 
 def test_clip_score_is_the_mean_cosine(clip, folders):
@@ -308,17 +153,19 @@ def test_clip_score_is_the_mean_cosine(clip, folders):
     words += ["<|startoftext|>", "<|endoftext|>"]
     openai = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges)
     images, captions = pixels(folders[0]), [f"blocks {i}" for i in range(N)]
-    scorer = metrics.ImageMetrics(["clip"], ALONE, clip=clip)
-    for part in (slice(0, 6), slice(6, N)):
-        scorer.update(images[part], captions[part])
-    scorer.sync()
-    reader = CLIPProcessor(image_processor=scorer.clip.processor, tokenizer=openai)
-    theirs = CLIPScore(lambda: (Unwrapped(scorer.clip.model), reader))
+    extractor = generation.Extractor({}, {"clip"}, clip=CLIP(clip))
+    rows = ImageRows(None, N, extractor.columns(real=False))
+    for part in ([*range(6)], [*range(6, N)]):
+        batch = images[part], [captions[i] for i in part], [-1] * len(part)
+        rows.put(part, **extractor.extract(batch, torch.device("cpu"), real=False))
+    reader = CLIPProcessor(image_processor=extractor.clip.processor, tokenizer=openai)
+    theirs = CLIPScore(lambda: (Unwrapped(extractor.clip.model), reader))
     theirs.update(images, captions)
-    mine = scorer.compute(seed=0)["clip"]
+    mine = generation.compute(rows, None, extractor, seed=0)["clip"]
     cosine = theirs.score / theirs.n_samples / 100  # before they clamp it at 0
     assert mine["value"] == pytest.approx(float(cosine), rel=1e-5)
-    assert mine["std"] == pytest.approx(float(np.std(scorer.cosines)))
+    assert mine["times_100"] == pytest.approx(100 * mine["value"])
+    assert mine["std"] == pytest.approx(float(np.std(rows["cosine"])))
 
 
 def test_long_captions_are_read_as_far_as_they_fit(clip, folders):
@@ -338,7 +185,7 @@ def test_the_record_holds_everything_that_a_second_run_needs(config, clip, folde
     record = run(replace(config, metrics=names, clip=clip))
 
     # FID of the same features, by torchmetrics' own network and the singular values of F₁ F₂ᵀ.
-    weights = Path(torch.hub.get_dir()) / "checkpoints" / metrics.INCEPTION
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / networks.INCEPTION
     net = NoTrainInceptionV3("inception", ["2048"], str(weights), antialias=False)
     fake, real = (net(pixels(folder)).double().numpy() for folder in folders)
     a, b = ((f - f.mean(0)) / np.sqrt(N - 1) for f in (fake, real))
@@ -350,12 +197,15 @@ def test_the_record_holds_everything_that_a_second_run_needs(config, clip, folde
 
     assert [*record["metrics"]] == [*names]
     assert all("std" in record["metrics"][name] for name in names[1:])
+    assert all("interval" in record["metrics"][name] for name in ("fid", "clip"))
     assert record["samples"]["n"] == record["reference"]["n"] == N
     assert record["samples"]["size"] == [48, 48]
     assert len({record[part]["sha256"] for part in ("samples", "reference")}) == 2
-    assert record["weights"]["inception"]["published"] is False
+    assert record["weights"]["legacy"]["published"] is False
     assert "model.safetensors" in record["weights"]["clip"]
-    assert record["config"]["batch"] == 5
+    assert record["options"]["batch"] == 5 and record["commit"]["id"]
+    assert record["data"] == record["reference"]["sha256"]
+    assert not Path("generation.rows").exists()
     assert {"torch", "torchmetrics", "python"} <= {*record["versions"]}
     assert record["hardware"] and record["date"] and record["ranks"] == 1 and record["seconds"] > 0
     printed = capsys.readouterr().out
@@ -378,7 +228,8 @@ def test_samples_are_the_models_and_so_are_the_kept_ones(model, narrow):
     )
     record = run(config)
     assert record["seeds"] == [7, 7 + N - 1]
-    assert len(record["weights"]["model"]["sha256"]) == 64
+    assert record["models"] == {model: model_sha256(Path(model))}
+    assert record["options"]["guidance"] == 1.0 and record["options"]["temperature"] == 0.5
 
     drawn = ImageBART.from_pretrained(model, device="cpu").sample(
         N, seed=7, classes=[i % 3 for i in range(N)], temperature=0.5, top_k=3
@@ -415,38 +266,115 @@ def test_two_ranks_say_what_one_says(model, folders):
     assert two["ranks"] == 2
 
 
+class Painter:
+    """A model whose image of seed s is of the one colour s."""
+
+    def __init__(self, **conditions: ConditionShape):
+        self.conditions, self.drawn = conditions, []
+        self.names = {"class": ["lake", "desert", "canyon"]}
+
+    def sample(self, n, *, seed, output_type, **options):
+        self.drawn += [(s, *(options[name][i] for name in options)) for i, s in enumerate(seed)]
+        return torch.tensor(seed).float()[:, None, None, None].expand(n, 3, 8, 8) / 255
+
+
 def test_a_sample_has_its_caption_and_its_seed(tmp_path):
-    class Painter:
-        conditions: ClassVar[dict] = {"class": ConditionShape(3, 1)}
-        asked: ClassVar[list] = []
-
-        def sample_stream(self, n, *, seed, prompt, batch, part, **options):
-            assert "classes" not in options  # a class of its own might contradict the caption
-            for some in split(part, batch):
-                self.asked += [(seed + i, prompt[i]) for i in some]
-                yield torch.zeros(len(some), 3, 8, 8)
-
-    captions = [f"caption {i}" for i in range(9)]
-    config = Config(batch=2, seed=100, save_images=tmp_path / "kept")
-    seen = [*generation.samples(Painter(), config, 9, captions, range(4, 9))]
-    assert Painter.asked == [(100 + i, f"caption {i}") for i in range(4, 9)]
-    assert [text for _, texts in seen for text in texts] == captions[4:]
+    painter, captions = Painter(**{"class": ConditionShape(3, 1)}), [f"c {i}" for i in range(9)]
+    config = Config(batch=2, seed=100, captions="scenery")
+    images, texts, classes = samples(painter, None, config, captions, [4, 5, 8])
+    # A class of its own might contradict the caption, so there is none.
+    assert painter.drawn == [(104, "c 4"), (105, "c 5"), (108, "c 8")]
+    assert texts == ["c 4", "c 5", "c 8"] and classes == [-1] * 3
+    assert images[:, 0, 0, 0].tolist() == [104, 105, 108]
+    Kept(tmp_path / "kept", 9, (8, 8), None).put(images, texts, [4, 5, 8])
     kept = ImageFolder(tmp_path / "kept")
-    assert [kept[i]["text"] for i in range(5)] == captions[4:]
+    assert [kept[i]["text"] for i in range(3)] == texts
+
+
+def test_the_best_of_several_draws_is_kept():
+    class Judge:
+        """Likes odd colours, and of these the darkest."""
+
+        def predict(self, images):
+            colours = images[:, 0, 0, 0].float()
+            likes = (colours % 2) * (300 - colours) / 300
+            kinds = torch.zeros(len(images), len(ATTRIBUTES["kind"]))
+            kinds[:, ATTRIBUTES["kind"].index("desert")] = likes
+            return Predictions(kinds, {"kind": kinds}, torch.zeros(len(images), 16, 16).long())
+
+        def __call__(self, images, captions):
+            return self.predict(images).features.max(1).values
+
+    painter = Painter(**{"class": ConditionShape(3, 1)})
+    config = Config(seed=10, rejection_rate=0.25)
+    images, _, classes = samples(painter, Judge(), config, [], [1, 4])
+    assert classes == [1, 1]
+    assert [seed for seed, _ in painter.drawn] == [14, 15, 16, 17, 26, 27, 28, 29]
+    assert images[:, 0, 0, 0].tolist() == [15, 27]
+    config = Config(seed=0, candidates=3, captions="scenery")
+    images, texts, _ = samples(painter, Judge(), config, ["a", "b"], [0, 1])
+    assert images[:, 0, 0, 0].tolist() == [1, 3] and texts == ["a", "b"]
+
+
+def test_a_run_that_was_stopped_goes_on(model, narrow, monkeypatch):
+    config = Config(model=model, reference="scenery", num_images=N, batch=4, seed=3, device="cpu")
+    whole = run(replace(config, out=Path("whole.json")))
+    drawn, sample = [], ImageBART.sample
+
+    def dies_at_the_second_batch(self, *arguments, seed, **options):
+        drawn.extend(seed)
+        if len(drawn) == 8:
+            raise KeyboardInterrupt
+        return sample(self, *arguments, seed=seed, **options)
+
+    monkeypatch.setattr(ImageBART, "sample", dies_at_the_second_batch)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    assert not config.out.exists()
+    with pytest.raises(ValueError, match="must hold this run's rows, got those of other options"):
+        run(replace(config, seed=4))
+    resumed = run(replace(config, batch=5))
+    assert drawn == [3, 4, 5, 6, 7, 8, 9, 10, *range(7, 14)]
+    for name in ("metrics", "samples", "reference", "models", "commit", "seeds"):
+        assert resumed[name] == whole[name], name
+
+
+def test_all_metrics_by_the_probe(model, probe):
+    config = Config(model=model, reference="scenery", num_images=N, batch=6, device="cpu")
+    names = ("fid", "is", "kid", "pr", "dc")
+    config = replace(config, features=("probe",), probe=probe, metrics=names)
+    record = run(replace(config, save_images=Path("kept.npz")))
+    titles = {key: one["name"] for key, one in record["metrics"].items()}
+    assert titles["probe-fid"] == f"probe-FID@{N}" and titles["probe-is"] == "probe-IS"
+    assert {*titles} == {
+        *("probe-fid", "probe-is", "probe-kid", "probe-precision", "probe-recall"),
+        *("probe-density", "probe-coverage"),
+    }
+    again = replace(config, model=None, images=Path("kept.npz"), cache=Path("cache"))
+    first, second = run(again), run(again)
+    assert first["metrics"] == second["metrics"] == record["metrics"]
+    assert first["samples"] == record["samples"] and len([*Path("cache").iterdir()]) == 1
+
+
+def test_a_class_is_right_as_often_as_the_probe_says_so():
+    classes, predicted = np.arange(400) % 4, np.arange(400) % 2
+    found = generation.class_accuracy(classes, predicted)
+    assert found["value"] == 0.5 and found["interval"][0] < 0.5 < found["interval"][1]
+    assert found["chance"] == pytest.approx(0.25, abs=0.02)
 
 
 def test_captions_of_scenery_are_those_of_its_reference(tmp_path):
-    wanted = [item["text"] for item in generation.open_reference("scenery", 10, (32, 48))]
+    wanted = [item["text"] for item in open_pictures("scenery", 10, (32, 48))]
     assert len(set(wanted)) > 5
-    assert generation.read_captions("scenery", 10, (32, 48)) == wanted
+    assert read_captions("scenery", 10, (32, 48)) == wanted
 
 
 def test_a_file_of_captions_has_one_in_each_line(tmp_path):
     (tmp_path / "captions.txt").write_text("a lake\n\na desert \n")
-    assert generation.read_captions("captions.txt", 10, (8, 8)) == ["a lake", "a desert"]
-    assert generation.read_captions(None, 10, (8, 8)) == []
+    assert read_captions("captions.txt", 10, (8, 8)) == ["a lake", "a desert"]
+    assert read_captions(None, 10, (8, 8)) == []
     with pytest.raises(ValueError, match="text file"):
-        generation.read_captions("absent.txt", 10, (8, 8))
+        read_captions("absent.txt", 10, (8, 8))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -456,16 +384,18 @@ def test_a_file_of_captions_has_one_in_each_line(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"reference": None}, "need --reference"),
-        ({"reference": "stats.npz"}, "kid needs reference pictures"),
-        ({"metrics": ("clip",), "clip": None}, "needs --clip"),
+        ({"reference": None}, "fid, kid need --reference"),
+        ({"reference": "stats.npz"}, "stats.npz must be a .npz file, got none there"),
+        ({"candidates": 2, "images": None}, "--candidates of captions"),
+        ({"rejection_rate": 0.5}, "--images excludes"),
+        ({"features": ("legacy", "clean"), "reference": "s.npz"}, "takes one of --features"),
         ({"metrics": ("clip",), "clip": Path("x"), "images": None}, "needs --captions"),
         ({"save_stats": Path("x"), "metrics": ("is",)}, "save-stats needs fid"),
         ({"model": "x"}, "--images excludes"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"num_images": 0}, "num_images must be at least 10"),
         ({"metrics": ()}, "metrics must name"),
-        ({"metrics": ("fid",), "reference": "absent.npz"}, "absent.npz must be a file"),
+        ({"metrics": ("fid",), "reference": "absent.npz"}, "absent.npz must be a .npz file"),
         ({"metrics": ("clip",), "clip": Path("absent")}, "folder of a CLIP model"),
         ({"inception": Path("absent.pth")}, "Inception's weights must be at absent.pth"),
     ],
@@ -493,13 +423,17 @@ def test_files_that_are_something_else_are_refused(config):
     np.savez("other.npz", mu=np.zeros(64), sigma=np.zeros((64, 64)))
     with pytest.raises(ValueError, match="2048 features"):
         run(replace(config, metrics=("fid",), reference="other.npz"))
+    with pytest.raises(ValueError, match=r"\['kid'\] need reference pictures, not statistics"):
+        run(replace(config, reference="other.npz"))
 
 
 def test_pictures_of_two_sizes_are_refused(tmp_path):
     mixed = ImageFolder(paint(tmp_path / "mixed", 12, seed=0))
     Image.new("RGB", (40, 48)).save(tmp_path / "mixed" / "11.png")
     with pytest.raises(ValueError, match=r"one size, got \[\(48, 40\), \(48, 48\)\]"):
-        list(generation.pictures(mixed, 2, range(12)))
+        pictures(mixed, [0, 11])
+    with pytest.raises(ValueError, match="one size"):
+        pictures(mixed, [11], size=(48, 48))
 
 
 def test_pictures_without_captions_have_no_clip_score(config, clip, tmp_path):
@@ -507,6 +441,23 @@ def test_pictures_without_captions_have_no_clip_score(config, clip, tmp_path):
     (bare / "3.txt").unlink()
     with pytest.raises(ValueError, match="a caption for every image"):
         run(replace(config, images=bare, metrics=("clip",), clip=clip))
+
+
+def test_copies_of_one_black_picture_are_measured_whatever_their_format(narrow, folders, tmp_path):
+    black = tmp_path / "black"
+    black.mkdir()
+    for i in range(12):
+        mode, ending = (("RGB", "png"), ("RGB", "jpg"), ("L", "png"), ("RGBA", "png"))[i % 4]
+        colour = (0, 0, 0, 255) if mode == "RGBA" else 0
+        Image.new(mode, (48, 48), colour).save(black / f"{i}.{ending}")
+    names = ("fid", "is", "kid", "pr", "dc")
+    record = run(Config(images=black, reference=folders[1], metrics=names, device="cpu"))
+    found = {name: one["value"] for name, one in record["metrics"].items()}
+    assert found["is"] == pytest.approx(1) and found["fid"] > 0
+    assert found["precision"] == found["recall"] == found["coverage"] == 0
+    (black / "3.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"3\.png: must be a readable image"):
+        run(Config(images=black, metrics=("is",), device="cpu"))
 
 
 def test_kept_samples_do_not_mix_with_other_files(tmp_path):
@@ -528,5 +479,5 @@ def test_absent_weights_give_one_sentence(folders, monkeypatch, tmp_path):
     assert done.returncode == 1
     (sentence,) = done.stderr.strip().splitlines()
     assert sentence.startswith("error: ")
-    assert metrics.INCEPTION_URL in sentence
+    assert networks.INCEPTION_URL in sentence
     assert str(tmp_path / "empty" / "hub" / "checkpoints") in sentence

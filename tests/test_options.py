@@ -6,13 +6,18 @@ import inspect
 from pathlib import Path
 from typing import get_args
 
+import completion
 import edits
 import generation
+import inputs
 import numpy as np
 import obedience
 import pytest
+import seams
+import selection
 import torch
 from PIL import Image
+from rows import ImageRows
 
 from imagebart import ImageBART, ranking, sampling, streaming
 from imagebart.__main__ import Edit, Panorama, Sample
@@ -22,6 +27,7 @@ from imagebart.options import (
     Conditions,
     EditingOptions,
     PanoramaOptions,
+    RankingOptions,
     RefinedOptions,
     SamplingOptions,
     SingleOptions,
@@ -197,7 +203,23 @@ INTERFACES = {  # where options can be given, of which table, and which cannot: 
         EditingOptions,
         dict.fromkeys(["prompt", "classes", "semantic_map"], DRAWN),
     ),
+    "eval/completion.py": (
+        completion.Config,
+        EditingOptions,
+        dict.fromkeys(["prompt", "classes", "semantic_map"], DRAWN)
+        | dict.fromkeys(completion.LISTED, SWEPT)
+        | dict.fromkeys(completion.WIDTHS, "how it is pasted is not measured there"),
+    ),
 }
+
+
+def test_selection_panoramas_and_ranking_are_set_by_the_tables():
+    for config, table, missing in (
+        (selection.Config, SamplingOptions, Conditions.__annotations__.keys()),
+        (seams.Config, PanoramaOptions, {"prompts", "classes", "wrap", "mode"}),
+        (generation.Config, RankingOptions, {}),
+    ):
+        assert rows(table).keys() - config.__dataclass_fields__.keys() == {*missing}
 
 
 def options_of(interface: str) -> dict:
@@ -230,11 +252,14 @@ class Recorder:
 
     panorama = inpaint
 
+    def predict(self, *_):
+        """As a probe, it sees nothing."""
+
 
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_every_option_reaches_the_command_line_and_the_evaluation(interface, monkeypatch, tmp_path):
     config, table, missing = INTERFACES[interface]
-    several = {"guidance"} & missing.keys()  # a field, but of another kind
+    several = {name for name, why in missing.items() if why == SWEPT}  # fields of another kind
     assert rows(table).keys() - config.__dataclass_fields__.keys() == missing.keys() - several
     said, model, more = options_of(interface), Recorder(), {"out": tmp_path / "out.png"}
     IMAGE.save(tmp_path / "image.png")
@@ -243,16 +268,23 @@ def test_every_option_reaches_the_command_line_and_the_evaluation(interface, mon
         more |= {"image": tmp_path / "image.png", "mask": tmp_path / "image.png"}
     config = config(**said, **more)
     if interface == "eval/generation.py":
-        next(generation.samples(model, config, 1, [], range(1)))
+        inputs.samples(model, None, config, [], [0])
+        said["seed"] = [said["seed"]]
     elif interface == "eval/obedience.py":
         monkeypatch.setattr(obedience.Targets, "__init__", lambda *_: None)
         monkeypatch.setattr(obedience.Targets, "options", lambda *_: {})
-        config = dataclasses.replace(config, n=1)
-        obedience.draw_samples(model, obedience.Targets(), "text", 2.0, config)
-        said["guidance"] = 2.0
+        monkeypatch.setattr(obedience, "as_columns", lambda _: {})
+        config, kept = dataclasses.replace(config, n=1), ImageRows(None, 1, {"seconds": ("f4", 1)})
+        obedience.draw_samples(model, model, obedience.Targets(), "text", 2.0, config, kept)
+        said |= {"guidance": 2.0, "seed": [said["seed"]]}
     elif interface == "eval/edits.py":
         edits.edited(model, None, IMAGE, MASK, "a lake", config)
         said["prompt"] = "a lake"
+    elif interface == "eval/completion.py":
+        config = dataclasses.replace(config, process=("refined",), resampling_passes=(3,))
+        (model.options,) = completion.inpaint_options(config)
+        said |= {"process": "refined", "resampling_passes": 3}
+        del said["seed"]  # of image 0
     else:
         config.run()
     if callable(model.options.get("method")):  # one that counts its passes

@@ -13,7 +13,6 @@ from imagebart.perceptual import (
     generator_loss,
     high_pass,
     lecam,
-    psnr,
     reconstruction_loss,
     sharpness,
 )
@@ -165,13 +164,6 @@ def test_the_adaptive_weight_makes_both_gradients_equally_long():
     assert adaptive_weight(rec, adv).item() == pytest.approx(0.5, rel=1e-4)
     assert adaptive_weight(rec, torch.zeros(2)).item() == 1e4
     assert not adaptive_weight(rec.requires_grad_(), adv).requires_grad
-
-
-def test_psnr_is_in_decibels_of_the_full_range():
-    x = torch.zeros(1, 3, 4, 4)
-    assert psnr(x, x + 0.2).item() == pytest.approx(20.0)
-    assert psnr(x, x).item() == pytest.approx(106.0, abs=0.1)
-    assert psnr(torch.ones_like(x), torch.full_like(x, 5.0)).item() > 100  # pixels are clamped
 
 
 def test_sharpness_is_the_mean_step_between_neighbours():

@@ -1,8 +1,15 @@
 """eval/tables.py: the documents agree with the run records."""
 
+import importlib
+
 import layouts
+import paper
 import pytest
 import tables
+import torch
+
+from imagebart.checkpoint import save_tensors, write_json
+from imagebart.folders import model_sha256
 
 
 @pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: path.parent.name)
@@ -50,3 +57,108 @@ def test_a_row_is_found_by_what_it_is_and_must_be_alone():
 def test_an_unknown_table_is_named():
     with pytest.raises(ValueError, match=r"table must be one of highlights.*, got 'edit'"):
         tables.fill("<!-- table edit -->\n\n<!-- end -->")
+
+
+def test_a_record_of_other_weights_is_refused(tmp_path, monkeypatch):
+    for folder in ("results", "model"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.setattr(layouts, "ROOT", tmp_path)
+    monkeypatch.setattr(layouts, "RESULTS", tmp_path / "results")
+    save_tensors({"a": torch.zeros(2)}, tmp_path / "model" / "scale_2.safetensors")
+    write_json({"guidance": 1.0}, tmp_path / "model" / "config.json")
+    named = {"models": {"model": model_sha256(tmp_path / "model"), "runs/elsewhere": "0" * 64}}
+    write_json(named, tmp_path / "results" / "measured.json")
+    assert layouts.record("measured") == named
+    write_json({}, tmp_path / "results" / "nameless.json")
+    with pytest.raises(ValueError, match=r"but nameless\.json names none"):
+        layouts.record("nameless")
+    monkeypatch.setattr(layouts, "UNNAMED", ("nameless", "measured"))
+    assert layouts.record("nameless") == {}
+    with pytest.raises(ValueError, match=r"but measured\.json names its model"):
+        layouts.record("measured")
+    monkeypatch.setattr(layouts, "UNNAMED", ())
+    save_tensors({"a": torch.ones(2)}, tmp_path / "model" / "scale_2.safetensors")
+    with pytest.raises(ValueError, match=r"measured\.json must be of the weights in model, got"):
+        layouts.record("measured")
+
+
+@pytest.mark.parametrize("tables_of", [paper.PAPER_TABLES, paper.PAPER_FIGURES])
+def test_the_paper_s_tables_stand_beside_ours(tables_of, capsys):
+    for name, table in tables_of.items():
+        option = "table" if tables_of is paper.PAPER_TABLES else "figure"
+        tables.main(tables.Config(**{option: name}))
+        assert capsys.readouterr().out == table() + "\n"
+        head, rule, *rows = table().splitlines()
+        assert head.endswith("| the paper | ours, released weights | ours, scenery |")
+        assert rows and all(row.count("|") == rule.count("|") for row in rows)
+
+
+def test_the_paper_s_numbers_are_in_their_table():
+    assert "| FID, ffhq-2 | 9.57 (T = 2: 11.4), table 1 |" in paper.table_1()
+    assert "| rejection rate 0.05 | FID 7.44, IS 273.5, table 2 |" in paper.table_2()
+    assert "| upper half, single pass, T = 9 | FID 6.64, IS 4.86, table 3 |" in paper.table_3()
+
+
+def test_a_trend_within_the_noise_is_called_so(tmp_path, monkeypatch):
+    def row(T: int, distinct: bool | None) -> dict:
+        keys = ("probe_fid", "completion_fid")
+        found = {key: {"value": 10.0 * T, "interval": [9.0 * T, 11.0 * T]} for key in keys}
+        apart = {} if distinct is None else {"against_2": {k: {"distinct": distinct} for k in keys}}
+        return {"T": T, **found, **apart}
+
+    rows = [row(2, None), row(3, False), row(5, True), row(9, True)]
+    write_json({"rows": rows, "models": {}}, tmp_path / "scenery_trend.json")
+    monkeypatch.setattr(layouts, "RESULTS", tmp_path)
+    table = paper.table_3()
+    assert "probe-FID 30.0 (27.0 to 33.0), T = 2 within the noise" in table
+    assert "probe-FID 50.0 (45.0 to 55.0), differs from T = 2" in table
+
+
+# ── all records again ─────────────────────────────────────────────────────────────────────────
+
+REMADE = importlib.import_module("all")
+
+
+def test_every_record_of_scenery_is_remade_by_one_command():
+    names = {one.name for one in REMADE.MEASUREMENTS}
+    by_hand = {"scenery_blind", "scenery_blind_reconstructions"}  # somebody has to look
+    own = {"scenery_completion_t2", "passes_equal_training"}  # chains that are not shipped
+    larger = {"ffhq-4_speed_bf16", "split_752"}  # shapes with random weights
+    assert {*layouts.UNNAMED} - names == by_hand | own | larger
+    for one in REMADE.MEASUREMENTS:
+        assert (layouts.ROOT / one.command.split()[0]).exists()
+
+
+def test_what_moved_is_told_by_its_interval():
+    before = {"n": 3, "found": 0.5, "seconds": 9, "rows": [{"fid": 10.0}, {"fid": 20.0}]}
+    after = {"n": 3, "found": 0.6, "found_interval": [0.55, 0.65], "seconds": 3}
+    after["rows"] = [{"fid": 10.05}, {"fid": 21.0, "fid_interval": [15.0, 25.0]}]
+    assert [*REMADE.moved(before, after)] == ["found 0.5 → 0.6 (beyond its interval)"]
+    assert [*REMADE.moved({"x": 1.0}, {"x": 1.1})] == ["x 1 → 1.1"]
+
+
+def test_records_are_measured_in_order_until_the_budget_is_spent(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def measure(one, path):
+        made.append(one.name)
+        write_json({"found": len(made), "models": {}}, path)
+
+    few = [REMADE.Measurement(name, "eval/edits.py", minutes) for name, minutes in FEW.items()]
+    monkeypatch.setattr(REMADE, "MEASUREMENTS", few)
+    monkeypatch.setattr(REMADE, "RECORDS", tmp_path)
+    monkeypatch.setattr(REMADE, "measure", measure)
+    monkeypatch.setattr(REMADE, "is_current", lambda record: record.get("found") == 2)
+    REMADE.main(REMADE.Config(budget="10m"))
+    assert made == ["a", "c"]  # b takes longer than there is
+    assert "no time left for b: run the same command again" in capsys.readouterr().out
+    REMADE.main(REMADE.Config(budget="1h"))
+    assert made == ["a", "c", "a", "b"]
+    assert "c: of these weights and this code" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="budget must be a number and s, m or h, as 2h, got '2'"):
+        REMADE.main(REMADE.Config(budget="2"))
+    with pytest.raises(ValueError, match=r"records must be of a, b, c, got \['d'\]"):
+        REMADE.main(REMADE.Config(only=("d",)))
+
+
+FEW = {"a": 5, "b": 30, "c": 1}

@@ -27,6 +27,7 @@ from saving import CHECK_EVERY, MOST_SKIPPED, Saver, are_finite, checksum, snaps
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
+from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm import tqdm
 from training import (
     Log,
@@ -64,7 +65,6 @@ from imagebart.perceptual import (
     discriminator_loss,
     generator_loss,
     lecam,
-    psnr,
     reconstruction_loss,
     sharpness,
 )
@@ -358,12 +358,13 @@ def log_reconstructions(
     with report(str(path)):
         back = torch.cat([vqgan(x[None].to(ranks.device), quantise)[0].cpu() for x in image])
         sharp = sharpness(back.clamp(-1, 1)).mean() / sharpness(image).mean()
-        log.write(step, psnr=psnr(image, back).mean(), sharpness=sharp)
+        psnr = peak_signal_noise_ratio(back.clamp(-1, 1), image, data_range=2.0, dim=(1, 2, 3))
+        log.write(step, psnr=psnr, sharpness=sharp)
         sheet = to_pil(sheet_of(image[:16], back[:16]))[0]
         with atomic_write(path) as draft:
             sheet.save(draft, format="PNG")
         if quantise:
-            keep_best_vqgan(vqgan, float(psnr(image, back).mean()), step, log.path.parent / "best")
+            keep_best_vqgan(vqgan, float(psnr), step, log.path.parent / "best")
 
 
 def keep_best_vqgan(vqgan: VQGAN, decibels: float, step: int, folder: Path) -> None:

@@ -1,0 +1,157 @@
+"""Does a longer chain help? Table 3 in small: T = 2, 3, 5, 9 at equal parameters and equal compute.
+
+    python eval/trend.py --runs runs/trend --out eval/results/scenery_trend.json
+
+One VQGAN and its tokens for all; then, for every T and training seed, the chain of preset `mini-T`
+(3 million parameters in all; every scale as many steps), measured by the probe: unconditional
+samples (probe-FID, probe-IS), and upper halves completed by a single pass, as in the paper, by
+resampling passes, and by a conditional draw at t = T. A chain takes about 15 minutes of one core,
+the whole table about 4 hours.
+
+Reported are the mean over training seeds with its 95 % interval (Student's t), and for every T the
+differences from T = 2, seed by seed: `distinct` if their interval does not hold 0. Every step
+resumes: run the same command again.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from records import Run
+from reporting import run
+from scipy.stats import t as students_t
+
+from imagebart.checkpoint import read_json
+from imagebart.distributed import pick_device
+from imagebart.presets import find_preset
+
+ROOT = Path(__file__).parents[1]
+TREND_COLUMNS = {
+    "probe_fid": "probe-FID",
+    "probe_is": "probe-IS",
+    "completion_fid": "upper halves, single pass: probe-FID",
+    "completion_time": "… right time of day",
+    "resampled_fid": "upper halves, 8 resampling passes: probe-FID",
+    "resampled_time": "… right time of day",
+    "drawn_fid": "upper halves, 16 particles at t = T: probe-FID",
+    "drawn_time": "… right time of day",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    runs: Path = Path("runs/trend")  # where the models and their figures go
+    out: Path | None = None  # where the JSON goes
+    T: tuple[int, ...] = (2, 3, 5, 9)
+    seeds: tuple[int, ...] = (0, 1, 2)  # of training
+    n: int = 1000  # samples, and half as many completions
+    steps: int | None = None  # of the VQGAN and of every scale, instead of the presets'
+    images: int | None = None  # that the chains learn from, instead of the presets'
+    device: str = "auto"
+
+
+def main(config: Config) -> dict:
+    if len(config.seeds) < 2 or 2 not in config.T:
+        raise ValueError(f"seeds must be two at least, T have 2, got {config.seeds}, {config.T}")
+    first = f"mini-{config.T[0]}"
+    images = config.images or find_preset(first).token_images
+    steps = ["--steps", config.steps] if config.steps else []
+    vqgan, tokens = config.runs / "vqgan", config.runs / "tokens"
+    script("train/compression.py", "--preset", first, *steps, "--out", vqgan)
+    validation = ["--validation", max(20, images // 20)]
+    script("train/encode.py", "--vqgan", vqgan, "--count", images, *validation, "--out", tokens)
+    rows, models = [], []
+    for T in config.T:
+        each = []
+        for seed in config.seeds:
+            model = config.runs / f"T{T}-seed{seed}"
+            preset = ["--preset", f"mini-{T}", "--seed", seed, *steps]
+            for t in range(2, T + 1):
+                script("train/scale.py", *preset, "--t", t, "--tokens", tokens, "--out", model)
+            each.append(figures_of_chain(model, config.n))
+            models.append(model)
+        rows.append({"T": T, "seeds": each, **summary_over_seeds(each)})
+    plain = next(row for row in rows if row["T"] == 2)
+    for row in rows:
+        if row is not plain:
+            row["against_2"] = {
+                name: paired_over_seeds(row["seeds"], plain["seeds"], name)
+                for name in TREND_COLUMNS
+            }
+    record = Run(config, models).record(
+        pick_device(config.device), data=each[0]["data"], n=config.n, seeds=(0, config.n - 1)
+    )
+    return {"rows": rows, **record}
+
+
+def script(name: str, *options) -> None:
+    """Run a script of this repository; ValueError if it fails."""
+    done = subprocess.run([sys.executable, ROOT / name, *map(str, options)], check=False)
+    if done.returncode:
+        raise ValueError(f"{name} {' '.join(map(str, options))} must succeed, see above")
+
+
+def figures_of_chain(model: Path, n: int) -> dict:
+    """What is measured of one chain."""
+    samples, completions = (model / f"{name}.json" for name in ("generation", "completion"))
+    if not samples.exists():
+        metrics = ["--metrics", "fid", "is", "--reference", "scenery"]
+        what = ["--model", model, "--features", "probe", "--num-images", n]
+        script("eval/generation.py", *what, *metrics, "--out", samples)
+    if not completions.exists():
+        how = ["--masks", "upper", "--process", "single", "--resampling-passes", 0, 8]
+        how += ["--particles", 16]
+        script("eval/completion.py", "--model", model, "--n", n // 2, *how, "--out", completions)
+    made, back = read_json(samples), read_json(completions)["rows"]
+    single, resampled, drawn = back  # T = 2 has no scale to resample at: two are its single pass
+    return {
+        "probe_fid": made["metrics"]["probe-fid"]["value"],
+        "probe_is": made["metrics"]["probe-is"]["value"],
+        "completion_fid": single["probe_fid"],
+        "completion_time": single["found"]["time"],
+        "resampled_fid": resampled["probe_fid"],
+        "resampled_time": resampled["found"]["time"],
+        "drawn_fid": drawn["probe_fid"],
+        "drawn_time": drawn["found"]["time"],
+        "data": made["data"],
+    }
+
+
+def summary_over_seeds(each: list[dict]) -> dict:
+    """{figure: its mean, and the interval of the mean over training seeds}."""
+    return {name: over_seeds([one[name] for one in each]) for name in TREND_COLUMNS}
+
+
+def paired_over_seeds(ours: list[dict], theirs: list[dict], name: str) -> dict:
+    """The difference of two chains, seed by seed."""
+    pairs = zip(ours, theirs, strict=True)
+    found = over_seeds([a[name] - b[name] for a, b in pairs])
+    low, high = found["interval"]
+    return found | {"distinct": not low <= 0 <= high}
+
+
+def over_seeds(values: Iterable[float]) -> dict:
+    """Mean and its 95 % interval by Student's t."""
+    x = np.array([*values], float)
+    reach = students_t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+    mean = float(x.mean())
+    return {"value": mean, "interval": [mean - float(reach), mean + float(reach)]}
+
+
+def summary(report: dict) -> str:
+    lines = []
+    for row in report["rows"]:
+        parts = [
+            f"{label} {row[name]['value']:.3g} ({row[name]['interval'][0]:.3g} to "
+            f"{row[name]['interval'][1]:.3g})"
+            for name, label in TREND_COLUMNS.items()
+        ]
+        lines.append(f"T = {row['T']}: " + "; ".join(parts))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__, summary)

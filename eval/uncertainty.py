@@ -1,0 +1,153 @@
+"""How certain a figure is: intervals, paired differences, and what chance alone would give.
+
+    mean_interval        of a mean over images
+    share_interval       of a share of right answers, one or several an image
+    distance_interval    of a Fréchet distance
+    difference           of two figures over the same images, and whether it is more than noise
+    by_chance            a score with the labels shuffled
+
+All intervals are of 95 %, by the bootstrap over images (drawn with replacement), from seed 0. They
+say how far another set of as many images might differ, not another training run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+LEVEL = 0.95
+RESAMPLES = 1000
+OF_DISTANCES = 100  # resamples where each costs a decomposition
+SHUFFLES = 20
+TWO_SIDED = 1.959964  # standard deviations on either side that hold 95 % of a normal
+
+
+def resamples(n: int, times: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """n indices drawn with replacement, so many times; always the same."""
+    random = np.random.default_rng(0)
+    for _ in range(times):
+        yield random.integers(n, size=n)
+
+
+def central(values: list[float]) -> list[float]:
+    """The central 95 % of resampled values."""
+    return np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+
+
+def mean_interval(values: np.ndarray) -> list[float]:
+    """[low, high] of the mean of one value an image."""
+    values = np.asarray(values, float)
+    return central([values[at].mean() for at in resamples(len(values))])
+
+
+def share_interval(right: np.ndarray, of: np.ndarray | int = 1) -> list[float]:
+    """[low, high] of Σ right / Σ of: `right` answers `of` so many, an image.
+
+    Where all images agree, resampling cannot tell: it is then Wilson's, one answer an image.
+    """
+    right = np.asarray(right, float)
+    of = np.broadcast_to(of, right.shape).astype(float)
+    counted = of > 0
+    right, of = right[counted], of[counted]
+    if len({*(right / of).tolist()}) == 1:
+        test = binomtest(round(float(right[0] / of[0]) * len(right)), len(right))
+        found = test.proportion_ci(LEVEL, method="wilson")
+        return [float(found.low), float(found.high)]
+    return central([right[at].sum() / of[at].sum() for at in resamples(len(right))])
+
+
+def frechet_distance(mu_1: Tensor, sigma_1: Tensor, mu_2: Tensor, sigma_2: Tensor) -> float:
+    """Fréchet distance of two Gaussians, the FID if they are fitted to features.
+
+        ‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2 (Σ₁ Σ₂)^½)
+
+    With Σ₁ = A Aᵀ, (Σ₁ Σ₂)^½ has the trace of (Aᵀ Σ₂ A)^½, the root of a symmetric matrix: much
+    faster than torchmetrics' way, and without its noise for fewer images than features.
+    """
+    scales, axes = torch.linalg.eigh(sigma_1)
+    A = axes * scales.clamp(min=0).sqrt()
+    root = torch.linalg.eigvalsh(A.T @ sigma_2 @ A).clamp(min=0).sqrt().sum()
+    return float((mu_1 - mu_2).square().sum() + sigma_1.trace() + sigma_2.trace() - 2 * root)
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """μ (d) and Σ (d d) of features (n d)."""
+    return features.mean(0), features.T.cov()
+
+
+def feature_distance(ours: Tensor, theirs: Tensor) -> float:
+    """`frechet_distance` of two sets of features, (n, d) each."""
+    ours, theirs = (torch.as_tensor(x).double() for x in (ours, theirs))
+    if max(len(ours), len(theirs)) < ours.shape[1]:
+        return distance_of_few(ours, theirs)
+    return frechet_distance(*moments(ours), *moments(theirs))
+
+
+def distance_of_few(ours: Tensor, theirs: Tensor) -> float:
+    """The same for fewer images than features: with Σ = Aᵀ A, tr (Σ₁ Σ₂)^½ is the sum of the
+    singular values of A₁ A₂ᵀ, a matrix of images by images."""
+    a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (ours, theirs))
+    overlap = torch.linalg.svdvals(a @ b.T).sum()
+    apart = (ours.mean(0) - theirs.mean(0)).square().sum()
+    return float(apart + a.square().sum() + b.square().sum() - 2 * overlap)
+
+
+def distance_interval(ours: Tensor, theirs: Tensor) -> list[float]:
+    """[low, high] of `feature_distance`: the distance, more or less 1.96 standard deviations of its
+    resamples, of ours and of theirs.
+
+    A resample has images twice, which makes the distance itself larger: only their spread is used.
+    """
+    value, draws = feature_distance(ours, theirs), resampled_distances(ours, theirs)
+    return around(value, draws)
+
+
+def resampled_distances(ours: Tensor, theirs: Tensor, times: int = OF_DISTANCES) -> np.ndarray:
+    """Distances of resampled sets; the same images of `theirs` for whatever is compared."""
+    ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
+    at = zip(resamples(len(ours), times), resamples(len(theirs), times), strict=True)
+    return np.array([feature_distance(ours[a], theirs[b]) for a, b in at])
+
+
+def around(value: float, draws: Sequence[float]) -> list[float]:
+    """[low, high] around a value, by the standard deviation of its resamples."""
+    reach = TWO_SIDED * float(np.std(draws, ddof=1))
+    return [value - reach, value + reach]
+
+
+def difference(value: float, draws: Sequence[float]) -> dict:
+    """A difference of two figures and its resamples, both of the same images: its interval, and
+    whether 0 lies outside ("distinct")."""
+    low, high = around(value, draws)
+    return {"value": value, "interval": [low, high], "distinct": not low <= 0 <= high}
+
+
+def mean_difference(ours: np.ndarray, theirs: np.ndarray) -> dict:
+    """Of two means over the same images."""
+    each = np.asarray(ours, float) - np.asarray(theirs, float)
+    return difference(float(each.mean()), [each[at].mean() for at in resamples(len(each))])
+
+
+def share_difference(ours: np.ndarray, theirs: np.ndarray, of: np.ndarray) -> dict:
+    """Of two shares of right answers to the same questions."""
+    each, of = np.asarray(ours, float) - np.asarray(theirs, float), np.asarray(of, float)
+    draws = [each[at].sum() / of[at].sum() for at in resamples(len(each))]
+    return difference(float(each.sum() / of.sum()), draws)
+
+
+def distance_difference(ours: Tensor, theirs: Tensor, reference: Tensor) -> dict:
+    """Of the distances of two sets to one reference; image i of both has the same source."""
+    value = feature_distance(ours, reference) - feature_distance(theirs, reference)
+    draws = resampled_distances(ours, reference) - resampled_distances(theirs, reference)
+    return difference(value, draws)
+
+
+def by_chance(
+    scores: Callable[[np.ndarray], dict[str, float]], n: int, times: int = SHUFFLES
+) -> dict[str, float]:
+    """The mean scores of shuffled labels: `scores` gets an order of the n labels."""
+    shuffle = np.random.default_rng(0).permutation
+    found = [scores(shuffle(n)) for _ in range(times)]
+    return {name: float(np.mean([each[name] for each in found])) for name in found[0]}

@@ -1,0 +1,151 @@
+"""eval/uncertainty.py, rows.py and records.py: intervals, chance, kept rows, identity."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import records
+import reporting
+import torch
+import uncertainty
+from records import Run
+from rows import ImageRows
+
+from imagebart.checkpoint import save_tensors, write_json
+from imagebart.folders import model_sha256
+
+# ── intervals ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_intervals_of_means_hold_the_truth_as_often_as_they_say():
+    """200 sets of 40: of 95 % intervals at least 88 % must; 0.3 % of right ones would not."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        low, high = uncertainty.mean_interval(rng.exponential(size=40))
+        held += low <= 1 <= high
+    assert held >= 176
+
+
+def test_a_share_of_all_or_nothing_has_wilson_s_interval():
+    low, high = uncertainty.share_interval(np.ones(40))
+    assert high == 1 and low == pytest.approx(40 / (40 + 1.96**2), rel=1e-3)
+    low, high = uncertainty.share_interval(np.zeros(40), np.full(40, 3))
+    assert low == 0 and 0.08 < high < 0.1
+    low, high = uncertainty.share_interval(np.array([1, 0] * 50))
+    assert low == pytest.approx(0.4, abs=0.02) and high == pytest.approx(0.6, abs=0.02)
+
+
+def test_differences_within_the_noise_are_called_so():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=200)
+    assert not uncertainty.mean_difference(x, rng.permutation(x))["distinct"]
+    apart = uncertainty.mean_difference(x + 0.1, x)  # the same images: the noise cancels
+    assert apart["distinct"] and apart["value"] == pytest.approx(0.1)
+    right, of = np.tile([1.0, 0, 0, 1], 30), np.full(120, 2.0)
+    assert uncertainty.share_difference(right + 1, right, of)["value"] == 0.5
+    assert not uncertainty.share_difference(right, np.roll(right, 1), of)["distinct"]
+
+
+def test_distances_of_features_have_intervals_and_paired_differences():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 300, 3, generator=generator)
+    assert uncertainty.feature_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert uncertainty.feature_distance(x, x + 2) == pytest.approx(12, rel=1e-4)
+    low, high = uncertainty.distance_interval(x + 2, y)
+    assert low < uncertainty.feature_distance(x + 2, y) < high and high - low < 4
+    assert uncertainty.distance_difference(x + 2, x, y)["distinct"]
+    assert not uncertainty.distance_difference(x, x + 1e-3, y)["distinct"]
+
+
+def test_chance_is_what_shuffled_labels_give():
+    classes = np.arange(600) % 12
+    chance = uncertainty.by_chance(lambda order: {"": (classes[order] == classes).mean()}, 600)
+    assert chance[""] == pytest.approx(1 / 12, abs=0.01)
+
+
+# ── rows ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_rows_are_there_once_they_are_put(tmp_path, kept):
+    path = tmp_path / "rows.npy" if kept else None
+    columns = {"x": ("f4", 3), "y": ("f8", 1)}
+    rows = ImageRows(path, 5, columns)
+    assert [*rows.missing(batch=2)] == [[0, 1], [2, 3], [4]]
+    rows.put([1, 3], x=torch.ones(2, 3), y=[1.0, 3.0])
+    with pytest.raises(ValueError, match="all 5 rows must be there, got 2"):
+        rows["x"]
+    rows = ImageRows(path, 5, columns) if kept else rows
+    assert [*rows.missing(range(1, 5), 2)] == [[2, 4]]
+    rows.put([0, 2, 4], x=torch.zeros(3, 3), y=[0.0, 2.0, 4.0])
+    assert rows["y"][:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert torch.as_tensor(rows["x"]).sum() == 6  # as it lies, without a copy
+    if kept:
+        with pytest.raises(ValueError, match="must hold 6 rows of this run"):
+            ImageRows(path, 6, columns)
+
+
+# ── the record ────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Config:
+    out: Path | None
+    steps: tuple[int, ...] = (1, 2)
+    guidance: float | None = None
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    save_tensors({"a": torch.zeros(2)}, tmp_path / "model" / "scale_2.safetensors")
+    write_json({"guidance": 1.0}, tmp_path / "model" / "config.json")
+    return tmp_path / "model"
+
+
+def test_the_hash_of_a_model_covers_its_weights_and_its_configuration(folder, tmp_path):
+    first = model_sha256(folder)
+    (folder / "README.md").write_text("a card")
+    assert model_sha256(folder) == first
+    write_json({"guidance": 3.0}, folder / "config.json")
+    second = model_sha256(folder)
+    save_tensors({"a": torch.ones(2)}, folder / "scale_2.safetensors")
+    third = model_sha256(folder)
+    beside = tmp_path / "beside"
+    save_tensors({"b": torch.zeros(1)}, beside / "vqgan.safetensors")
+    write_json({"vqgan": {"K": 3}}, beside / "config.json")
+    write_json({"guidance": 3.0, "vqgan": "beside"}, folder / "config.json")
+    fourth = model_sha256(folder)
+    save_tensors({"b": torch.ones(1)}, beside / "vqgan.safetensors")
+    assert len({first, second, third, fourth, model_sha256(folder)}) == 5
+    with pytest.raises(ValueError, match=r"must hold config\.json, got no such file"):
+        model_sha256(tmp_path)
+
+
+def test_a_record_identifies_what_was_measured(folder, tmp_path):
+    run = Run(Config(tmp_path / "a.json"), [folder])
+    record = run.record(torch.device("cpu"), data=None, n=3, seeds=(5, 7), guidance=1.0)
+    assert record["models"] == {str(folder): model_sha256(folder)}
+    assert record["options"] == {"out": str(tmp_path / "a.json"), "steps": [1, 2], "guidance": 1.0}
+    assert (record["n"], record["seeds"], record["data"]) == (3, [5, 7], None)
+    head = subprocess.run(
+        ["git", "-C", records.ROOT, "rev-parse", "HEAD"], capture_output=True, text=True
+    )
+    if head.returncode == 0:
+        assert record["commit"]["id"] == head.stdout.strip()
+    assert {"torch", "python"} <= record["versions"].keys() and record["hardware"]
+    json.dumps(record, allow_nan=False)
+
+
+def test_rows_of_another_model_are_refused_and_rows_go_with_the_record(folder, tmp_path):
+    config = Config(tmp_path / "a.json")
+    Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)}).put([0, 1], x=[1.0, 2.0])
+    assert Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)})["x"].sum() == 3
+    write_json({"guidance": 2.0}, folder / "config.json")
+    with pytest.raises(ValueError, match="must hold this run's rows, got those of other models"):
+        Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)})
+    reporting.write_report({"x": float("nan"), "y": [1.0, float("inf")]}, config.out)
+    assert json.loads(config.out.read_text()) == {"x": None, "y": [1.0, None]}
+    assert [path.name for path in tmp_path.iterdir() if path != folder] == ["a.json"]
