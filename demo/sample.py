@@ -90,7 +90,7 @@ class SampleRequest:
 
 def sampling_work(model: ImageBART, ranker: CLIP | None, **given) -> Work:
     """The work of a call of `sample`: it may run with others that have the same numbers."""
-    if given["candidates"] != 1:
+    if type(given["candidates"]) is not int or given["candidates"] != 1:
         return alone(lambda: sample(model, ranker=ranker, **given))
     numbers = {name: given[name] for name in (*FILTERS, "guidance")}
     count = given["num_images"]
@@ -104,27 +104,27 @@ def sample_each(model: ImageBART, given: list[dict]) -> Iterator[list]:
     Calls whose arguments are wrong first get their error, then None.
     """
     read = [read_or_error(model, one) for one in given]
-    yield [one if isinstance(one, ValueError) else None for one in read]
+    yield [one if isinstance(one, Exception) else None for one in read]
     right = [one for one in read if isinstance(one, SampleRequest)]
     for outputs in draw_together(model, right) if right else ():
         rest = iter(outputs)
         yield [next(rest) if isinstance(one, SampleRequest) else None for one in read]
 
 
-def read_or_error(model: ImageBART, given: dict) -> SampleRequest | ValueError:
+def read_or_error(model: ImageBART, given: dict) -> SampleRequest | Exception:
+    """A request, or why it is none: whatever it is, others in its batch are drawn."""
     words = {name: value for name, value in given.items() if name != "candidates"}
     try:
         return SampleRequest(*read_request(model, **words), time.perf_counter())
-    except ValueError as error:
+    except Exception as error:
         return error
 
 
 def draw_together(model: ImageBART, requests: list[SampleRequest]) -> Iterator[list[tuple]]:
     """The outputs of each request after every scale; their numbers are the first one's."""
     each = {name: per_image(requests, name) for name in EACH if name in requests[0].options}
-    for step in model.sample_steps(
-        sum(one.count for one in requests), **requests[0].options | each
-    ):
+    count = sum(one.count for one in requests)
+    for step in model.sample_steps(count, **requests[0].options | each):
         pictures = iter(model.decode(step.tokens))
         yield [one.shown(model, step, [*islice(pictures, one.count)]) for one in requests]
 

@@ -350,16 +350,23 @@ def test_requests_that_differ_in_words_and_seeds_are_drawn_as_one_batch(make_mod
     }
     calls = [first, first | {"seed": "9", "num_images": 2, "prompt": "a lake", "classes": "1"}]
     calls += [first | {"seed": -1}, first | {"prompt": "a volcano", "negative_prompt": "night"}]
+    calls += [first | {"unknown": 1}]
     works = [sampling_work(model, None, **call) for call in calls]
-    assert len({work.key for work in works}) == 1 and [work.size for work in works] == [1, 2, 1, 1]
+    assert len({work.key for work in works}) == 1 and [work.size for work in works] == [
+        1,
+        2,
+        1,
+        1,
+        1,
+    ]
     assert sampling_work(model, None, **first | {"temperature": 0.5}).key != works[0].key
     assert sampling_work(model, None, **first | {"candidates": 2}).key is None
 
     errors, *steps = works[0].run([work.request for work in works])
-    assert [type(error) for error in errors] == [type(None)] * 2 + [ValueError, type(None)]
+    assert [type(error) for error in (errors[2], errors[4])] == [ValueError, TypeError]
     for i, call in enumerate(calls):
-        if i == 2:
-            assert {outputs[i] for outputs in steps} == {None}
+        if errors[i] is not None:
+            assert i in (2, 4) and {outputs[i] for outputs in steps} == {None}
             continue
         for got, (chain, line, images) in zip(steps, sample(model, **call), strict=True):
             assert_same(opened_all(got[i][2]), opened_all(images))
