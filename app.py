@@ -32,7 +32,7 @@ from demo.edit import edit_tab
 from demo.files import private_folder, stored_files, tidy
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
-from demo.pictures import chosen_for_editor, example_pictures
+from demo.pictures import chosen_for_editor, example_pictures, for_editor
 from demo.sample import sample_tab
 from demo.serving import Guard, read_auth, site_of
 from demo.style import CSS, THEME, TITLE
@@ -72,17 +72,24 @@ def build(
     with gr.Blocks(title="ImageBART", analytics_enabled=False) as page:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs() as tabs:
-            with gr.Tab("Sample", id="sample"):
+            with gr.Tab("Make", id="sample"):
                 samples = sample_tab(worker, model, ranker)
-            with gr.Tab("Edit", id="edit"):
+            with gr.Tab("Change", id="edit"):
                 edits = edit_tab(worker, model, examples, ranker)
             if painter is not None:
                 with gr.Tab("Paint a map", id="semantic"):
                     semantic_tab(worker, painter, ranker)
             with gr.Tab("Panorama", id="panorama"):
                 panorama_tab(worker, model)
-            with gr.Tab("Chain", id="chain"):
+            with gr.Tab("Understand", id="chain"):
                 chain_tab(worker, model, examples)
+        page.load(
+            lambda: for_editor(examples[0]),
+            None,
+            edits.editor,
+            api_visibility="private",
+            show_progress="hidden",
+        )
         samples.send.click(
             lambda results, i: (chosen_for_editor(results, i), gr.Tabs(selected="edit")),
             [samples.gallery, samples.index],

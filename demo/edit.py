@@ -1,4 +1,4 @@
-"""The tab Edit: inpaint a mask, or outpaint beyond the borders."""
+"""The tab Change: inpaint a mask, or outpaint beyond the borders."""
 
 import time
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from demo.parts import (
-    candidates_slider,
+    Controls,
     connect,
-    controls,
     image_editor,
+    panel,
     results_gallery,
     run_buttons,
     shelf_of,
@@ -25,6 +25,7 @@ from demo.pictures import (
     chosen_for_editor,
     for_editor,
     growing,
+    labelled,
     read_editor,
     read_picture,
     stored,
@@ -38,17 +39,19 @@ from demo.requests import (
     finished,
     of_one_class,
     picked,
+    progress,
     ranked,
     read_candidates,
     read_int,
     read_number,
     read_request,
     sentences,
+    settings_of_each,
     status,
 )
 from demo.worker import Worker
 from imagebart import ImageBART
-from imagebart.data.images import fit, to_pil
+from imagebart.data.images import to_pil
 from imagebart.editing.inpainting import MaskedImage, each_image, grown_size, outpaint_steps
 from imagebart.editing.process import refined_steps
 from imagebart.ranking import CLIP
@@ -91,8 +94,8 @@ def inpaint(
     ranker: CLIP | None = None,
     **options,
 ) -> Iterator[tuple]:
-    """Inpaint a mask: (its tokens, the first result after each step, status, images), after every
-    scale and pass; large images every few seconds.
+    """Inpaint a mask: (its tokens, the first result after each step, status, images, the input),
+    after every scale and pass; large images every few seconds.
 
     editor: {"background": image, "layers": [mask], "composite": null}; a mask has the image's size,
     is opaque where to repaint, or white if nothing in it is transparent; layers count together, at
@@ -110,23 +113,28 @@ def inpaint(
         raise ValueError("the mask is empty: paint over what should be repainted")
 
     began, shown, strip = time.perf_counter(), stored(token_map(edit)), []
+    before = stored(image)
     if score is not None:
         draw = partial(model.inpaint, image, mask, process="refined", **how)
         few = at_once(*image.size)
         for best, line in ranked(draw, count, candidates, score, options, few):
-            yield shown, [], line, [stored(one.image) for one in best]
-        options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
+            chosen = of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+            about = settings_of_each("edit", chosen | how, len(best))
+            yield shown, [], line, labelled([one.image for one in best], about), before
+        options = chosen
         remark += f" The best of {count * candidates}."
+    about = settings_of_each("edit", options | how, count)
     throttle, small = Throttle(), count * image.width * image.height <= EVERY_STEP
     steps = refined_steps(model, edit.x_1(), edit.masked, count, passes=how["passes"], **options)
     for i, step in enumerate(steps, 1 - model.T):
         if throttle.due(step.done) or small:
-            images = [stored(to_pil(one)[0]) for one in edit.results(step.tokens)]
+            drawn = [to_pil(one)[0] for one in edit.results(step.tokens)]
+            images = labelled(drawn, about)
             name = f"pass {i}" if i > 0 else caption(model, step.t)
-            strip = [*strip, (images[0], name)]
+            strip = [*strip, (images[0][0], name)]
         if step.done == 1 and i < how["passes"]:
             remark += f" Converged after {i} passes."
-        yield shown, strip, status(step, options["seed"], count, began, remark), images
+        yield shown, strip, status(step, options["seed"], count, began, remark), images, before
 
 
 def outpaint(
@@ -165,21 +173,24 @@ def outpaint(
     check_pixels(count * candidates, *grown_size(model, image, margins)[::-1])
 
     how |= {"process": "refined", **margins}
+    settings = {name: value for name, value in how.items() if name != "process"}
     began, shown, images = time.perf_counter(), stored(image), []
     if score is not None:
         draw = partial(model.outpaint, image, **how)
         for best, line in ranked(draw, count, candidates, score, options, chunk=1):
-            images = [stored(one.image) for one in best]
+            chosen = of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+            about = settings_of_each("edit", chosen | settings, len(best))
+            images = labelled([one.image for one in best], about)
             yield shown, line, images
         seeds, remark = [one.seed for one in best], f"{remark} The best of {count * candidates}."
         yield shown, finished(seeds, count, began, remark), images
         return
+    about = settings_of_each("edit", options | settings, count)
     first = options.pop("seed")
     for i, own in enumerate(each_image(options, count)):
         steps = outpaint_steps(model, image, seed=first + i, **how, **own)
-        for grown, part in growing(steps):
-            line = f"Image {i + 1} of {count}, {part:.0%} of the way …"
-            yield shown, line, [*images, grown]
+        for grown, part in growing(steps, about[i]):
+            yield shown, progress((i + part) / count, began), [*images, grown]
         images.append(grown)
     yield shown, finished(first, count, began, remark), images
 
@@ -234,52 +245,71 @@ def edit_tab(
 ) -> SimpleNamespace:
     """The page; returns what the other tabs connect to."""
     with gr.Row():
-        with gr.Column(scale=3, min_width=320):
-            editor = picture_editor(model, examples)
+        with gr.Column(scale=3, min_width=320), gr.Tabs() as views:
+            with gr.Tab("Picture", id="picture"):
+                editor = picture_editor(model, examples)
+            with gr.Tab("Result", id="result"):
+                compare, gallery, index = result_view()
+                with gr.Row():
+                    again = gr.Button("Use the selected result as input", scale=3)
+                    undo = gr.Button("Undo", scale=1, elem_id="undo")
         with gr.Column(scale=2, min_width=300):
-            about = "Noise and denoise at the finest scale, until no token changes"
-            inputs, (_, most) = {"editor": editor, **controls(model)}, bounds(model, "passes")
-            inputs["passes"] = gr.Slider(0, most, 0, step=1, label="Refinement passes", info=about)
-            inputs |= {name: slider_of(model, name) for name in ("context", "feather")}
-            inputs["candidates"] = candidates_slider(ranker)
-            buttons = run_buttons("Repaint")
-            line = gr.Markdown(elem_id="edit-status", min_height=28)
+            said = panel(model, "Repaint", "edit-status", ranker)
+            inputs = {"editor": editor, **said.inputs, **controls_of_edits(model)}
             with gr.Accordion("Extend beyond the borders", open=False):
                 margins = margin_sliders(model)
                 beyond = run_buttons("Outpaint")
-    gr.Markdown("#### Results")
-    gallery, index = results_gallery(label="Results", elem_id="edits", elem_classes="tiles")
-    with gr.Row():
-        again = gr.Button("Use the selected result as input", scale=3)
-        undo = gr.Button("Undo", scale=1, elem_id="undo")
-    gr.Markdown("#### The first result after each step")
-    with gr.Row():
+    with gr.Accordion("How it works: the first result, step by step", open=True), gr.Row():
         plain = {"format": "png", "interactive": False, "height": 220, "buttons": []}
         with gr.Column(scale=1, min_width=220):
-            shown = gr.Image(label="The input", elem_id="tokens", **plain)
+            shown = gr.Image(label="Tokens to repaint", elem_id="tokens", **plain)
         with gr.Column(scale=4, min_width=320):
             plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
             strip = shelf_of(label="First result", elem_id="first-result", **plain)
 
-    connect(
-        worker,
-        model,
-        inpaint,
-        buttons,
-        inputs,
-        [shown, strip, line, gallery],
-        index,
-        ranker=ranker,
-    )
-    outputs = [shown, line, gallery]
-    connect(worker, model, outpaint, beyond, inputs | margins, outputs, index, ranker=ranker)
+    before = gr.State(None)
+    how = said.buttons, inputs, [shown, strip, said.line, gallery, before], index, said.fresh
+    connect(worker, model, inpaint, *how, ranker=ranker)
+    how = beyond, inputs | margins, [shown, said.line, gallery], index, said.fresh
+    grown = connect(worker, model, outpaint, *how, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    beyond[0].click(lambda: [], None, strip, queue=False, **private)
+    grown.then(lambda: ([], None), None, [strip, before], queue=False, **private)
+    seen, view = [before, gallery, index], [compare, views]
+    for change in (gallery.change, index.change):
+        change(compared, seen, view, preprocess=False, queue=False, **private)
     history = gr.State([])
     chosen = [gallery, index, editor, history]
-    again.click(taken, chosen, [editor, history], preprocess=False, **private)
-    undo.click(undone, history, [editor, history], **private)
+    back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **private}
+    again.click(taken, chosen, [editor, history], preprocess=False, **private).success(**back)
+    undo.click(undone, history, [editor, history], **private).success(**back)
     return SimpleNamespace(editor=editor)
+
+
+def controls_of_edits(model: ImageBART) -> Controls:
+    """How a mask is repainted."""
+    about = "The finest scale is drawn again so often, until no token changes"
+    _, most = bounds(model, "passes")
+    with gr.Accordion("The mask", open=False):
+        passes = gr.Slider(0, most, 0, step=1, label="Refinement passes", info=about)
+        return {"passes": passes} | {
+            name: slider_of(model, name) for name in ("context", "feather")
+        }
+
+
+def result_view() -> tuple[gr.ImageSlider, gr.Gallery, gr.State]:
+    """(the input beside the selected result, all results, the index of the selected one)."""
+    plain = {"format": "png", "interactive": False, "buttons": ["fullscreen"], "max_height": 460}
+    compare = gr.ImageSlider(label="Before and after", elem_id="compare", visible=False, **plain)
+    return compare, *results_gallery(label="Results", elem_id="edits")
+
+
+def compared(before: str | None, results: list | None, index: int) -> tuple:
+    """(the input and the selected result, if both have one size; the tab of results)."""
+    if not results:
+        return gr.ImageSlider(visible=False), gr.skip()
+    after = results[min(index, len(results) - 1)]["image"]["path"]
+    pair = (before, after) if before else None
+    return gr.ImageSlider(pair, visible=pair is not None), gr.Tabs(selected="result")
 
 
 def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEditor:
@@ -300,20 +330,11 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
 
     @sentences()
     def uploaded(file: dict) -> dict:
-        return for_editor(fit(read_picture(file), (H, W)))
-
-    @sentences()
-    def pasted(value: dict | None) -> dict:
-        file = (value or {}).get("background")
-        image = file and read_picture(file)
-        if not image or image.size == (W, H):
-            return gr.skip()  # also called for values set by this page
-        return for_editor(fit(image, (H, W)))
+        return for_editor(read_picture(file))
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     shelf.select(pick, None, editor, **private)
     upload.upload(uploaded, upload, editor, preprocess=False, **private)
-    editor.upload(pasted, editor, editor, preprocess=False, **private)
     for name, button in zip(MASKS, masks, strict=True):
         button.click(partial(with_mask, name), editor, editor, preprocess=False, **private)
     return editor

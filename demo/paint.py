@@ -9,15 +9,13 @@ import gradio as gr
 from PIL import Image
 
 from demo.parts import (
-    candidates_slider,
     connect,
-    controls,
     image_editor,
+    panel,
     results_gallery,
-    run_buttons,
     shelf_of,
 )
-from demo.pictures import EXAMPLES, for_editor, read_picture, stored
+from demo.pictures import EXAMPLES, for_editor, labelled, read_picture, stored
 from demo.requests import (
     of_one_class,
     picked,
@@ -25,6 +23,7 @@ from demo.requests import (
     read_candidates,
     read_layers,
     read_request,
+    settings_of_each,
     status,
 )
 from demo.worker import Worker
@@ -61,11 +60,14 @@ def semantic(
     if score is not None:
         draw = partial(model.sample, semantic_map=kinds)
         for best, line in ranked(draw, count, candidates, score, options):
-            yield shown, line, [stored(one.image) for one in best]
-        options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
+            chosen = of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+            about = settings_of_each("semantic", chosen, len(best))
+            yield shown, line, labelled([one.image for one in best], about)
+        options = chosen
         remark += f" The best of {count * candidates}."
+    about = settings_of_each("semantic", options, count)
     for step in model.sample_steps(count, semantic_map=kinds, **options):
-        images = [stored(image) for image in model.decode(step.tokens)]
+        images = labelled(model.decode(step.tokens), about)
         yield shown, status(step, options["seed"], count, began, remark), images
 
 
@@ -90,14 +92,14 @@ def semantic_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> None:
         with gr.Column(scale=3, min_width=320):
             editor = map_editor(model)
         with gr.Column(scale=2, min_width=300):
-            inputs = {"editor": editor, **controls(model), "candidates": candidates_slider(ranker)}
-            buttons = run_buttons("Draw the landscape")
-            line = gr.Markdown(elem_id="semantic-status", min_height=28)
+            said = panel(model, "Draw the landscape", "semantic-status", ranker)
+            inputs = {"editor": editor, **said.inputs}
             plain = {"format": "png", "interactive": False, "height": 250, "buttons": []}
             shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
     gr.Markdown("#### Results")
-    gallery, index = results_gallery(label="Results", elem_id="painted", elem_classes="tiles")
-    connect(worker, model, semantic, buttons, inputs, [shown, line, gallery], index, ranker=ranker)
+    gallery, index = results_gallery(label="Results", elem_id="painted")
+    how = said.buttons, inputs, [shown, said.line, gallery], index, said.fresh
+    connect(worker, model, semantic, *how, ranker=ranker)
 
 
 def map_editor(model: ImageBART) -> gr.ImageEditor:

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from demo.parts import NO_TEXT, connect, controls_of_chance, controls_of_words, run_buttons
+from demo.parts import (
+    NO_TEXT,
+    connect,
+    controls_of_chance,
+    controls_of_words,
+    run_buttons,
+    seed_box,
+)
 from demo.pictures import Throttle, stored
 from demo.requests import LONGEST_PROMPT, read_int, read_request, short, status
 from demo.worker import Worker
@@ -45,10 +52,11 @@ def panorama(
 
     began, throttle, shown = time.perf_counter(), Throttle(), None
     how = {"mode": "exact" if exact else "fast", "wrap": wrap, **options}
+    about = {"command": "panorama", "width": width, **how, "prompt": lines[0]}
     for step in panorama_steps(model, width, **how):
         if throttle.due(step.done):
             picture = decode_wide(model, step.tokens, wrap)[:, :, :, :width]
-            shown = stored(to_pil(picture)[0])
+            shown = stored(to_pil(picture)[0], about)
         yield status(step, options["seed"], 1, began, remark), shown
 
 
@@ -62,7 +70,7 @@ def panorama_tab(worker: Worker, model: ImageBART) -> None:
             prompts = gr.Textbox("", max_length=LONGEST_PROMPT, **plain)
         with gr.Column(scale=2, min_width=300):
             width = gr.Slider(W, MOST_WIDTH, 6 * W, step=model.vqgan.f, label="Width in pixels")
-            seed = gr.Number(0, label="Seed", precision=0)
+            seed, fresh = seed_box()
         with gr.Column(scale=2, min_width=300), gr.Accordion("Advanced", open=False):
             advanced = controls_of_words(model) | controls_of_chance(model)
             wrap = gr.Checkbox(label="Wrap around", info="The right end continues at the left end")
@@ -74,4 +82,4 @@ def panorama_tab(worker: Worker, model: ImageBART) -> None:
     picture = gr.Image(label="Panorama", height="auto", elem_id="panorama", **plain)
     inputs = {"prompts": prompts, "width": width, "seed": seed, **advanced}
     inputs |= {"wrap": wrap, "exact": exact}
-    connect(worker, model, panorama, buttons, inputs, [line, picture])
+    connect(worker, model, panorama, buttons, inputs, [line, picture], fresh=fresh)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator, Callable
+from typing import NamedTuple
 
 import gradio as gr
 from gradio.context import LocalContext
@@ -12,6 +13,7 @@ from demo.worker import Work, Worker, alone
 from imagebart import ImageBART
 from imagebart.conditions import class_count
 from imagebart.data import scenery
+from imagebart.data.scenery.words import PHRASES, SKY_PHRASES
 from imagebart.options import EditingOptions, rows
 from imagebart.ranking import CLIP
 
@@ -22,36 +24,94 @@ MakeWork = Callable[..., Work]
 """What a job does with an endpoint's inputs, which are given by name."""
 
 NO_TEXT = "This model takes no text"
+NEW_SEED = "(fresh, seed) => fresh ? Math.floor(Math.random() * 2 ** 31) : seed"
 IDEAS = {  # label of a button: its prompt, in scenery's vocabulary
     "Sunset": "snowy mountains at sunset under scattered clouds",
     "City": "a city by the water at night",
     "Aurora": "a wintry village under northern lights",
     "Desert": "a desert at noon under a cloudless sky",
 }
+VOCABULARY = (  # places, times, skies, seasons, things: as captions of scenery say them
+    tuple(noun for noun, _ in PHRASES.values()),
+    tuple(f"at {time}" for time in scenery.TIMES),
+    (*(ways[0] for ways in SKY_PHRASES.values()), "under the stars"),
+    ("in spring", "in summer", "in autumn"),
+    ("with a balloon", "with a flock of birds", "with a boat", "with a cabin", "with a tent"),
+)
 
 
-def controls(model: ImageBART, ideas: dict[str, str] | None = None) -> Controls:
-    """The inputs of every endpoint; example prompts if the model knows their words."""
+def knows_scenery(model: ImageBART) -> bool:
+    """Whether it takes the words and the classes of scenery."""
+    return "text" in model.conditions and tuple(model.names["class"]) == scenery.KINDS
+
+
+def prompt_box(model: ImageBART) -> gr.Textbox:
+    """The prompt, which Enter submits."""
     hint = "snowy mountains at night" if "text" in model.conditions else NO_TEXT
-    prompt = gr.Textbox(
-        "", label="Prompt", placeholder=hint, max_lines=3, max_length=LONGEST_PROMPT
-    )
-    if ideas and "text" in model.conditions and tuple(model.names["class"]) == scenery.KINDS:
-        with gr.Row(elem_classes="ideas"):
-            for name, words in ideas.items():
-                button = gr.Button(name, size="sm", min_width=60)
-                button.click(None, None, prompt, js=f"() => {words!r}", api_visibility="private")
+    return gr.Textbox("", label="Prompt", placeholder=hint, max_lines=1, max_length=LONGEST_PROMPT)
+
+
+def words_of(prompt: gr.Textbox) -> None:
+    """Buttons that write example prompts, and the words that the model knows."""
+    with gr.Row(elem_classes="words"):
+        for name, words in IDEAS.items():
+            write_words(prompt, name, f"() => {words!r}")
+    with gr.Accordion("Words that it knows", open=False):
+        for group in VOCABULARY:
+            with gr.Row(elem_classes="words"):
+                for words in group:
+                    write_words(prompt, words, f"text => (text + ' ' + {words!r}).trim()")
+
+
+def write_words(prompt: gr.Textbox, name: str, js: str) -> None:
+    """A button that changes the prompt, in the browser."""
+    button = gr.Button(name, size="sm", min_width=20)
+    button.click(None, prompt, prompt, js=js, api_visibility="private")
+
+
+def seed_box() -> tuple[gr.Number, gr.Checkbox]:
+    """The seed, and whether each run draws a new one."""
+    with gr.Row():
+        seed = gr.Number(0, label="Seed", precision=0, min_width=120)
+        fresh = gr.Checkbox(True, label="New seed each time", min_width=120, container=False)
+    return seed, fresh
+
+
+class Panel(NamedTuple):
+    """The inputs of every endpoint, whether each run draws a new seed, the buttons that run and
+    stop, and the status."""
+
+    inputs: Controls
+    fresh: gr.Checkbox
+    buttons: tuple[gr.Button, gr.Button]
+    line: gr.Markdown
+
+
+def panel(
+    model: ImageBART,
+    run: str,
+    status: str,
+    ranker: CLIP | None = None,
+    ideas: bool = False,
+    count: int = 1,
+) -> Panel:
+    """The prompt, what runs it, and below what else can be said; `status` is the status' id."""
+    prompt = prompt_box(model)
+    buttons = run_buttons(run)
+    line = gr.Markdown(elem_id=status, min_height=28)
+    if ideas and knows_scenery(model):
+        words_of(prompt)
     names = [*zip(model.names["class"], model.names["class"], strict=True)]
-    count = class_count(model.conditions)
-    names = names or [(str(i), str(i)) for i in range(count)]
-    kind = gr.Dropdown([("any", ""), *names], label="Class", visible=count > 0)
-    count = gr.Slider(1, MOST_IMAGES, 1, step=1, label="Number of images")
-    dice = gr.Button("Random", size="sm", render=False)
-    seed = gr.Number(0, label="Seed", precision=0, buttons=[dice])
+    classes = class_count(model.conditions)
+    names = names or [(str(i), str(i)) for i in range(classes)]
+    number = gr.Slider(1, MOST_IMAGES, count, step=1, label="Number of images")
+    seed, fresh = seed_box()
     with gr.Accordion("Advanced", open=False):
+        kind = gr.Dropdown([("any", ""), *names], label="Class", visible=classes > 0)
         advanced = controls_of_words(model) | controls_of_chance(model)
-    dice.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)")
-    return {"prompt": prompt, "num_images": count, "seed": seed, "classes": kind, **advanced}
+        advanced["candidates"] = candidates_slider(ranker)
+    inputs = {"prompt": prompt, "num_images": number, "seed": seed, "classes": kind, **advanced}
+    return Panel(inputs, fresh, buttons, line)
 
 
 def controls_of_words(model: ImageBART) -> Controls:
@@ -87,9 +147,10 @@ def candidates_slider(ranker: CLIP | None) -> gr.Slider:
     return gr.Slider(1, 16, 1, step=1, label="Best of", info=about, visible=ranker is not None)
 
 
-def results_gallery(**options) -> tuple[gr.Gallery, gr.State]:
+def results_gallery(value: list | None = None, **options) -> tuple[gr.Gallery, gr.State]:
     """A gallery of results and the index of the selected one."""
-    gallery = shelf_of(buttons=["download", "download_all", "fullscreen"], **options)
+    buttons = ["download", "download_all", "fullscreen"]
+    gallery = shelf_of(value, buttons=buttons, elem_classes="tiles", **options)
     index = gr.State(0)
 
     def select(event: gr.SelectData) -> int:
@@ -173,22 +234,30 @@ def connect(
     buttons: tuple,
     inputs: Controls,
     outputs: list,
-    index: gr.State | None = None,
+    selection: gr.State | None = None,
+    fresh: gr.Checkbox | None = None,
     work: MakeWork | None = None,
     **given,
-) -> None:
-    """Run calls the endpoint, whose jobs the worker runs in turn; Stop ends its job at once.
+) -> gr.events.Dependency:
+    """Run, or Enter in the prompt, calls the endpoint, whose jobs the worker runs in turn; Stop
+    ends its job at once.
 
-    The status is the text output; `index` is the selected item of the gallery; `work` is what a
-    job does with the inputs, by default `steps` of the model, the inputs and what is `given`.
+    The status is the text output, the results are the last gallery, of which `selection` is the
+    selected item; with `fresh` each run draws a new seed. `work` is what a job does with the
+    inputs, by default `steps` of the model, the inputs and what is `given`. Returns the event
+    before the job, for what else a run is to begin with.
     """
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
+    private = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    seed, prompt = inputs["seed"], inputs.get("prompt")
+    starts = [run.click] + ([prompt.submit] if isinstance(prompt, gr.Textbox) and fresh else [])
+    begun = gr.on(starts, None, [fresh or gr.State(False), seed], seed, js=NEW_SEED, **private)
 
     def work_of(**named) -> Work:
         return alone(lambda: steps(model, **named, **given))
 
-    event = run.click(
+    event = begun.then(
         endpoint(steps, inputs, worker, work or work_of),
         [*inputs.values()],
         outputs,
@@ -199,8 +268,11 @@ def connect(
         show_progress="minimal",
         show_progress_on=line,
     )
-    if index is not None:
-        run.click(lambda: 0, None, index, api_visibility="private", queue=False)
-    stop.click(
-        lambda: "Stopped.", None, line, cancels=[event], api_visibility="private", queue=False
-    )
+    if selection is None:
+        begun.then(lambda: "", None, line, **private)
+    else:
+        gallery = next(one for one in reversed(outputs) if isinstance(one, gr.Gallery))
+        nothing = ["", 0, gr.Gallery(selected_index=None)]
+        begun.then(lambda: nothing, None, [line, selection, gallery], **private)
+    stop.click(lambda: "Stopped.", None, line, cancels=[event], **private)
+    return begun

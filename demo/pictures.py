@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -18,6 +18,7 @@ from imagebart.data import scenery
 from imagebart.data.images import to_pil, to_rgb
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import masked_pixels, pixel_mask, upright
+from imagebart.settings import chunk_of, file_stem
 
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
 EXAMPLES = 8
@@ -80,15 +81,25 @@ def for_editor(image: Image.Image, *layers: Image.Image) -> dict:
     }
 
 
-def stored(image: Image.Image) -> str:
-    """Write a PNG file for gradio, which deletes old files.
+def stored(image: Image.Image, settings: dict | None = None) -> str:
+    """Write a PNG file for gradio, which deletes old files: its settings are in it and in its name.
 
     Given the image itself, gradio would rewrite it at every yield, even while a browser reads it.
     """
-    path = Path(os.environ["GRADIO_TEMP_DIR"], uuid4().hex, "image.png")
+    known = settings or {}
+    name = file_stem(known["seed"], known.get("prompt")) if known else "image"
+    path = Path(os.environ["GRADIO_TEMP_DIR"], uuid4().hex, f"{name}.png")
     path.parent.mkdir()
-    image.save(path)
+    image.save(path, pnginfo=chunk_of(known) if known else None)
     return str(path)
+
+
+def labelled(images: Sequence[Image.Image], settings: Sequence[dict]) -> list[tuple[str, str]]:
+    """(file, caption) of each image for a gallery; the caption is its seed."""
+    return [
+        (stored(image, own), f"seed {own['seed']}")
+        for image, own in zip(images, settings, strict=True)
+    ]
 
 
 class Throttle:
@@ -104,12 +115,14 @@ class Throttle:
         return True
 
 
-def growing(steps: Iterator[tuple[Image.Image, float]]) -> Iterator[tuple[str, float]]:
-    """(file, share done) of a growing image: a new file for every preview."""
+def growing(
+    steps: Iterator[tuple[Image.Image, float]], settings: dict
+) -> Iterator[tuple[tuple[str, str], float]]:
+    """((file, caption), share done) of a growing image: a new file for every preview."""
     throttle = Throttle()
     for picture, part in steps:
         if throttle.due(part):
-            file = stored(picture)
+            (file,) = labelled([picture], [settings])
         yield file, part
 
 

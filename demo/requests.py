@@ -11,6 +11,7 @@ import gradio as gr
 from imagebart import ImageBART
 from imagebart.arguments import as_int
 from imagebart.conditions import class_count
+from imagebart.editing.inpainting import each_image
 from imagebart.guidance import encode_condition
 from imagebart.options import EditingOptions, rows
 from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
@@ -29,6 +30,7 @@ STEP = 0.05
 """Step of a slider for real numbers."""
 FILTERS = tuple(vars(Filter()))
 """Names of the options that filter a scale's logits."""
+SIDES = ("left", "right", "top", "bottom")
 CHUNK = 4
 """Maximum number of candidates between two status messages."""
 
@@ -213,14 +215,35 @@ def sentences() -> Iterator[None]:
         raise gr.Error("internal error, see the server's log") from error
 
 
+def settings_of_each(command: str, options: dict, count: int) -> list[dict]:
+    """What is written into the file of each image: the options that differ from their defaults."""
+    seed, table = options["seed"], rows(EditingOptions)
+    seeds = seed if isinstance(seed, list) else range(seed, seed + count)
+    usual = {name: row.option.default for name, row in table.items()} | dict.fromkeys(SIDES, 0)
+    given = {name: value for name, value in options.items() if name != "seed"}
+    return [
+        {"command": command, "seed": int(own_seed)}
+        | {name: value for name, value in own.items() if value not in ("", usual[name])}
+        for own_seed, own in zip(seeds, each_image(given, count), strict=True)
+    ]
+
+
 def caption(model: ImageBART, t: int) -> str:
     return f"t = {t}, noise" if t == model.T else f"t = {t}, image" if t == 1 else f"t = {t}"
 
 
 def status(step, seed: int | list[int], count: int, began: float, remark: str) -> str:
     if step.done < 1:
-        return f"At scale t = {step.t}, {step.done:.0%} of the way …"
+        return progress(step.done, began)
     return finished(seed, count, began, remark)
+
+
+def progress(done: float, began: float) -> str:
+    """How far a job is, and how long it will go on at this pace."""
+    if not done:
+        return "Drawing …"
+    left = (time.perf_counter() - began) * (1 - done) / done
+    return f"Drawing: {done:.0%}, about {max(1, round(left))} s left …"
 
 
 def finished(seed: int | list[int], count: int, began: float, remark: str) -> str:

@@ -1,4 +1,4 @@
-"""The tab Sample: sample images and show the chain."""
+"""The tab Make: sample images and show the chain."""
 
 import time
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from PIL import Image
 
 from demo.parts import (
     IDEAS,
-    candidates_slider,
+    Controls,
     connect,
-    controls,
+    knows_scenery,
+    panel,
     results_gallery,
-    run_buttons,
     shelf_of,
 )
-from demo.pictures import stored
+from demo.pictures import labelled, read_picture
 from demo.requests import (
     FILTERS,
     caption,
@@ -27,13 +27,18 @@ from demo.requests import (
     ranked,
     read_candidates,
     read_request,
+    sentences,
+    settings_of_each,
     status,
 )
 from demo.worker import MOST_TOGETHER, Work, Worker, alone
 from imagebart import ImageBART
 from imagebart.ranking import CLIP
 from imagebart.sampling import Step
+from imagebart.settings import settings_of
 
+IMAGES = 4
+"""Drawn at once unless the visitor says otherwise."""
 EACH = ("seed", "prompt", "negative_prompt", "classes")
 """Options that an image of a batch has for itself."""
 
@@ -60,8 +65,10 @@ def sample(
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     if score is not None:
         for best, line in ranked(model.sample, count, candidates, score, options):
-            yield [], line, [stored(one.image) for one in best]
-        options = of_one_class(options, count) | {"seed": [one.seed for one in best]}
+            chosen = of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+            about = settings_of_each("sample", chosen, len(best))
+            yield [], line, labelled([one.image for one in best], about)
+        options = chosen
         remark += f" The best of {count * candidates}."
     for [outputs] in draw_together(model, [SampleRequest(count, options, remark, began)]):
         yield outputs
@@ -82,8 +89,8 @@ class SampleRequest:
 
     def shown(self, model: ImageBART, step: Step, pictures: list[Image.Image]) -> tuple:
         """Its outputs after a step, of the pictures that are its own."""
-        images = [stored(one) for one in pictures]
-        self.chain = [*self.chain, (images[0], caption(model, step.t))]
+        images = labelled(pictures, settings_of_each("sample", self.options, self.count))
+        self.chain = [*self.chain, (images[0][0], caption(model, step.t))]
         line = status(step, self.options["seed"], self.count, self.began, self.remark)
         return self.chain, line, images
 
@@ -147,18 +154,45 @@ def sample_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> SimpleN
     """The page; returns what the other tabs connect to."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            inputs = controls(model, IDEAS) | {"candidates": candidates_slider(ranker)}
-            buttons = run_buttons("Sample")
-            line = gr.Markdown(elem_id="sample-status", min_height=28)
+            said = panel(model, "Sample", "sample-status", ranker, ideas=True, count=IMAGES)
+            settings_button(said.inputs, said.fresh)
         with gr.Column(scale=3, min_width=320):
             gallery, index = results_gallery(
-                label="Images", elem_id="samples", elem_classes="tiles", columns=2
+                first_pictures(model), label="Images", elem_id="samples", columns=2
             )
-            send = gr.Button("Send the selected image to Edit")
-    gr.Markdown("#### How the first image formed")
-    chain = shelf_of(
-        label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
-    )
+            send = gr.Button("Send the selected image to Change")
+    with gr.Accordion("How it works: the first image, scale by scale", open=True):
+        chain = shelf_of(
+            label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
+        )
     work = partial(sampling_work, model, ranker)
-    connect(worker, model, sample, buttons, inputs, [chain, line, gallery], index, work=work)
+    how = said.buttons, said.inputs, [chain, said.line, gallery], index, said.fresh, work
+    connect(worker, model, sample, *how)
     return SimpleNamespace(send=send, gallery=gallery, index=index)
+
+
+def first_pictures(model: ImageBART) -> list[tuple[str, str]]:
+    """What the page shows before anybody has asked for anything: a sample of each idea."""
+    if not knows_scenery(model):
+        return []
+    prompts = list(IDEAS.values())
+    about = settings_of_each("sample", {"prompt": prompts, "seed": 0}, len(prompts))
+    pictures = labelled(model.sample(len(prompts), prompt=prompts), about)
+    return [(file, prompt) for (file, _), prompt in zip(pictures, prompts, strict=True)]
+
+
+def settings_button(inputs: Controls, fresh: gr.Checkbox) -> None:
+    """A button that takes the settings of a picture made here."""
+    button = gr.UploadButton("Settings of a picture made here", file_types=[".png"], size="sm")
+
+    @sentences()
+    def read(file: dict) -> list:
+        found = read_picture(file, settings_of)
+        if "seed" not in found:
+            raise ValueError("the picture must hold settings, as those made here do")
+        known = [found.get(name, usual.value) for name, usual in inputs.items()]
+        plain = [value if isinstance(value, int | float | str) else gr.skip() for value in known]
+        return [*plain, False]
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    button.upload(read, button, [*inputs.values(), fresh], preprocess=False, **private)

@@ -7,6 +7,20 @@ THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="
     button_secondary_background_fill="*neutral_100",
     button_secondary_background_fill_hover="*neutral_200",
     button_large_text_weight="500",
+    # white on teal 700, and slate 600 on white, are read easily: 5.5 and 7.6 to 1
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_600",
+    color_accent="*primary_700",
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_400",
+    block_title_text_color="*neutral_700",
+    block_label_text_color="*neutral_700",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
     button_large_text_size="*text_md",
 )
 CSS = """
@@ -43,7 +57,8 @@ CSS = """
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: var(--text-sm); }
 .legend i { display: inline-block; width: 14px; height: 14px; margin-right: 5px; border-radius: 4px;
   vertical-align: -2px; border: 1px solid var(--border-color-primary); }
-.ideas button { font-weight: 400; }
+.words { gap: 6px; }
+.words button { font-weight: 400; flex: 0 0 auto; min-width: 0 !important; }
 
 @media (max-width: 600px) {
   #title p { font-size: var(--text-md); }

@@ -33,7 +33,7 @@ from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.conditions import text_shape, text_tokens
 from imagebart.data import scenery
-from imagebart.data.images import fit, to_rgb
+from imagebart.data.images import to_rgb
 from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.editing.masks import pixel_mask
 from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
@@ -41,6 +41,7 @@ from imagebart.options import EditingOptions, PanoramaOptions, SamplingOptions, 
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 from imagebart.sampling import Filter
+from imagebart.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 DESKTOP, PHONE = (1280, 1000), (390, 844)
@@ -147,7 +148,7 @@ def test_endpoints_have_these_names_and_defaults(client):
         for name, endpoint in named.items()
     }
     assert got == {
-        "/sample": {**options, "candidates": 1},
+        "/sample": {**options, "num_images": 4, "candidates": 1},
         "/inpaint": {"editor": None, **edits},
         "/outpaint": {"editor": None, **edits, "left": 0, "right": 0, "top": 0, "bottom": 0},
         "/panorama": {**chain, "prompts": "", "width": 192, "wrap": False, "exact": False},
@@ -211,7 +212,7 @@ def test_a_wrong_level_comes_back_as_one_sentence(client, tmp_path, values, sent
 
 
 def test_sample_gives_what_the_model_gives(client, model):
-    chain, status, gallery = client.predict(api_name="/sample")
+    chain, status, gallery = client.predict(num_images=1, api_name="/sample")
     assert_same(gallery, model.sample(1, seed=0))
     assert [frame["caption"] for frame in chain] == ["t = 3, noise", "t = 2", "t = 1, image"]
     assert_same(chain[-1:], gallery)
@@ -220,6 +221,19 @@ def test_sample_gives_what_the_model_gives(client, model):
     options = {"num_images": 3, "seed": 7, "temperature": 0.7, "top_k": 4}
     *_, gallery = client.predict(**options, api_name="/sample")
     assert_same(gallery, model.sample(3, seed=7, temperature=0.7, top_k=4))
+
+
+def test_a_picture_has_its_seed_below_it_and_its_settings_in_it(client, conditional):
+    *_, gallery = client.predict(num_images=2, seed=7, top_k=3, api_name="/sample")
+    for seed, entry in zip((7, 8), gallery, strict=True):
+        assert entry["caption"] == f"seed {seed}" and Path(entry["image"]).stem == f"seed{seed}"
+        found = settings_of(Image.open(entry["image"]))
+        assert {"command": "sample", "seed": seed, "top_k": 3}.items() <= found.items()
+        assert "temperature" not in found
+    *_, (_, _, images) = sample(conditional, "a lake at night", 1, 3)
+    (path, _) = images[0]
+    assert Path(path).stem == "a-lake-at-night_seed3"
+    assert settings_of(Image.open(path))["prompt"] == "a lake at night"
 
 
 def test_every_scale_is_streamed(client, model):
@@ -279,7 +293,7 @@ def test_a_panorama_is_the_models_and_grows(client, model):
     assert line.startswith("Seed 3, ")
     assert_same([Image.open(picture)], model.panorama(104, seed=3, wrap=True))
     lines = [line for line, _ in job.outputs()]
-    assert len(lines) > 4 and all("of the way" in line for line in lines[:-1])
+    assert len(lines) > 4 and all("Drawing" in line for line in lines[:-1])
     _, exact = client.predict(width=40, seed=3, exact=True, api_name="/panorama")
     assert_same([Image.open(exact)], model.panorama(40, seed=3, mode="exact"))
     for values, sentence in (
@@ -332,7 +346,7 @@ def test_a_seed_means_the_same_picture_among_other_visitors(client, server, mode
     others = Client(server.url, verbose=False, download_files=client.download_files)
     seeds = [0, 1, 2**53 + 1, str(2**63 - 1), 4, 5, 6, "7"]
     jobs = [
-        visitor.submit(seed=seed, api_name="/sample")
+        visitor.submit(num_images=1, seed=seed, api_name="/sample")
         for seed, visitor in zip(seeds, [client, others] * 4, strict=True)
     ]
     for seed, job in zip(seeds, jobs, strict=True):
@@ -410,7 +424,7 @@ WRONG = [
 @pytest.mark.parametrize(("values", "sentence"), WRONG)
 def test_a_wrong_value_comes_back_as_one_sentence(client, values, sentence):
     with pytest.raises(AppError, match=f"^{re.escape(sentence)}$"):
-        client.predict(**values, api_name="/sample")
+        client.predict(**{"num_images": 1} | values, api_name="/sample")
 
 
 def test_an_edit_says_what_it_misses(client, tmp_path):
@@ -429,7 +443,7 @@ def test_an_edit_says_what_it_misses(client, tmp_path):
 
 
 def test_a_prompt_is_answered_by_a_remark(client, model):
-    _, status, gallery = client.predict("a lake at dawn", api_name="/sample")
+    _, status, gallery = client.predict("a lake at dawn", 1, api_name="/sample")
     assert status.endswith("This model takes no text: the prompt was not used.")
     assert_same(gallery, model.sample(1, seed=0))
 
@@ -437,9 +451,9 @@ def test_a_prompt_is_answered_by_a_remark(client, model):
 def test_each_image_has_the_class_that_was_asked_for(make_model):
     model = make_model(T=3, conditions={"class": 5})
     *_, (_, _, by_class) = sample(model, num_images=2, seed=3, classes="4")
-    assert_same([Image.open(path) for path in by_class], model.sample(2, seed=3, classes=4))
+    assert_same([Image.open(path) for path, _ in by_class], model.sample(2, seed=3, classes=4))
     *_, (_, _, mixed) = sample(model, num_images=2, seed=3)
-    assert_same([Image.open(path) for path in mixed], model.sample(2, seed=3, classes=[3, 4]))
+    assert_same([Image.open(path) for path, _ in mixed], model.sample(2, seed=3, classes=[3, 4]))
     with pytest.raises(ValueError, match="classes must be a whole number, from 0 to 4, got 5"):
         next(sample(model, classes=5))
 
@@ -454,7 +468,7 @@ def test_words_reach_the_chain(make_model):
     words = {"classes": "desert", "negative_prompt": "night", "guidance": 2.5}
     *_, (_, line, got) = sample(model, "a lake", seed=3, **words)
     expected = model.sample(1, prompt="a lake", seed=3, **words)
-    assert_same([Image.open(path) for path in got], expected)
+    assert_same([Image.open(path) for path, _ in got], expected)
     assert "never" not in line
     *_, (_, line, _) = sample(model, "a volcano", seed=3)
     assert line.endswith("prompt: this model has never seen volcano.")
@@ -469,10 +483,10 @@ def test_an_edit_is_refined_as_often_as_asked(model, tmp_path):
     for one, file in zip((image, layer), files, strict=True):
         one.save(file)
     request = editor(*({"path": str(file)} for file in files))
-    *steps, (*_, got) = inpaint(model, request, seed=3, passes=2)
+    *steps, (*_, got, _) = inpaint(model, request, seed=3, passes=2)
     mask = layer.getchannel("A")
     expected = model.inpaint(image, mask, seed=3, process="refined", passes=2)
-    assert_same([Image.open(path) for path in got], expected)
+    assert_same([Image.open(path) for path, _ in got], expected)
     assert len(steps) in (model.T, model.T + 1)
     with pytest.raises(ValueError, match="passes must be a whole number, from 0 to 16, got 17"):
         next(inpaint(model, request, passes=17))
@@ -695,7 +709,7 @@ def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
     *_, (read, _, got) = semantic(painter, value, seed=2, guidance=2)
     assert_same([Image.open(read)], [background])
     expected = painter.sample(1, seed=2, guidance=2.0, semantic_map=kinds)
-    assert_same([Image.open(path) for path in got], expected)
+    assert_same([Image.open(path) for path, _ in got], expected)
 
     layer = np.zeros((32, 32, 4), np.uint8)
     layer[16:, 8:] = *colours[2], 255
@@ -704,7 +718,7 @@ def test_a_painted_map_reaches_the_chain(make_model, tmp_path):
     kinds[16:, 8:] = 2
     *_, (_, _, got) = semantic(painter, value, seed=2, guidance=2)
     expected = painter.sample(1, seed=2, guidance=2.0, semantic_map=kinds)
-    assert_same([Image.open(path) for path in got], expected)
+    assert_same([Image.open(path) for path, _ in got], expected)
 
 
 def test_the_best_landscapes_of_a_map_are_shown(make_model, clip, tmp_path):
@@ -719,7 +733,7 @@ def test_the_best_landscapes_of_a_map_are_shown(make_model, clip, tmp_path):
     *_, (_, line, got) = semantic(painter, value, "a lake", 2, 5, candidates=3, ranker=ranker)
     score, how = ranker.likeness("a lake"), dict(prompt="a lake", semantic_map=kinds)
     best = best_of(painter, 2, 6, score, seed=5, **how)
-    assert_same([Image.open(path) for path in got], [one.image for one in best])
+    assert_same([Image.open(path) for path, _ in got], [one.image for one in best])
     assert "The best of 6." in line
 
 
@@ -826,7 +840,8 @@ def test_a_picture_that_grows_is_looked_at_now_and_then(monkeypatch):
     now = 100.0
     monkeypatch.setattr(pictures.time, "perf_counter", lambda: now)
     seen = []
-    for i, (file, part) in enumerate(growing((picture(8, 8), i / 21) for i in range(22))):
+    grown = ((picture(8, 8), i / 21) for i in range(22))
+    for i, (file, part) in enumerate(growing(grown, {"seed": 3})):
         assert part == i / 21
         seen.append(file)
         now += 0.5
@@ -884,7 +899,7 @@ def test_large_results_are_stored_at_first_and_at_last(model, tmp_path, monkeypa
     steps = list(inpaint(model, request, seed=2, num_images=2, passes=2))
     assert steps[-1][1][0][1] == "t = 3, noise"
     assert [len(strip) for _, strip, *_ in steps] == [1] * (len(steps) - 1) + [2]
-    assert len({path for *_, images in steps for path in images}) == 4
+    assert len({path for *_, images, _ in steps for path, _ in images}) == 4
     assert len(list(inpaint(model, request, seed=2, passes=2))[-1][1]) == len(steps)  # one is small
 
 
@@ -899,8 +914,9 @@ def test_an_edit_tells_how_it_settled(model, tmp_path):
     names = ["t = 3, noise", "t = 2", "t = 1, image"]
     assert [name for _, name in strips[-1]] == names + [f"pass {i + 1}" for i in range(passes)]
     assert 0 < passes < 16 and steps[-1][2].endswith(f" s. Converged after {passes} passes.")
-    for strip, (*_, images) in zip(strips, steps, strict=True):
-        assert strip[-1][0] == images[0]
+    for strip, (*_, images, before) in zip(strips, steps, strict=True):
+        assert strip[-1][0] == images[0][0]
+        assert_same([Image.open(before)], [image])
     kept = ~masked
     for seen in pixels([Image.open(path) for path, _ in strips[-1]]):
         np.testing.assert_array_equal(seen[kept], np.asarray(image)[kept])
@@ -910,18 +926,18 @@ def test_the_best_edits_are_shown_and_the_best_first(conditional, clip, tmp_path
     image, layer = picture(40, 32), mask_layer("Lower half", (40, 32))
     request, ranker = request_of(image, layer, tmp_path), CLIP(clip)
     how = dict(seed=5, passes=1)
-    *steps, (_, strip, line, got) = inpaint(
+    *steps, (_, strip, line, got, _) = inpaint(
         conditional, request, "a lake", 2, candidates=3, ranker=ranker, **how
     )
     mask, how = layer.getchannel("A"), how | {"process": "refined", "prompt": "a lake"}
     images = conditional.inpaint(image, mask, 6, **how)
     best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
-    assert [line for _, _, line, _ in steps[:2]] == [
+    assert [line for _, _, line, *_ in steps[:2]] == [
         "4 of 6 candidates drawn …",
         "6 of 6 candidates drawn …",
     ]
     assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
-    assert_same([Image.open(path) for path in got], [images[i] for i in best])
+    assert_same([Image.open(path) for path, _ in got], [images[i] for i in best])
     assert_same([Image.open(strip[-1][0])], [images[best[0]]])
 
     beyond = dict(left=32, candidates=2, ranker=ranker, passes=1, seed=5)
@@ -929,7 +945,7 @@ def test_the_best_edits_are_shown_and_the_best_first(conditional, clip, tmp_path
     images = conditional.outpaint(image, 2, left=32, **how)
     best = int(np.argmax(ranker.likeness("a lake")(images)))
     assert line.startswith(f"Seed {5 + best}, ")
-    assert_same([Image.open(path) for path in got], [images[best]])
+    assert_same([Image.open(path) for path, _ in got], [images[best]])
 
 
 def test_classes_of_candidates_are_those_of_what_is_shown(make_model, clip, tmp_path):
@@ -937,16 +953,17 @@ def test_classes_of_candidates_are_those_of_what_is_shown(make_model, clip, tmp_
     model, ranker = make_model(T=2, conditions={"class": 5, "text": 6}), CLIP(clip)
     words = dict(prompt="a lake", num_images=2, seed=3, candidates=2, ranker=ranker)
     *steps, (_, _, got) = sample(model, **words)
-    assert_same([Image.open(p) for p in got], [Image.open(p) for p in steps[0][2]])
+    assert_same(*([Image.open(path) for path, _ in shelf] for shelf in (got, steps[0][2])))
 
 
 def test_a_picture_grows_window_by_window(model, tmp_path):
     request = request_of(picture(32, 32), None, tmp_path)
     steps = list(outpaint(model, request, num_images=2, seed=3, right=32))
     lines = [line for _, line, _ in steps]
-    assert lines[:3] == [f"Image 1 of 2, {part}% of the way …" for part in (0, 50, 100)]
+    assert lines[0] == "Drawing …"
+    assert [line.split(",")[0] for line in lines[1:3]] == ["Drawing: 25%", "Drawing: 50%"]
     assert [len(images) for *_, images in steps] == [1, 1, 1, 2, 2, 2, 2]
-    assert {Image.open(path).size for *_, images in steps for path in images} == {(64, 32)}
+    assert {Image.open(path).size for *_, images in steps for path, _ in images} == {(64, 32)}
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -994,7 +1011,7 @@ def test_the_best_of_several_are_shown(make_model, clip):
     best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
     assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
     assert line.endswith("The best of 6.")
-    assert_same([Image.open(path) for path in got], [images[i] for i in best])
+    assert_same([Image.open(path) for path, _ in got], [images[i] for i in best])
 
 
 def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
@@ -1061,14 +1078,15 @@ def served(page, picture) -> Image.Image:
     return Image.open(BytesIO(page.request.get(source, max_retries=3).body())).convert("RGB")
 
 
-def settled(page, where: str = "#editor") -> tuple[float, dict]:
-    """(zoom, box) of an editor once it shows a picture of the model's size and lies still."""
+def settled(page, where: str = "#editor", least: float = 8) -> tuple[float, dict]:
+    """(zoom, box) of an editor once it lies still: at 10, the most, for pictures of the model's
+    size."""
     found = None
     page.locator(where).scroll_into_view_if_needed()
     for _ in range(120):
         zoom = int(page.locator(where).get_by_text("%").inner_text().rstrip("%")) / 100
         before, found = found, (zoom, page.locator(f"{where} canvas").first.bounding_box())
-        if zoom > 8 and found == before:  # 10 is the most, and these pictures are small
+        if zoom > least and found == before:
             return found
         page.wait_for_timeout(500)
     raise AssertionError(f"the editor never came to rest, last at {found}")
@@ -1090,8 +1108,9 @@ def dab(page, row: int, column: int, model, where: str = "#editor") -> None:
 def repaint(page, seed: int, line: str = "") -> np.ndarray:
     """The first result, once the status says that it has this seed, or what `line` says."""
     line = line or f"Seed {seed},"
-    tab = page.get_by_role("tabpanel").filter(has=page.locator("#editor"))
-    tab.get_by_label("Seed").fill(str(seed))
+    same_seed(page, "Change")
+    tab = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Repaint"))
+    tab.get_by_label("Seed", exact=True).fill(str(seed))
     for _ in range(10):  # until the mask has come to the editor
         tab.get_by_role("button", name="Repaint", exact=True).click()
         page.wait_for_timeout(2000)
@@ -1100,16 +1119,50 @@ def repaint(page, seed: int, line: str = "") -> np.ndarray:
         ).first.wait_for()
         if page.locator("#edit-status").get_by_text(line).is_visible():
             return shown(page, "#edits")
+        page.get_by_role("tab", name="Picture", exact=True).click()
     raise AssertionError("nothing was ever masked")
 
 
+def same_seed(page, tab: str) -> None:
+    """On a tab, say that the next run keeps the seed."""
+    page.get_by_role("tab", name=tab, exact=True).click()
+    panel = page.get_by_role("tabpanel").filter(has=page.get_by_label("New seed each time"))
+    panel.get_by_label("New seed each time").uncheck()
+
+
+def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
+    """And what is sent to another tab is what is selected, of the last run."""
+    prompt, line = page.get_by_label("Prompt", exact=True).first, page.locator("#sample-status")
+    seeds = []
+    for _ in range(2):
+        prompt.press("Enter")
+        seeds.append(re.search(r"Seeds (\d+) to", line.get_by_text("Seeds").inner_text()).group(1))
+        page.locator("#samples .thumbnail-item").nth(2).click()  # stays selected until the next run
+        page.wait_for_timeout(500)
+    assert (
+        seeds[0] != seeds[1] and page.get_by_label("Seed", exact=True).first.input_value() in seeds
+    )
+    same_seed(page, "Make")
+    page.get_by_label("Seed", exact=True).first.fill("5")
+    prompt.press("Enter")
+    line.get_by_text("Seeds 5 to 8").wait_for()
+    page.get_by_role("button", name="Send the selected image to Change").click()
+    page.locator("#editor canvas").first.wait_for()
+    settled(page)
+    page.get_by_role("button", name="Upper half").click()
+    expected = np.asarray(model.sample(1, seed=5)[0])
+    np.testing.assert_array_equal(repaint(page, 9)[16:], expected[16:])
+    assert page.complaints == []
+
+
 def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
+    same_seed(page, "Make")
     page.get_by_role("button", name="Sample", exact=True).click()
-    page.locator("#sample-status").get_by_text("Seed 0,").wait_for()
+    page.locator("#sample-status").get_by_text("Seeds 0 to 3,").wait_for()
     sampled = shown(page, "#samples")
     np.testing.assert_array_equal(sampled, np.asarray(model.sample(1, seed=0)[0]))
 
-    page.get_by_role("button", name="Send the selected image to Edit").click()
+    page.get_by_role("button", name="Send the selected image to Change").click()
     page.locator("#editor canvas").first.wait_for()
     dab(page, 1, 2, model)
     edited = repaint(page, 9)
@@ -1119,25 +1172,30 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     np.testing.assert_array_equal(edited[kept], sampled[kept])
     assert (edited[~kept] != sampled[~kept]).any()
 
-    uploaded = picture(90, 60, seed=4)
+    uploaded = picture(64, 64, seed=4)
     uploaded.save(tmp_path / "photo.png")
+    page.get_by_role("tab", name="Picture", exact=True).click()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Upload a picture").click()
     chooser.value.set_files(tmp_path / "photo.png")
     page.wait_for_timeout(1000)
-    fitted = np.asarray(fit(uploaded, model.image_size))
-    settled(page)
+    settled(page, least=4)
     page.get_by_role("button", name="Upper half").click()
-    edited = repaint(page, 10)
-    np.testing.assert_array_equal(edited[16:], fitted[16:])
-    assert (edited[:16] != fitted[:16]).any()
+    edited, before = repaint(page, 10), np.asarray(uploaded)
+    assert edited.shape == before.shape  # a picture keeps its size
+    np.testing.assert_array_equal(edited[32:], before[32:])
+    assert (edited[:32] != before[:32]).any()
+    compared = page.locator("#compare img")
+    np.testing.assert_array_equal(np.asarray(served(page, compared.first)), before)
+    np.testing.assert_array_equal(np.asarray(served(page, compared.last)), edited)
 
     page.get_by_role("button", name="Use the selected result as input").click()
     page.wait_for_timeout(2000)
-    settled(page)
+    settled(page, least=4)
+    page.get_by_role("tab", name="Result", exact=True).click()
     page.locator("#undo").click()
     page.wait_for_timeout(2000)
-    settled(page)
+    settled(page, least=4)
     page.get_by_role("button", name="Upper half").click()
     np.testing.assert_array_equal(repaint(page, 10), edited)
     assert page.complaints == []
@@ -1146,12 +1204,14 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
 @pytest.mark.parametrize("conditional_page", [DESKTOP, PHONE], indirect=True)
 def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, conditional, clip):
     page, words, example = conditional_page, "a lake at night", example_pictures(conditional)[1]
-    page.get_by_role("tab", name="Edit").click()
-    tab = page.get_by_role("tabpanel").filter(has=page.locator("#editor"))
+    page.get_by_role("tab", name="Change", exact=True).click()
+    tab = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Repaint"))
     page.locator("#examples .thumbnail-item").nth(1).click()
-    page.get_by_text("Upload an image").wait_for(state="hidden")
+    page.wait_for_timeout(2000)
     dab(page, 2, 1, conditional)
     tab.get_by_label("Prompt", exact=True).fill(words)
+    tab.get_by_role("button", name="Advanced").click()
+    tab.get_by_role("button", name="The mask").click()
     for name in ("Refinement passes", "Best of"):
         tab.get_by_role("spinbutton", name=name).fill("2")
     edited = repaint(page, 9, "The best of 2.")
@@ -1166,7 +1226,7 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
     tab.get_by_role("button", name="Left", exact=True).click()
     assert tab.get_by_role("spinbutton", name="Pixels to the left").input_value() == "16"
 
-    page.get_by_role("tab", name="Paint a map").click()
+    same_seed(page, "Paint a map")
     dab(page, 1, 2, conditional, "#painting")
     tab = page.get_by_role("tabpanel").filter(has=page.locator("#painting"))
     tab.get_by_label("Prompt", exact=True).fill(words)
@@ -1184,14 +1244,14 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
 
 @pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
 def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
-    page.get_by_role("tab", name="Panorama").click()
+    same_seed(page, "Panorama")
     page.get_by_role("spinbutton", name="Width in pixels").fill("80")
     page.get_by_role("button", name="Draw", exact=True).click()
     page.locator("#panorama-status").get_by_text("Seed 0,").wait_for()
     seen = served(page, page.locator("#panorama img").first)
     assert_same([seen], model.panorama(80, seed=0))
 
-    page.get_by_role("tab", name="Edit").click()
+    same_seed(page, "Change")
     page.locator("#examples .thumbnail-item").first.click()
     page.locator("#editor canvas").first.wait_for()
     page.get_by_role("button", name="Extend beyond the borders").click()
@@ -1212,7 +1272,7 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
 
 @pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
 def test_a_visitor_slides_the_chain(page, model):
-    page.get_by_role("tab", name="Chain").click()
+    page.get_by_role("tab", name="Understand").click()
     line = page.locator("#chain-status")
     page.locator("#starts .thumbnail-item").nth(1).click()
     line.get_by_text("At t = 2,").wait_for()
