@@ -269,14 +269,17 @@ def edit_tab(
 
     before = gr.State(None)
     how = said.buttons, inputs, [shown, strip, said.line, gallery, before], index, said.fresh
-    connect(worker, model, inpaint, *how, ranker=ranker)
+    painted = connect(worker, model, inpaint, *how, ranker=ranker)
     how = beyond, inputs | margins, [shown, said.line, gallery], index, said.fresh
     grown = connect(worker, model, outpaint, *how, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    grown.then(lambda: ([], None), None, [strip, before], queue=False, **private)
-    seen, view = [before, gallery, index], [compare, views]
+    grown[0].then(lambda: ([], None), None, [strip, before], queue=False, **private)
+    for begun, ended in (painted, grown):
+        begun.then(lambda: gr.Tabs(selected="result"), None, views, queue=False, **private)
+        ended.failure(lambda: gr.Tabs(selected="picture"), None, views, queue=False, **private)
     for change in (gallery.change, index.change):
-        change(compared, seen, view, preprocess=False, queue=False, **private)
+        seen = [before, gallery, index]
+        change(compared, seen, compare, preprocess=False, queue=False, **private)
     history = gr.State([])
     chosen = [gallery, index, editor, history]
     back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **private}
@@ -303,13 +306,12 @@ def result_view() -> tuple[gr.ImageSlider, gr.Gallery, gr.State]:
     return compare, *results_gallery(label="Results", elem_id="edits")
 
 
-def compared(before: str | None, results: list | None, index: int) -> tuple:
-    """(the input and the selected result, if both have one size; the tab of results)."""
-    if not results:
-        return gr.ImageSlider(visible=False), gr.skip()
+def compared(before: str | None, results: list | None, index: int) -> gr.ImageSlider:
+    """The input and the selected result, if both have one size."""
+    if not before or not results:
+        return gr.ImageSlider(visible=False)
     after = results[min(index, len(results) - 1)]["image"]["path"]
-    pair = (before, after) if before else None
-    return gr.ImageSlider(pair, visible=pair is not None), gr.Tabs(selected="result")
+    return gr.ImageSlider((before, after), visible=True)
 
 
 def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEditor:

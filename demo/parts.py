@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import gradio as gr
 from gradio.context import LocalContext
+from gradio.events import Dependency
 from PIL import Image
 
 from demo.requests import FILTERS, LONGEST_PROMPT, MOST_IMAGES, STEP, bounds, sentences
@@ -238,14 +239,14 @@ def connect(
     fresh: gr.Checkbox | None = None,
     work: MakeWork | None = None,
     **given,
-) -> gr.events.Dependency:
+) -> tuple[Dependency, Dependency]:
     """Run, or Enter in the prompt, calls the endpoint, whose jobs the worker runs in turn; Stop
     ends its job at once.
 
     The status is the text output, the results are the last gallery, of which `selection` is the
     selected item; with `fresh` each run draws a new seed. `work` is what a job does with the
     inputs, by default `steps` of the model, the inputs and what is `given`. Returns the event
-    before the job, for what else a run is to begin with.
+    before the job, and that of the job.
     """
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
@@ -272,7 +273,10 @@ def connect(
         begun.then(lambda: "", None, line, **private)
     else:
         gallery = next(one for one in reversed(outputs) if isinstance(one, gr.Gallery))
-        nothing = ["", 0, gr.Gallery(selected_index=None)]
-        begun.then(lambda: nothing, None, [line, selection, gallery], **private)
+
+        def nothing_yet() -> tuple:
+            return "", 0, gr.Gallery(selected_index=None)
+
+        begun.then(nothing_yet, None, [line, selection, gallery], **private)
     stop.click(lambda: "Stopped.", None, line, cancels=[event], **private)
-    return begun
+    return begun, event
