@@ -384,13 +384,14 @@ def test_requests_that_differ_in_words_and_seeds_are_drawn_as_one_batch(make_mod
             continue
         for got, (chain, line, images) in zip(steps, sample(model, **call), strict=True):
             assert_same(opened_all(got[i][2]), opened_all(images))
-            assert_same(opened_all(p for p, _ in got[i][0]), opened_all(p for p, _ in chain))
+            assert_same(opened_all(got[i][0]), opened_all(chain))
             assert re.sub(r"[\d.]+ s\.", "", got[i][1]) == re.sub(r"[\d.]+ s\.", "", line)
     assert "volcano" in steps[-1][3][1] and "volcano" not in steps[-1][1][1]
 
 
-def opened_all(paths) -> list[Image.Image]:
-    return [Image.open(path) for path in paths]
+def opened_all(items) -> list[Image.Image]:
+    """The pictures of a gallery's (file, caption)."""
+    return [Image.open(path) for path, _ in items]
 
 
 # ── wrong values ──────────────────────────────────────────────────────────────────────────────
