@@ -279,7 +279,7 @@ def edit_tab(
         ended.failure(lambda: gr.Tabs(selected="picture"), None, views, queue=False, **private)
     for change in (gallery.change, index.change):
         seen = [before, gallery, index]
-        change(compared, seen, compare, preprocess=False, queue=False, **private)
+        change(before_and_after, seen, compare, preprocess=False, queue=False, **private)
     history = gr.State([])
     chosen = [gallery, index, editor, history]
     back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **private}
@@ -306,7 +306,7 @@ def result_view() -> tuple[gr.ImageSlider, gr.Gallery, gr.State]:
     return compare, *results_gallery(label="Results", elem_id="edits")
 
 
-def compared(before: str | None, results: list | None, index: int) -> gr.ImageSlider:
+def before_and_after(before: str | None, results: list | None, index: int) -> gr.ImageSlider:
     """The input and the selected result, if both have one size."""
     if not before or not results:
         return gr.ImageSlider(visible=False)

@@ -30,7 +30,7 @@ STEP = 0.05
 """Step of a slider for real numbers."""
 FILTERS = tuple(vars(Filter()))
 """Names of the options that filter a scale's logits."""
-SIDES = ("left", "right", "top", "bottom")
+MARGINS = ("left", "right", "top", "bottom")
 CHUNK = 4
 """Maximum number of candidates between two status messages."""
 
@@ -219,7 +219,7 @@ def settings_of_each(command: str, options: dict, count: int) -> list[dict]:
     """What is written into the file of each image: the options that differ from their defaults."""
     seed, table = options["seed"], rows(EditingOptions)
     seeds = seed if isinstance(seed, list) else range(seed, seed + count)
-    usual = {name: row.option.default for name, row in table.items()} | dict.fromkeys(SIDES, 0)
+    usual = {name: row.option.default for name, row in table.items()} | dict.fromkeys(MARGINS, 0)
     given = {name: value for name, value in options.items() if name != "seed"}
     return [
         {"command": command, "seed": int(own_seed)}
