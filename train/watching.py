@@ -23,7 +23,7 @@ class Watchdog:
     def __init__(self, ranks: Ranks, timeout: float):
         self.ranks, self.timeout = ranks, timeout
         self.pause = timeout / 10
-        self.step, self.last = 0, time.monotonic()
+        self.step, self.last, self.count = 0, time.monotonic(), 0
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -44,19 +44,19 @@ class Watchdog:
         self.step, self.last = step, time.monotonic()
 
     def _watch(self) -> None:
-        rank, count = self.ranks.rank, 0
         while not self.ended.wait(self.pause):
-            count += 1
-            self.store.set(f"watched/{rank}", f"{count} {self.step}")
+            self._show(1)
             waited = time.monotonic() - self.last
             if waited > self.timeout:
-                say(f"error: rank {rank}: {self.blame()}, {waited:.0f} s without a step")
+                who = self.blame()
+                say(f"error: rank {self.ranks.rank}: {who}, {waited:.0f} s without a step")
+                self._show(5)  # until the others have seen that this rank answers
                 os._exit(1)  # the main thread waits in an operation that cannot be left
 
     def blame(self) -> str:
         """Who does not answer, or is at an earlier step than others."""
         before = self._counts()
-        time.sleep(3 * self.pause)
+        self._show(4)
         after = self._counts()
         silent = [rank for rank, count in after.items() if count == before[rank]]
         silent = [rank for rank in silent if rank != self.ranks.rank]
@@ -67,6 +67,14 @@ class Watchdog:
         return (
             f"{listed_ranks(late)} lags behind" if late else f"no rank goes on at step {self.step}"
         )
+
+    def _show(self, times: int) -> None:
+        """Show that this rank answers, a pause after each time but the first."""
+        for i in range(times):
+            if i:
+                time.sleep(self.pause)
+            self.count += 1
+            self.store.set(f"watched/{self.ranks.rank}", f"{self.count} {self.step}")
 
     def _counts(self) -> dict[int, str]:
         names = {rank: f"watched/{rank}" for rank in range(self.ranks.world)}

@@ -1,0 +1,53 @@
+"""What a preset takes, before anything is run: memory of a GPU, and operations an image, a scale.
+
+    python train/plan.py --preset imagenet-5 --gpus 1 8 --memory 80
+
+Measured with fake tensors (memory.py): it needs no GPU, and half a minute for the largest scale.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from memory import GIB, cost_of
+from training import read_options
+
+from imagebart.diffusion import MultinomialDiffusion
+from imagebart.presets import find_preset
+
+
+@dataclass(frozen=True)
+class Config:
+    preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
+    gpus: tuple[int, ...] = (1, 8)  # numbers of GPUs to plan for
+    memory: float = 80  # GiB of a GPU
+    precision: str | None = None  # instead of the preset's: "fp32" or "bf16"
+    recompute: bool = False  # with activation checkpointing
+
+
+def main(config: Config) -> None:
+    """Print a line for each shape of the preset and each number of GPUs."""
+    preset = find_preset(config.preset)
+    precision = config.precision or preset.scale.precision
+    diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
+    for t in [preset.T] if preset.joint else sorted({2, preset.T}):  # two shapes at most
+        for gpus in config.gpus:
+            cost = cost_of(preset.denoiser(t), diffusion, t, precision, config.recompute, gpus)
+            share = -(-preset.scale.batch // gpus)
+            head = f"{config.preset}, t = {t}, {cost.parameters / 1e6:.0f} M parameters, "
+            head += f"{cost.image_flops / 1e9:.0f} GFLOP an image, {gpus} GPUs: "
+            try:
+                at_once = cost.fitting(share, int(config.memory * GIB))
+            except ValueError as error:
+                print(f"{head}{error}")
+                continue
+            passes = -(-share // at_once)
+            used = cost.bytes(at_once) / GIB
+            print(f"{head}{at_once} images × {passes} passes, about {used:.1f} GiB each")
+
+
+if __name__ == "__main__":
+    config = read_options(Config, __doc__)
+    try:
+        main(config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
