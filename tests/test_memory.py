@@ -27,9 +27,9 @@ def test_more_images_take_more_and_recomputed_ones_less(capsys):
     tokens = tiny.between.grid[0] * tiny.between.grid[1]
     assert 0.9 < plain.image_flops / (6 * plain.parameters * tokens) < 1.5
 
-    train("plan", "--preset", "tiny", "--gpus", 1, 64)
+    train("plan", "--preset", "tiny", "--gpus", 64)
     first, *_, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("tiny, t = 2, 0 M parameters, ") and "64 images × 1 passes" in first
+    assert first.startswith("tiny, t = 2, 0 M parameters, ")
     assert "64 GPUs: 1 images × 1 passes" in last
 
 
