@@ -8,6 +8,7 @@ In reading order, with the ideas that each file has:
     perceptual      what the VQGAN learns by: LPIPS, discriminator, adaptive weight
     efficientnet    ImageNet features for the VQGAN's distance
     diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [section 3.3]
+    listed          worlds so small that the bound and its parts are computed exactly
     rotary          positions that turn queries and keys, in two dimensions
     transformer     remember: attention, the causal mask, encoder, decoder, caches
     linear          a linear layer whose weights lie as the processor wants them
@@ -34,6 +35,7 @@ In reading order, with the ideas that each file has:
     ranking         best of many: rejection, re-ranking, CLIP
     probe           a network that recognises scenery
     show            pictures, tables and source code for notebooks
+    diagrams        how the chain and a scale are put together; cross-attention, seen
     checkpoint      files written whole, checkpoints of a run, EMA, locks
     distributed     devices and ranks
     arguments       checks of what a caller gives

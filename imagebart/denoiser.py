@@ -149,6 +149,9 @@ class Denoiser(nn.Module, Decodable):
     ) -> Logits:
         """Teacher-forced logits b×n×K: position i sees x_{t-1}^{<i}, all of x_t, the condition.
 
+        Their softmax are the factors of p(x_{t-1} | x_t) = Π_i p(x_{t-1}^i | x_{t-1}^{<i}, x_t),
+        at t = T those of p(x) = Π_i p(x_i | x_{<i}).   [eq. 1]
+
         `condition` holds the tokens (b, m) of all conditions, (b,) if a class is the only one.
         x_t is ignored at t = T, unless the network is a joint one.
         """

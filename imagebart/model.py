@@ -305,7 +305,7 @@ class ImageBART(nn.Module):
         seed: int = 0,
         **conditions: Unpack[Conditions],
     ) -> dict[int, Float[Tensor, "b"]]:
-        """{t: L_t of each image in bits per token}, one Monte-Carlo draw of the noise.  [eq. 2]"""
+        """{t: L_t of each image in bits per token}, one Monte-Carlo draw of the noise."""
         return self.bits_per_token_of(self.encode(images), seed=seed, **conditions)
 
     @with_options
@@ -313,7 +313,7 @@ class ImageBART(nn.Module):
     def bits_per_token_of(
         self, tokens: Grid, *, seed: int = 0, **conditions: Unpack[Conditions]
     ) -> dict[int, Float[Tensor, "b"]]:
-        """The same for tokens x_1 (b, h, w), given their conditions.
+        """The terms L_2 .. L_T for tokens x_1 (b, h, w), given their conditions.   [eq. 2]
 
         The noise of image i is that of seed + i, whatever is beside it. Images go in batches that
         fit the memory.

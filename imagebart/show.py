@@ -9,10 +9,13 @@
 No global state of matplotlib, PIL or torch is used or changed.
 """
 
+import ast
 import inspect
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +28,7 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import UInt8
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -104,19 +107,64 @@ class Code:
         return f"```python\n{self.text}\n```"
 
 
-def source(*functions: Callable) -> Code:
-    """The source code of functions, methods or classes, under the names of their files."""
-    return Code("\n\n".join(code_of(function) for function in functions))
+def source(*functions: Callable, body: bool = False) -> Code:
+    """The source code of functions, methods or classes, under the names of their files.
+
+    With `body` only the lines that compute: see `computing_lines`.
+    """
+    return Code("\n\n".join(code_of(function, body) for function in functions))
 
 
-def code_of(function: Callable) -> str:
-    """A comment with the file name, then the code. ValueError without Python source."""
+def code_of(function: Callable, body: bool = False) -> str:
+    """A comment with the file's name and the equation, if the docstring is tagged with one, then
+    the code; `body` as `source`. ValueError without Python source."""
     function = function.fget if isinstance(function, property) else function
+    function = inspect.unwrap(function)
     try:
         code = dedent(inspect.getsource(function)).rstrip()
     except (TypeError, OSError):
         raise ValueError(f"source needs a function written in Python, got {function!r}") from None
-    return f"# {function.__module__.replace('.', '/')}.py\n{code}"
+    equations = re.findall(r"\[(eq\. \d+)\]", function.__doc__ or "")
+    place = ", ".join([f"{function.__module__.replace('.', '/')}.py", *equations])
+    return f"# {place}\n{computing_lines(code) if body else code}"
+
+
+def computing_lines(code: str) -> str:
+    """A function's or class's code without docstrings, decorators, imports and statements that
+    only check what the caller gives. Signatures of several lines lose their types."""
+    lines = dict(enumerate(code.splitlines(), 1))
+    (top,) = ast.parse(code).body
+    gone = set(range(1, top.lineno))  # decorators
+    for node in ast.walk(top):
+        for statement in getattr(node, "body", ()) if isinstance(node, ast.stmt) else ():
+            if only_checks(statement):
+                gone |= set(range(statement.lineno, statement.end_lineno + 1))
+        if isinstance(node, ast.FunctionDef) and node.body[0].lineno > node.lineno + 1:
+            lines[node.lineno] = " " * node.col_offset + plain_signature(node)
+            gone |= set(range(node.lineno + 1, node.body[0].lineno))
+    return "\n".join(line for i, line in lines.items() if i not in gone and line.strip())
+
+
+def plain_signature(function: ast.FunctionDef) -> str:
+    """def name(arguments): without types, and without defaults where it would be too long."""
+    names = deepcopy(function.args)
+    for one in ast.walk(names):
+        if isinstance(one, ast.arg):
+            one.annotation = None
+    signature = f"def {function.name}({ast.unparse(names)}):"
+    if function.col_offset + len(signature) > 100:
+        signature = re.sub(r"=[^,)]*", "", signature).replace("*, ", "")
+    return signature
+
+
+def only_checks(statement: ast.stmt) -> bool:
+    """A docstring, an import, an `if` that ends by raising, or a call of `require_…`."""
+    if isinstance(statement, ast.If):
+        return not statement.orelse and isinstance(statement.body[-1], ast.Raise)
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        return ast.unparse(statement.value.func).startswith("require_")
+    text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return text or isinstance(statement, ast.ImportFrom)
 
 
 # ── images side by side ───────────────────────────────────────────────────────────────────────
@@ -323,10 +371,12 @@ def bars(
     panels: Mapping[str, Sequence[float]],
     names: Sequence[str] | None = None,
     ylabel: str = "probability",
+    top: float | None = None,
 ) -> Picture:
     """Small bar charts side by side on one scale; bars are labelled 0, 1, … or `names`.
 
-    Up to six named bars have one colour each in all charts.
+    Up to six named bars have one colour each in all charts. With `top` the axis goes from 0 to
+    there, whatever the bars.
     """
     heights = {title: numbers(values) for title, values in panels.items()}
     if not heights:
@@ -343,6 +393,8 @@ def bars(
         ax.set_xticks(range(len(values)), names or [str(k) for k in range(len(values))])
         ax.set_title(title)
     axes[0].set_ylabel(ylabel)
+    if top is not None:
+        axes[0].set_ylim(0, top)
     return drawn(figure)
 
 
@@ -352,10 +404,12 @@ def curves(
     x: Sequence[float] | None = None,
     xlabel: str = "",
     ylabel: str = "",
+    *,
+    doubling: bool = False,
 ) -> Picture:
     """Lines over x (0, 1, … by default) with a legend; short ones have markers.
 
-    A line may be shorter than x.
+    A line may be shorter than x. With `doubling` the axis of x is logarithmic.
     """
     figure = Figure(figsize=(7.5, 2.4), dpi=100)
     ax = figure.subplots()
@@ -364,7 +418,11 @@ def curves(
         at = range(len(values)) if x is None else x[: len(values)]
         marker = "o" if len(values) <= 24 else None
         ax.plot(at, values, marker=marker, color=COLOUR_CYCLE[k % len(COLOUR_CYCLE)], label=name)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if doubling:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=x is None or all(at == int(at) for at in x)))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     if any(lines):

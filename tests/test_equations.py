@@ -6,13 +6,15 @@ from pathlib import Path
 
 LIBRARY = Path(__file__).parents[1] / "imagebart"
 HOME = {  # equation of the paper: the function that computes it
-    2: "bits_per_token",
+    1: "forward",  # of a denoiser
+    2: "bits_per_token_of",
     3: "reconstruction_loss",
     4: "discriminator_loss",
     5: "q_step",
     6: "q_marginal",
     7: "posterior_kl",
     8: "cross_entropy",
+    9: "reverse_kl",
 }
 DOCUMENTED = ast.FunctionDef | ast.ClassDef
 

@@ -27,7 +27,7 @@ LAYERS = [
     {"data.scenery.scenes"},
     {"data.scenery"},
     {"data.images", "data.text", "data.maps"},
-    {"conditions"},
+    {"conditions", "listed"},
     {"data.sources", "data.tokens", "data.scan"},
     {"denoiser", "fitting"},
     {"folders", "hub"},
@@ -40,6 +40,7 @@ LAYERS = [
     {"editing.inpainting", "editing.panorama"}
     | {"probe", "released.official", "released.importing"},
     {"show"},
+    {"diagrams"},
     {"__init__", "__main__"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -5,11 +5,13 @@ import json
 import os
 import re
 import resource
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from test_equations import HOME
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -39,19 +41,25 @@ def shown_code(notebook) -> list[str]:
     ]
 
 
-def equations_cited(text: str) -> set[int]:
-    """The numbers of "eq. 5", "eq. 3, 4" and "eq. 5 to 8"."""
-    numbers = set()
-    for cited in re.findall(r"eq\. (\d+(?:(?:, | to | and )\d+)*)", text):
-        for first, last in re.findall(r"(\d+)(?: to (\d+))?", cited):
-            numbers |= set(range(int(first), int(last or first) + 1))
-    return numbers
+def equations_of(notebook) -> dict[int, str]:
+    """The code cell after each equation that has a number of the paper."""
+    found = {}
+    for cell, after in pairwise(notebook.cells):
+        for number in re.findall(r"\\tag\{(\d+)\}", cell.source):
+            assert int(number) not in found and after.cell_type == "code"
+            found[int(number)] = after
+    return found
+
+
+def sliders(notebook) -> list[int]:
+    """The positions of interactive cells."""
+    return [i for i, cell in enumerate(notebook.cells) if "interact(" in cell.source]
 
 
 def test_the_notebooks_are_there():
     named = re.findall(r"^\| `(\w+)\.ipynb`", (ROOT / "notebooks/README.md").read_text(), re.M)
     assert named == [path.stem for path in NOTEBOOKS]
-    assert len({name[:2] for name in named}) == len(named)
+    assert [name[:2] for name in named] == [f"{i:02}" for i in range(len(named))]
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +93,62 @@ def test_it_runs_from_top_to_bottom_and_soon(path, executed):
 
 @each_notebook
 def test_the_code_it_shows_is_the_code_that_runs(path, executed):
-    assert shown_code(read(path)) == shown_code(executed(path)[0]) != []
+    assert shown_code(read(path)) == shown_code(executed(path)[0])
 
 
 @each_notebook
-def test_every_equation_stands_beside_its_function(path):
+def test_code_that_it_shows_is_short(path):
+    for code in shown_code(read(path)):
+        for function in re.split(r"^# [\w/]+\.py.*$", code.strip("`"), flags=re.M)[1:]:
+            lines = function.strip().splitlines()
+            assert len(lines) <= 20 and max(map(len, lines)) <= 100, function
+
+
+@each_notebook
+def test_its_cells_are_short(path):
+    for cell in code_cells(read(path)):
+        lines = cell.source.splitlines()
+        assert len(lines) <= 12 and max(map(len, lines)) <= 100, cell.source
+
+
+def test_every_equation_stands_once_beside_the_function_that_computes_it():
+    index = re.findall(
+        r"^\| (\d) \| .* \| `(\w+)` \| `(\w+)` \|$",
+        (ROOT / "notebooks/README.md").read_text(),
+        re.M,
+    )
+    assert {int(number): function for number, _, function in index} == HOME
+    found = {
+        (n, path.stem): cell for path in NOTEBOOKS for n, cell in equations_of(read(path)).items()
+    }
+    assert sorted(found) == sorted((int(number), name) for number, name, _ in index)
+    for (number, _), cell in found.items():
+        (shown,) = [output["data"]["text/markdown"] for output in cell.outputs]
+        assert re.search(rf"^# [\w/]+\.py, eq\. {number}\n\s*def {HOME[number]}\(", shown, re.M)
+
+
+def test_there_is_much_to_play_with():
+    assert sum(len(sliders(read(path))) for path in NOTEBOOKS) >= 8
+
+
+@each_notebook
+def test_a_picture_stands_below_every_slider(path):
+    """For those who read the page without a kernel."""
     notebook = read(path)
-    tagged = {int(n) for n in re.findall(r"\\tag\{(\d+)\}", prose(notebook))}
-    assert tagged <= equations_cited("\n".join(shown_code(notebook)))
+    for i in sliders(notebook):
+        after = [cell for cell in notebook.cells[i + 1 :] if cell.cell_type == "code"]
+        below = next(cell for cell in after if "interact(" not in cell.source)
+        assert any(
+            kind.startswith("image/") for out in below.outputs for kind in out.get("data", {})
+        )
 
 
-def test_citations_are_read_as_written():
-    assert equations_cited("[eq. 2], eq. 3, 4 and [eq. 5 to 8]; see eq. 10") == {*range(2, 9), 10}
+@each_notebook
+def test_it_begins_with_what_and_why(path):
+    first = read(path).cells[0].source
+    assert first.startswith("# ") and "https://arxiv.org/abs/2108.08827" in first
+    titles = re.findall(r"^\* \*\*(.*?)\*\*", first, re.M)[:3]
+    assert titles == ["You will know", "You need", "Time"]
 
 
 @each_notebook
@@ -149,13 +201,77 @@ def test_every_picture_is_stored_once(path):
 
 
 @each_notebook
-def test_it_ends_with_where_things_live_and_three_exercises(path):
+def test_it_ends_with_what_to_keep_where_things_live_and_three_exercises(path):
     last = read(path).cells[-1].source
-    assert "## Where this lives" in last
-    assert re.findall(r"^(\d)\. ", last.partition("**Exercises**")[2], re.M) == ["1", "2", "3"]
+    keep = last.partition("**To keep**")[2].partition("## Where this lives")[0]
+    assert len(re.findall(r"^\* ", keep, re.M)) == 3
+    after = last.partition("## Where this lives")[2]
+    assert "**Next** " in after
+    assert exercises(path)
+
+
+def exercises(path: Path) -> list[str]:
+    """The three exercises of a notebook, as they are worded."""
+    text = read(path).cells[-1].source.partition("**Exercises**")[2]
+    found = re.findall(r"^\d\. (.*)$", text, re.M)
+    assert len(found) == 3
+    return found
 
 
 @each_notebook
 def test_files_it_names_exist(path):
     named = set(re.findall(r"`((?:imagebart|tests|train|eval)/[\w/]+\.py)`", prose(read(path))))
     assert named and not [name for name in named if not (ROOT / name).exists()]
+
+
+# ── what the text says, where a number decides ────────────────────────────────────────────────
+
+CLAIMS = {  # sentence in the text: what is printed in the notebook, and what must hold of it
+    ("02_left_to_right", "one noise: one sky for all"): (
+        r"different upper halves drawn: (\d+)",
+        lambda skies: skies == 1,
+    ),
+    ("02_left_to_right", "After its own past it is several times as large"): (
+        r"true past ([\d.]+) nats per token, its own past ([\d.]+)",
+        lambda true, own: own > 3 * true,
+    ),
+    ("05_the_bound", "one number, and it is almost 0"): (
+        r"eq\. 9: ([\d.]+) nats\nL_2 \+ L_3 - H\(p\): ([\d.]+) nats",
+        lambda nine, two: nine == two < 0.02,
+    ),
+    ("05_the_bound", "it takes about a thousand steps to come within 0.001 nats"): (
+        r"129: ([\d.]+), 1025: ([\d.]+)",
+        lambda hundred, thousand: hundred > 0.005 and thousand <= 0.001,
+    ),
+    ("06_remember", "what looks out of place to the transformer mostly is"): (
+        r"tokens that are right: ([\d.]+), of those that are not: ([\d.]+)",
+        lambda right, wrong: right > 0.5 > 2 * wrong,
+    ),
+    ("06_remember", "The maps are broad"): (
+        r"not written yet: (\d+)%",
+        lambda percent: percent > 25,
+    ),
+    ("07_sample", "a pass settles more than one whenever a guess was good"): (
+        r"settled after (\d+) passes of at most (\d+)",
+        lambda passes, tokens: passes < tokens / 4,
+    ),
+    ("08_say_what", "The place is that of the class"): (
+        r"(\d+) of 12 show their class",
+        lambda right: right >= 10,
+    ),
+    ("08_say_what", "Below, nights are avoided"): (
+        r"night: ([\d.]+) without, ([\d.]+) with it",
+        lambda without, avoided: avoided < without / 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name, sentence", CLAIMS, ids=[f"{name}: {s[:30]}" for name, s in CLAIMS])
+def test_what_the_text_says_is_what_is_printed(name, sentence):
+    notebook = read(ROOT / f"notebooks/{name}.ipynb")
+    pattern, holds = CLAIMS[name, sentence]
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    printed = "".join(output["text"] for output in outputs if output.output_type == "stream")
+    found = re.search(pattern, printed)
+    assert sentence in prose(notebook) and found
+    assert holds(*map(float, found.groups())), found[0]

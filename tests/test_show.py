@@ -14,6 +14,7 @@ from PIL import Image
 from imagebart import show
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing.pasting import Box
+from imagebart.model import ImageBART
 from imagebart.sampling import (
     Filter,
     Step,
@@ -59,7 +60,7 @@ def colours_in(picture) -> set:
 
 def test_source_is_the_code_that_runs():
     code = show.source(MultinomialDiffusion.q_step).text
-    assert code.startswith("# imagebart/diffusion.py\ndef q_step(self")
+    assert code.startswith("# imagebart/diffusion.py, eq. 5\ndef q_step(self")
     body = inspect.getsource(MultinomialDiffusion.q_step)
     assert [line.strip() for line in code.splitlines()[1:]] == [
         line.strip() for line in body.splitlines()
@@ -81,6 +82,60 @@ def test_source_of_several_functions_keeps_their_order():
     code = show.source(show.strip, show.grid).text
     assert code.index("def strip") < code.index("def grid")
     assert show.source(show.strip, show.grid)._repr_markdown_() == f"```python\n{code}\n```"
+
+
+def checked_scale(
+    tokens: torch.Tensor,
+    t: int = 2,
+    *,
+    most: int = 9,
+) -> torch.Tensor:
+    """A docstring.   [eq. 12]"""
+    from math import sqrt
+
+    if t < 2:
+        least = 2
+        raise ValueError(f"t must be at least {least}, got {t}")
+    if t > most:
+        t = most
+    show.framed(plain(RED), [])  # calls that compute stay
+
+    return sqrt(t) * tokens  # as do comments beside code
+
+
+def test_a_body_is_the_lines_that_compute():
+    assert show.source(checked_scale, body=True).text.splitlines()[1:] == [
+        "def checked_scale(tokens, t=2, *, most=9):",
+        "    if t > most:",
+        "        t = most",
+        "    show.framed(plain(RED), [])  # calls that compute stay",
+        "    return sqrt(t) * tokens  # as do comments beside code",
+    ]
+
+
+def test_a_body_has_no_check_and_no_decorator():
+    code = show.source(ImageBART.decode, body=True).text.splitlines()
+    assert code[1:] == [
+        'def decode(self, tokens: Grid, output_type: str = "pil") -> Pictures:',
+        "    return self.present(self.generate(tokens), output_type)",
+    ]
+    assert show.source(ImageBART.generate, body=True).text.splitlines()[1].startswith("def gen")
+
+
+def test_a_long_signature_loses_its_defaults():
+    _, signature, *_ = show.source(decode_sequential, body=True).text.splitlines()
+    assert signature.startswith("def decode_sequential(denoiser, x_t, noise, choose, condition, ")
+    assert len(signature) <= 100
+
+
+@pytest.mark.parametrize("body", [False, True])
+def test_source_names_the_equation(body):
+    assert show.source(checked_scale, body=body).text.startswith("# test_show.py, eq. 12\n")
+    assert show.source(checked, body=body).text.startswith("# test_show.py\n")
+
+
+def checked():
+    pass
 
 
 def test_what_is_not_written_in_python_has_no_source():
@@ -228,6 +283,21 @@ def test_bars_are_as_high_as_their_values():
     blue = (image == rgb(show.COLOUR_CYCLE[0])).all(axis=2)
     heights = blue[:, [image.shape[1] // 4, 3 * image.shape[1] // 4]].sum(axis=0)
     assert heights[1] / heights[0] == pytest.approx(0.25, abs=0.02)
+
+
+def test_an_axis_that_is_fixed_does_not_follow_its_bars():
+    charts = [np.asarray(show.bars({"a": [height]}, top=1).image) for height in (0.25, 0.5)]
+    low, high = ((c == rgb(show.COLOUR_CYCLE[0])).all(2).any(1).sum() for c in charts)
+    assert low / high == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_doubling_axis_has_equal_steps():
+    x = [1, 2, 4, 8, 16]
+    image = np.asarray(show.curves({"a": [0, 1, 0, 1, 0]}, x, doubling=True).image)
+    blue = (image == rgb(show.COLOUR_CYCLE[0])).all(2)
+    rows = blue.any(1).nonzero()[0]
+    high, low = (blue[row].nonzero()[0] for row in (rows.min() + 1, rows.max() - 1))
+    assert high.min() + high.max() == pytest.approx(low.min() + low.max(), abs=6)
 
 
 @pytest.mark.parametrize("names, colours", [(None, 1), ("pqr", 3), ("pqrstuvwx", 1)])
