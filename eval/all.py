@@ -71,6 +71,17 @@ MEASUREMENTS = (
         "eval/completion.py --masks upper blob10 --process single --resampling-passes 2 4 8",
         15,
     ),
+    Measurement(
+        "scenery_completion_particles",
+        f"{UPPER} single --resampling-passes 8 --particles 8 --n 16 --seed 100",
+        4,
+    ),
+    Measurement(
+        "scenery_completion_filling",
+        "eval/completion.py --masks centre --process single --resampling-passes 2 --n 8 "
+        "--filling harmonic nearest none",
+        2,
+    ),
     Measurement("scenery_speed_window32", "eval/speed.py --window 32 --no-rivals", 5),
     Measurement("scenery_seams_exact", "eval/seams.py --width 512 --n 2 --modes fast exact", 3),
     Measurement(

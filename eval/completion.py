@@ -203,9 +203,10 @@ def complete_images(
         steps, began = process_of(options), time.perf_counter()
         edit = edit_filled(model, render, mask, filling)
         x_1 = edit.x_1()
-        *_, last = steps(model, x_1, edit.masked, **options)
-        effective = np.nan if last.effective is None else last.effective.item()
-        (result,) = to_pil(edit.result(last.tokens))
+        drawn = list(steps(model, x_1, edit.masked, **options))
+        sizes = [step.effective.item() for step in drawn if step.effective is not None]
+        effective = sizes[0] if sizes else np.nan
+        (result,) = to_pil(edit.result(drawn[-1].tokens))
         seconds, back = time.perf_counter() - began, to_tensor(result)[None]
         whole = model.encode(Image.fromarray(render))
         known, known_tokens = ~torch.from_numpy(mask).expand_as(x_0), ~edit.masked

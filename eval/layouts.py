@@ -19,7 +19,8 @@ RESULTS = ROOT / "eval" / "results"
 UNNAMED = (
     *("ffhq-4_speed", "ffhq-4_speed_bf16", "passes", "passes_equal_training", "scenery_blind"),
     *("scenery_blind_reconstructions", "scenery_completion_annealed", "scenery_completion_default"),
-    *("scenery_completion_paper", "scenery_completion_resampling", "scenery_completion_t2"),
+    *("scenery_completion_filling", "scenery_completion_paper", "scenery_completion_particles"),
+    *("scenery_completion_resampling", "scenery_completion_t2"),
     *("scenery_edits", "scenery_likelihood", "scenery_obedience_class", "scenery_obedience_text"),
     *("scenery_reconstruction", "scenery_seams", "scenery_seams_exact", "scenery_selection"),
     *("scenery_speed", "scenery_speed_window32", "semantic_obedience", "split", "split_752"),
@@ -279,6 +280,42 @@ def completion_resampling_table() -> str:
     return markdown(f"mask | resampling passes | {COMPLETION}", rows, name)
 
 
+def completion_particles_table() -> str:
+    name = "scenery_completion_particles"
+    rows = [
+        (
+            f"{row['particles']} particles at t = T"
+            if "particles" in row
+            else f"{row['resampling_passes']} resampling passes at t = T − 1",
+            *completed(row),
+            f"{row['spread_completed']:.2f}",
+        )
+        for row in record_rows(name)
+    ]
+    return markdown(f"method, upper half | {COMPLETION} | times of day", rows, name)
+
+
+def completion_filling_table() -> str:
+    name = "scenery_completion_filling"
+    seen = {
+        "harmonic": "harmonic filling (the library's)",
+        "nearest": "the nearest known pixels",
+        "none": "the picture as it is",
+    }
+    rows = [
+        (
+            seen[row["filling"]],
+            percent(row["hidden"], 0),
+            percent(row["agreed"], 0),
+            f"{row['seam']:.2f}",
+            percent(row["found"]["all"]),
+        )
+        for row in record_rows(name)
+    ]
+    head = "seen under the mask | known tokens that depend on it | … as unmasked | seam"
+    return markdown(f"{head} | attributes found", rows, name)
+
+
 def completion_t2_table() -> str:
     names = "scenery_completion_default", "scenery_completion_t2"
     rows = [
@@ -510,6 +547,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "edits": edits_table,
     "completion": completion_table,
     "completion-resampling": completion_resampling_table,
+    "completion-particles": completion_particles_table,
+    "completion-filling": completion_filling_table,
     "completion-t2": completion_t2_table,
     "seams": seams_table,
     "speed": partial(speed_table, "scenery_speed"),

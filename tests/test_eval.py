@@ -197,6 +197,9 @@ def test_numbers_of_resampling_passes_are_compared_where_there_are_any():
     config = completion.Config(process=("single", "annealed"), resampling_passes=(0, 3))
     single = [{"process": "single", "resampling_passes": n} for n in (0, 3)]
     assert completion.inpaint_options(config) == [*single, {"process": "annealed"}]
+    config = completion.Config(process=("single",), particles=(4,), resampling_passes=(2,))
+    both = [{"resampling_passes": 2}, {"particles": 4}]
+    assert completion.inpaint_options(config) == [{"process": "single"} | one for one in both]
     assert completion.inpaint_options(completion.Config(process=("single",))) == [
         {"process": "single"}
     ]
