@@ -1,8 +1,8 @@
 """diagrams: how the parts are put together, and where a decoder looks.
 
-the whole       chain_of_scales     as the paper's figure 1
-one scale       encoder_and_decoder           encoder, decoder, and who attends to whom
-attention       cross_attention     the weights of a decoder's cross-attention
+the whole       chain_of_scales         as the paper's figure 1
+one scale       encoder_and_decoder     and who attends to whom
+attention       cross_attention         the weights of a decoder's cross-attention
 """
 
 from collections.abc import Sequence

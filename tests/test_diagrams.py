@@ -40,18 +40,18 @@ def test_encoder_and_decoder_shows_its_masks():
 
 def test_attention_is_that_which_the_decoder_uses(make_denoiser):
     denoiser = make_denoiser(2)
-    x_prev, x_t = torch.randint(12, (2, 1, 16))
+    x_prev, x_t = torch.randint(12, (2, 1, 16), generator=torch.Generator().manual_seed(0))
     block, seen = denoiser.decoder.blocks[0], {}
     block.cross.register_forward_hook(lambda _, given, out: seen.update(given=given, out=out))
     weights = diagrams.cross_attention(denoiser, x_prev, x_t)
     assert weights.shape == (len(denoiser.decoder.blocks), block.cross.heads, 16, 16)
-    assert (weights >= 0).all() and (weights.sum(-1) < 1).all()
+    assert (weights >= 0).all() and (weights.sum(-1) < 1 + 1e-5).all()
     memory, heads = seen["given"][1], block.cross.heads
     v = block.cross.kv(memory)[0].chunk(2, dim=-1)[1].reshape(17, heads, -1)
     rest = (1 - weights[0].sum(-1))[..., None]  # of the start vector, the only other slot
     both = torch.cat([rest, weights[0]], dim=-1)
     mixed = torch.einsum("hsm,mhd->shd", both, v).reshape(16, -1)
-    torch.testing.assert_close(block.cross.out(mixed), seen["out"][0])
+    torch.testing.assert_close(block.cross.out(mixed), seen["out"][0], atol=1e-4, rtol=1e-4)
 
 
 def test_attention_needs_an_encoder(make_denoiser):
