@@ -11,6 +11,10 @@ from watching import Watchdog
 
 from imagebart.distributed import Ranks, attempt
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"  # by `end`
+)
+
 
 def end(code: int) -> None:
     """What stands for the end of the process: that of a thread."""
