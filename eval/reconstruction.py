@@ -79,6 +79,8 @@ def main(config: Config) -> dict:
     lpips = LPIPS().to(device) if config.lpips else None
     chain = ImageBART.from_pretrained(config.model, device=device) if config.levels else None
     images = HeldOut(config.data, vqgan.config.image_size, config.n)
+    if len(images) < 2:
+        raise ValueError(f"{config.data}: held-out images must be at least 2, got {len(images)}")
     kept = measured.rows("reconstructions", len(images), columns_of_images(vqgan, network, lpips))
     for (i,) in tqdm([*kept.missing()], desc="reconstructions", mininterval=5):
         kept.put([i], **measure_image(images, i, vqgan, network, lpips))
@@ -228,7 +230,7 @@ def levels_of(model: ImageBART, image: Tensor, seed: int) -> Iterator[Tensor]:
         x = model.diffusion.q_sample_marginal(x_1.cpu(), t, generator).to(model.device)
         process = MaskedProcess(model, grid, everywhere, 1, seed=seed)
         for s in range(t, 1, -1):
-            x = process.denoise(x, s, 0)
+            x = process.denoise(x, s, [0])
         yield model.generate(x.reshape(grid.shape)).clamp(-1, 1)
 
 

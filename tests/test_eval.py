@@ -86,8 +86,16 @@ def test_figures_of_reconstructions_are_those_of_a_plain_loop(folder, tiny, tmp_
         blocks = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
         blocks.resize((32, 32)).save(tmp_path / f"{i}.png")
     config = reconstruction.Config(model=folder, data=str(tmp_path), n=3, device="cpu")
+    with pytest.raises(ValueError, match="held-out images must be at least 2, got 1"):
+        reconstruction.main(config)  # two of the three are for training
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        for i in range(3):
+            Image.open(tmp_path / f"{i}.png").save(tmp_path / split / f"{i}.png")
+    for i in range(3):
+        (tmp_path / f"{i}.png").unlink()
     report = reconstruction.main(config)
-    images = open_data(tmp_path, 32)
+    images = open_data(tmp_path, 32, "validation")
     images = torch.stack([images[i]["image"] for i in range(3)])
     tokens = torch.cat([tiny.vqgan.encode(image[None]) for image in images])
     back = tiny.vqgan.decode(tokens).clamp(-1, 1)

@@ -240,7 +240,8 @@ def test_windows_have_no_rhythm(tiny):
 
 def test_seams_of_panoramas_are_reported(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "model")
-    config = seams.Config(str(tmp_path / "model"), 64, 2, ("fast", "exact"))
+    where = str(tmp_path / "model")
+    config = seams.Config(model=where, width=64, n=2, modes=("fast", "exact"))
     rows = seams.main(config)["rows"]
     wide = [tiny.panorama(64, seed=i, output_type="pt") for i in range(2)]
     expected = [seams.seam(one, seams.borders(tiny, 64, i), 8) for i, one in enumerate(wide)]

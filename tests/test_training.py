@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,3 +209,19 @@ def test_a_flipped_bit_changes_the_checksum():
     assert checksum([x.clone() for x in tensors]) == before
     tensors[0][1, 1] = torch.nextafter(tensors[0][1, 1], torch.tensor(9.0))
     assert checksum(tensors) != before
+
+
+def test_the_log_for_tensorboard_has_the_same_numbers_or_is_refused(tmp_path, monkeypatch):
+    written = []
+    writer = SimpleNamespace(add_scalar=lambda *row: written.append(row))
+    there = SimpleNamespace(
+        SummaryWriter=lambda folder, purge_step: (folder, purge_step) and writer
+    )
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", there)
+    log = Log(tmp_path / "metrics.jsonl", 0, active=True, tensorboard=True)
+    log.write(3, loss=1.5, t=2)
+    log.write(4, loss=math.nan, norm=0.5)
+    assert written == [("loss t = 2", 1.5, 3), ("norm", 0.5, 4)]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="--tensorboard needs `pip install tensorboard`"):
+        Log(tmp_path / "metrics.jsonl", 0, active=True, tensorboard=True)
