@@ -71,6 +71,9 @@ class Ramps(Dataset):
     def __len__(self) -> int:
         return 8
 
+    def digest(self) -> str:
+        return "of the ramps"
+
     def __getitem__(self, i: int) -> dict:
         if i >= len(self):
             raise IndexError(i)
@@ -101,7 +104,7 @@ def test_a_registered_condition_is_encoded_trained_dropped_and_sampled_with(
     make_vqgan, tmp_path, monkeypatch
 ):
     save_vqgan(make_vqgan(), tmp_path / "vqgan")
-    monkeypatch.setattr(sources, "open_data", lambda *_: Ramps())
+    monkeypatch.setattr(sources, "open_data", lambda *_, **__: Ramps())
     encoded = ("--vqgan", tmp_path / "vqgan", "--out", tmp_path / "tokens", "--no-shrink")
     run("encode", monkeypatch, *encoded, "--workers", 0, "--precision", "fp32")
     tokens = TokenFile(tmp_path / "tokens" / "train")

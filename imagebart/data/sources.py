@@ -107,7 +107,7 @@ def open_folder(
 
 def summary_of(data: SceneryData | ImageFolder) -> str:
     """What a data set has, in a line: images, classes, images without one."""
-    names, classes = data.names["class"], getattr(data, "classes", [])
+    names, classes = data.names.get("class", ()), getattr(data, "classes", [])
     parts = [f"{len(data):,} images"] + ([f"{len(names)} classes"] if names else [])
     without = sum(number < 0 for number in classes) if names else 0
     return ", ".join(parts + ([f"{without} of them in no class"] if without else []))
