@@ -74,7 +74,7 @@ OLD_WORDS = {  # a private word, as a regular expression: the field's word
 
 def lines_with(word: str) -> list[str]:
     pattern, found = re.compile(rf"(?<!\w)(?:{word})(?!\w)"), []
-    for path in [*CODE, *TESTS, *DOCUMENTS, *sorted(ROOT.glob("notebooks/*.ipynb"))]:
+    for path in [*CODE, *TESTS, *DOCUMENTS, *sorted(ROOT.glob("notebooks/**/*.ipynb"))]:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if len(line) < 1000 and pattern.search(line):  # longer lines are pictures
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")

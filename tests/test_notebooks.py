@@ -15,10 +15,18 @@ from test_equations import HOME
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))
 LARGEST, MOST_CELLS = 500_000, 40  # bytes, cells
 CPU_SECONDS = 120  # of a kernel with one thread; less than 60 where nobody shares the processor
 
-each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT / "notebooks").with_suffix(""))
+
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+each_solution = pytest.mark.parametrize("path", SOLUTIONS, ids=name_of)
+each_of_both = pytest.mark.parametrize("path", [*NOTEBOOKS, *SOLUTIONS], ids=name_of)
 
 
 def read(path: Path):
@@ -104,7 +112,7 @@ def test_code_that_it_shows_is_short(path):
             assert len(lines) <= 20 and max(map(len, lines)) <= 100, function
 
 
-@each_notebook
+@each_of_both
 def test_its_cells_are_short(path):
     for cell in code_cells(read(path)):
         lines = cell.source.splitlines()
@@ -151,13 +159,13 @@ def test_it_begins_with_what_and_why(path):
     assert titles == ["You will know", "You need", "Time"]
 
 
-@each_notebook
+@each_of_both
 def test_it_is_small(path):
     assert path.stat().st_size <= LARGEST
     assert len(read(path).cells) <= MOST_CELLS
 
 
-@each_notebook
+@each_of_both
 def test_it_defines_nothing(path):
     for cell in code_cells(read(path)):
         found = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, DEFINITIONS)]
@@ -167,7 +175,7 @@ def test_it_defines_nothing(path):
 DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
 
 
-@each_notebook
+@each_of_both
 def test_its_outputs_are_committed(path):
     for cell in code_cells(read(path)):
         last = ast.parse(cell.source).body[-1]
@@ -176,7 +184,7 @@ def test_its_outputs_are_committed(path):
         assert all(output.output_type != "error" for output in cell.outputs)
 
 
-@each_notebook
+@each_of_both
 def test_its_outputs_say_nothing_of_the_machine(path):
     outputs = json.dumps([cell.outputs for cell in code_cells(read(path))])
     for trace in ("/home/", "/root/", "/usr/", "/opt/", "/tmp/", "Users\\", "site-packages"):
@@ -184,7 +192,7 @@ def test_its_outputs_say_nothing_of_the_machine(path):
     assert "TCP without encryption" not in outputs and '"stderr"' not in outputs
 
 
-@each_notebook
+@each_of_both
 def test_it_opens_on_a_page_without_a_kernel(path):
     notebook = read(path)
     nbformat.validate(notebook)
@@ -192,7 +200,7 @@ def test_it_opens_on_a_page_without_a_kernel(path):
     assert all("execution" not in cell.metadata for cell in notebook.cells)
 
 
-@each_notebook
+@each_of_both
 def test_every_picture_is_stored_once(path):
     for cell in code_cells(read(path)):
         for output in cell.outputs:
@@ -275,3 +283,33 @@ def test_what_the_text_says_is_what_is_printed(name, sentence):
     found = re.search(pattern, printed)
     assert sentence in prose(notebook) and found
     assert holds(*map(float, found.groups())), found[0]
+
+
+# ── solutions ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_exercise_is_solved():
+    assert [path.name for path in SOLUTIONS] == [path.name for path in NOTEBOOKS]
+    for path, solution in zip(NOTEBOOKS, SOLUTIONS, strict=True):
+        solved = prose(read(solution))
+        for number, exercise in enumerate(exercises(path), 1):
+            assert f"## Exercise {number}\n\n> {exercise}\n" in solved + "\n"
+
+
+@each_solution
+def test_a_solution_has_code_that_ran_and_an_answer(path):
+    notebook = read(path)
+    assert all(cell.execution_count for cell in code_cells(notebook))
+    starts = [i for i, cell in enumerate(notebook.cells) if "## Exercise" in cell.source]
+    for start, end in pairwise([*starts, len(notebook.cells)]):
+        cells = notebook.cells[start:end]
+        assert any(cell.cell_type == "code" and cell.outputs for cell in cells)
+        text = prose(nbformat.v4.new_notebook(cells=cells)).partition("\n> ")[2]
+        assert len(text.partition("\n")[2].split()) >= 15  # beside the question
+
+
+@pytest.mark.slow
+@each_solution
+def test_a_solution_runs_and_soon(path, executed):
+    _, seconds = executed(path)  # raises at the first cell that fails
+    assert seconds < CPU_SECONDS
