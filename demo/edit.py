@@ -21,6 +21,7 @@ from demo.parts import (
 )
 from demo.pictures import (
     PAINT,
+    SEEN,
     Throttle,
     chosen_for_editor,
     for_editor,
@@ -200,7 +201,7 @@ def outpaint(
 
 def mask_layer(name: str, size: tuple[int, int]) -> Image.Image:
     """One of `MASKS` as a layer for the editor, size = (W, H)."""
-    chart = [[255 * (mark == "#") for mark in row] for row in MASKS[name].split()]
+    chart = [[int(255 * SEEN * (mark == "#")) for mark in row] for row in MASKS[name].split()]
     alpha = Image.fromarray(np.array(chart, np.uint8)).resize(size, Image.Resampling.NEAREST)
     layer = Image.new("RGB", size, PAINT)
     layer.putalpha(alpha)
@@ -317,7 +318,7 @@ def before_and_after(before: str | None, results: list | None, index: int) -> gr
 def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEditor:
     """The editor, with uploads, examples and preset masks."""
     H, W = model.image_size
-    editor = image_editor(W, H, "Paint over what should change", [PAINT], "editor")
+    editor = image_editor(W, H, "Paint over what should change", [(PAINT, SEEN)], "editor")
     names, masks = list(MASKS), []
     for three in (names[:3], names[3:]):
         with gr.Row():

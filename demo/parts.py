@@ -168,7 +168,12 @@ def shelf_of(value: list | None = None, **options) -> gr.Gallery:
 
 
 def image_editor(
-    W: int, H: int, label: str, colours: list[str], elem_id: str, start: Image.Image | None = None
+    W: int,
+    H: int,
+    label: str,
+    colours: list[str | tuple[str, float]],
+    elem_id: str,
+    start: Image.Image | None = None,
 ) -> gr.ImageEditor:
     """An editor for painting in given colours, sized for W×H images."""
     radius = max(2, W // 16)
@@ -254,11 +259,20 @@ def connect(
     seed, prompt = inputs["seed"], inputs.get("prompt")
     starts = [run.click] + ([prompt.submit] if isinstance(prompt, gr.Textbox) and fresh else [])
     begun = gr.on(starts, None, [fresh or gr.State(False), seed], seed, js=NEW_SEED, **private)
+    if selection is None:
+        ready = begun.then(lambda: "", None, line, **private)
+    else:
+        gallery = next(one for one in reversed(outputs) if isinstance(one, gr.Gallery))
+
+        def nothing_yet() -> tuple:
+            return "", 0, gr.Gallery(selected_index=None)
+
+        ready = begun.then(nothing_yet, None, [line, selection, gallery], **private)
 
     def work_of(**named) -> Work:
         return alone(lambda: steps(model, **named, **given))
 
-    event = begun.then(
+    event = ready.then(  # in turn: results must not be cleared
         endpoint(steps, inputs, worker, work or work_of),
         [*inputs.values()],
         outputs,
@@ -269,14 +283,5 @@ def connect(
         show_progress="minimal",
         show_progress_on=line,
     )
-    if selection is None:
-        begun.then(lambda: "", None, line, **private)
-    else:
-        gallery = next(one for one in reversed(outputs) if isinstance(one, gr.Gallery))
-
-        def nothing_yet() -> tuple:
-            return "", 0, gr.Gallery(selected_index=None)
-
-        begun.then(nothing_yet, None, [line, selection, gallery], **private)
     stop.click(lambda: "Stopped.", None, line, cancels=[event], **private)
     return begun, event

@@ -22,7 +22,8 @@ from imagebart.settings import chunk_of, file_stem
 
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
 EXAMPLES = 8
-PAINT = "#ff9a3c"
+PAINT, SEEN = "#ff9a3c", 0.65
+"""Colour and opacity of a mask: opaque by half is marked, and the picture shines through."""
 SECONDS_BETWEEN_PREVIEWS = 2
 
 
