@@ -33,12 +33,13 @@ from demo.pictures import (
     token_map,
 )
 from demo.requests import (
+    MARGINS,
     at_once,
     bounds,
     caption,
     check_pixels,
     finished,
-    of_one_class,
+    options_of_best,
     picked,
     progress,
     ranked,
@@ -119,7 +120,7 @@ def inpaint(
         draw = partial(model.inpaint, image, mask, process="refined", **how)
         few = at_once(*image.size)
         for best, line in ranked(draw, count, candidates, score, options, few):
-            chosen = of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+            chosen = options_of_best(options, best)
             about = settings_of_each("edit", chosen | how, len(best))
             yield shown, [], line, labelled([one.image for one in best], about), before
         options = chosen
@@ -163,7 +164,7 @@ def outpaint(
     ignored.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
-    given = {"left": left, "right": right, "top": top, "bottom": bottom}
+    given = dict(zip(MARGINS, (left, right, top, bottom), strict=True))
     margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given.items()}
     given = {"passes": passes, "context": context, "feather": feather}
     how = {name: read_number(model, name, value) for name, value in given.items()}
@@ -179,7 +180,7 @@ def outpaint(
     if score is not None:
         draw = partial(model.outpaint, image, **how)
         for best, line in ranked(draw, count, candidates, score, options, chunk=1):
-            chosen = of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+            chosen = options_of_best(options, best)
             about = settings_of_each("edit", chosen | settings, len(best))
             images = labelled([one.image for one in best], about)
             yield shown, line, images
@@ -269,9 +270,9 @@ def edit_tab(
             strip = shelf_of(label="First result", elem_id="first-result", **plain)
 
     before = gr.State(None)
-    how = said.buttons, inputs, [shown, strip, said.line, gallery, before], index, said.fresh
+    how = said.buttons, inputs, said.fresh, [shown, strip, said.line, gallery, before], index
     painted = connect(worker, model, inpaint, *how, ranker=ranker)
-    how = beyond, inputs | margins, [shown, said.line, gallery], index, said.fresh
+    how = beyond, inputs | margins, said.fresh, [shown, said.line, gallery], index
     grown = connect(worker, model, outpaint, *how, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     grown[0].then(lambda: ([], None), None, [strip, before], queue=False, **private)
@@ -355,4 +356,4 @@ def margin_sliders(model: ImageBART) -> dict[str, gr.Slider]:
     for button, halves in zip(buttons, SIDES.values(), strict=True):
         pixels = [n * side // 2 for n, side in zip(halves, (W, W, H, H), strict=True)]
         button.click(None, None, sliders, js=f"() => {pixels}", api_visibility="private")
-    return dict(zip(("left", "right", "top", "bottom"), sliders, strict=True))
+    return dict(zip(MARGINS, sliders, strict=True))

@@ -17,7 +17,7 @@ from demo.parts import (
 )
 from demo.pictures import EXAMPLES, for_editor, labelled, read_picture, stored
 from demo.requests import (
-    of_one_class,
+    options_of_best,
     picked,
     ranked,
     read_candidates,
@@ -60,7 +60,7 @@ def semantic(
     if score is not None:
         draw = partial(model.sample, semantic_map=kinds)
         for best, line in ranked(draw, count, candidates, score, options):
-            chosen = of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+            chosen = options_of_best(options, best)
             about = settings_of_each("semantic", chosen, len(best))
             yield shown, line, labelled([one.image for one in best], about)
         options = chosen
@@ -98,7 +98,7 @@ def semantic_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> None:
             shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
     gr.Markdown("#### Results")
     gallery, index = results_gallery(label="Results", elem_id="painted")
-    how = said.buttons, inputs, [shown, said.line, gallery], index, said.fresh
+    how = said.buttons, inputs, said.fresh, [shown, said.line, gallery], index
     connect(worker, model, semantic, *how, ranker=ranker)
 
 

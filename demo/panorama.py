@@ -82,4 +82,4 @@ def panorama_tab(worker: Worker, model: ImageBART) -> None:
     picture = gr.Image(label="Panorama", height="auto", elem_id="panorama", **plain)
     inputs = {"prompts": prompts, "width": width, "seed": seed, **advanced}
     inputs |= {"wrap": wrap, "exact": exact}
-    connect(worker, model, panorama, buttons, inputs, [line, picture], fresh=fresh)
+    connect(worker, model, panorama, buttons, inputs, fresh, [line, picture])

@@ -239,26 +239,27 @@ def connect(
     steps: Callable,
     buttons: tuple,
     inputs: Controls,
+    fresh: gr.Checkbox,
     outputs: list,
     selection: gr.State | None = None,
-    fresh: gr.Checkbox | None = None,
     work: MakeWork | None = None,
     **given,
 ) -> tuple[Dependency, Dependency]:
     """Run, or Enter in the prompt, calls the endpoint, whose jobs the worker runs in turn; Stop
-    ends its job at once.
+    ends its job at once. With `fresh` checked each run draws a new seed.
 
     The status is the text output, the results are the last gallery, of which `selection` is the
-    selected item; with `fresh` each run draws a new seed. `work` is what a job does with the
+    selected item. `work` is what a job does with the
     inputs, by default `steps` of the model, the inputs and what is `given`. Returns the event
     before the job, and that of the job.
     """
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
     private = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    seed, prompt = inputs["seed"], inputs.get("prompt")
-    starts = [run.click] + ([prompt.submit] if isinstance(prompt, gr.Textbox) and fresh else [])
-    begun = gr.on(starts, None, [fresh or gr.State(False), seed], seed, js=NEW_SEED, **private)
+    seed, starts = inputs["seed"], [run.click]
+    if "prompt" in inputs:
+        starts.append(inputs["prompt"].submit)
+    begun = gr.on(starts, None, [fresh, seed], seed, js=NEW_SEED, **private)
     if selection is None:
         ready = begun.then(lambda: "", None, line, **private)
     else:

@@ -178,6 +178,11 @@ def read_candidates(
     return candidates, ranker.likeness(prompt)
 
 
+def options_of_best(options: dict, best: Sequence[Ranked]) -> dict:
+    """The options that draw the best again: their seeds, and the class that they share."""
+    return of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+
+
 def of_one_class(options: dict, count: int) -> dict:
     """The options for `count` images; if each had its own class, with the first one's."""
     classes = options.get("classes")

@@ -23,7 +23,7 @@ from demo.pictures import labelled, read_picture
 from demo.requests import (
     FILTERS,
     caption,
-    of_one_class,
+    options_of_best,
     ranked,
     read_candidates,
     read_request,
@@ -65,7 +65,7 @@ def sample(
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     if score is not None:
         for best, line in ranked(model.sample, count, candidates, score, options):
-            chosen = of_one_class(options, len(best)) | {"seed": [one.seed for one in best]}
+            chosen = options_of_best(options, best)
             about = settings_of_each("sample", chosen, len(best))
             yield [], line, labelled([one.image for one in best], about)
         options = chosen
@@ -166,7 +166,7 @@ def sample_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> SimpleN
             label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
         )
     work = partial(sampling_work, model, ranker)
-    how = said.buttons, said.inputs, [chain, said.line, gallery], index, said.fresh, work
+    how = said.buttons, said.inputs, said.fresh, [chain, said.line, gallery], index, work
     connect(worker, model, sample, *how)
     return SimpleNamespace(send=send, gallery=gallery, index=index)
 
