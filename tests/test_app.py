@@ -1194,8 +1194,12 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     np.testing.assert_array_equal(edited[32:], before[32:])
     assert (edited[:32] != before[:32]).any()
     compared = page.locator("#compare img")
+    for _ in range(60):  # it follows the results, by an event of its own
+        if np.array_equal(after := np.asarray(served(page, compared.last)), edited):
+            break
+        page.wait_for_timeout(500)
+    np.testing.assert_array_equal(after, edited)
     np.testing.assert_array_equal(np.asarray(served(page, compared.first)), before)
-    np.testing.assert_array_equal(np.asarray(served(page, compared.last)), edited)
 
     page.get_by_role("button", name="Use the selected result as input").click()
     page.wait_for_timeout(2000)
