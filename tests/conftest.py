@@ -1,12 +1,14 @@
 """What every test stands on: shapes are checked while tests run, and small random models."""
 
 import os
+import random
 from pathlib import Path
 from unittest.mock import patch
 
 # The tensors are small: a second thread would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 from beartype import beartype
 from hypothesis import Phase, settings
@@ -47,6 +49,14 @@ settings.register_profile(  # of tests/mutation.py: a failure need not be small
     phases=[Phase.explicit, Phase.generate],
 )
 settings.load_profile("stable")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test begins with the same random numbers, in any order and on any worker."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:
