@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 from imagebart import ImageBART
 from imagebart.checkpoint import atomic_write
 from imagebart.conditions import class_count
-from imagebart.data.images import ImageFolder, SceneryData
+from imagebart.data.image_folder import ImageFolder
+from imagebart.data.sources import SceneryData
 from imagebart.options import SamplingOptions, options_given
 from imagebart.probe import ATTRIBUTES, Probe
 from imagebart.ranking import CLIP

@@ -29,7 +29,8 @@ from tyro.extras import subcommand_cli_from_dict
 
 from imagebart import __version__
 from imagebart.checkpoint import atomic_write
-from imagebart.data.images import ImageFolder, read_image
+from imagebart.data.image_folder import ImageFolder
+from imagebart.data.images import read_image
 from imagebart.data.scan import scan, skipped_files
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.distributed import finish, part_of, start

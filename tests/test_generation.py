@@ -32,7 +32,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from imagebart import ImageBART
 from imagebart.conditions import ConditionShape
-from imagebart.data.images import ImageFolder
+from imagebart.data.image_folder import ImageFolder
 from imagebart.data.text import MERGES, START
 from imagebart.folders import model_sha256
 from imagebart.probe import ATTRIBUTES, Predictions

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from imagebart.conditions import ABSENT, CONDITIONS, ConditionShape, text_shape, text_tokens
-from imagebart.data.images import Batches
+from imagebart.data.batches import Batches
 from imagebart.data.tokens import TokenFile, TokenWriter
 
 

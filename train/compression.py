@@ -54,7 +54,9 @@ from imagebart.checkpoint import (
     run_lock,
     write_json,
 )
-from imagebart.data.images import UNREADABLE, Batches, to_pil
+from imagebart.data.batches import Batches
+from imagebart.data.image_folder import UNREADABLE
+from imagebart.data.images import to_pil
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.notation import Images

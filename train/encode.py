@@ -19,7 +19,7 @@ from training import located, run_alone
 from imagebart import distributed
 from imagebart.checkpoint import sha256_of
 from imagebart.conditions import CONDITIONS
-from imagebart.data.images import UNREADABLE
+from imagebart.data.image_folder import UNREADABLE
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.data.tokens import HEADER, TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan

@@ -26,7 +26,7 @@ from training import Log, run_alone, warmup_cosine
 from imagebart import distributed
 from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, sha256_of
 from imagebart.data import scenery
-from imagebart.data.images import Batches
+from imagebart.data.batches import Batches
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.text import END, START, TEXT_IDS, encode_text
 from imagebart.folders import SHIPPED, find_vqgan, load_vqgan

@@ -55,7 +55,7 @@ from imagebart.checkpoint import (
     write_json,
 )
 from imagebart.conditions import ConditionShape, drop
-from imagebart.data.images import Batches
+from imagebart.data.batches import Batches
 from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imagebart.data.images import ImageFolder, files_below, is_image, printable
+from imagebart.data.image_folder import ImageFolder
+from imagebart.data.images import printable
+from imagebart.data.listing import files_below, is_image
 
 OTHERS = (".txt", ".cls", ".csv", ".jsonl", ".json", ".tar", ".map.png", ".md")
 """Endings of files that are no images and are meant to be there."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imagebart.checkpoint import atomic_write, read_json, sha256_of, write_json
+from imagebart.checkpoint import PathLike, atomic_write, read_json, sha256_of, write_json
 from imagebart.conditions import (
     CONDITIONS,
     Condition,
@@ -19,7 +19,6 @@ from imagebart.conditions import (
     fitted,
     tokenise_text,
 )
-from imagebart.data.images import PathLike
 
 FORMAT = 2  # of a token file; raised when an old reader would misread a new file
 HEADER = "tokens.json"

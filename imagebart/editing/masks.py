@@ -5,7 +5,8 @@ from einops import repeat
 from PIL import Image
 from torch import Tensor
 
-from imagebart.data.images import PathLike, read_image, turn_of
+from imagebart.checkpoint import PathLike
+from imagebart.data.images import read_image, turn_of
 from imagebart.model import ImageBART
 from imagebart.notation import Bool
 from imagebart.options import Marks

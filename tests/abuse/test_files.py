@@ -20,7 +20,7 @@ from test_official_cli import ATTACKS, checkpoint_of, endless_pickles, evil_pick
 
 from imagebart import ImageBART
 from imagebart.data.images import read_image
-from imagebart.data.sources import ShardFolder
+from imagebart.data.shards import ShardFolder
 from imagebart.released.untrusted import read_checkpoint
 
 SUMMARY = Path(__file__).with_name("summary.json")
