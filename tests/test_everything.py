@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, ROOT / "train" / "everything.py", "--preset", "tiny"]
 
 
+FEW = {"vqgan": 20, "chain": 20, "images": 64, "held_out": 64}
+CPU = everything.Machine(0, 2, 1, FEW, 3)
+GPU = everything.Machine(1, 15, 8, FEW, 1)
+
+
 def lines(path: Path, *rows: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -53,7 +58,7 @@ def rehearsed(tmp_path) -> Path:
 def test_the_plan_is_the_presets_and_says_how_long_it_takes(rehearsed, tmp_path):
     tiny = find_preset("tiny")
     config = everything.Config(tmp_path, "tiny")
-    plan = everything.plan(config, tiny, rehearsed, {})
+    plan = everything.plan(config, tiny, CPU, rehearsed, {})
     assert (plan["vqgan"], plan["chain"], plan["images"]) == (400, 400, 2000)
     encode_rate = 3 * 2 * tiny.compression.batch
     expected = 400 / 2 + 400 * 2 / 4 + (2000 + plan["held_out"]) / encode_rate
@@ -63,18 +68,60 @@ def test_the_plan_is_the_presets_and_says_how_long_it_takes(rehearsed, tmp_path)
 def test_minutes_are_shared_between_the_stages(rehearsed, tmp_path):
     config = everything.Config(tmp_path, "tiny", minutes=11)
     spent = {"vqgan": {"seconds": 40.0}, "tokens": {"seconds": 20.0}}
-    plan = everything.plan(config, find_preset("tiny"), rehearsed, spent)
+    plan = everything.plan(config, find_preset("tiny"), CPU, rehearsed, spent)
     assert plan["vqgan"] == int(0.35 * 600 * 2) and plan["chain"] == int(0.45 * 600 * 4 / 2)
     assert plan["images"] == 2000  # time for more, but the preset wants no more
     assert plan["expected_seconds"] <= 600
     with pytest.raises(ValueError, match="minutes must leave time after the rehearsal, got 0 s"):
-        everything.plan(replace(config, minutes=1), find_preset("tiny"), rehearsed, spent)
+        everything.plan(replace(config, minutes=1), find_preset("tiny"), CPU, rehearsed, spent)
+
+
+def options_of(machine: everything.Machine, tmp_path: Path) -> dict[str, dict]:
+    config = everything.Config(tmp_path, "tiny")
+    stages = everything.training(config, find_preset("tiny"), machine, tmp_path, FEW)
+    return {stage.name: stage.options for stage in stages}
+
+
+def test_a_gpu_gets_larger_batches_and_all_cores_but_one(rehearsed, tmp_path):
+    on_cpu, on_gpu = options_of(CPU, tmp_path), options_of(GPU, tmp_path)
+    for name in ("vqgan", "chain"):
+        assert on_gpu[name]["--batch"] == 8 * on_cpu[name]["--batch"]
+    for name in ("vqgan", "tokens"):
+        assert (on_cpu[name]["--workers"], on_gpu[name]["--workers"]) == (2, 15)
+    tiny = find_preset("tiny")
+    plan = everything.plan(everything.Config(tmp_path, "tiny"), tiny, GPU, rehearsed, {})
+    assert plan["images"] == 8 * tiny.token_images
+    encode = (plan["images"] + plan["held_out"]) / (2 * 8 * tiny.compression.batch)
+    assert plan["expected_seconds"] == round(400 / 2 + 400 * 2 / 4 + encode)
+
+
+def test_the_chain_is_planned_again_in_the_time_that_is_left(rehearsed, tmp_path, monkeypatch):
+    """The VQGAN took longer than planned, and the chain has fewer steps."""
+    steps = []
+
+    def run(stage, out, done, *_):
+        done[stage.name] = {"seconds": 350.0 if stage.name == "vqgan" else 10.0, "done": True}
+        steps.append((stage.name, stage.options.get("--steps")))
+
+    monkeypatch.setattr(everything, "run_stage", run)
+    monkeypatch.setattr(everything, "write_card", lambda *_: None)
+    monkeypatch.setattr(everything.Machine, "here", lambda: CPU)
+    config = everything.Config(tmp_path / "out", "tiny", minutes=11)
+    record = everything.read_record(tmp_path / "out" / "everything.json", config)
+    record["rehearsal"] = {"vqgan": {"seconds": 40.0}, "tokens": {"seconds": 20.0}}
+    record["plan"] = {"vqgan": 420, "chain": 540, "images": 2000, "held_out": 200}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rehearsal").symlink_to(rehearsed)
+    write_json(record, tmp_path / "out" / "everything.json")
+    everything.main(config)
+    left = 660 - 60 - 350 - 10
+    assert dict(steps[:3])["chain"] == pytest.approx(0.45 / 0.55 * left * 4 / 2, abs=1)
 
 
 def test_a_joint_chain_is_one_run(rehearsed, tmp_path):
     joint = find_preset("scenery-joint")
     (rehearsed / "model/checkpoints/scale_3/metrics.jsonl").unlink()
-    plan = everything.plan(everything.Config(tmp_path), joint, rehearsed, {})
+    plan = everything.plan(everything.Config(tmp_path), joint, CPU, rehearsed, {})
     encode_rate = 3 * 2 * joint.compression.batch
     seconds = joint.compression.steps / 2 + joint.scale.steps / 4
     seconds += (joint.token_images + plan["held_out"]) / encode_rate
@@ -182,7 +229,7 @@ def test_the_card_says_what_the_records_say(tiny, tmp_path):
         "plan": {"vqgan": 400, "chain": 300, "images": 2000},
         "stages": {name: {"seconds": 12.0} for name in ("vqgan", "tokens", "chain")},
     }
-    card.write_card(tmp_path, find_preset("tiny"), record)
+    card.write_card(tmp_path, find_preset("tiny"), 1, record)
     text = (tmp_path / "model" / "README.md").read_text()
     assert "python train/everything.py --preset tiny --data scenery --seed 3\n" in text
     assert "| vqgan | 400 × 16 | 12 |" in text and "| chain | 300 × 64" in text

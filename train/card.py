@@ -41,8 +41,11 @@ chain {chain_parameters:.1f} M. Seed {seed}, {date}.
 """
 
 
-def write_card(out: Path, preset: Preset, record: dict) -> None:
-    """OUT/model/README.md and the picture in it; everything in them stands in OUT's records."""
+def write_card(out: Path, preset: Preset, larger: int, record: dict) -> None:
+    """OUT/model/README.md and the picture in it; everything in them stands in OUT's records.
+
+    `larger` is how many times the preset's batches were.
+    """
     model, plan = ImageBART.from_pretrained(out / "model"), record["plan"]
     samples = sorted((out / "figures" / "samples").glob("*.png"))
     contact_sheet(samples).save(out / "model" / "samples.png")
@@ -59,7 +62,7 @@ def write_card(out: Path, preset: Preset, record: dict) -> None:
         samples=len(samples),
         last=len(samples) - 1,
         command=command(record["options"]),
-        stages="\n".join(stage_rows(preset, record)),
+        stages="\n".join(stage_rows(preset, larger, record)),
         images=plan["images"],
         vqgan_parameters=millions(model.vqgan),
         chain_parameters=millions(*model.denoisers.values()),
@@ -83,13 +86,13 @@ def contact_sheet(paths: list[Path]) -> Picture:
     return grid(images, round(len(images) ** 0.5), height=images[0].height)
 
 
-def stage_rows(preset: Preset, record: dict) -> list[str]:
+def stage_rows(preset: Preset, larger: int, record: dict) -> list[str]:
     """A row for every stage that trains or encodes."""
     plan = record["plan"]
     did = {
-        "vqgan": f"{plan['vqgan']:,} × {preset.compression.batch}",
+        "vqgan": f"{plan['vqgan']:,} × {larger * preset.compression.batch}",
         "tokens": "",
-        "chain": f"{plan['chain']:,} × {preset.scale.batch}, {steps_shared(preset)}",
+        "chain": f"{plan['chain']:,} × {larger * preset.scale.batch}, {steps_shared(preset)}",
     }
     return [
         f"| {name} | {steps} | {record['stages'][name]['seconds']:,.0f} |"

@@ -11,10 +11,14 @@ all else a rehearsal runs the training stages for a few steps: it finds what is 
 or the machine at once, and it tells how long a step takes, hence how long everything takes. With
 `--minutes` the steps are planned to fit.
 
+Where there is a GPU, steps have more images, and all cores but one make them.
+
 OUT holds model/ (loadable once the chain has begun), vqgan/, tokens/, figures/, what each stage
 printed (STAGE.txt), and everything.json: what is planned, what is done, how long it took.
 """
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +31,31 @@ from training import located, read_options, run_alone
 from imagebart.checkpoint import StopSignal, read_json, write_json
 from imagebart.presets import Preset, find_preset
 
-REHEARSAL = {"vqgan": 20, "chain": 20, "images": 64, "held_out": 64}
-"""Steps of the VQGAN, steps of each scale, training and held-out images to encode."""
 VQGAN_SHARE, ENCODE_SHARE, CHAIN_SHARE = 0.35, 0.1, 0.45
 """Parts of the time that is left after the rehearsal; the rest is start-up and figures."""
-ENCODED_WHILE_ONE_IS_LEARNED = 3
-"""Images that are encoded in the time that the VQGAN's training takes for one."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What training is given of the computer that it runs on."""
+
+    gpus: int
+    workers: int  # processes that make images
+    larger: int  # times the preset's batch, at the same learning rates
+    rehearsal: dict[str, int]
+    encoded_while_one_is_learned: int
+    """Images that are encoded in the time that the VQGAN's training takes for one: on a GPU both
+    wait for the images."""
+
+    @classmethod
+    def here(cls) -> "Machine":
+        gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+        few = {"images": 64, "held_out": 64}
+        if not gpus:
+            return cls(0, 2, 1, {"vqgan": 20, "chain": 20} | few, 3)
+        # steps of a GPU are counted once the images that were made ahead are used up
+        steps = {"vqgan": 2 * cores + 100, "chain": 100}
+        return cls(gpus, max(1, cores - 1), 8, steps | few, 1)
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    preset = find_preset(config.preset)
+    preset, machine = find_preset(config.preset), Machine.here()
     path = config.out / "everything.json"
     record = read_record(path, config)
 
@@ -54,19 +77,22 @@ def main(config: Config) -> None:
         write_json(record, path)
 
     with StopSignal() as stop, Progress() as progress:
+        rehearsal = config.out / "rehearsal"
         if "plan" not in record:
-            rehearsal = config.out / "rehearsal"
             begin_anew(rehearsal)  # one that was stopped says nothing about a step's time
             record["rehearsal"] = {}
-            for stage in training(config, preset, rehearsal, REHEARSAL):
+            for stage in training(config, preset, machine, rehearsal, machine.rehearsal):
                 run_stage(stage, rehearsal, record["rehearsal"], save, progress, stop)
-            record["plan"] = plan(config, preset, rehearsal, record["rehearsal"])
+            record["plan"] = plan(config, preset, machine, rehearsal, record["rehearsal"])
             save()
             progress.say(f"planned: {record['plan']}")
-        stages = training(config, preset, config.out, record["plan"]) + measuring(config)
-        for stage in stages:
+        for stage in training(config, preset, machine, config.out, record["plan"]):
             run_stage(stage, config.out, record["stages"], save, progress, stop)
-    write_card(config.out, preset, record)
+            if stage.name == "tokens" and config.minutes and "chain" not in record["stages"]:
+                record["plan"]["chain"] = chain_steps(config, preset, rehearsal, record)
+        for stage in measuring(config):
+            run_stage(stage, config.out, record["stages"], save, progress, stop)
+    write_card(config.out, preset, machine.larger, record)
     model = config.out / "model"
     print(f"done: python app.py --model {model}")
 
@@ -87,38 +113,44 @@ def read_record(path: Path, config: Config) -> dict:
 # ── what is run ───────────────────────────────────────────────────────────────────────────────
 
 
-def training(config: Config, preset: Preset, out: Path, plan: dict) -> list[Stage]:
-    """VQGAN → tokens → chain, with the steps and images of a plan."""
+def training(
+    config: Config, preset: Preset, machine: Machine, out: Path, plan: dict
+) -> Iterator[Stage]:
+    """VQGAN → tokens → chain. The plan of a stage, its steps or images, is read when it begins."""
     what = {"--preset": config.preset}
-    images = {"--data": config.data}
-    vqgan = Stage(
+    made = {"--data": config.data, "--workers": machine.workers}
+    batch = machine.larger * preset.compression.batch
+    yield Stage(
         "vqgan",
         ("train/compression.py",),
-        what | images | {"--steps": plan["vqgan"], "--seed": config.seed, "--out": out / "vqgan"},
+        what
+        | made
+        | {"--steps": plan["vqgan"], "--batch": batch, "--seed": config.seed}
+        | {"--out": out / "vqgan"},
         metrics="vqgan/metrics.jsonl",
         steps=plan["vqgan"],
-        batch=preset.compression.batch,
-        gpus=torch.cuda.device_count(),
+        batch=batch,
+        gpus=machine.gpus,
     )
     count = {"--count": plan["images"]} if plan["images"] else {}  # 0: all that there are
-    tokens = Stage(
+    yield Stage(
         "tokens",
         ("train/encode.py",),
-        images
+        made
         | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], **count}
         | {"--out": out / "tokens"},
     )
-    chain = Stage(
+    batch = machine.larger * preset.scale.batch
+    yield Stage(
         "chain",
         ("train/chain.py",),
         what
-        | {"--tokens": out / "tokens", "--steps": plan["chain"], "--seed": config.seed}
-        | {"--out": out / "model"},
+        | {"--tokens": out / "tokens", "--steps": plan["chain"], "--batch": batch}
+        | {"--seed": config.seed, "--out": out / "model"},
         metrics="model/checkpoints/scale_*/metrics.jsonl",
         steps=plan["chain"] * runs_of(preset),
-        batch=preset.scale.batch,
+        batch=batch,
     )
-    return [vqgan, tokens, chain]
 
 
 def measuring(config: Config) -> list[Stage]:
@@ -144,24 +176,47 @@ def runs_of(preset: Preset) -> int:
 # ── how long it takes ─────────────────────────────────────────────────────────────────────────
 
 
-def plan(config: Config, preset: Preset, rehearsal: Path, spent: dict) -> dict:
+def plan(
+    config: Config, preset: Preset, machine: Machine, rehearsal: Path, spent: dict[str, dict]
+) -> dict:
     """Steps and images of every stage, and the seconds that they are expected to take."""
-    vqgan_rate = Metrics(rehearsal, "vqgan/metrics.jsonl").steps_a_second()
-    chain_rate = Metrics(rehearsal, "model/checkpoints/scale_*/metrics.jsonl").steps_a_second()
-    encode_rate = ENCODED_WHILE_ONE_IS_LEARNED * vqgan_rate * preset.compression.batch
+    vqgan_rate, chain_rate = rates(rehearsal)
+    encode_rate = vqgan_rate * machine.larger * preset.compression.batch
+    encode_rate *= machine.encoded_while_one_is_learned
     steps = {"vqgan": preset.compression.steps, "chain": preset.scale.steps}
-    images = preset.token_images
+    images = machine.larger * preset.token_images
     if config.minutes is not None:
-        left = 60 * config.minutes - sum(stage["seconds"] for stage in spent.values())
+        left = 60 * config.minutes - seconds_of(spent)
         if left < 30:
             raise ValueError(f"minutes must leave time after the rehearsal, got {left:.0f} s")
         steps["vqgan"] = max(1, int(VQGAN_SHARE * left * vqgan_rate))
         steps["chain"] = max(1, int(CHAIN_SHARE * left * chain_rate / runs_of(preset)))
-        images = min(images, max(REHEARSAL["images"], int(ENCODE_SHARE * left * encode_rate)))
-    held_out = max(REHEARSAL["held_out"], min(2000, images // 10 or 2000))
+        images = min(
+            images, max(machine.rehearsal["images"], int(ENCODE_SHARE * left * encode_rate))
+        )
+    held_out = max(machine.rehearsal["held_out"], min(2000, images // 10 or 2000))
     seconds = steps["vqgan"] / vqgan_rate + steps["chain"] * runs_of(preset) / chain_rate
     seconds += (images + held_out) / encode_rate
     return {**steps, "images": images, "held_out": held_out, "expected_seconds": round(seconds)}
+
+
+def chain_steps(config: Config, preset: Preset, rehearsal: Path, record: dict) -> int:
+    """Steps of each scale in the minutes that VQGAN and tokens, as they came, have left."""
+    left = 60 * config.minutes - seconds_of(record["rehearsal"]) - seconds_of(record["stages"])
+    _, rate = rates(rehearsal)
+    share = CHAIN_SHARE / (1 - VQGAN_SHARE - ENCODE_SHARE)
+    return max(1, int(share * left * rate / runs_of(preset)))
+
+
+def rates(rehearsal: Path) -> tuple[float, float]:
+    """Steps a second of the VQGAN, and of a run of the chain."""
+    patterns = "vqgan/metrics.jsonl", "model/checkpoints/scale_*/metrics.jsonl"
+    vqgan, chain = (Metrics(rehearsal, pattern).steps_a_second() for pattern in patterns)
+    return vqgan, chain
+
+
+def seconds_of(stages: dict[str, dict]) -> float:
+    return sum(stage["seconds"] for stage in stages.values())
 
 
 if __name__ == "__main__":
