@@ -25,8 +25,8 @@ COMMAND = [sys.executable, ROOT / "train" / "everything.py", "--preset", "tiny"]
 
 
 FEW = {"vqgan": 20, "chain": 20, "images": 64, "held_out": 64}
-CPU = everything.Machine(0, 2, 1, FEW, 3)
-GPU = everything.Machine(1, 15, 8, FEW, 1)
+CPU = everything.Machine(0, 2, {"vqgan": 1, "chain": 1}, FEW, 3)
+GPU = everything.Machine(1, 15, {"vqgan": 8, "chain": 32}, FEW, 1)
 
 
 def lines(path: Path, *rows: dict) -> None:
@@ -84,8 +84,8 @@ def options_of(machine: everything.Machine, tmp_path: Path) -> dict[str, dict]:
 
 def test_a_gpu_gets_larger_batches_and_all_cores_but_one(rehearsed, tmp_path):
     on_cpu, on_gpu = options_of(CPU, tmp_path), options_of(GPU, tmp_path)
-    for name in ("vqgan", "chain"):
-        assert on_gpu[name]["--batch"] == 8 * on_cpu[name]["--batch"]
+    for name, times in (("vqgan", 8), ("chain", 32)):
+        assert on_gpu[name]["--batch"] == times * on_cpu[name]["--batch"]
     for name in ("vqgan", "tokens"):
         assert (on_cpu[name]["--workers"], on_gpu[name]["--workers"]) == (2, 15)
     tiny = find_preset("tiny")
@@ -229,7 +229,7 @@ def test_the_card_says_what_the_records_say(tiny, tmp_path):
         "plan": {"vqgan": 400, "chain": 300, "images": 2000},
         "stages": {name: {"seconds": 12.0} for name in ("vqgan", "tokens", "chain")},
     }
-    card.write_card(tmp_path, find_preset("tiny"), 1, record)
+    card.write_card(tmp_path, find_preset("tiny"), CPU.larger, record)
     text = (tmp_path / "model" / "README.md").read_text()
     assert "python train/everything.py --preset tiny --data scenery --seed 3\n" in text
     assert "| vqgan | 400 × 16 | 12 |" in text and "| chain | 300 × 64" in text

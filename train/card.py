@@ -41,10 +41,10 @@ chain {chain_parameters:.1f} M. Seed {seed}, {date}.
 """
 
 
-def write_card(out: Path, preset: Preset, larger: int, record: dict) -> None:
+def write_card(out: Path, preset: Preset, larger: dict[str, int], record: dict) -> None:
     """OUT/model/README.md and the picture in it; everything in them stands in OUT's records.
 
-    `larger` is how many times the preset's batches were.
+    `larger` is how many times the preset's batches were, by stage.
     """
     model, plan = ImageBART.from_pretrained(out / "model"), record["plan"]
     samples = sorted((out / "figures" / "samples").glob("*.png"))
@@ -86,17 +86,15 @@ def contact_sheet(paths: list[Path]) -> Picture:
     return grid(images, round(len(images) ** 0.5), height=images[0].height)
 
 
-def stage_rows(preset: Preset, larger: int, record: dict) -> list[str]:
+def stage_rows(preset: Preset, larger: dict[str, int], record: dict) -> list[str]:
     """A row for every stage that trains or encodes."""
     plan = record["plan"]
-    did = {
-        "vqgan": f"{plan['vqgan']:,} × {larger * preset.compression.batch}",
-        "tokens": "",
-        "chain": f"{plan['chain']:,} × {larger * preset.scale.batch}, {steps_shared(preset)}",
-    }
+    batch = {"vqgan": preset.compression.batch, "chain": preset.scale.batch}
+    learned = {name: f"{plan[name]:,} × {larger[name] * batch[name]}" for name in batch}
+    steps = learned["vqgan"], "", f"{learned['chain']}, {steps_shared(preset)}"
     return [
-        f"| {name} | {steps} | {record['stages'][name]['seconds']:,.0f} |"
-        for name, steps in did.items()
+        f"| {name} | {of} | {record['stages'][name]['seconds']:,.0f} |"
+        for name, of in zip(("vqgan", "tokens", "chain"), steps, strict=True)
     ]
 
 

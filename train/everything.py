@@ -41,7 +41,7 @@ class Machine:
 
     gpus: int
     workers: int  # processes that make images
-    larger: int  # times the preset's batch, at the same learning rates
+    larger: dict[str, int]  # times the preset's batch, at the same learning rates
     rehearsal: dict[str, int]
     encoded_while_one_is_learned: int
     """Images that are encoded in the time that the VQGAN's training takes for one: on a GPU both
@@ -52,10 +52,11 @@ class Machine:
         gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
         few = {"images": 64, "held_out": 64}
         if not gpus:
-            return cls(0, 2, 1, {"vqgan": 20, "chain": 20} | few, 3)
+            return cls(0, 2, {"vqgan": 1, "chain": 1}, {"vqgan": 20, "chain": 20} | few, 3)
         # steps of a GPU are counted once the images that were made ahead are used up
         steps = {"vqgan": 2 * cores + 100, "chain": 100}
-        return cls(gpus, max(1, cores - 1), 8, steps | few, 1)
+        larger = {"vqgan": 8, "chain": 32}  # as many as keep it busy between two launches
+        return cls(gpus, max(1, cores - 1), larger, steps | few, 1)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def training(
     """VQGAN → tokens → chain. The plan of a stage, its steps or images, is read when it begins."""
     what = {"--preset": config.preset}
     made = {"--data": config.data, "--workers": machine.workers}
-    batch = machine.larger * preset.compression.batch
+    batch = machine.larger["vqgan"] * preset.compression.batch
     yield Stage(
         "vqgan",
         ("train/compression.py",),
@@ -140,7 +141,7 @@ def training(
         | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], **count}
         | {"--out": out / "tokens"},
     )
-    batch = machine.larger * preset.scale.batch
+    batch = machine.larger["chain"] * preset.scale.batch
     yield Stage(
         "chain",
         ("train/chain.py",),
@@ -181,10 +182,10 @@ def plan(
 ) -> dict:
     """Steps and images of every stage, and the seconds that they are expected to take."""
     vqgan_rate, chain_rate = rates(rehearsal)
-    encode_rate = vqgan_rate * machine.larger * preset.compression.batch
+    encode_rate = vqgan_rate * machine.larger["vqgan"] * preset.compression.batch
     encode_rate *= machine.encoded_while_one_is_learned
     steps = {"vqgan": preset.compression.steps, "chain": preset.scale.steps}
-    images = machine.larger * preset.token_images
+    images = machine.larger["vqgan"] * preset.token_images
     if config.minutes is not None:
         left = 60 * config.minutes - seconds_of(spent)
         if left < 30:
