@@ -25,8 +25,8 @@ COMMAND = [sys.executable, ROOT / "train" / "everything.py", "--preset", "tiny"]
 
 
 FEW = {"vqgan": 20, "chain": 20, "images": 64, "held_out": 64}
-CPU = everything.Machine(0, 2, {"vqgan": 1, "chain": 1}, FEW, 3)
-GPU = everything.Machine(1, 15, {"vqgan": 8, "chain": 32}, FEW, 1)
+CPU = everything.Computer(0, 2, {"vqgan": 1, "chain": 1}, FEW, 3)
+GPU = everything.Computer(1, 15, {"vqgan": 8, "chain": 32}, FEW, 1)
 
 
 def lines(path: Path, *rows: dict) -> None:
@@ -76,9 +76,9 @@ def test_minutes_are_shared_between_the_stages(rehearsed, tmp_path):
         everything.plan(replace(config, minutes=1), find_preset("tiny"), CPU, rehearsed, spent)
 
 
-def options_of(machine: everything.Machine, tmp_path: Path) -> dict[str, dict]:
+def options_of(computer: everything.Computer, tmp_path: Path) -> dict[str, dict]:
     config = everything.Config(tmp_path, "tiny")
-    stages = everything.training(config, find_preset("tiny"), machine, tmp_path, FEW)
+    stages = everything.training(config, find_preset("tiny"), computer, tmp_path, FEW)
     return {stage.name: stage.options for stage in stages}
 
 
@@ -105,7 +105,7 @@ def test_the_chain_is_planned_again_in_the_time_that_is_left(rehearsed, tmp_path
 
     monkeypatch.setattr(everything, "run_stage", run)
     monkeypatch.setattr(everything, "write_card", lambda *_: None)
-    monkeypatch.setattr(everything.Machine, "here", lambda: CPU)
+    monkeypatch.setattr(everything.Computer, "here", lambda: CPU)
     config = everything.Config(tmp_path / "out", "tiny", minutes=11)
     record = everything.read_record(tmp_path / "out" / "everything.json", config)
     record["rehearsal"] = {"vqgan": {"seconds": 40.0}, "tokens": {"seconds": 20.0}}

@@ -36,7 +36,7 @@ VQGAN_SHARE, ENCODE_SHARE, CHAIN_SHARE = 0.35, 0.1, 0.45
 
 
 @dataclass(frozen=True)
-class Machine:
+class Computer:
     """What training is given of the computer that it runs on."""
 
     gpus: int
@@ -48,7 +48,7 @@ class Machine:
     wait for the images."""
 
     @classmethod
-    def here(cls) -> "Machine":
+    def here(cls) -> "Computer":
         gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
         few = {"images": 64, "held_out": 64}
         if not gpus:
@@ -70,7 +70,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    preset, machine = find_preset(config.preset), Machine.here()
+    preset, computer = find_preset(config.preset), Computer.here()
     path = config.out / "everything.json"
     record = read_record(path, config)
 
@@ -82,18 +82,18 @@ def main(config: Config) -> None:
         if "plan" not in record:
             begin_anew(rehearsal)  # one that was stopped says nothing about a step's time
             record["rehearsal"] = {}
-            for stage in training(config, preset, machine, rehearsal, machine.rehearsal):
+            for stage in training(config, preset, computer, rehearsal, computer.rehearsal):
                 run_stage(stage, rehearsal, record["rehearsal"], save, progress, stop)
-            record["plan"] = plan(config, preset, machine, rehearsal, record["rehearsal"])
+            record["plan"] = plan(config, preset, computer, rehearsal, record["rehearsal"])
             save()
             progress.say(f"planned: {record['plan']}")
-        for stage in training(config, preset, machine, config.out, record["plan"]):
+        for stage in training(config, preset, computer, config.out, record["plan"]):
             run_stage(stage, config.out, record["stages"], save, progress, stop)
             if stage.name == "tokens" and config.minutes and "chain" not in record["stages"]:
                 record["plan"]["chain"] = chain_steps(config, preset, rehearsal, record)
         for stage in measuring(config):
             run_stage(stage, config.out, record["stages"], save, progress, stop)
-    write_card(config.out, preset, machine.larger, record)
+    write_card(config.out, preset, computer.larger, record)
     model = config.out / "model"
     print(f"done: python app.py --model {model}")
 
@@ -115,12 +115,12 @@ def read_record(path: Path, config: Config) -> dict:
 
 
 def training(
-    config: Config, preset: Preset, machine: Machine, out: Path, plan: dict
+    config: Config, preset: Preset, computer: Computer, out: Path, plan: dict
 ) -> Iterator[Stage]:
     """VQGAN → tokens → chain. The plan of a stage, its steps or images, is read when it begins."""
     what = {"--preset": config.preset}
-    made = {"--data": config.data, "--workers": machine.workers}
-    batch = machine.larger["vqgan"] * preset.compression.batch
+    made = {"--data": config.data, "--workers": computer.workers}
+    batch = computer.larger["vqgan"] * preset.compression.batch
     yield Stage(
         "vqgan",
         ("train/compression.py",),
@@ -131,7 +131,7 @@ def training(
         metrics="vqgan/metrics.jsonl",
         steps=plan["vqgan"],
         batch=batch,
-        gpus=machine.gpus,
+        gpus=computer.gpus,
     )
     count = {"--count": plan["images"]} if plan["images"] else {}  # 0: all that there are
     yield Stage(
@@ -141,7 +141,7 @@ def training(
         | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], **count}
         | {"--out": out / "tokens"},
     )
-    batch = machine.larger["chain"] * preset.scale.batch
+    batch = computer.larger["chain"] * preset.scale.batch
     yield Stage(
         "chain",
         ("train/chain.py",),
@@ -178,14 +178,14 @@ def runs_of(preset: Preset) -> int:
 
 
 def plan(
-    config: Config, preset: Preset, machine: Machine, rehearsal: Path, spent: dict[str, dict]
+    config: Config, preset: Preset, computer: Computer, rehearsal: Path, spent: dict[str, dict]
 ) -> dict:
     """Steps and images of every stage, and the seconds that they are expected to take."""
     vqgan_rate, chain_rate = rates(rehearsal)
-    encode_rate = vqgan_rate * machine.larger["vqgan"] * preset.compression.batch
-    encode_rate *= machine.encoded_while_one_is_learned
+    encode_rate = vqgan_rate * computer.larger["vqgan"] * preset.compression.batch
+    encode_rate *= computer.encoded_while_one_is_learned
     steps = {"vqgan": preset.compression.steps, "chain": preset.scale.steps}
-    images = machine.larger["vqgan"] * preset.token_images
+    images = computer.larger["vqgan"] * preset.token_images
     if config.minutes is not None:
         left = 60 * config.minutes - seconds_of(spent)
         if left < 30:
@@ -193,9 +193,9 @@ def plan(
         steps["vqgan"] = max(1, int(VQGAN_SHARE * left * vqgan_rate))
         steps["chain"] = max(1, int(CHAIN_SHARE * left * chain_rate / runs_of(preset)))
         images = min(
-            images, max(machine.rehearsal["images"], int(ENCODE_SHARE * left * encode_rate))
+            images, max(computer.rehearsal["images"], int(ENCODE_SHARE * left * encode_rate))
         )
-    held_out = max(machine.rehearsal["held_out"], min(2000, images // 10 or 2000))
+    held_out = max(computer.rehearsal["held_out"], min(2000, images // 10 or 2000))
     seconds = steps["vqgan"] / vqgan_rate + steps["chain"] * runs_of(preset) / chain_rate
     seconds += (images + held_out) / encode_rate
     return {**steps, "images": images, "held_out": held_out, "expected_seconds": round(seconds)}
