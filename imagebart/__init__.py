@@ -8,7 +8,7 @@ In reading order, with the ideas that each file has:
     perceptual      what the VQGAN learns by: LPIPS, discriminator, adaptive weight
     efficientnet    ImageNet features for the VQGAN's distance
     diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [section 3.3]
-    listed          worlds so small that the bound and its parts are computed exactly
+    listed          eq. 9 and the bound, exactly, for data with few possible images
     rotary          positions that turn queries and keys, in two dimensions
     transformer     remember: attention, the causal mask, encoder, decoder, caches
     linear          a linear layer whose weights lie as the processor wants them
@@ -21,9 +21,10 @@ In reading order, with the ideas that each file has:
     sampling        the reverse chain: noise of a seed, temperature, top-k, top-p (nucleus), min-p,
                     sequential and parallel decoding, the draft (x_1 prediction)
     streaming       thousands of images in batches
-    model           ImageBART: all of these as one object; the bound in bits per token
+    model           ImageBART: all of these as one object; the bound (eq. 2) in bits per token
 
-    editing/        masks, the masked process, inpaint, complete, outpaint, panorama
+    editing/        masks, a masked image (inpainting.MaskedImage), the masked process, inpaint,
+                    complete, outpaint, panorama
     data/           scenery, images, prompts and maps as tokens, token files
     released/       the paper's published weights: read, converted, checked
 
@@ -42,7 +43,8 @@ In reading order, with the ideas that each file has:
     settings        how a picture was made, in its file
     __main__        the command line
 
-`train/` trains, `eval/` measures, `demo/` and `app.py` are the page.
+`train/` trains and resumes (each script's `left_off`), `eval/` measures, `demo/` and `app.py` are the
+page; its jobs and the Stop button are in `demo/worker.py` and `demo/parts.py`.
 """
 
 from imagebart.model import ImageBART

@@ -109,7 +109,8 @@ def encode_condition(
                 parts.append(kind.encode(model, values, option))
             elif any(one is not None for one in values):
                 raise ValueError(f"this model takes no {name}, got {option} {given[option]!r:.200}")
-        if name in shapes and not model.condition_dropout and (positive[-1] == ABSENT).all():
+        absent = name in shapes and (positive[-1] == ABSENT).all(1).any()  # of an image
+        if absent and not model.condition_dropout:
             raise ValueError(
                 f"this model was trained to be given {name} always, got no {kind.option}"
             )

@@ -184,22 +184,23 @@ def decode_parallel(
         x_prev = torch.where(known, x_t if x_known is None else x_known, x_prev)
     denoiser.read(x_prev, int(first.min()), state)
     first = first.min().expand(len(x_t)).clone()
-    rows = torch.arange(len(x_t), device=x_t.device)  # those not done
+    waiting = torch.arange(len(x_t), device=x_t.device)  # rows that are not done
     logits = torch.zeros_like(noise) if draft is not None else None
     width = default_window(x_t.device) if window is None else as_int(window, "window", 1)
-    offset = torch.arange(min(width, denoiser.n), device=x_t.device)
+    most = max(1, drawn_here.stop - drawn_here.start)
+    offset = torch.arange(min(width, most), device=x_t.device)
     while True:
-        left = first[rows] < end[rows]
+        left = first[waiting] < end[waiting]
         if not left.all():
-            rows = rows[left]
-            if not len(rows):
+            waiting = waiting[left]
+            if not len(waiting):
                 break
             denoiser.keep(left, state)
-        at = (first[rows, None] + offset).clamp(max=drawn_here.stop - 1)
+        at = (first[waiting, None] + offset).clamp(max=drawn_here.stop - 1)
         if on_pass is not None:
             on_pass(denoiser.t, at)
-        here = rows[:, None], at
-        z = denoiser.step(x_prev[rows], at, state)
+        here = waiting[:, None], at
+        z = denoiser.step(x_prev[waiting], at, state)
         if logits is not None:
             logits[here] = z
         drawn, guess = draw(z, noise[here], choose), x_prev[here]
@@ -207,7 +208,7 @@ def decode_parallel(
             drawn = torch.where(known[here], guess, drawn)
         agreed = (drawn == guess).cumprod(1).sum(1)
         x_prev[here] = drawn
-        first[rows] += (agreed + 1).clamp(max=len(offset))
+        first[waiting] += (agreed + 1).clamp(max=len(offset))
     if draft is not None and logits is not None:
         draft.update(logits[:, drawn_here], *about)
     return x_prev

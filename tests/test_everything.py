@@ -88,6 +88,8 @@ def test_a_gpu_gets_larger_batches_and_all_cores_but_one(rehearsed, tmp_path):
         assert on_gpu[name]["--batch"] == times * on_cpu[name]["--batch"]
     for name in ("vqgan", "tokens"):
         assert (on_cpu[name]["--workers"], on_gpu[name]["--workers"]) == (2, 15)
+    three = options_of(replace(GPU, gpus=3), tmp_path)["vqgan"]["--batch"]
+    assert three % 3 == 0 and three > on_gpu["vqgan"]["--batch"] - 3
     tiny = find_preset("tiny")
     plan = everything.plan(everything.Config(tmp_path, "tiny"), tiny, GPU, rehearsed, {})
     assert plan["images"] == 8 * tiny.token_images

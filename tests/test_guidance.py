@@ -108,3 +108,12 @@ def test_a_negative_prompt_that_is_not_read_is_told(conditional):
         warnings.simplefilter("error")
         encode_condition(conditional, 1, prompt=TEXT, negative_prompt=TEXT, guidance=[1, 2, 1])
         encode_condition(conditional, 1, prompt=TEXT, negative_prompt="", guidance=1)
+
+
+def test_a_model_without_condition_dropout_asks_for_the_condition_of_every_image(make_model):
+    model = make_model(T=3, conditions={"class": 2})
+    model.names["class"] = ["lake", "desert"]
+    encode_condition(model, 2, classes=["lake", "desert"])
+    for classes in (None, ["lake", None]):
+        with pytest.raises(ValueError, match="to be given class always, got no classes"):
+            encode_condition(model, 2, classes=classes)

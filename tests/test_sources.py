@@ -68,6 +68,14 @@ def test_both_parts_have_an_image_or_the_folder_is_refused(tmp_path):
         open_data(tmp_path, 8, held_out=200)
 
 
+@pytest.mark.parametrize("name", ["val", "Test"])
+def test_a_split_without_training_is_refused_and_is_no_class(tmp_path, name):
+    plain(tmp_path / "lakes" / "a.png")
+    plain(tmp_path / name / "lakes" / "b.png")
+    with pytest.raises(ValueError, match=f"must have a folder train beside {name}, got none"):
+        open_data(tmp_path, 8)
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "VAL"])
 def test_validation_has_the_classes_of_training(tmp_path, name):
     for path in ("ant", "bee", "cat"):

@@ -120,7 +120,8 @@ def training(
     """VQGAN → tokens → chain. The plan of a stage, its steps or images, is read when it begins."""
     what = {"--preset": config.preset}
     made = {"--data": config.data, "--workers": computer.workers}
-    batch = computer.larger["vqgan"] * preset.compression.batch
+    each = max(1, computer.gpus)  # of which every one gets as many images
+    batch = computer.larger["vqgan"] * preset.compression.batch // each * each
     yield Stage(
         "vqgan",
         ("train/compression.py",),

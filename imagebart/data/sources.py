@@ -91,6 +91,8 @@ def open_data(
 
     root = Path(name)
     train = find_split(root, "train")
+    if not train and (alone := find_split(root, "validation") or find_split(root, "test")):
+        raise ValueError(f"{root}: must have a folder train beside {alone.name}, got none")
     own = find_split(root, split) if train else None
     if train and not own and split != "validation":
         raise ValueError(f"{root}: must have a folder {split}, got none")
