@@ -450,34 +450,21 @@ def passes_rows(rows: list[dict], label: str) -> list[tuple]:
 
 
 def highlights_table() -> str:
-    fast, large = record("scenery_speed"), record("ffhq-4_speed")
+    fast, back = record("scenery_speed"), record("scenery_reconstruction")
     one = fast["chain"]["1"]
-    text = record_row("scenery_obedience_text", condition="text")
-    classes = record_row("scenery_obedience_class", condition="class")
-    maps, sky = record_row("semantic_obedience", condition="map"), record("scenery_edits")
+    text, sky = record_row("scenery_obedience_text", condition="text"), record("scenery_edits")
     single = {"mask": "upper", "process": "single"}
     ours = record_row("scenery_completion_default", **single)
     paper = record_row("scenery_completion_paper", **single)
-    two = record_row("scenery_completion_t2", **single, T=2)
-    seam, blind = record_row("scenery_seams", mode="fast"), record("scenery_blind")
-    back = record("scenery_blind_reconstructions")
-    tokens = one["sequential"]["passes"]
-    edit = one["edit of a tenth, parallel"]["median_s"]
+    classes = record_row("scenery_obedience_class", condition="class")
     rows = [
         (
             "one image",
             f"{seconds(one['parallel']['median_s'])}, {one['parallel']['passes']} passes",
-            other_ways(fast) + f"; {tokens} tokens in all",
-        ),
-        ("an edit of a tenth of it", seconds(edit), ""),
-        (
-            "one image of FFHQ's size: T = 5, 256×256, random weights",
-            seconds(large["one_image"]["ours, parallel"]["seconds"]),
-            other_ways(large),
+            f"{other_ways(fast)}; {one['sequential']['passes']} tokens in all",
         ),
         ("captions: attributes found", *shares(text, "all")),
         ("classes: found", *shares(classes, "all")),
-        ("maps: places found", *shares(maps, "places")),
         (
             "skies repainted by prompt: weather found",
             found_in(sky),
@@ -486,23 +473,13 @@ def highlights_table() -> str:
         (
             "upper halves, unconditional: right time of day",
             percent(ours["found"]["time"]),
-            f"the paper's chain (`resampling_passes=0`) {percent(paper['found']['time'])}; "
-            f"T = 2 {percent(two['found']['time'])}" + time_by_chance(ours),
+            f"the paper's chain (`resampling_passes=0`) {percent(paper['found']['time'])}"
+            + time_by_chance(ours),
         ),
         (
-            "… probe-FID",
-            f"{ours['probe_fid']:.1f}",
-            f"the paper's chain {paper['probe_fid']:.1f}; T = 2 {two['probe_fid']:.1f}",
-        ),
-        (
-            "gradient at window borders of panoramas",
-            plus_minus(seam["seam"], seam["seam_error"]),
-            "elsewhere 1",
-        ),
-        (
-            "blind test: samples and renders told apart by a viewer",
-            f"{blind['right']} of {blind['n']}",
-            f"fewer is better; reconstructions and renders {back['right']} of {back['n']}",
+            "reconstructions: PSNR",
+            within(f"{back['psnr']:.2f} dB", back.get("psnr_interval"), "{:.2f}".format),
+            f"sharpness {back['sharpness']:.2f}, the renders' is 1",
         ),
     ]
     return markdown("what | shipped model | beside it", rows)

@@ -16,7 +16,13 @@ from imagebart.__main__ import COMMANDS
 from imagebart.conditions import text_shape, text_tokens
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("*.md", "eval/README.md", "notebooks/README.md", "imagebart/pretrained/*/README.md")
+PAGES = (
+    "*.md",
+    "docs/*.md",
+    "eval/README.md",
+    "notebooks/README.md",
+    "imagebart/pretrained/*/README.md",
+)
 DOCUMENTS = sorted(path for pattern in PAGES for path in ROOT.glob(pattern))
 SCRIPT = re.compile(r"python (?:-m )?((?:eval|train)/\w+\.py|app\.py|imagebart \w+)([^\n;&|#}`]*)")
 
@@ -73,7 +79,7 @@ def test_commands_are_understood(script):
             tyro.cli(config, args=words)  # ends the process for what it does not know
 
 
-def test_the_readme_s_python_runs(make_model, tmp_path, monkeypatch):
+def test_the_python_of_the_documents_runs(make_model, tmp_path, monkeypatch):
     model = make_model(
         T=3, conditions={"class": 2, "text": text_shape(8, vectors=16)}, condition_dropout=True
     )
@@ -82,7 +88,7 @@ def test_the_readme_s_python_runs(make_model, tmp_path, monkeypatch):
         denoiser.know_text(text_tokens(["a lake city at night desert noon northern lights"], 16)[0])
     Image.new("RGB", (40, 36), "teal").save(tmp_path / "photo.png")
     Image.fromarray(np.uint8(255) * np.eye(36, 40, dtype=np.uint8)).save(tmp_path / "mask.png")
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
     assert "5000" in block and "1024" in block
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ImageBART, "from_pretrained", lambda *_, **__: model)
