@@ -319,7 +319,7 @@ class Bars:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; errors and warnings are sentences."""
+    """Run a command; errors and warnings are sentences, each warning is said once."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments in (["--version"], ["-V"]):
         print(f"imagebart {__version__}")
@@ -328,8 +328,15 @@ def main(arguments: list[str] | None = None) -> None:
     command = subcommand_cli_from_dict(
         COMMANDS, prog="imagebart", description=about, args=arguments or ["--help"]
     )
+    said: set[str] = set()
+
+    def say(message: Warning | str, *_: object) -> None:
+        if str(message) not in said:
+            tqdm.write(f"warning: {message}", sys.stderr)
+        said.add(str(message))
+
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", sys.stderr)
+        warnings.showwarning = say
         try:
             command.run()
         except (ValueError, OSError) as error:

@@ -128,7 +128,7 @@ def test_passes_are_counted_while_an_edit_runs(folder, tmp_path, capsys):
     assert "scale 2: " in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("always")
 def test_a_warning_is_one_sentence(folder, tmp_path, capsys):
     main(["sample", "a zzyzx", *folder[1], "-o", str(tmp_path)])
     (line,) = [x for x in re.split(r"[\r\n]", capsys.readouterr().err) if "never seen" in x]
