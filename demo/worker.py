@@ -6,7 +6,8 @@ goes first, and each has a share of the places in the queue. A job ends early wh
 it or leaves, or when its time is over: that is checked before every layer of every network, so the
 model is free within one layer, and the stopped step never runs beside the next.
 
-Jobs that are alike run as one batch, which takes less time than one after another.
+Jobs that are alike run as one batch, which takes less time than one after another. Those whose jobs
+end together may all come again, one a moment after another: the next batch waits a little for them.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ from torch import nn
 MOST_WAITING = 64
 MOST_TOGETHER = 8
 """Images of a batch of jobs; with more, the first ones come too late."""
+GATHERING, MOST_GATHERING = 0.1, 0.5
+"""How long a batch waits to be as large as the last one: part of that one's time, and seconds."""
 SHARE_OF_ADDRESS = 48
 """Places in the queue for one address, which may be a whole school behind its router."""
 SHARE_OF_SESSION = 8
@@ -102,6 +105,15 @@ class Job:
         return self.address, self.keys[0]
 
 
+@dataclass(frozen=True)
+class LastBatch:
+    """Key and size of its work, and until when the next batch waits for as much."""
+
+    key: Hashable = None
+    size: int = 0
+    until: float = 0.0
+
+
 class Worker:
     """Runs jobs on `models` (None is no model), each for at most `seconds`.
 
@@ -117,6 +129,7 @@ class Worker:
         self.listeners: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.busy = 0.0
+        self.last = LastBatch()
         self.joined = self.turns = 0
         self.stopped = False
         self.thread: threading.Thread | None = None
@@ -275,14 +288,22 @@ class Worker:
         with self.changed:
             while not self.stopped:
                 self.drop_ended()
-                if self.waiting:
-                    self.running = self.together()
+                jobs = self.together() if self.waiting else []
+                gathering = self.seconds_of_gathering(jobs)
+                if jobs and gathering <= 0:
+                    self.running = jobs
                     self.waiting = [job for job in self.waiting if job not in self.running]
                     self.note_turn(self.running)
                     return [*self.running]
-                self.changed.wait()
+                self.changed.wait(gathering if jobs else None)
             self.drop_ended()
             return []
+
+    def seconds_of_gathering(self, jobs: list[Job]) -> float:
+        """For how long a batch that is smaller than the last one waits for others like it."""
+        last, size = self.last, sum(job.work.size for job in jobs)
+        alike = last.key is not None and all(job.work.key == last.key for job in jobs)
+        return last.until - time.monotonic() if alike and size < last.size else 0.0
 
     def together(self) -> list[Job]:
         """The job whose turn it is, and as many like it, by their turns, as fit into a batch."""
@@ -318,7 +339,11 @@ class Worker:
         except Exception as raised:
             error = raised
         with self.changed:
-            self.busy += time.monotonic() - began
+            ended = time.monotonic()
+            self.busy += ended - began
+            until = ended + min(GATHERING * (ended - began), MOST_GATHERING)
+            size = sum(job.work.size for job in self.running)
+            self.last = LastBatch(jobs[0].work.key, size, until)
             for job in [*self.running]:
                 self.finish(self.running, job, "failed" if error else "done", error)
 
