@@ -12,11 +12,13 @@ they check all arguments.
 """
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
+import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,8 +140,9 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
     )
 
 
-async def keep_tidy(page: gr.Blocks, kept: frozenset[Path]) -> None:
-    """Delete old files of visitors, and forget what gradio remembers of those who left.
+async def keep_tidy(page: gr.Blocks, kept: frozenset[str]) -> None:
+    """Delete old files of visitors, forget what gradio remembers of those who left, and give free
+    memory back.
 
     It runs in the server's event loop, where nothing joins gradio's queue meanwhile.
     """
@@ -148,6 +151,7 @@ async def keep_tidy(page: gr.Blocks, kept: frozenset[Path]) -> None:
         await asyncio.sleep(SECONDS_BETWEEN_TIDIES)
         await asyncio.to_thread(tidy, kept)
         idle = forget(page, idle)
+        await asyncio.to_thread(give_back)
 
 
 def forget(page: gr.Blocks, idle: set[str]) -> set[str]:
@@ -172,13 +176,21 @@ def forget(page: gr.Blocks, idle: set[str]) -> set[str]:
     return over | signals.keys()
 
 
+def give_back() -> None:
+    """Free memory goes back to the system: glibc keeps it, in pieces that grow with every call."""
+    with suppress(AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def set_environment(host: str) -> None:
-    """What gradio and its server read from the environment."""
+    """What gradio and its server read from the environment, and what is written to the log."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "64"  # it keeps a record of every call
     os.environ["FORWARDED_ALLOW_IPS"] = ""  # `Guard` reads what proxies say
     for name in ("no_proxy", "NO_PROXY"):  # the server asks itself whether it has started
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), host, "localhost")))
+    # visitors are told by `read_words`; the log has none of their words
+    warnings.filterwarnings("ignore", category=UserWarning, module="imagebart")
 
 
 @contextmanager

@@ -146,27 +146,48 @@ def is_alive(pid: str) -> bool:
     return True
 
 
-def tidy(kept: frozenset[Path] = frozenset(), room: int = 0) -> None:
+def tidy(kept: frozenset[str] = frozenset(), room: int = 0) -> None:
     """Delete files older than `MOST_SECONDS`, and the oldest if there are more than `MOST_FILES`
     or if all together exceed `MOST_STORED`.
 
-    `kept` are files of the page itself; `room` is the size of a file about to come.
+    `kept` are files of the page itself; `room` is the size of a file about to come. Files are
+    listed in memory only if there are too many: it runs often, and as many as there are.
     """
-    files = sorted(stored_files(kept))
-    total, too_old = sum(size for _, size, _ in files) + room, time.time() - MOST_SECONDS
-    for i, (changed, size, path) in enumerate(files):
-        if changed >= too_old and total <= MOST_STORED and len(files) - i <= MOST_FILES:
-            break
-        with suppress(OSError):
-            path.unlink()
-            total -= size
-            path.parent.rmdir()  # fails as long as it has other files
+    count, total, too_old = 0, room, time.time() - MOST_SECONDS
+    for changed, size, path in stored_files(kept):
+        if changed < too_old:
+            remove(path)
+        else:
+            count, total = count + 1, total + size
+    if count > MOST_FILES or total > MOST_STORED:
+        for _, size, path in sorted(stored_files(kept)):
+            remove(path)
+            count, total = count - 1, total - size
+            if count <= MOST_FILES and total <= MOST_STORED:
+                break
 
 
-def stored_files(kept: frozenset[Path] = frozenset()) -> Iterator[tuple[float, int, Path]]:
+def remove(path: str) -> None:
+    """Delete a file, and its folder if that has no others."""
+    with suppress(OSError):
+        os.unlink(path)
+        os.rmdir(os.path.dirname(path))
+
+
+def stored_files(kept: frozenset[str] = frozenset()) -> Iterator[tuple[float, int, str]]:
     """(time of last change, bytes, path) of every file of a visitor."""
-    for path in folder().rglob("*"):
+    for entry in entries_below(str(folder())):
         with suppress(OSError):
-            found = path.lstat()
-            if not stat.S_ISDIR(found.st_mode) and path.name != LOCK and path not in kept:
-                yield found.st_ctime, found.st_size, path
+            found = entry.stat(follow_symlinks=False)
+            if entry.name != LOCK and entry.path not in kept:
+                yield found.st_ctime, found.st_size, entry.path
+
+
+def entries_below(path: str) -> Iterator[os.DirEntry]:
+    """All that is no folder, one at a time."""
+    with suppress(OSError), os.scandir(path) as entries:  # a folder may go meanwhile
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from entries_below(entry.path)
+            else:
+                yield entry

@@ -30,6 +30,7 @@ def check_shapes(function):
 install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first import of it
 
 import pytest  # noqa: E402
+from server import Server  # noqa: E402
 from torch import nn  # noqa: E402
 
 from imagebart.conditions import ConditionShape, text_shape, text_tokens  # noqa: E402
@@ -131,6 +132,27 @@ def make_model():
 def tiny():
     """A chain of T = 4 over 4×4 tokens of 12 codes: for tests that only read it."""
     return new_model()
+
+
+@pytest.fixture(scope="module")
+def model(make_model, tmp_path_factory) -> ImageBART:
+    """A small model as it is read from `model.folder`."""
+    folder = tmp_path_factory.mktemp("model")
+    make_model(T=3).save_pretrained(folder)
+    model = ImageBART.from_pretrained(folder, device="cpu")
+    model.folder = folder
+    return model
+
+
+@pytest.fixture(scope="module")
+def server(model, tmp_path_factory):
+    """The page of `model`: it ends in time, with no traceback in its log and no file left."""
+    folder = tmp_path_factory.mktemp("files")
+    with Server(folder, "--model", str(model.folder)) as server:
+        yield server
+    assert server.process.returncode == 0
+    assert "Traceback" not in server.log.read_text()
+    assert not list(folder.glob("imagebart-*"))
 
 
 NAMES = ("desert", "forest", "lake")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from contextlib import aclosing
 
 import httpx
@@ -107,7 +108,7 @@ def test_the_oldest_files_make_room(folder, monkeypatch):
         path.parent.mkdir()
         path.write_bytes(bytes(100))
         time.sleep(0.02)  # a file system's clock ticks
-    kept = frozenset([paths[0], folder / "upload" / "image.png"])
+    kept = frozenset([str(paths[0]), str(folder / "upload" / "image.png")])
     tidy(kept)
     assert [path.exists() for path in paths] == [True, False, True, True, True, True]
     assert not paths[1].parent.exists()
@@ -119,6 +120,20 @@ def test_the_oldest_files_make_room(folder, monkeypatch):
     monkeypatch.setattr(files, "MOST_SECONDS", -1)
     tidy(kept)
     assert [path.exists() for path in paths] == [True] + [False] * 5
+
+
+def test_looking_through_all_files_takes_little_memory(folder):
+    """Else the memory of the server grows with them."""
+    for i in range(1000):
+        (folder / f"{i:032}").mkdir()
+        (folder / f"{i:032}" / "image.png").touch()
+    tracemalloc.start()
+    try:
+        tidy()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(list(folder.glob("*/image.png"))) == 1001 and peak < 50_000
 
 
 def test_a_start_removes_what_dead_processes_left(tmp_path, monkeypatch):
@@ -396,6 +411,35 @@ def test_jobs_that_are_alike_run_as_one_batch():
     assert ran == [["a 0", "a 1", "wrong", "a 2"], ["b"], ["large"], ["alone"], ["alone"]]
     assert str(results.pop(4)) == "wrong" and worker.counts["failed"] == 1
     assert results == [[f"{job.request} is done"] for job in jobs if job.request != "wrong"]
+    assert worker.stop()
+
+
+def test_a_batch_waits_for_the_visitors_of_the_last_one(monkeypatch):
+    """Until they are as many, or for a part of its time."""
+    monkeypatch.setattr(limits, "GATHERING", 1e9)
+    monkeypatch.setattr(limits, "MOST_GATHERING", 60)
+    ran: list = []
+    work = alike(ran)
+
+    async def visitor(number: int, first: asyncio.Task) -> None:
+        await first
+        await asyncio.sleep(0.05 * number)
+        await every(worker, work(number, "a"), str(number))
+
+    async def go():
+        tasks = await all_waiting(worker, [work(i, "a") for i in range(3)])
+        await asyncio.gather(*(visitor(i, task) for i, task in enumerate(tasks)))
+        assert ran == [[0, 1, 2], [0, 1, 2]]
+        await every(worker, work("other", "b"))
+        assert worker.last.size == 1
+        monkeypatch.setattr(limits, "MOST_GATHERING", 0.01)
+        tasks = await all_waiting(worker, [work(i, "a") for i in range(3)])
+        await asyncio.gather(*tasks)
+        await every(worker, work(3, "a"))
+        assert ran[2:] == [["other"], [0, 1, 2], [3]]
+
+    worker = Worker()
+    asyncio.run(asyncio.wait_for(go(), 30))
     assert worker.stop()
 
 
