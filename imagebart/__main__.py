@@ -330,7 +330,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     said: set[str] = set()
 
-    def say(message: Warning | str, *_: object) -> None:
+    def say(message: Warning | str, *_: Any, **__: Any) -> None:
         if str(message) not in said:
             tqdm.write(f"warning: {message}", sys.stderr)
         said.add(str(message))
