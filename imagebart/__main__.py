@@ -5,12 +5,15 @@
     panorama    a picture wider than the model's
     import      a released model → a folder that `ImageBART.from_pretrained` reads
     data        what is in a folder of images, and which of them cannot be read
+    serve       the page, with the options of app.py, from a copy of the repository
 
 Pictures are PNG files that hold their settings (settings.py). No file is overwritten unless
-`--overwrite` is given.
+`--overwrite` is given. `imagebart serve` runs the page; `imagebart --tyro-print-completion bash`
+prints what a shell completes.
 """
 
 import json
+import runpy
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -30,14 +33,15 @@ from tyro.extras import subcommand_cli_from_dict
 from imagebart import __version__
 from imagebart.checkpoint import atomic_write
 from imagebart.data.image_folder import ImageFolder
-from imagebart.data.images import read_image
+from imagebart.data.images import as_given, enlarged, read_image
 from imagebart.data.scan import scan, skipped_files
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.distributed import finish, part_of, start
 from imagebart.editing.masks import pixel_mask, read_mask
 from imagebart.model import ImageBART
 from imagebart.options import (
-    EditingOptions,
+    InpaintOptions,
+    OutputOptions,
     PanoramaOptions,
     SamplingOptions,
     as_dataclass,
@@ -77,8 +81,9 @@ class Import:
 
 
 SampleFields: Any = as_dataclass(SamplingOptions, without=("semantic_map",))
-EditFields: Any = as_dataclass(EditingOptions, without=("semantic_map",))
+EditFields: Any = as_dataclass(InpaintOptions, without=("semantic_map",))
 PanoramaFields: Any = as_dataclass(PanoramaOptions)
+OutputFields: Any = as_dataclass(OutputOptions)
 Words = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")]
 ManyWords = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")]
 Number = Annotated[int, tyro.conf.arg(aliases=("-n",))]
@@ -114,7 +119,7 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Command, SampleFields):
+class Sample(Command, SampleFields, OutputFields):
     """Draw pictures, one file a seed, each written as soon as its batch is drawn.
 
     Thousands need no more memory than a batch. Under `torchrun … -m imagebart sample` every process
@@ -127,14 +132,15 @@ class Sample(Command, SampleFields):
 
     def run(self) -> None:
         options = checked_options(self, SamplingOptions, prompt=self.words)
+        output = checked_options(self, OutputOptions)
         ranks = start(self.device)
         part = part_of(self.num_images, ranks)
-        files = Files(self, options)
+        files = Files(self, options | output)
         files.require_new(part)
         stream = self.load(ranks.device).sample_stream(self.num_images, part=part, **options)
         drawn = tqdm(chain.from_iterable(stream), "pictures", len(part), disable=not ranks.is_main)
         for i, image in zip(part, drawn, strict=True):
-            files.save(image, i)
+            files.save(enlarged(image, self.enlarge), i)
         finish(ranks)
         if ranks.is_main:
             files.report(self.num_images)
@@ -167,12 +173,14 @@ class Edit(Command, EditFields):
         wanted = [self.mask is not None, self.keep is not None, any(margins.values())]
         if sum(wanted) != 1:
             raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
-        options = checked_options(self, EditingOptions, prompt=self.words)
+        if self.invert_mask and self.mask is None:
+            raise ValueError("--invert-mask needs a --mask to invert")
+        options = checked_options(self, InpaintOptions, prompt=self.words)
         if "passes" in options:
             options.setdefault("process", "refined")
         files = Files(self, options)
         files.require_new(range(self.num_images))
-        image = read_image(self.image)
+        image = read_image(self.image, convert=as_given)
         mask = None if self.mask is None else pixel_mask(read_mask(self.mask), image.size)
         model = self.load()
         with passes_shown(options) as how:
@@ -188,7 +196,7 @@ class Edit(Command, EditFields):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panorama(Command, PanoramaFields):
+class Panorama(Command, PanoramaFields, OutputFields):
     """Draw a wide picture, from one prompt or from several that follow from left to right."""
 
     words: ManyWords = ()  # the same as --prompts
@@ -200,12 +208,13 @@ class Panorama(Command, PanoramaFields):
         if self.out.suffix.lower() != ".png":
             raise ValueError(f"--out must be the name of a .png file, got {self.out}")
         options = checked_options(self, PanoramaOptions, prompts=self.words)
+        output = checked_options(self, OutputOptions)
         self.require_new([self.out])
         model = self.load()
         with passes_shown(options) as how:
             (image,) = model.panorama(self.width, self.height, **how)
-        options |= {"seed": self.seed}
-        self.save(image, self.out, options)
+        options |= output | {"seed": self.seed}
+        self.save(enlarged(image, self.enlarge), self.out, options)
         self.report(self.out, options)
 
 
@@ -232,6 +241,16 @@ class Data:
                 print(f"{count:,} files {ending} are not read: convert them, to JPEG say")
         if bad:
             raise ValueError(f"{self.folder}: all images must be readable, got {bad} that are not")
+
+
+def serve(arguments: list[str]) -> None:
+    """Run app.py with these arguments."""
+    page = Path(__file__).parents[1] / "app.py"
+    if not page.is_file():
+        sys.exit("error: serve must run in a copy of the repository, which has app.py, got none")
+    sys.path.insert(0, str(page.parent))
+    sys.argv = [str(page), *arguments]
+    runpy.run_path(str(page), run_name="__main__")
 
 
 COMMANDS: dict[str, Callable] = {
@@ -324,6 +343,8 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments in (["--version"], ["-V"]):
         print(f"imagebart {__version__}")
         return
+    if arguments[:1] == ["serve"]:
+        return serve(arguments[1:])
     about = __doc__.split("\n\n")[-1]
     command = subcommand_cli_from_dict(
         COMMANDS, prog="imagebart", description=about, args=arguments or ["--help"]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from imagebart.checkpoint import atomic_write
 
@@ -29,7 +28,7 @@ edits = model.inpaint(image, mask)
 """
 
 
-def push(
+def push_to_hub(
     model: "ImageBART",
     repo_id: str,
     *,
@@ -38,10 +37,14 @@ def push(
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
-    """Upload a model as owner/name, with `card` as its README.md or one made here; its address.
+    """Upload the model to the Hugging Face Hub as owner/name and give its address.
 
-    Raises ValueError for a name that is not owner/name, and what huggingface_hub raises.
+    `card` is the text of its README.md, one with the model's sizes if not given; `dtype` as
+    `save_pretrained`. `from_pretrained(repo_id)` reads it. Raises ValueError for a name that is not
+    owner/name, and what huggingface_hub raises.
     """
+    from huggingface_hub import HfApi
+
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise ValueError(f"repo_id must be owner/name, got {repo_id!r}")
     hub = HfApi(token=token)
@@ -56,6 +59,8 @@ def push(
 
 def model_card(model: "ImageBART", repo_id: str) -> str:
     """A card that says what the model itself knows, with the Hub's metadata."""
+    from huggingface_hub import ModelCard, ModelCardData
+
     text = "text" in model.conditions
     about = ModelCardData(
         library_name="imagebart",

@@ -15,8 +15,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
+from imagebart import hub
 from imagebart.conditions import CONDITIONS, ConditionShape
-from imagebart.data.images import fit, to_pil, to_rgb, to_tensor
+from imagebart.data.images import as_given, fit, to_pil, to_rgb, to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
@@ -38,6 +39,7 @@ from imagebart.notation import Float, Grid, Images, Tokens
 from imagebart.options import (
     Conditions,
     EditingOptions,
+    InpaintOptions,
     Marks,
     PanoramaOptions,
     SamplingOptions,
@@ -172,17 +174,22 @@ class ImageBART(nn.Module):
         num_images: int = 1,
         *,
         output_type: str = "pil",
-        **options: Unpack[EditingOptions],
+        **options: Unpack[InpaintOptions],
     ) -> Pictures:
         """Repaint where the mask marks the image; elsewhere pixels stay the input's exactly.
 
         True, white, or opaque in a mask with transparency is marked (`masks.pixel_mask`). Image and
-        mask have one size, any. See `inpainting.inpaint`. `output_type` as `decode`.
+        mask have one size, any. Pictures have the image's colour profile and, where it is not
+        marked, its transparency; arrays and tensors are sRGB on white. See `inpainting.inpaint`.
+        `output_type` as `decode`.
         """
-        from imagebart.editing.inpainting import inpaint
+        from imagebart.editing.inpainting import repainted
 
         require_output(output_type)
-        return self.present(inpaint(self, image, mask, num_images, **options), output_type)
+        edit, images = repainted(self, image, mask, num_images, **options)
+        if output_type == "pil":
+            return edit.pictures(images)
+        return self.present(images, output_type)
 
     @with_options
     def complete(
@@ -195,11 +202,10 @@ class ImageBART(nn.Module):
         **options: Unpack[EditingOptions],
     ) -> Pictures:
         """Keep a half ("upper", "lower", "left", "right") and draw the other; as `inpaint`."""
-        from imagebart.editing.inpainting import complete
+        from imagebart.editing.inpainting import other_half
 
-        require_output(output_type)
-        images = complete(self, image, num_images, keep=keep, **options)
-        return self.present(images, output_type)
+        mask = other_half(keep, as_given(image).size)
+        return self.inpaint(image, mask, num_images, output_type=output_type, **options)
 
     @with_options
     def outpaint(
@@ -222,7 +228,11 @@ class ImageBART(nn.Module):
 
         require_output(output_type)
         margins = {"left": left, "right": right, "top": top, "bottom": bottom}
-        return self.present(outpaint(self, image, num_images, **margins, **options), output_type)
+        pictures = outpaint(self, image, num_images, **margins, **options)
+        if output_type == "pil":
+            return pictures
+        images = to_tensor([to_rgb(picture) for picture in pictures])
+        return self.present(images.to(self.device), output_type)
 
     @with_options
     def panorama(
@@ -402,23 +412,7 @@ class ImageBART(nn.Module):
         update_config(folder, {name: getattr(self, name) for name in OPTIONAL_ENTRIES})
         remove_other_scales(folder, by_name)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        card: str | None = None,
-        dtype: torch.dtype | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-    ) -> str:
-        """Upload the model to the Hugging Face Hub as owner/name and give its address.
-
-        `card` is the text of its README.md, one with the model's sizes if not given; `dtype` as
-        `save_pretrained`. `from_pretrained(repo_id)` reads it.
-        """
-        from imagebart.hub import push
-
-        return push(self, repo_id, card=card, dtype=dtype, private=private, token=token)
+    push_to_hub = hub.push_to_hub
 
 
 def require_fit(

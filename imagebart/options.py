@@ -4,7 +4,9 @@
     ChainOptions       how its tokens are drawn
     SamplingOptions    both
     EditingOptions     … and how masked tokens are sampled; a process takes a part of these
+    InpaintOptions     … and which side of a mask is repainted
     PanoramaOptions    a wide picture: conditions from left to right, and how it is put together
+    OutputOptions      what becomes of a picture that is drawn
     RankingOptions     how many are drawn for one that is kept
 
 An option is a row: name, type, default, meaning, bounds. A function that takes
@@ -185,6 +187,12 @@ class EditingOptions(RefinedOptions, AnnealedOptions, total=False):
     ]
 
 
+class InpaintOptions(EditingOptions, total=False):
+    """What an edit of a mask takes."""
+
+    invert_mask: Annotated[bool, Option(False, "keep what the mask marks and repaint all else")]
+
+
 class PanoramaOptions(ChainOptions, total=False):
     """What a panorama takes."""
 
@@ -197,6 +205,15 @@ class PanoramaOptions(ChainOptions, total=False):
         ),
     ]
     wrap: Annotated[bool, Option(False, "the right end continues at the left end")]
+
+
+class OutputOptions(TypedDict, total=False):
+    """What becomes of a picture that is drawn."""
+
+    enlarge: Annotated[
+        int,
+        Option(1, "times larger, by a resampler (Lanczos), which adds no detail", least=1, most=4),
+    ]
 
 
 class RankingOptions(TypedDict, total=False):

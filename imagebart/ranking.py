@@ -26,7 +26,7 @@ from imagebart.data.text import TEXT_IDS, encode_text
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Float
-from imagebart.options import EditingOptions, Marks, SamplingOptions, with_options
+from imagebart.options import InpaintOptions, Marks, SamplingOptions, with_options
 from imagebart.sampling import image_seeds
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
@@ -76,7 +76,7 @@ def best_edits(
     score: Score,
     *,
     chunk: int = 16,
-    **options: Unpack[EditingOptions],
+    **options: Unpack[InpaintOptions],
 ) -> list[Ranked]:
     """The `num_images` best of `candidates` ways to repaint a picture; the best first.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_colours import PROFILE
 
 from imagebart import ImageBART, __version__
 from imagebart.__main__ import main
@@ -52,6 +53,19 @@ def test_sample_writes_a_file_a_seed(folder, tmp_path, capsys):
     assert capsys.readouterr().out == f"{files[0]}\n{files[1]}\n"
     main(["sample", *base, "--classes", "1", "-o", str(tmp_path / "one")])
     assert same(tmp_path / "one" / "seed0.png", model.sample(1, classes=1)[0])
+
+
+def test_pictures_are_enlarged_on_request(folder, tmp_path):
+    model, base = folder
+    main(["sample", *base, "--enlarge", "2", "-o", str(tmp_path)])
+    (image,) = model.sample(1)
+    assert same(tmp_path / "seed0.png", image.resize((64, 64), Image.Resampling.LANCZOS))
+    assert settings_of(Image.open(tmp_path / "seed0.png"))["enlarge"] == 2
+    wide = tmp_path / "wide.png"
+    main(["panorama", *base, "--width", "48", "--enlarge", "2", "-o", str(wide)])
+    assert Image.open(wide).size == (96, 64) and settings_of(Image.open(wide))["enlarge"] == 2
+    with pytest.raises(SystemExit, match="--enlarge must be a whole number, from 1 to 4, got 5"):
+        main(["sample", *base, "--enlarge", "5"])
 
 
 def test_a_prompt_needs_no_name(folder, tmp_path):
@@ -143,6 +157,17 @@ def test_the_version_is_printed_and_the_command_is_installed(capsys):
     assert getattr(importlib.import_module(module), name) is main
 
 
+def test_serve_is_app_py(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["imagebart"])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(ROOT))])
+    with pytest.raises(SystemExit) as stopped:
+        main(["serve", "--host", "0.0.0.0"])
+    assert stopped.value.code.startswith("error: --host 0.0.0.0 lets others in")
+    monkeypatch.setattr("imagebart.__main__.__file__", "/usr/lib/imagebart/__main__.py")
+    with pytest.raises(SystemExit, match=r"serve must run in a copy of the repository"):
+        main(["serve"])
+
+
 def test_an_unknown_command_is_named(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["smaple", "a lake"])
@@ -188,6 +213,8 @@ def test_edit_repaints_what_was_said(folder, tmp_path):
     how = dict(process="refined", passes=1, prompt="night")
     main([*start, "--mask", str(tmp_path / "mask.png"), "--passes", "1"])
     assert same(tmp_path / "night_seed0.png", model.inpaint(image, mask > 0, **how)[0])
+    main([*start, "--mask", str(tmp_path / "mask.png"), "--passes", "1", "--invert-mask"])
+    assert same(tmp_path / "night_seed0.png", model.inpaint(image, mask == 0, **how)[0])
     main([*start, "--keep", "upper", "--passes", "1"])
     assert same(tmp_path / "night_seed0.png", model.complete(image, keep="upper", **how)[0])
     main([*start, "--left", "9", "--passes", "1"])
@@ -219,6 +246,22 @@ def test_a_mask_is_read_as_the_library_reads_it(folder, tmp_path):
         main([*start, "--mask", str(tmp_path / "mask.png")])
         expected = model.inpaint(image, mask, process="refined", passes=0)[0]
         assert same(tmp_path / "seed0.png", expected)
+
+
+def test_an_edit_keeps_profile_orientation_and_transparency(folder, tmp_path):
+    model, base = folder
+    image = picture(40, 32)
+    image.putalpha(picture(40, 32).convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "photo.png", exif=exif, icc_profile=PROFILE)
+    out = ["--keep", "lower", "--out", str(tmp_path)]
+    main(["edit", str(tmp_path / "photo.png"), *base, *out])
+    edited = Image.open(tmp_path / "seed0.png")
+    assert edited.mode == "RGBA" and edited.info["icc_profile"] == PROFILE
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    assert np.array_equal(np.asarray(edited)[20:], np.asarray(upright)[20:])
+    assert same(tmp_path / "seed0.png", model.complete(Image.open(tmp_path / "photo.png"))[0])
 
 
 def test_an_empty_mask_is_a_sentence_and_no_error(folder, tmp_path, capsys):
@@ -262,12 +305,19 @@ def test_a_panorama_that_cannot_be_written_leaves_nothing(folder, tmp_path, monk
         (["panorama", "--width", "9"], "error: width must be at least the model's 32, got 9"),
         (["panorama", "--out", "pano"], "error: --out must be the name of a .png file, got pano"),
         (["panorama", "--out", "a.jpg"], "error: --out must be the name of a .png file, got a.jpg"),
-        (["edit", "IMAGE", "--mask", "WIDE"], "error: the mask must be as large as the image, 32"),
+        (
+            ["edit", "IMAGE", "--mask", "WIDE"],
+            "error: the mask must be as large as the image, 32",
+        ),
         (["edit", "IMAGE", "--mask", "INK"], "error: the mask must be a picture of mode 1, L, LA"),
         (["edit", "IMAGE", "--mask", "no.png"], "error: no.png: must be a readable image, got "),
         (["sample", "--seed", "-1"], "error: --seed must be a whole number, at least 0, got -1"),
         (["sample", "--top-p", "2"], "error: --top-p must lie in (0, 1], got 2.0"),
         (["sample", "a", "--prompt", "b"], "error: the prompt must be given once, got 'a' and"),
+        (
+            ["edit", "IMAGE", "--keep", "left", "--invert-mask"],
+            "error: --invert-mask needs a",
+        ),
         (["edit", "IMAGE"], "error: give one of --mask, --keep, or --left"),
         (["edit", "IMAGE", "--keep", "left", "--top", "4"], "error: give one of --mask"),
         (["edit", "nowhere.png", "--keep", "left"], "error: nowhere.png: must be a readable image"),

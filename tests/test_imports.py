@@ -26,6 +26,7 @@ LAYERS = [
     {"data.scenery.words"},
     {"data.scenery.scenes"},
     {"data.scenery"},
+    {"data.colours"},
     {"data.images", "data.text", "data.maps", "data.batches"},
     {"data.listing"},
     {"data.image_folder"},

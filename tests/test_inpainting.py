@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_colours import PROFILE
 
+from imagebart.data.colours import from_srgb
 from imagebart.data.images import to_pil, to_rgb, to_tensor
 from imagebart.editing import pasting
 from imagebart.editing.inpainting import MaskedImage, outpaint_steps
@@ -138,7 +140,70 @@ def test_no_hidden_pixel_reaches_an_outpainting(tiny):
     one, two = picture(seed=1), exchanged(picture(seed=1), corner(), 1)
     for image in (one, two):
         image.putalpha(alpha)
-    assert same(*(tiny.outpaint(image, right=20, seed=2)[0] for image in (one, two)))
+    one, two = (tiny.outpaint(image, right=20, seed=2)[0] for image in (one, two))
+    assert same(to_rgb(one), to_rgb(two)) and not same(one, two)
+
+
+# ── pictures stay what they are ───────────────────────────────────────────────────────────────
+
+
+def photograph(kind: str) -> Image.Image:
+    """A picture with a colour profile, an orientation, or transparency."""
+    image = picture(40, 32)
+    if kind == "profile":
+        image.info["icc_profile"] = PROFILE
+    if kind == "orientation":
+        image.getexif()[ORIENTATION] = 6
+    if kind == "transparency":
+        image.putalpha(picture(40, 32, seed=1).convert("L"))
+    return image
+
+
+@pytest.mark.parametrize("kind", ["profile", "orientation", "transparency"])
+def test_an_edit_is_a_picture_like_the_one_that_was_given(tiny, kind):
+    """The same colours, upright, as transparent as before: all but the edit, bit for bit."""
+    image = photograph(kind)
+    upright = image.transpose(Image.Transpose.ROTATE_270) if kind == "orientation" else image
+    mask = random_mask(*upright.size, seed=0)
+    keep = np.arange(upright.height)[:, None] >= upright.height // 2
+    keep = np.broadcast_to(keep, mask.shape)
+    results = [(tiny.inpaint(image, mask, seed=1)[0], ~mask)]
+    results += [(tiny.complete(image, keep="lower", seed=1)[0], keep)]
+    wide = tiny.outpaint(image, right=8, seed=1)[0]
+    results += [(wide.crop((0, 0, *upright.size)), np.ones_like(mask))]
+    for result, kept in results:
+        assert result.mode == upright.mode and result.size == upright.size
+        assert result.info.get("icc_profile") == upright.info.get("icc_profile")
+        after, before = np.asarray(result), np.asarray(upright)
+        assert np.array_equal(after[kept], before[kept])
+        assert kept.all() or (after[~kept] != before[~kept]).any()
+        if kind == "transparency":
+            assert (after[~kept][:, 3] == 255).all()
+    assert wide.info.get("icc_profile") == upright.info.get("icc_profile")
+
+
+def test_an_inverted_mask_keeps_what_it_marks(tiny):
+    image, mask = picture(), corner()
+    how = dict(seed=1, context=1)
+    inverted = tiny.inpaint(image, mask, invert_mask=True, **how)[0]
+    assert same(inverted, tiny.inpaint(image, ~mask, **how)[0])
+    (whole,) = tiny.inpaint(image, blank(), invert_mask=True, seed=2)
+    assert same(whole, tiny.inpaint(image, ~blank(), seed=2)[0])
+
+
+def test_what_the_model_sees_and_draws_is_srgb(tiny):
+    """Tensors of an edit are; a picture of it shows the same colours in its profile."""
+    image, mask = photograph("profile"), random_mask(40, 32, seed=0)
+    seen = to_rgb(image)
+    assert torch.equal(MaskedImage(tiny, image, mask).x_0, MaskedImage(tiny, seen, mask).x_0)
+    tensors = [tiny.inpaint(one, mask, seed=1, output_type="pt") for one in (image, seen)]
+    assert torch.equal(*tensors)
+    drawn, expected = tiny.inpaint(image, mask, seed=1)[0], to_pil(2 * tensors[0] - 1)[0]
+    assert not same(drawn, expected)
+    inside = np.asarray(from_srgb(expected, PROFILE))[mask]
+    assert np.array_equal(np.asarray(drawn)[mask], inside)
+    wide = [tiny.outpaint(one, right=8, seed=1, output_type="pt") for one in (image, seen)]
+    assert torch.equal(*(one[..., :40] for one in wide))
 
 
 @pytest.mark.parametrize("size", [(160, 120), (37, 90)])
@@ -232,7 +297,8 @@ def test_any_mode_is_edited_as_rgb(tiny, mode):
 def test_transparent_parts_are_white(tiny):
     image = picture().convert("RGBA")
     image.putalpha(0)
-    assert (np.asarray(tiny.inpaint(image, corner())[0])[~corner()] == 255).all()
+    seen = np.asarray(to_rgb(tiny.inpaint(image, corner())[0]))
+    assert (seen[~corner()] == 255).all() and (seen[corner()] != 255).any()
 
 
 def test_the_mask_lies_on_the_upright_image(tiny, tmp_path):

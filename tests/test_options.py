@@ -26,6 +26,7 @@ from imagebart.options import (
     AnnealedOptions,
     Conditions,
     EditingOptions,
+    InpaintOptions,
     PanoramaOptions,
     RankingOptions,
     RefinedOptions,
@@ -40,7 +41,7 @@ TAKES = {
     ImageBART.sample: SamplingOptions,
     ImageBART.sample_stream: SamplingOptions,
     ImageBART.sample_steps: SamplingOptions,
-    ImageBART.inpaint: EditingOptions,
+    ImageBART.inpaint: InpaintOptions,
     ImageBART.complete: EditingOptions,
     ImageBART.outpaint: EditingOptions,
     ImageBART.panorama: PanoramaOptions,
@@ -51,14 +52,13 @@ TAKES = {
     process.edit_steps: SingleOptions,
     process.refined_steps: RefinedOptions,
     process.annealed_steps: AnnealedOptions,
-    inpainting.inpaint: EditingOptions,
-    inpainting.complete: EditingOptions,
+    inpainting.inpaint: InpaintOptions,
     inpainting.outpaint: EditingOptions,
     inpainting.outpaint_steps: EditingOptions,
     panorama.panorama: PanoramaOptions,
     panorama.panorama_steps: PanoramaOptions,
     ranking.best_of: SamplingOptions,
-    ranking.best_edits: EditingOptions,
+    ranking.best_edits: InpaintOptions,
     ranking.reject: SamplingOptions,
 }
 IMAGE, MASK = Image.new("RGB", (32, 32)), np.eye(32, dtype=bool)
@@ -186,7 +186,7 @@ DRAWN = "what each scene or caption of the evaluation says"
 SWEPT = "several in one run"
 INTERFACES = {  # where options can be given, of which table, and which cannot: why
     "sample": (Sample, SamplingOptions, {"semantic_map": ARRAY}),
-    "edit": (Edit, EditingOptions, {"semantic_map": ARRAY}),
+    "edit": (Edit, InpaintOptions, {"semantic_map": ARRAY}),
     "panorama": (Panorama, PanoramaOptions, {}),
     "eval/generation.py": (
         generation.Config,

@@ -2,6 +2,7 @@
 
 scenery/        procedural landscapes with class, caption and semantic map: no download
 images          a picture: any file → RGB → a size → a tensor, and back
+colours         colour profiles: into sRGB and back
 listing         what is in a folder of images: names, order, captions
 image_folder    a folder of images as a data set
 shards          a folder of tar files as a data set

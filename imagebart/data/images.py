@@ -1,7 +1,9 @@
 """Pictures: any image file → RGB → a size → b 3 H W in [-1, 1], and back.
 
-read_image, to_rgb       any image as upright 8-bit RGB
+read_image, to_rgb       any image as upright 8-bit RGB in sRGB
+as_given, restored       its own colours and transparency, and a result that has them too
 fit, fit_box             centre crop to a size
+enlarged                 … or several times as large
 to_tensor, to_pil        x_0 of pictures, pictures of x_0
 """
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from imagebart.arguments import shown
 from imagebart.checkpoint import PathLike
+from imagebart.data.colours import from_srgb, mode_of, profile_of, to_srgb
 
 Size = int | tuple[int, int]
 
@@ -24,6 +27,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The only decoders that are used."""
 MAX_PIXELS = 64_000_000  # a small file may decompress to gigabytes
 MAX_SIDE = 2**15  # a row costs memory of its own
+
+OTHER_COLOURS = (("CMYK", "CMYK"), ("L", "1"), ("L", "L"), ("L", "LA"))
+"""(mode of a profile, mode of an image) of pictures that are not RGB, which it describes."""
 
 ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF tag; value → transpose that makes the pixels upright
 TURNS = {
@@ -64,11 +70,28 @@ def require_size(image: Image.Image) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB, upright, without EXIF (so it is not rotated twice).
+    """Any image as upright 8-bit RGB in sRGB, without EXIF (so it is not rotated twice).
+
+    The picture that `as_given` gives, its colours converted from its profile, its transparency
+    composited on white. ValueError as there.
+    """
+    given = as_given(image)
+    profile = profile_of(given)
+    rgb = to_srgb(given.convert("RGB"), profile) if profile else given.convert("RGB")
+    if given.mode == "RGBA":
+        rgb.putalpha(given.getchannel("A"))
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+    rgb.info = {}
+    return rgb
+
+
+def as_given(image: Image.Image) -> Image.Image:
+    """Any image as upright 8-bit RGB, RGBA if something in it is transparent, in its own colours.
 
     The first frame of an animation; EXIF orientation applied; 16-bit grey scaled, not clipped;
-    transparency composited on white; grey, palette and CMYK converted. ValueError for float pixels
-    and integers beyond 16 bits, whose range is unknown, and for images without pixels.
+    palettes converted. `info` has its profile, if it is one of RGB; grey and CMYK are converted,
+    into sRGB if they have a profile. ValueError for float pixels and integers beyond 16 bits, whose
+    range is unknown, and for images without pixels.
     """
     if not isinstance(image, Image.Image) or 0 in image.size:
         got = f"{image.width}×{image.height}" if isinstance(image, Image.Image) else type(image)
@@ -76,14 +99,47 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if getattr(image, "is_animated", False):
         image.seek(0)
     image.load()
-    turn = turn_of(image)
+    turn, profile = turn_of(image), profile_of(image)
 
     image = _eight_bits(image)
+    given, kept = _coloured(image, profile)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    return Image.fromarray(np.asarray(image if turn is None else image.transpose(turn)))
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            given.putalpha(alpha)
+    if turn is not None:
+        given = given.transpose(turn)
+    given.info = {"icc_profile": kept} if kept else {}
+    return given
+
+
+def _coloured(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
+    """(8-bit RGB without transparency, the profile of its colours; None is sRGB)."""
+    mode = mode_of(profile) if profile else None
+    if profile and (mode, image.mode) in OTHER_COLOURS:
+        return to_srgb(image.convert(mode), profile), None
+    opaque = image.convert("RGBA") if image.has_transparency_data else image
+    return opaque.convert("RGB"), profile if mode == "RGB" else None
+
+
+def restored(
+    result: Image.Image,
+    given: Image.Image,
+    changed: np.ndarray | None = None,
+    at: tuple[int, int] = (0, 0),
+) -> Image.Image:
+    """A result, RGB in sRGB, as a picture of the kind of `given` (of `as_given`): in its profile,
+    and with its own pixels and transparency where it is not `changed` (H, W; None is nowhere).
+
+    What is changed is opaque. `at` is the place (left, top) of the picture in a larger result.
+    """
+    profile = profile_of(given)
+    whole = from_srgb(result, profile) if profile else result.copy()
+    whole = whole.convert(given.mode)
+    kept = np.ones(given.size[::-1], bool) if changed is None else ~changed
+    whole.paste(given, at, Image.fromarray(kept))
+    whole.info = {"icc_profile": profile} if profile else {}
+    return whole
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
@@ -129,6 +185,14 @@ def fit_box(
     left = max(0.0, (W - scale * width) / 2)  # rounding may give -1e-14
     top = max(0.0, (H - scale * height) / 2)
     return left, top, W - left, H - top
+
+
+def enlarged(image: Image.Image, times: int) -> Image.Image:
+    """The image, so many times larger a side: resampled, so without more detail."""
+    if times == 1:
+        return image
+    size = image.width * times, image.height * times
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def to_tensor(image: Image.Image | Sequence[Image.Image]) -> Tensor:

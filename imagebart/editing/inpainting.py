@@ -1,7 +1,7 @@
 """Edit images: marked pixels are repainted, all others stay bit for bit.   [section 4.3, A.3]
 
 inpaint     a mask of any shape, on an image of any size
-complete    one half kept
+repainted   … with the image and its mask, which make pictures of the results
 outpaint    beyond the borders
 
 What is under the mask is filled from its surroundings before anything is encoded, so no result
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagebart.arguments import as_int, each_of
-from imagebart.data.images import to_pil, to_rgb, to_tensor
+from imagebart.data.images import as_given, restored, to_pil, to_rgb, to_tensor
 from imagebart.editing.harmonic import harmonic
 from imagebart.editing.masks import opacity, pixel_mask
 from imagebart.editing.pasting import (
@@ -36,10 +36,12 @@ from imagebart.editing.process import PROCESSES
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
-from imagebart.options import EditingOptions, Marks, with_options
+from imagebart.options import EditingOptions, InpaintOptions, Marks, with_options
 from imagebart.sampling import Step, generator_of, image_seeds
 from imagebart.streaming import WORDS, batches
 
+MASK_OPTIONS = ("context", "feather", "invert_mask")
+"""Options of the mask, which `MaskedImage` takes; others are the process's."""
 EMPTY = "the mask is empty: nothing is repainted, the result is the image"
 """The warning."""
 
@@ -53,12 +55,13 @@ def inpaint(
     num_images: int = 1,
     *,
     box: Box | None = None,
-    **options: Unpack[EditingOptions],
+    **options: Unpack[InpaintOptions],
 ) -> Images:
     """Images (b, 3, H, W) in [-1, 1]: `image`, repainted where the mask marks it.
 
     The mask is an image, an array of booleans or uint8, or a list of such layers, of the image's
-    size, any; `masks.pixel_mask` says what is marked. The results have that size too. The model
+    size, any; `masks.pixel_mask` says what is marked; `invert_mask` repaints all else. The results
+    have that size too. The model
     edits a crop of its aspect ratio around the mask (`pasting.box_around`, or `box`). Pixels that
     are not marked are the input's, bit for bit, and nothing depends on those that are, unless a
     soft mask fades them in. An empty mask warns and returns the input.
@@ -68,11 +71,26 @@ def inpaint(
     whole image. ValueError if the sizes differ, if the mask is neither image nor array, or for an
     option of another process. Images come in batches that fit the memory.
     """
+    _, images = repainted(model, image, mask, num_images, box=box, **options)
+    return images
+
+
+@isolated
+def repainted(
+    model: ImageBART,
+    image: Image.Image,
+    mask: Marks,
+    num_images: int = 1,
+    *,
+    box: Box | None = None,
+    **options: Unpack[InpaintOptions],
+) -> tuple["MaskedImage", Images]:
+    """(the image with its mask, the images of `inpaint`)."""
     given: dict[str, Any] = {**options}
     image_seeds(given.get("seed", 0), num_images)
-    widths = {name: given.pop(name) for name in ("context", "feather") if name in given}
+    of_mask = {name: given.pop(name) for name in MASK_OPTIONS if name in given}
     steps = process_of(given)
-    edit = MaskedImage(model, image, mask, box=box, **widths)
+    edit = MaskedImage(model, image, mask, box=box, **of_mask)
     if not edit.marked.any():
         warnings.warn(EMPTY, stacklevel=2)
     given |= edit.maps(given.get("semantic_map"), num_images)
@@ -80,7 +98,7 @@ def inpaint(
     for count, own in batches(model, num_images, given):
         *_, last = steps(model, x_1, edit.masked, count, **own)
         images.append(edit.result(last.tokens))
-    return torch.cat(images)
+    return edit, torch.cat(images)
 
 
 def process_of(options: dict[str, Any]) -> Callable[..., Iterator[Step]]:
@@ -102,7 +120,8 @@ def process_of(options: dict[str, Any]) -> Callable[..., Iterator[Step]]:
 class MaskedImage:
     """An image, the crop that the model edits, and its masked tokens.
 
-    x         the image (1, 3, H, W), in [-1, 1]
+    given     the image with its own colours and transparency (`images.as_given`)
+    x         the image (1, 3, H, W) in [-1, 1], in sRGB
     marked    its pixels (H, W) to be repainted
     filled    the image without what is under the mask, which is filled from its surroundings
     x_0       the crop of `filled`, at the model's size: all that the model sees
@@ -117,11 +136,15 @@ class MaskedImage:
         *,
         context: int = 0,
         feather: int = 0,
+        invert_mask: bool = False,
         box: Box | None = None,
     ):
         context, self.feather = as_int(context, "context"), as_int(feather, "feather")
-        image = to_rgb(image)
+        self.given = as_given(image)
+        image = to_rgb(self.given)
         levels = pixel_mask(mask, image.size)
+        if invert_mask:
+            levels = np.where(levels > 0, np.uint8(0), np.uint8(255))
         area = levels > 0 if levels.any() else levels == 0
         size = image.height, image.width
         self.model, self.size = model, size
@@ -185,6 +208,12 @@ class MaskedImage:
             result[part] = torch.where(marked, painted, self.x[part])
             yield result
 
+    def pictures(self, images: Images) -> list[Image.Image]:
+        """Results as pictures like the one that was given: in its profile, and elsewhere than at
+        the marked pixels with its own pixels and transparency."""
+        changed = self.marked.numpy()
+        return [restored(one, self.given, changed) for one in to_pil(images)]
+
 
 def dilated(masked: Bool[Tensor, "1 h w"], context: int) -> Bool[Tensor, "1 h w"]:
     """The masked tokens and all tokens within `context` of them."""
@@ -199,27 +228,17 @@ MOST_SIDE = 16_384
 """Pixels per side that outpainting may reach."""
 
 
-@with_options
-@isolated
-def complete(
-    model: ImageBART,
-    image: Image.Image,
-    num_images: int = 1,
-    *,
-    keep: str = "lower",
-    **options: Unpack[EditingOptions],
-) -> Images:
-    """Images (b, 3, H, W) in [-1, 1] that keep one half of `image`: "upper", "lower", "left" or
-    "right". Errors as in `inpaint`."""
+def other_half(keep: str, size: tuple[int, int]) -> np.ndarray:
+    """The mask (H, W) of an image of `size` (W, H) that keeps one half: "upper", "lower", "left" or
+    "right"."""
     if keep not in HALVES:
         raise ValueError(f"keep must be one of {HALVES}, got {keep!r}")
-    image = to_rgb(image)  # upright, as its mask
-    mask = np.zeros((image.height, image.width), bool)
+    mask = np.zeros(size[::-1], bool)
     lines = mask.T if keep in ("left", "right") else mask
     half = len(lines) // 2
     lines[half:] = keep in ("upper", "left")
     lines[:half] = keep in ("lower", "right")
-    return inpaint(model, image, mask, num_images, **options)
+    return mask
 
 
 @with_options
@@ -234,14 +253,14 @@ def outpaint(
     top: int = 0,
     bottom: int = 0,
     **options: Unpack[EditingOptions],
-) -> Images:
-    """Images (b, 3, H, W) in [-1, 1]: `image` with these pixels added; see `outpaint_steps`."""
+) -> list[Image.Image]:
+    """`image` with these pixels added, so many times; see `outpaint_steps`."""
     grown, seeds = [], image_seeds(options.get("seed", 0), num_images)
     for seed, own in zip(seeds, each_image(options, num_images), strict=True):
         own |= {"left": left, "right": right, "top": top, "bottom": bottom, "seed": seed}
         *_, (last, _) = outpaint_steps(model, image, **own)
-        grown.append(to_tensor(last))
-    return torch.stack(grown).to(model.device)
+        grown.append(last)
+    return grown
 
 
 def each_image(options: Mapping[str, object], num_images: int) -> list[dict[str, Any]]:
@@ -267,26 +286,27 @@ def outpaint_steps(
 
     The model inpaints windows as large as fit into the image, which move outwards by half their
     size (`pasting.outward`). At least half of each window is known; known pixels stay, bit for bit.
-    Pixels not painted yet repeat the nearest known one. `seed` is one number; a `semantic_map`
+    Pixels not painted yet repeat the nearest known one. Pictures are like the one that was given
+    (`images.restored`). `seed` is one number; a `semantic_map`
     covers the result. ValueError for negative margins, an image that is too small, a result that is
     too large (`grown_size`), and as in `inpaint`.
     """
     given: dict[str, Any] = {**options}
     seed = given.pop("seed", 0)
-    image, margins = to_rgb(image), {"left": left, "right": right, "top": top, "bottom": bottom}
-    size = grown_size(model, image, margins)
+    source, margins = as_given(image), {"left": left, "right": right, "top": top, "bottom": bottom}
+    image, size = to_rgb(source), grown_size(model, source, margins)
     place = slice(top, top + image.height), slice(left, left + image.width)
     canvas, known = np.zeros((*size, 3), np.uint8), np.zeros(size, bool)
     canvas[place], known[place] = np.asarray(image), True
     boxes = list(outward(known, model.image_size))
     for i, box in enumerate(boxes):
         so_far = Image.fromarray(fill_unknown(canvas, known))
-        yield so_far, i / len(boxes)
+        yield restored(so_far, source, at=(left, top)), i / len(boxes)
         one = window_seed(seed, i)
         window = inpaint(model, so_far, ~known, box=box, seed=one, **given)
         new = box.inside(size) & ~known
         canvas[new], known = np.asarray(to_pil(window)[0])[new], known | new
-    yield Image.fromarray(canvas), 1.0
+    yield restored(Image.fromarray(canvas), source, at=(left, top)), 1.0
 
 
 def grown_size(model: ImageBART, image: Image.Image, margins: dict[str, int]) -> tuple[int, int]:
