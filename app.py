@@ -20,6 +20,7 @@ import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ from demo.edit import edit_tab
 from demo.files import private_folder, stored_files, tidy
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
-from demo.pictures import chosen_for_editor, example_pictures, for_editor
-from demo.sample import sample_tab
+from demo.pictures import chosen_for_editor, example_pictures, for_editor, with_source
+from demo.requests import sentences
+from demo.sample import sample_tab, settings_of_link
 from demo.serving import Guard, read_auth, site_of
 from demo.style import CSS, THEME, TITLE
 from demo.worker import MOST_WAITING, Worker
@@ -86,16 +88,25 @@ def build(
             with gr.Tab("Understand", id="chain"):
                 chain_tab(worker, model, examples)
         page.load(
-            lambda: for_editor(examples[0]),
+            lambda: with_source(for_editor(examples[0])),
             None,
             edits.editor,
             api_visibility="private",
             show_progress="hidden",
         )
+        page.load(
+            sentences()(partial(settings_of_link, samples.said.inputs)),
+            samples.said.inputs["prompt"],  # in whose place the browser sends the address' query
+            [*samples.said.inputs.values(), samples.said.fresh],
+            js="() => [window.location.search]",
+            preprocess=False,
+            api_visibility="private",
+            show_progress="hidden",
+        )
         samples.send.click(
-            lambda results, i: (chosen_for_editor(results, i), gr.Tabs(selected="edit")),
+            lambda results, i: (*chosen_for_editor(results, i), gr.Tabs(selected="edit")),
             [samples.gallery, samples.index],
-            [edits.editor, tabs],
+            [*edits.editor, tabs],
             preprocess=False,
             api_visibility="private",
             show_progress="hidden",

@@ -32,7 +32,8 @@ class PageFunction:
 
     parameters: names of its values; forms: what gradio reads each as, None for anything; job:
     whether it is public and runs a model; queued: whether gradio's queue is the only way to it;
-    selects: whether it is told which item was selected.
+    selects: whether it is told which item was selected; states: how many of the values, the last
+    ones, are kept by the server: who calls by name leaves them out.
     """
 
     number: int
@@ -42,6 +43,7 @@ class PageFunction:
     job: bool
     queued: bool
     selects: bool
+    states: int = 0
 
 
 def functions_of(page: gr.Blocks) -> tuple[PageFunction, ...]:
@@ -54,6 +56,7 @@ def functions_of(page: gr.Blocks) -> tuple[PageFunction, ...]:
             one.api_visibility == "public",
             one.queue is not False,
             one.collects_event_data,
+            sum(block.stateful for block in one.inputs),
         )
         for number, one in page.fns.items()
         if one.fn is not None  # others run in the browser
@@ -73,14 +76,15 @@ def read_call(
     function = find_function(functions, number, name)
     if (way in BY_NAME and not function.job) or (way in DIRECT and function.queued):
         raise LookupError
+    taken = len(function.forms) - (function.states if way in BY_NAME else 0)
+    parameters, forms = function.parameters[:taken], function.forms[:taken]
     if way == "call/v2":
-        if unknown := request.keys() - set(function.parameters):
-            names = ", ".join(function.parameters)
-            raise ValueError(f"{name} takes {names}, got {len(unknown)} others")
-        for name, form in zip(function.parameters, function.forms, strict=True):
+        if unknown := request.keys() - set(parameters):
+            raise ValueError(f"{name} takes {', '.join(parameters)}, got {len(unknown)} others")
+        for name, form in zip(parameters, forms, strict=True):
             check_form(form, request.get(name))
         return function, request
-    passed = {"data": read_values(function, request.get("data")), **read_session(request)}
+    passed = {"data": read_values(forms, request.get("data")), **read_session(request)}
     if way not in BY_NAME:
         trigger = request.get("trigger_id")
         passed["fn_index"] = function.number
@@ -97,12 +101,12 @@ def find_function(functions: Sequence[PageFunction], number: Any, name: str | No
     raise LookupError
 
 
-def read_values(function: PageFunction, values: Any) -> list:
-    count = len(function.forms)
+def read_values(forms: Sequence[type[BaseModel] | None], values: Any) -> list:
+    count = len(forms)
     if not isinstance(values, list) or len(values) != count:
         got = f"{len(values)}" if isinstance(values, list) else "no list"
         raise ValueError(f"data must be a list of {count} values, got {got}")
-    for form, value in zip(function.forms, values, strict=True):
+    for form, value in zip(forms, values, strict=True):
         check_form(form, value)
     return values
 

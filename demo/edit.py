@@ -16,6 +16,7 @@ from demo.parts import (
     panel,
     results_gallery,
     run_buttons,
+    sentence,
     shelf_of,
     slider_of,
 )
@@ -29,11 +30,14 @@ from demo.pictures import (
     labelled,
     read_editor,
     read_picture,
+    source_of,
     stored,
     token_map,
+    with_source,
 )
 from demo.requests import (
     MARGINS,
+    OPTIONS,
     at_once,
     bounds,
     caption,
@@ -44,6 +48,7 @@ from demo.requests import (
     progress,
     ranked,
     read_candidates,
+    read_flag,
     read_int,
     read_number,
     read_request,
@@ -53,8 +58,14 @@ from demo.requests import (
 )
 from demo.worker import Worker
 from imagebart import ImageBART
-from imagebart.data.images import to_pil
-from imagebart.editing.inpainting import MaskedImage, each_image, grown_size, outpaint_steps
+from imagebart.data.images import as_given
+from imagebart.editing.inpainting import (
+    MASK_OPTIONS,
+    MaskedImage,
+    each_image,
+    grown_size,
+    outpaint_steps,
+)
 from imagebart.editing.process import refined_steps
 from imagebart.ranking import CLIP
 
@@ -91,7 +102,9 @@ def inpaint(
     passes=0,
     context=0,
     feather=0,
+    invert_mask=False,
     candidates=1,
+    source=None,
     *,
     ranker: CLIP | None = None,
     **options,
@@ -101,16 +114,19 @@ def inpaint(
 
     editor: {"background": image, "layers": [mask], "composite": null}; a mask has the image's size,
     is opaque where to repaint, or white if nothing in it is transparent; layers count together, at
-    most 8, and 16 million pixels in all results together. passes: how often the finest scale is
-    noised and denoised again, until no token changes. Other arguments as in `sample`.
+    most 8, and 16 million pixels in all results together. invert_mask: repaint all else. passes:
+    how often the finest scale is noised and denoised again, until no token changes. Results have
+    the image's colour profile and, outside the mask, its transparency. Other arguments as in
+    `sample`.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     given = {"passes": passes, "context": context, "feather": feather}
     how = {name: read_number(model, name, value) for name, value in given.items()}
+    how["invert_mask"] = read_flag(invert_mask, "invert_mask")
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    image, mask = read_editor(editor)
+    image, mask = read_editor(editor, source)
     check_pixels(count, *image.size)
-    edit = MaskedImage(model, image, mask, context=how["context"], feather=how["feather"])
+    edit = MaskedImage(model, image, mask, **{name: how[name] for name in MASK_OPTIONS})
     if not edit.masked.any():
         raise ValueError("the mask is empty: paint over what should be repainted")
 
@@ -130,7 +146,7 @@ def inpaint(
     steps = refined_steps(model, edit.x_1(), edit.masked, count, passes=how["passes"], **options)
     for i, step in enumerate(steps, 1 - model.T):
         if throttle.due(step.done) or small:
-            drawn = [to_pil(one)[0] for one in edit.results(step.tokens)]
+            drawn = [edit.pictures(one)[0] for one in edit.results(step.tokens)]
             images = labelled(drawn, about)
             name = f"pass {i}" if i > 0 else caption(model, step.t)
             strip = [*strip, (images[0][0], name)]
@@ -153,6 +169,7 @@ def outpaint(
     right=0,
     top=0,
     bottom=0,
+    source=None,
     *,
     ranker: CLIP | None = None,
     **options,
@@ -169,7 +186,7 @@ def outpaint(
     given = {"passes": passes, "context": context, "feather": feather}
     how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    image, _ = read_editor(editor)
+    image, _ = read_editor(editor, source)
     if not any(margins.values()):
         raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
     check_pixels(count * candidates, *grown_size(model, image, margins)[::-1])
@@ -210,33 +227,35 @@ def mask_layer(name: str, size: tuple[int, int]) -> Image.Image:
 
 
 @sentences()
-def with_mask(name: str, value: dict | None) -> dict:
-    """The image in the editor with one of `MASKS` as its mask."""
-    image, _ = read_editor(value)
-    return for_editor(image, mask_layer(name, image.size))
+def with_mask(name: str, value: dict | None, source: str | None) -> tuple[dict, str]:
+    """The image in the editor with one of `MASKS` as its mask, and its source."""
+    image, _ = read_editor(value, source)
+    return with_source(for_editor(image, mask_layer(name, image.size)))
 
 
-def remembered(editor: dict | None, history: list[str]) -> list[str]:
+def remembered(editor: dict | None, source: str | None, history: list[str]) -> list[str]:
     """The last edited images, with the current one."""
-    background = (editor or {}).get("background")
-    return [*history, background["path"]][-MOST_UNDOS:] if background else history
+    if not editor or not editor.get("background"):
+        return history
+    return [*history, source_of(editor, source)][-MOST_UNDOS:]
 
 
 @sentences()
 def taken(
-    results: list | None, index: int, editor: dict | None, history: list[str]
-) -> tuple[dict, list[str]]:
-    """(selected result as the editor's value, history with the current image); nothing changes if
-    there is no result."""
-    return chosen_for_editor(results, index), remembered(editor, history)
+    results: list | None, index: int, editor: dict | None, source: str | None, history: list[str]
+) -> tuple[dict, str, list[str]]:
+    """(selected result as the editor's value, its source, history with the current image); nothing
+    changes if there is no result."""
+    return *chosen_for_editor(results, index), remembered(editor, source, history)
 
 
 @sentences()
-def undone(history: list[str]) -> tuple[dict, list[str]]:
-    """(previous image as the editor's value, the history before it)."""
+def undone(history: list[str]) -> tuple[dict, str, list[str]]:
+    """(previous image as the editor's value, its source, the history before it)."""
     if not history:
         raise ValueError("there is nothing to undo")
-    return for_editor(read_picture({"path": history[-1]})), history[:-1]
+    image = read_picture({"path": history[-1]}, as_given)
+    return *with_source(for_editor(image)), history[:-1]
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────
@@ -249,15 +268,18 @@ def edit_tab(
     with gr.Row():
         with gr.Column(scale=3, min_width=320), gr.Tabs() as views:
             with gr.Tab("Picture", id="picture"):
-                editor = picture_editor(model, examples)
+                source = gr.State(None)
+                editor = picture_editor(model, examples, source)
             with gr.Tab("Result", id="result"):
                 compare, gallery, index = result_view()
                 with gr.Row():
                     again = gr.Button("Use the selected result as input", scale=3)
                     undo = gr.Button("Undo", scale=1, elem_id="undo")
         with gr.Column(scale=2, min_width=300):
-            said = panel(model, "Repaint", "edit-status", ranker)
-            inputs = {"editor": editor, **said.inputs, **controls_of_edits(model)}
+            said = panel(model, "Repaint", "edit-status", ranker, enlarge=False)
+            edits, mask = controls_of_edits(model)
+            inputs = {"editor": editor, **said.inputs, **edits}
+            kept = {"source": source}  # at the end, where callers by name leave it out
             with gr.Accordion("Extend beyond the borders", open=False):
                 margins = margin_sliders(model)
                 beyond = run_buttons("Outpaint")
@@ -270,9 +292,10 @@ def edit_tab(
             strip = shelf_of(label="First result", elem_id="first-result", **plain)
 
     before = gr.State(None)
-    how = said.buttons, inputs, said.fresh, [shown, strip, said.line, gallery, before], index
+    outputs = [shown, strip, said.line, gallery, before]
+    how = said.buttons, inputs | mask | kept, said.fresh, outputs, index
     painted = connect(worker, model, inpaint, *how, ranker=ranker)
-    how = beyond, inputs | margins, said.fresh, [shown, said.line, gallery], index
+    how = beyond, inputs | margins | kept, said.fresh, [shown, said.line, gallery], index
     grown = connect(worker, model, outpaint, *how, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     grown[0].then(lambda: ([], None), None, [strip, before], queue=False, **private)
@@ -283,22 +306,23 @@ def edit_tab(
         seen = [before, gallery, index]
         change(before_and_after, seen, compare, preprocess=False, queue=False, **private)
     history = gr.State([])
-    chosen = [gallery, index, editor, history]
+    chosen, back_to = [gallery, index, editor, source, history], [editor, source, history]
     back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **private}
-    again.click(taken, chosen, [editor, history], preprocess=False, **private).success(**back)
-    undo.click(undone, history, [editor, history], **private).success(**back)
-    return SimpleNamespace(editor=editor)
+    again.click(taken, chosen, back_to, preprocess=False, **private).success(**back)
+    undo.click(undone, history, back_to, **private).success(**back)
+    return SimpleNamespace(editor=[editor, source])
 
 
-def controls_of_edits(model: ImageBART) -> Controls:
-    """How a mask is repainted."""
+def controls_of_edits(model: ImageBART) -> tuple[Controls, Controls]:
+    """(how masked tokens are drawn, what the mask is)."""
     about = "The finest scale is drawn again so often, until no token changes"
     _, most = bounds(model, "passes")
     with gr.Accordion("The mask", open=False):
         passes = gr.Slider(0, most, 0, step=1, label="Refinement passes", info=about)
-        return {"passes": passes} | {
-            name: slider_of(model, name) for name in ("context", "feather")
-        }
+        sliders = {name: slider_of(model, name) for name in ("context", "feather")}
+        about = sentence(OPTIONS["invert_mask"].option.meaning)
+        inverted = gr.Checkbox(label="Invert the mask", info=about)
+        return {"passes": passes} | sliders, {"invert_mask": inverted}
 
 
 def result_view() -> tuple[gr.ImageSlider, gr.Gallery, gr.State]:
@@ -316,8 +340,10 @@ def before_and_after(before: str | None, results: list | None, index: int) -> gr
     return gr.ImageSlider((before, after), visible=True)
 
 
-def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEditor:
-    """The editor, with uploads, examples and preset masks."""
+def picture_editor(
+    model: ImageBART, examples: list[Image.Image], source: gr.State
+) -> gr.ImageEditor:
+    """The editor, with uploads, examples and preset masks; `source` is the file of its picture."""
     H, W = model.image_size
     editor = image_editor(W, H, "Paint over what should change", [(PAINT, SEEN)], "editor")
     names, masks = list(MASKS), []
@@ -329,18 +355,19 @@ def picture_editor(model: ImageBART, examples: list[Image.Image]) -> gr.ImageEdi
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
     shelf = shelf_of(examples, elem_id="examples", **plain)
 
-    def pick(event: gr.SelectData) -> dict:
-        return for_editor(picked(examples, event))
+    def pick(event: gr.SelectData) -> tuple[dict, str]:
+        return with_source(for_editor(picked(examples, event)))
 
     @sentences()
-    def uploaded(file: dict) -> dict:
-        return for_editor(read_picture(file))
+    def uploaded(file: dict) -> tuple[dict, str]:
+        return with_source(for_editor(read_picture(file, as_given)))
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    shelf.select(pick, None, editor, **private)
-    upload.upload(uploaded, upload, editor, preprocess=False, **private)
+    shown = [editor, source]
+    shelf.select(pick, None, shown, **private)
+    upload.upload(uploaded, upload, shown, preprocess=False, **private)
     for name, button in zip(MASKS, masks, strict=True):
-        button.click(partial(with_mask, name), editor, editor, preprocess=False, **private)
+        button.click(partial(with_mask, name), shown, shown, preprocess=False, **private)
     return editor
 
 

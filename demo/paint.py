@@ -21,6 +21,7 @@ from demo.requests import (
     picked,
     ranked,
     read_candidates,
+    read_enlarge,
     read_layers,
     read_request,
     settings_of_each,
@@ -32,6 +33,39 @@ from imagebart.data import scenery
 from imagebart.data.maps import OPEN, kind_colours, paint_kinds, read_kinds
 from imagebart.ranking import CLIP
 
+CHOOSE_KIND = """
+const kinds = [...element.querySelectorAll('.legend button')];
+const buttons = where => [...document.querySelectorAll(`#painting ${where}`)];
+const colours = () => buttons('menu.swatch button.color');
+
+async function paletteOpened() {
+  for (let i = 0; i < 50 && !colours().length; i++) {
+    if (i % 10 === 0) buttons('.half-container.right button')[0]?.click();
+    await new Promise(done => setTimeout(done, 20));
+  }
+}
+
+async function choose(i) {
+  buttons('.half-container:not(.right) button').at(-2)?.click();  // the brush, not the eraser
+  await paletteOpened();
+  colours()[i]?.click();
+}
+
+kinds.forEach((kind, i) => kind.addEventListener('click', () => choose(i)));
+document.addEventListener('click', event => setTimeout(() => {
+  colours().forEach((colour, i) => {
+    colour.title = kinds[i].textContent;
+    colour.setAttribute('aria-label', kinds[i].textContent);
+  });
+  const chosen = colours().indexOf(event.target);
+  if (chosen < 0) return;
+  kinds.forEach((kind, i) => kind.setAttribute('aria-pressed', i === chosen));
+  document.dispatchEvent(new MouseEvent('mousedown'));  // closes the palette, before a stroke would
+}), true);
+"""
+"""The legend chooses the colour of the brush, by the palette of the editor, which names its colours
+and closes when one is chosen."""
+
 
 def semantic(
     model: ImageBART,
@@ -40,6 +74,7 @@ def semantic(
     num_images=1,
     seed=0,
     candidates=1,
+    enlarge=1,
     *,
     ranker: CLIP | None = None,
     **options,
@@ -52,6 +87,7 @@ def semantic(
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
+    larger = {"enlarge": read_enlarge(model, enlarge, count)}
     colours = kind_colours(model.names["map"])
     kinds = read_kinds(read_painting(editor, model.image_size), colours)
     if (kinds < 0).all():
@@ -61,11 +97,11 @@ def semantic(
         draw = partial(model.sample, semantic_map=kinds)
         for best, line in ranked(draw, count, candidates, score, options):
             chosen = options_of_best(options, best)
-            about = settings_of_each("semantic", chosen, len(best))
+            about = settings_of_each("semantic", chosen | larger, len(best))
             yield shown, line, labelled([one.image for one in best], about)
         options = chosen
         remark += f" The best of {count * candidates}."
-    about = settings_of_each("semantic", options, count)
+    about = settings_of_each("semantic", options | larger, count)
     for step in model.sample_steps(count, semantic_map=kinds, **options):
         images = labelled(model.decode(step.tokens), about)
         yield shown, status(step, options["seed"], count, began, remark), images
@@ -109,7 +145,7 @@ def map_editor(model: ImageBART) -> gr.ImageEditor:
     codes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in kind_colours(model.names["map"]).tolist()]
     blank = Image.new("RGB", (W, H), OPEN)
     editor = image_editor(W, H, "Paint what is where", codes, "painting", blank)
-    gr.HTML(legend(model.names["map"], codes))
+    gr.HTML(legend(model.names["map"], codes), js_on_load=CHOOSE_KIND)
     clear = gr.Button("Start from a blank map", size="sm")
     gr.Markdown("Or from one of these:", visible=bool(maps))
     plain = {"allow_preview": False, "buttons": [], "visible": bool(maps)}
@@ -132,7 +168,10 @@ def example_maps(model: ImageBART) -> list[Image.Image]:
 
 
 def legend(names: Sequence[str], codes: list[str]) -> str:
-    """The colour of each kind."""
-    swatch = '<span><i style="background: {}"></i>{}</span>'
-    each = (swatch.format(code, html.escape(name)) for name, code in zip(names, codes, strict=True))
-    return f'<div class="legend">{"".join(each)}</div>'
+    """A button for each kind, which `CHOOSE_KIND` makes choose its colour; the first is chosen."""
+    button = '<button type="button" aria-pressed="{}"><i style="background: {}"></i>{}</button>'
+    each = (
+        button.format(str(i == 0).lower(), code, html.escape(name))
+        for i, (name, code) in enumerate(zip(names, codes, strict=True))
+    )
+    return f'<div class="legend" role="group" aria-label="Brush">{"".join(each)}</div>'

@@ -14,7 +14,7 @@ from demo.parts import (
     seed_box,
 )
 from demo.pictures import Throttle, stored
-from demo.requests import LONGEST_PROMPT, read_int, read_request, short, status
+from demo.requests import LONGEST_PROMPT, read_flag, read_int, read_request, status
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import to_pil
@@ -39,9 +39,7 @@ def panorama(
     window per token, slow.
     """
     width = read_int(width, "width", 0, MOST_WIDTH) or 6 * model.image_size[1]
-    for name, value in (("wrap", wrap), ("exact", exact)):
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {short(value)}")
+    wrap, exact = read_flag(wrap, "wrap"), read_flag(exact, "exact")
     if not isinstance(prompts, str | None) or len(prompts or "") > LONGEST_PROMPT:
         raise ValueError(f"prompts must be text of at most {LONGEST_PROMPT} characters")
     lines = [line for line in (prompts or "").splitlines() if line.strip()] or [""]

@@ -9,13 +9,23 @@ from gradio.context import LocalContext
 from gradio.events import Dependency
 from PIL import Image
 
-from demo.requests import FILTERS, LONGEST_PROMPT, MOST_IMAGES, STEP, bounds, sentences
+from demo.requests import (
+    FILTERS,
+    LONGEST_PROMPT,
+    MOST_IMAGES,
+    OPTIONS,
+    STEP,
+    bounds,
+    read_int,
+    read_real,
+    sentences,
+    short,
+)
 from demo.worker import Work, Worker, alone
 from imagebart import ImageBART
 from imagebart.conditions import class_count
 from imagebart.data import scenery
 from imagebart.data.scenery.words import PHRASES, SKY_PHRASES
-from imagebart.options import EditingOptions, rows
 from imagebart.ranking import CLIP
 
 Controls = dict[str, gr.components.Component]
@@ -95,8 +105,13 @@ def panel(
     ranker: CLIP | None = None,
     ideas: bool = False,
     count: int = 1,
+    enlarge: bool = True,
 ) -> Panel:
-    """The prompt, what runs it, and below what else can be said; `status` is the status' id."""
+    """The prompt, what runs it, and below what else can be said; `status` is the status' id.
+
+    `ideas`: whether there are words to click; `count`: images at a time; `enlarge`: whether results
+    may be.
+    """
     prompt = prompt_box(model)
     buttons = run_buttons(run)
     line = gr.Markdown(elem_id=status, min_height=28)
@@ -111,8 +126,41 @@ def panel(
         kind = gr.Dropdown([("any", ""), *names], label="Class", visible=classes > 0)
         advanced = controls_of_words(model) | controls_of_chance(model)
         advanced["candidates"] = candidates_slider(ranker)
+        if enlarge:
+            advanced["enlarge"] = slider_of(model, "enlarge")
     inputs = {"prompt": prompt, "num_images": number, "seed": seed, "classes": kind, **advanced}
     return Panel(inputs, fresh, buttons, line)
+
+
+def values_of_fields(inputs: Controls, said: dict) -> list:
+    """A value for each field: what a file or a link says, else its usual one.
+
+    Numbers may be text. ValueError for a value that the field cannot have, as for a request; what
+    is neither number nor text is left out.
+    """
+    values = []
+    for name, field in inputs.items():
+        value = said.get(name)
+        given = isinstance(value, int | float | str) and not isinstance(value, bool)
+        values.append(value_of_field(name, field, value) if given else field.value)
+    return values
+
+
+def value_of_field(name: str, field: gr.components.Component, value: float | str) -> float | str:
+    if isinstance(field, gr.Slider) and field.step != 1:
+        return read_real(value, name, field.minimum, field.maximum)
+    if isinstance(field, gr.Slider):
+        return read_int(value, name, int(field.minimum), int(field.maximum))
+    if isinstance(field, gr.Number):
+        return read_int(value, name, 0, 2**63 - 1)
+    if isinstance(field, gr.Dropdown):
+        known = [one for _, one in field.choices]
+        if str(value) not in known:
+            raise ValueError(f"{name} must be one of {len(known) - 1} classes, got {short(value)}")
+        return str(value)
+    if not isinstance(value, str) or len(value) > LONGEST_PROMPT:
+        raise ValueError(f"{name} must be text of at most {LONGEST_PROMPT} characters")
+    return value
 
 
 def controls_of_words(model: ImageBART) -> Controls:
@@ -136,10 +184,14 @@ def controls_of_chance(model: ImageBART) -> Controls:
 
 def slider_of(model: ImageBART, name: str) -> gr.Slider:
     """A slider for a numeric option of the library's table."""
-    row, label = rows(EditingOptions)[name], name.replace("_", "-").capitalize()
+    row, label = OPTIONS[name], name.replace("_", "-").capitalize()
     step, start = 1 if row.one is int else STEP, row.option.default
-    info = row.option.meaning[0].upper() + row.option.meaning[1:]
+    info = sentence(row.option.meaning)
     return gr.Slider(*bounds(model, name), start, step=step, label=label, info=info)
+
+
+def sentence(meaning: str) -> str:
+    return meaning[0].upper() + meaning[1:]
 
 
 def candidates_slider(ranker: CLIP | None) -> gr.Slider:

@@ -9,13 +9,13 @@ from typing import BinaryIO
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from demo.files import opened
 from demo.requests import MOST_PIXELS, read_layers, sentences
 from imagebart import ImageBART
 from imagebart.data import scenery
-from imagebart.data.images import to_pil, to_rgb
+from imagebart.data.images import as_given, enlarged, to_pil, to_rgb
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import masked_pixels, pixel_mask, upright
 from imagebart.settings import chunk_of, file_stem
@@ -25,6 +25,8 @@ EXAMPLES = 8
 PAINT, SEEN = "#ff9a3c", 0.65
 """Colour and opacity of a mask: opaque by half is marked, and the picture shines through."""
 SECONDS_BETWEEN_PREVIEWS = 2
+COPY_LEVELS = 8
+"""By how much a browser's copy of a picture may differ, of 256 levels: it converts colours too."""
 
 
 def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
@@ -51,12 +53,33 @@ def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
         raise ValueError(f"an image must be a whole file, one of {names}, got another") from None
 
 
-def read_editor(editor: dict | None) -> tuple[Image.Image, np.ndarray]:
-    """(image, levels of the mask) of the editor's value."""
+def read_editor(editor: dict | None, source: str | None = None) -> tuple[Image.Image, np.ndarray]:
+    """(image as it was given, levels of the mask) of the editor's value; `source` as in
+    `source_of`."""
     if not editor or not editor.get("background"):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
-    layers, image = read_layers(editor), read_picture(editor["background"])
+    layers = read_layers(editor)
+    image = read_picture({"path": source_of(editor, source)}, as_given)
     return image, pixel_mask([read_picture(file, upright) for file in layers], image.size)
+
+
+def source_of(editor: dict, source: str | None) -> str:
+    """The file of the picture in the editor: `source`, from which it was put there, if it still
+    shows that, since the browser's copy has lost the colour profile and the transparency."""
+    copy = editor["background"]
+    if source is None:
+        return copy["path"]
+    try:
+        given, seen = read_picture({"path": source}), read_picture(copy)
+    except ValueError:  # it is too old, or the editor has none: that is said elsewhere
+        return copy["path"]
+    same = given.size == seen.size and levels_between(given, seen) <= COPY_LEVELS
+    return source if same else copy["path"]
+
+
+def levels_between(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of two RGB images of one size."""
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
 def token_map(edit: MaskedImage) -> Image.Image:
@@ -96,9 +119,9 @@ def stored(image: Image.Image, settings: dict | None = None) -> str:
 
 
 def labelled(images: Sequence[Image.Image], settings: Sequence[dict]) -> list[tuple[str, str]]:
-    """(file, caption) of each image for a gallery; the caption is its seed."""
+    """(file, caption) of each image for a gallery, enlarged as it says; the caption is its seed."""
     return [
-        (stored(image, own), f"seed {own['seed']}")
+        (stored(enlarged(image, own.get("enlarge", 1)), own), f"seed {own['seed']}")
         for image, own in zip(images, settings, strict=True)
     ]
 
@@ -128,11 +151,17 @@ def growing(
 
 
 @sentences()
-def chosen_for_editor(results: list | None, index: int) -> dict:
-    """The selected result of a gallery, by default the first, as the editor's value."""
+def chosen_for_editor(results: list | None, index: int) -> tuple[dict, str]:
+    """The selected result of a gallery, by default the first, for the editor."""
     if not results:
         raise ValueError("there is no picture yet")
-    return for_editor(read_picture(results[min(index, len(results) - 1)]["image"]))
+    chosen = results[min(index, len(results) - 1)]["image"]
+    return with_source(for_editor(read_picture(chosen, as_given)))
+
+
+def with_source(value: dict) -> tuple[dict, str]:
+    """An editor's value, and the file that `source_of` takes."""
+    return value, value["background"]
 
 
 def example_pictures(model: ImageBART) -> list[Image.Image]:

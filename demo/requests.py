@@ -13,7 +13,7 @@ from imagebart.arguments import as_int
 from imagebart.conditions import class_count
 from imagebart.editing.inpainting import each_image
 from imagebart.guidance import encode_condition
-from imagebart.options import EditingOptions, rows
+from imagebart.options import InpaintOptions, OutputOptions, rows
 from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
 from imagebart.sampling import Filter
 
@@ -30,6 +30,8 @@ STEP = 0.05
 """Step of a slider for real numbers."""
 FILTERS = tuple(vars(Filter()))
 """Names of the options that filter a scale's logits."""
+OPTIONS = rows(InpaintOptions) | rows(OutputOptions)
+"""The rows of all options that the page has."""
 MARGINS = ("left", "right", "top", "bottom")
 CHUNK = 4
 """Maximum number of candidates between two status messages."""
@@ -43,12 +45,26 @@ def read_int(value: Any, name: str, low: int, high: int) -> int:
     return as_int(value, name, low, high)
 
 
+def read_real(value: Any, name: str, low: float, high: float) -> float:
+    """A number in [low, high]; text is read too."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)
+    return real(value, name, low, high)
+
+
 def real(value: Any, name: str, low: float, high: float) -> float:
     """A number in [low, high]."""
     fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     if not fits:
         raise ValueError(f"{name} must be a number from {low} to {high}, got {short(value)}")
     return float(value)
+
+
+def read_flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {short(value)}")
+    return value
 
 
 def short(value: Any) -> str:
@@ -58,14 +74,14 @@ def short(value: Any) -> str:
 
 def bounds(model: ImageBART, name: str) -> tuple[float, float]:
     """The bounds of a numeric option for visitors, inclusive."""
-    option = rows(EditingOptions)[name].option
+    option = OPTIONS[name].option
     lowest = option.least + STEP if option.open else option.least
     return lowest, {"top_k": model.K, **SLIDER_LIMITS}.get(name, option.most)
 
 
 def read_number(model: ImageBART, name: str, value: Any) -> float:
     """A numeric option; ValueError if it is out of bounds."""
-    row, (_, most) = rows(EditingOptions)[name], bounds(model, name)
+    row, (_, most) = OPTIONS[name], bounds(model, name)
     read = read_int if row.one is int else real
     value = read(value, name, row.option.least, most)
     row.check(value, name)
@@ -140,6 +156,14 @@ def check_pixels(count: int, width: int, height: int) -> None:
             f"all pictures together must have at most {MOST_PIXELS // 10**6} million pixels, "
             f"got {count} of {width}×{height}"
         )
+
+
+def read_enlarge(model: ImageBART, value: Any, count: int) -> int:
+    """How many times larger `count` samples become; ValueError if they are too large together."""
+    times = int(read_number(model, "enlarge", value))
+    H, W = model.image_size
+    check_pixels(count, W * times, H * times)
+    return times
 
 
 def at_once(width: int, height: int) -> int:
@@ -222,9 +246,9 @@ def sentences() -> Iterator[None]:
 
 def settings_of_each(command: str, options: dict, count: int) -> list[dict]:
     """What is written into the file of each image: the options that differ from their defaults."""
-    seed, table = options["seed"], rows(EditingOptions)
+    seed = options["seed"]
     seeds = seed if isinstance(seed, list) else range(seed, seed + count)
-    usual = {name: row.option.default for name, row in table.items()} | dict.fromkeys(MARGINS, 0)
+    usual = {name: row.option.default for name, row in OPTIONS.items()} | dict.fromkeys(MARGINS, 0)
     given = {name: value for name, value in options.items() if name != "seed"}
     return [
         {"command": command, "seed": int(own_seed)}

@@ -1,11 +1,13 @@
 """The tab Make: sample images and show the chain."""
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from types import SimpleNamespace
+from urllib.parse import parse_qsl
 
 import gradio as gr
 from PIL import Image
@@ -13,11 +15,13 @@ from PIL import Image
 from demo.parts import (
     IDEAS,
     Controls,
+    Panel,
     connect,
     knows_scenery,
     panel,
     results_gallery,
     shelf_of,
+    values_of_fields,
 )
 from demo.pictures import labelled, read_picture
 from demo.requests import (
@@ -26,6 +30,7 @@ from demo.requests import (
     options_of_best,
     ranked,
     read_candidates,
+    read_enlarge,
     read_request,
     sentences,
     settings_of_each,
@@ -49,6 +54,7 @@ def sample(
     num_images=1,
     seed=0,
     candidates=1,
+    enlarge=1,
     *,
     ranker: CLIP | None = None,
     **options,
@@ -58,19 +64,21 @@ def sample(
     Image i has the seed `seed` + i; seed 0 to 2^63 - 1, as text where numbers are not exact.
     classes: a name or a number, empty for any; guidance up to 20, null is the model's own.
     candidates: so many are drawn for each image, 64 at most in all, and those shown that look most
-    like the prompt, the best first. Other numbers as the library's options of these names.
+    like the prompt, the best first. enlarge: times larger, resampled. Other numbers as the
+    library's options of these names.
     """
     began = time.perf_counter()
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
+    enlarge = read_enlarge(model, enlarge, count)
     if score is not None:
         for best, line in ranked(model.sample, count, candidates, score, options):
             chosen = options_of_best(options, best)
-            about = settings_of_each("sample", chosen, len(best))
+            about = settings_of_each("sample", chosen | {"enlarge": enlarge}, len(best))
             yield [], line, labelled([one.image for one in best], about)
         options = chosen
         remark += f" The best of {count * candidates}."
-    for [outputs] in draw_together(model, [SampleRequest(count, options, remark, began)]):
+    for [outputs] in draw_together(model, [SampleRequest(count, options, remark, began, enlarge)]):
         yield outputs
 
 
@@ -85,11 +93,13 @@ class SampleRequest:
     options: dict
     remark: str
     began: float
+    enlarge: int = 1
     chain: list = field(default_factory=list)
 
     def shown(self, model: ImageBART, step: Step, pictures: list[Image.Image]) -> tuple:
         """Its outputs after a step, of the pictures that are its own."""
-        images = labelled(pictures, settings_of_each("sample", self.options, self.count))
+        settings = self.options | {"enlarge": self.enlarge}
+        images = labelled(pictures, settings_of_each("sample", settings, self.count))
         self.chain = [*self.chain, (images[0][0], caption(model, step.t))]
         line = status(step, self.options["seed"], self.count, self.began, self.remark)
         return self.chain, line, images
@@ -120,9 +130,12 @@ def sample_each(model: ImageBART, given: list[dict]) -> Iterator[list]:
 
 def read_or_error(model: ImageBART, given: dict) -> SampleRequest | Exception:
     """A request, or why it is none: whatever it is, others in its batch are drawn."""
-    words = {name: value for name, value in given.items() if name != "candidates"}
+    others = ("candidates", "enlarge")
+    words = {name: value for name, value in given.items() if name not in others}
     try:
-        return SampleRequest(*read_request(model, **words), time.perf_counter())
+        count, options, remark = read_request(model, **words)
+        enlarge = read_enlarge(model, given["enlarge"], count)
+        return SampleRequest(count, options, remark, time.perf_counter(), enlarge)
     except Exception as error:
         return error
 
@@ -155,7 +168,9 @@ def sample_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> SimpleN
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             said = panel(model, "Sample", "sample-status", ranker, ideas=True, count=IMAGES)
-            settings_button(said.inputs, said.fresh)
+            with gr.Row():
+                settings_button(said.inputs, said.fresh)
+                link_button(said)
         with gr.Column(scale=3, min_width=320):
             gallery, index = results_gallery(
                 first_pictures(model), label="Images", elem_id="samples", columns=2
@@ -168,7 +183,7 @@ def sample_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> SimpleN
     work = partial(sampling_work, model, ranker)
     how = said.buttons, said.inputs, said.fresh, [chain, said.line, gallery], index, work
     connect(worker, model, sample, *how)
-    return SimpleNamespace(send=send, gallery=gallery, index=index)
+    return SimpleNamespace(send=send, gallery=gallery, index=index, said=said)
 
 
 def first_pictures(model: ImageBART) -> list[tuple[str, str]]:
@@ -181,6 +196,42 @@ def first_pictures(model: ImageBART) -> list[tuple[str, str]]:
     return [(file, prompt) for (file, _), prompt in zip(pictures, prompts, strict=True)]
 
 
+LINK = """(...values) => {
+  const usual = USUAL, query = new URLSearchParams();
+  NAMES.forEach((name, i) => {
+    const plain = values[i] === null || values[i] === "" || values[i] === usual[i];
+    if (!plain || name === "seed") query.set(name, values[i]);
+  });
+  const link = `${location.origin}${location.pathname}?${query}`;
+  history.replaceState(null, "", link);
+  navigator.clipboard?.writeText(link).catch(() => {});
+  return "The address of this page now has these settings.";
+}"""
+LONGEST_LINK, MOST_IN_LINK = 8000, 32
+"""Characters, and settings."""
+
+
+def link_button(said: Panel) -> None:
+    """A button that writes the settings into the page's address, and copies it."""
+    button = gr.Button("Link to these settings", size="sm")
+    names, usual = [*said.inputs], [one.value for one in said.inputs.values()]
+    js = LINK.replace("NAMES", json.dumps(names)).replace("USUAL", json.dumps(usual))
+    button.click(None, [*said.inputs.values()], said.line, js=js, api_visibility="private")
+
+
+def settings_of_link(inputs: Controls, query: str) -> list:
+    """The fields' values, and whether to draw new seeds, by the query of the page's address.
+
+    Nothing changes without one. ValueError for values that a request may not have.
+    """
+    if not isinstance(query, str) or len(query) > LONGEST_LINK:
+        raise ValueError(f"a link must have at most {LONGEST_LINK} characters")
+    said = dict(parse_qsl(query.removeprefix("?"), max_num_fields=MOST_IN_LINK))
+    if not said.keys() & inputs.keys():
+        return [gr.skip()] * (len(inputs) + 1)
+    return [*values_of_fields(inputs, said), "seed" not in said]
+
+
 def settings_button(inputs: Controls, fresh: gr.Checkbox) -> None:
     """A button that takes the settings of a picture made here."""
     button = gr.UploadButton("Settings of a picture made here", file_types=[".png"], size="sm")
@@ -190,9 +241,7 @@ def settings_button(inputs: Controls, fresh: gr.Checkbox) -> None:
         found = read_picture(file, settings_of)
         if "seed" not in found:
             raise ValueError("the picture must hold settings, as those made here do")
-        known = [found.get(name, usual.value) for name, usual in inputs.items()]
-        plain = [value if isinstance(value, int | float | str) else gr.skip() for value in known]
-        return [*plain, False]
+        return [*values_of_fields(inputs, found), False]
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     button.upload(read, button, [*inputs.values(), fresh], preprocess=False, **private)

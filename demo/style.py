@@ -54,7 +54,10 @@ CSS = """
 #panorama img { flex: none; width: auto; height: auto; min-width: 100%; min-height: 160px;
   max-width: none; max-height: none; object-fit: contain; }
 
-.legend { display: flex; flex-wrap: wrap; gap: 4px 14px; font-size: var(--text-sm); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px; font-size: var(--text-sm); }
+.legend button { padding: 3px 8px; border: 1px solid transparent; border-radius: 6px; }
+.legend button:hover { background: var(--button-secondary-background-fill-hover); }
+.legend button[aria-pressed=true] { border-color: var(--color-accent); }
 .legend i { display: inline-block; width: 14px; height: 14px; margin-right: 5px; border-radius: 4px;
   vertical-align: -2px; border: 1px solid var(--border-color-primary); }
 .words { gap: 6px; }

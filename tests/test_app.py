@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import httpx
 import numpy as np
 import psutil
@@ -21,6 +22,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 from server import Server
+from test_colours import PROFILE
 
 import app
 from demo import edit, pictures, requests, serving
@@ -28,18 +30,19 @@ from demo.edit import MASKS, MOST_UNDOS, inpaint, mask_layer, outpaint, remember
 from demo.files import REFUSED
 from demo.paint import semantic
 from demo.panorama import panorama
+from demo.parts import panel
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.requests import FILTERS
-from demo.sample import sample, sampling_work
+from demo.sample import sample, sampling_work, settings_of_link
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.conditions import text_shape, text_tokens
 from imagebart.data import scenery
-from imagebart.data.images import to_rgb
+from imagebart.data.images import as_given, to_rgb
 from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.editing.masks import pixel_mask
 from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
-from imagebart.options import EditingOptions, PanoramaOptions, SamplingOptions, rows
+from imagebart.options import EditingOptions, InpaintOptions, PanoramaOptions, SamplingOptions, rows
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 from imagebart.sampling import Filter
@@ -47,6 +50,8 @@ from imagebart.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 DESKTOP, PHONE = (1280, 1000), (390, 844)
+AXE = ROOT / "node_modules/axe-core/axe.min.js"
+INSTALL_AXE = "npm install --no-save axe-core@4.14.1"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -135,13 +140,14 @@ def test_endpoints_have_these_names_and_defaults(client):
     }
     options = {**chain, "prompt": "", "num_images": 1, "classes": ""}
     edits = {**options, "passes": 0, "context": 0, "feather": 0, "candidates": 1}
+    inpainting = {"editor": None, **edits, "invert_mask": False}
     got = {
         name: {p["parameter_name"]: p["parameter_default"] for p in endpoint["parameters"]}
         for name, endpoint in named.items()
     }
     assert got == {
-        "/sample": {**options, "num_images": 4, "candidates": 1},
-        "/inpaint": {"editor": None, **edits},
+        "/sample": {**options, "num_images": 4, "candidates": 1, "enlarge": 1},
+        "/inpaint": inpainting,
         "/outpaint": {"editor": None, **edits, "left": 0, "right": 0, "top": 0, "bottom": 0},
         "/panorama": {**chain, "prompts": "", "width": 192, "wrap": False, "exact": False},
         "/chain": {"image": None, "t": 2, "seed": 0},
@@ -155,7 +161,7 @@ EDITS = CHAIN | dict.fromkeys(
 WIDE = {"method": CHAIN["method"], "mode": "called exact", "classes": "said in the prompts"}
 INTERFACES = {  # endpoint → the table of its options, and those that it lacks: why
     "/sample": (SamplingOptions, CHAIN),
-    "/inpaint": (EditingOptions, EDITS),
+    "/inpaint": (InpaintOptions, EDITS),
     "/outpaint": (EditingOptions, EDITS),
     "/panorama": (PanoramaOptions, WIDE),
 }
@@ -226,6 +232,26 @@ def test_a_picture_has_its_seed_below_it_and_its_settings_in_it(client, conditio
     (path, _) = images[0]
     assert Path(path).stem == "a-lake-at-night_seed3"
     assert settings_of(Image.open(path))["prompt"] == "a lake at night"
+
+
+def test_results_are_enlarged_on_request(client, model, conditional, tmp_path):
+    *_, gallery = client.predict(num_images=1, enlarge=3, api_name="/sample")
+    (image,) = model.sample(1, seed=0)
+    larger = image.resize((96, 96), Image.Resampling.LANCZOS)
+    assert_same(gallery, [larger])
+    assert settings_of(Image.open(gallery[0]["image"]))["enlarge"] == 3
+    paint_kinds(np.zeros((32, 32), int), kind_colours(["sky", "water", "grass"])).save(
+        tmp_path / "map.png"
+    )
+    painted = editor({"path": str(tmp_path / "map.png")})
+    *_, (_, _, images) = semantic(conditional, painted, enlarge=2)
+    assert [one.size for one in opened_all(images)] == [(64, 64)]
+    for wrong in (0, 5, 1.5, "much"):
+        sentence = f"enlarge must be a whole number, from 1 to 4, got {wrong!r}"
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            next(sample(model, enlarge=wrong))
+    with pytest.raises(ValueError, match="all pictures together must have at most 16 million"):
+        requests.read_enlarge(SimpleNamespace(image_size=(512, 512), K=12), 4, 5)
 
 
 def test_every_scale_is_streamed(client, model):
@@ -330,8 +356,31 @@ def test_a_mask_means_the_same_here_and_in_the_library(model, tmp_path):
 def test_a_layer_without_transparency_marks_where_it_is_white(client, model, tmp_path):
     image, (masked, _) = picture(32, 32), stroke(32, 32)
     layer = saved(Image.fromarray(masked), tmp_path, "mask.png")
-    *_, gallery = client.predict(editor(saved(image, tmp_path), layer), api_name="/inpaint")
+    request = editor(saved(image, tmp_path), layer)
+    *_, gallery = client.predict(request, api_name="/inpaint")
     assert_same(gallery, model.inpaint(image, masked))
+    *_, gallery = client.predict(request, invert_mask=True, api_name="/inpaint")
+    assert_same(gallery, model.inpaint(image, ~masked))
+    with pytest.raises(AppError, match=r"^invert_mask must be true or false, got 1$"):
+        client.predict(request, invert_mask=1, api_name="/inpaint")
+
+
+def test_the_picture_in_the_editor_is_the_one_that_was_put_there(tmp_path):
+    """Not the browser's copy, without profile and transparency; unless another was pasted."""
+    given = picture(32, 32)
+    given.putalpha(picture(32, 32, "L", seed=1))
+    given.save(tmp_path / "given.png", icc_profile=PROFILE)
+    seen = to_rgb(Image.open(tmp_path / "given.png"))
+    request = request_of(seen, None, tmp_path)
+    for source, expected in ((str(tmp_path / "given.png"), given), (None, seen), ("gone", seen)):
+        got, _ = read_editor(request, source)
+        assert got.mode == expected.mode
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+    pasted = np.array(seen)
+    pasted[3, 5] = 255 - pasted[3, 5]
+    for other in (Image.fromarray(pasted), picture(32, 33)):
+        got, _ = read_editor(request_of(other, None, tmp_path), str(tmp_path / "given.png"))
+        assert_same([got], [other])
 
 
 def test_a_seed_means_the_same_picture_among_other_visitors(client, server, model):
@@ -351,11 +400,12 @@ def test_requests_that_differ_in_words_and_seeds_are_drawn_as_one_batch(make_mod
     for denoiser in model.denoisers.values():
         denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
     first = dict.fromkeys(("prompt", "classes", "negative_prompt"), "") | {
-        **dict(num_images=1, seed=0, guidance=2, candidates=1),
+        **dict(num_images=1, seed=0, guidance=2, candidates=1, enlarge=1),
         **{name: getattr(Filter(), name) for name in FILTERS},
     }
     calls = [first, first | {"seed": "9", "num_images": 2, "prompt": "a lake", "classes": "1"}]
     calls += [first | {"seed": -1}, first | {"prompt": "a volcano", "negative_prompt": "night"}]
+    calls[1] |= {"enlarge": 2}
     calls += [first | {"unknown": 1}]
     works = [sampling_work(model, None, **call) for call in calls]
     assert len({work.key for work in works}) == 1 and [work.size for work in works] == [
@@ -500,6 +550,7 @@ def odd_pictures() -> dict[str, tuple[Image.Image, str, dict]]:
         "alpha": (clear, "png", {}),
         "16-bit": (deep, "png", {}),
         "turned": (picture(40, 32), "jpg", {"exif": turned}),
+        "profile": (picture(32, 32), "jpg", {"icc_profile": PROFILE}),
         "CMYK": (picture(32, 32, "CMYK"), "jpg", {}),
         "one pixel": (picture(1, 1), "png", {}),
         "a line": (picture(2000, 10), "png", {}),
@@ -511,13 +562,16 @@ def odd_pictures() -> dict[str, tuple[Image.Image, str, dict]]:
 def test_odd_pictures_are_read_as_the_library_reads_them(client, model, tmp_path, name):
     image, suffix, options = odd_pictures()[name]
     background = saved(image, tmp_path, f"odd.{suffix}", **options)
-    upright = to_rgb(Image.open(tmp_path / f"odd.{suffix}"))
-    upright.info.clear()
-    mask = np.ones(upright.size[::-1], bool)
-    mask[: upright.height // 2] = False
+    given = as_given(Image.open(tmp_path / f"odd.{suffix}"))
+    mask = np.ones(given.size[::-1], bool)
+    mask[: given.height // 2] = False
     layer = saved(Image.fromarray(mask), tmp_path, "mask.png")
     *_, gallery = client.predict(editor(background, layer), seed=2, api_name="/inpaint")
-    assert_same(gallery, model.inpaint(upright, mask, seed=2))
+    got, (expected,) = Image.open(gallery[0]["image"]), model.inpaint(given, mask, seed=2)
+    assert got.mode == expected.mode == given.mode
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(got)[~mask], np.asarray(given)[~mask])
+    assert got.info.get("icc_profile") == given.info.get("icc_profile")
 
 
 def broken_pictures() -> dict[str, bytes]:
@@ -746,13 +800,14 @@ def test_undo_goes_back_picture_by_picture(tmp_path):
     for i in range(3):
         picture(20, 20, seed=i).save(tmp_path / f"{i}.png")
         paths.append(str(tmp_path / f"{i}.png"))
-    history = remembered(None, [])
+    history = remembered(None, None, [])
     for path in paths:
-        history = remembered({"background": {"path": path}}, history)
+        history = remembered({"background": {"path": path}}, None, history)
     assert history == paths
     for i in (2, 1, 0):
-        value, history = undone(history)
-        assert_same([Image.open(value["background"])], [Image.open(paths[i])])
+        value, source, history = undone(history)
+        assert source == value["background"]
+        assert_same([Image.open(source)], [Image.open(paths[i])])
         assert history == paths[:i]
     with pytest.raises(Error, match="there is nothing to undo"):
         undone(history)
@@ -761,7 +816,7 @@ def test_undo_goes_back_picture_by_picture(tmp_path):
     with pytest.raises(Error, match="at most 16 million pixels"):
         undone([large])
     most = MOST_UNDOS
-    many = remembered({"background": {"path": paths[0]}}, [paths[1]] * most)
+    many = remembered({"background": {"path": paths[0]}}, None, [paths[1]] * most)
     assert len(many) == most and many[-1] == paths[0]
 
 
@@ -770,12 +825,14 @@ def test_what_undo_remembers_comes_with_a_result(tmp_path):
     for i, file in enumerate(files):
         picture(20, 20, seed=i).save(file)
     background, result = ({"path": file} for file in files)
-    now, history = taken([{"image": result, "caption": None}], 0, {"background": background}, [])
-    assert_same([Image.open(now["background"])], [Image.open(files[1])])
+    chosen = [{"image": result, "caption": None}], 0
+    now, source, history = taken(*chosen, {"background": background}, None, [])
+    assert source == now["background"]
+    assert_same([Image.open(source)], [Image.open(files[1])])
     assert history == files[:1]
     for nothing in (None, [], [{"image": {"path": "gone.png"}, "caption": None}]):
         with pytest.raises(Error, match=r"there is no picture yet|within the last hour"):
-            taken(nothing, 0, {"background": background}, history)
+            taken(nothing, 0, {"background": background}, None, history)
 
 
 # ── what a request may take ───────────────────────────────────────────────────────────────────
@@ -1006,6 +1063,32 @@ def test_a_panorama_has_room_for_its_prompts(conditional):
     assert Image.open(wide).size == (37, 32)
 
 
+def test_a_link_restores_settings(conditional):
+    """Checked as those of a request; without settings in it nothing changes."""
+    with gr.Blocks():
+        inputs = panel(conditional, "Sample", "status").inputs
+    query = "?prompt=a+lake%26&seed=5&top_p=0.5&enlarge=2&num_images=3&unknown=1"
+    *values, fresh = settings_of_link(inputs, query)
+    said = {"prompt": "a lake&", "seed": 5, "top_p": 0.5, "enlarge": 2, "num_images": 3}
+    usual = {name: field.value for name, field in inputs.items()}
+    assert dict(zip(inputs, values, strict=True)) == usual | said and fresh is False
+    assert settings_of_link(inputs, "?prompt=night")[-1] is True
+    for nothing in ("", "?", "?__theme=dark"):
+        assert {repr(value) for value in settings_of_link(inputs, nothing)} == {repr(gr.skip())}
+    for query, sentence in (
+        ("seed=-1", "seed must be a whole number, from 0 to"),
+        ("temperature=nan", "temperature must be a number from 0 to 5, got nan"),
+        ("top_k=2.5", "top_k must be a whole number, from 0 to 12, got '2.5'"),
+        ("num_images=17", "num_images must be a whole number, from 1 to 16, got 17"),
+        ("classes=volcano", "classes must be one of 0 classes, got 'volcano'"),
+        (f"prompt={'x' * 1001}", "prompt must be text of at most 1000 characters"),
+        (f"prompt={'x' * 8001}", "a link must have at most 8000 characters"),
+        ("a=1&" * 33, "Max number of fields exceeded"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            settings_of_link(inputs, query)
+
+
 def test_the_best_of_several_are_shown(make_model, clip):
     model, ranker = make_model(T=3, conditions={"text": 6}, condition_dropout=True), CLIP(clip)
     for denoiser in model.denoisers.values():
@@ -1081,7 +1164,7 @@ def served(page, picture) -> Image.Image:
     return Image.open(BytesIO(page.request.get(source, max_retries=3).body())).convert("RGB")
 
 
-def settled(page, where: str = "#editor", least: float = 8) -> tuple[float, dict]:
+def settled(page, where: str = "#editor", least: float = 8, most: float = 10) -> tuple[float, dict]:
     """(zoom, box) of an editor once it lies still: at 10, the most, for pictures of the model's
     size."""
     found = None
@@ -1089,7 +1172,7 @@ def settled(page, where: str = "#editor", least: float = 8) -> tuple[float, dict
     for _ in range(120):
         zoom = int(page.locator(where).get_by_text("%").inner_text().rstrip("%")) / 100
         before, found = found, (zoom, page.locator(f"{where} canvas").first.bounding_box())
-        if zoom > least and found == before:
+        if least < zoom <= most and found == before:
             return found
         page.wait_for_timeout(500)
     raise AssertionError(f"the editor never came to rest, last at {found}")
@@ -1162,6 +1245,24 @@ def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
     page.get_by_role("button", name="Upper half").click()
     expected = np.asarray(model.sample(1, seed=5)[0])
     np.testing.assert_array_equal(repaint(page, 9)[16:], expected[16:])
+
+    page.get_by_role("tab", name="Make", exact=True).click()
+    page.get_by_role("button", name="Link to these settings").click()
+    page.wait_for_url("**/?*seed=5*")
+    page.reload()
+    seed = page.get_by_label("Seed", exact=True).first
+    for _ in range(60):  # the page first shows its usual settings
+        if seed.input_value() == "5":
+            break
+        page.wait_for_timeout(500)
+    assert seed.input_value() == "5"
+    assert not page.get_by_label("New seed each time").first.is_checked()
+    page.get_by_label("Prompt", exact=True).first.focus()
+    page.keyboard.press("Tab")  # from the prompt to the button, which a key presses too
+    page.keyboard.press("Space")
+    line.get_by_text("Seeds 5 to 8").wait_for()
+    page.goto(re.sub("seed=5", "seed=-5", page.url))
+    page.get_by_text("seed must be a whole number, from 0 to").first.wait_for()
     assert page.complaints == []
 
 
@@ -1183,16 +1284,20 @@ def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     assert (edited[~kept] != sampled[~kept]).any()
 
     uploaded = picture(64, 64, seed=4)
-    uploaded.save(tmp_path / "photo.png")
+    uploaded.putalpha(mask_layer("Centre", (64, 64)).getchannel("A").point(lambda a: 255 - a))
+    uploaded.save(tmp_path / "photo.png", icc_profile=PROFILE)
     page.get_by_role("tab", name="Picture", exact=True).click()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Upload a picture").click()
     chooser.value.set_files(tmp_path / "photo.png")
-    page.wait_for_timeout(1000)
-    settled(page, least=4)
+    settled(page, least=4, most=9)  # larger than the picture before
     page.get_by_role("button", name="Upper half").click()
-    edited, before = repaint(page, 10), np.asarray(uploaded)
+    edited, before = repaint(page, 10), np.asarray(uploaded.convert("RGB"))
     assert edited.shape == before.shape  # a picture keeps its size
+    result = page.locator("#edits .grid-container img").first.get_attribute("src")
+    result = Image.open(BytesIO(page.request.get(result).body()))
+    assert result.info["icc_profile"] == PROFILE  # and its colours and transparency
+    np.testing.assert_array_equal(np.asarray(result)[32:], np.asarray(uploaded)[32:])
     np.testing.assert_array_equal(edited[32:], before[32:])
     assert (edited[:32] != before[:32]).any()
     compared = page.locator("#compare img")
@@ -1242,7 +1347,13 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
     assert tab.get_by_role("spinbutton", name="Pixels to the left").input_value() == "16"
 
     same_seed(page, "Paint a map")
+    page.get_by_role("group", name="Brush").get_by_role("button", name="water").press("Enter")
     dab(page, 1, 2, conditional, "#painting")
+    page.locator("#painting").get_by_role("button", name="Color").click()
+    page.locator("#painting").get_by_role("button", name="grass").click()
+    dab(page, 2, 2, conditional, "#painting")  # the palette has closed, the stroke counts
+    pressed = page.locator(".legend [aria-pressed=true]")
+    assert pressed.all_inner_texts() == ["grass"]
     tab = page.get_by_role("tabpanel").filter(has=page.locator("#painting"))
     tab.get_by_label("Prompt", exact=True).fill(words)
     tab.get_by_role("button", name="Draw the landscape").click()
@@ -1250,7 +1361,8 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
     kinds = read_kinds(
         served(page, page.locator("#read img")), kind_colours(conditional.names["map"])
     )
-    assert set(np.unique(kinds)) == {-1, 0} and not (kinds[:8] == 0).any()
+    assert set(np.unique(kinds)) == {-1, 1, 2} and not (kinds[:8] > 0).any()
+    assert np.flatnonzero((kinds == 1).any(1)).mean() < np.flatnonzero((kinds == 2).any(1)).mean()
     expected = conditional.sample(1, seed=0, prompt=words, semantic_map=kinds)
     np.testing.assert_array_equal(shown(page, "#painted"), pixels(expected)[0])
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
@@ -1303,6 +1415,31 @@ def test_a_visitor_slides_the_chain(page, model):
     np.testing.assert_array_equal(seen, pixels(model.decode(model.encode(start)))[0])
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0 and page.complaints == []
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason=f"no axe-core in this checkout: {INSTALL_AXE}")
+def test_accessibility_has_no_serious_finding(conditional_page):
+    """On every tab, in light and dark, on a desktop and a phone."""
+    page, found = conditional_page, set()
+    page.add_script_tag(path=AXE)
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.locator("#sample-status").get_by_text("Seeds").wait_for()
+    for size in (DESKTOP, PHONE):
+        page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+        for tab in ("Make", "Change", "Paint a map", "Panorama", "Understand"):
+            page.get_by_role("tab", name=tab, exact=True).click()
+            for dark in (False, True):
+                page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+                page.wait_for_timeout(500)  # colours change by a transition
+                found |= {f"{tab} {size} {dark}: {one}" for one in findings(page)}
+    assert not found, "\n".join(sorted(found))
+
+
+def findings(page) -> set[str]:
+    """What axe-core finds serious in what the page shows: a rule, and the first element."""
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    serious = [one for one in found if one["impact"] in ("serious", "critical")]
+    return {f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in serious}
 
 
 # ── the shipped model ─────────────────────────────────────────────────────────────────────────
