@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -73,6 +74,38 @@ def test_captions_come_from_a_table_too(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n\n", encoding="utf-8")
     data = ImageFolder(tmp_path)
     assert data[0]["text"] == "" and data[1]["text"] == "schön"
+
+
+def test_a_table_s_names_may_be_spelled_otherwise_and_lost_rows_are_told(tmp_path):
+    """Case, backslashes, accents in two characters; an exact name comes first."""
+    accents = unicodedata.normalize("NFC", "bär.png")
+    for name in ("in/a.png", f"in/{accents}", "in/A2.png", "in/a2.PNG"):
+        plain(tmp_path / name)
+    said = {
+        "In\\A.PNG": "one",
+        "in/" + unicodedata.normalize("NFD", "bär.png"): "two",
+        "in/a2.PNG": "three",
+    }
+    lines = [json.dumps({"file_name": name, "text": text}) for name, text in said.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    data = ImageFolder(tmp_path)
+    texts = {name: data.texts(i) for i, name in enumerate(data.files)}
+    assert texts == {
+        "in/a.png": ["one"],
+        f"in/{accents}": ["two"],
+        "in/A2.png": [],
+        "in/a2.PNG": ["three"],
+    }
+    lines += [json.dumps({"file_name": "in/A2.PNG", "text": "which of two?"})]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"metadata\.jsonl: 1 rows name no image: in/A2\.PNG"):
+        ImageFolder(tmp_path)
+
+
+def test_a_caption_s_ending_may_be_in_capitals(tmp_path):
+    plain(tmp_path / "a.png")
+    (tmp_path / "a.TXT").write_text("loud")
+    assert ImageFolder(tmp_path)[0]["text"] == "loud"
 
 
 def test_a_row_without_a_text_is_no_caption(tmp_path):

@@ -95,7 +95,7 @@ def test_16_bits_read_alike_from_a_file(tmp_path):
     assert [p[0] for p in np.asarray(read_image(tmp_path / "a.png"))[0]] == [0, 255, 128, 255]
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_stand_upright(tmp_path, orientation, suffix):
     path = tmp_path / f"a.{suffix}"

@@ -52,6 +52,30 @@ def test_shards_are_read_by_place(shards):
     assert data.files == ["s-2.tar/folder/a.png", "s-2.tar/folder/c.png"]
 
 
+def test_hidden_files_are_left_out_and_endings_may_be_in_capitals(tmp_path):
+    """As tar on macOS writes them: an `._a.cls` beside every file is no class."""
+    file = io.BytesIO()
+    Image.new("RGB", (12, 12), "teal").save(file, "PNG")
+    members = {"._a.PNG": b"x", "a.PNG": file.getvalue(), "._a.cls": b"x", "a.CLS": b"3"}
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, content in (members | {"a.TXT": b"loud"}).items():
+            member = tarfile.TarInfo(f"in/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    data = ShardFolder(tmp_path, 8)
+    assert data.files == ["s.tar/in/a.png"] and data[0]["text"] == "loud"
+    assert data.classes == [3]
+
+
+def test_a_shard_that_was_cut_between_two_files_is_refused(shards):
+    path = shards / "s-2.tar"
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[6].offset  # the third picture
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(ValueError, match="must be a whole tar file, got no end mark: it was cut"):
+        ShardFolder(shards)
+
+
 def test_loaders_with_workers_read_shards(shards):
     loader = DataLoader(ShardFolder(shards, 8), 5, num_workers=2)
     (batch,) = loader

@@ -187,6 +187,8 @@ class ImageFolder(Dataset):
         if self._texts is not None:
             return self._texts.get(name, [])
         path = (self.root / name).with_suffix(".txt")
+        if not path.exists():
+            path = path.with_suffix(".TXT")
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except FileNotFoundError:

@@ -23,7 +23,7 @@ from imagebart.data.colours import from_srgb, mode_of, profile_of, to_srgb
 
 Size = int | tuple[int, int]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 """The only decoders that are used."""
 MAX_PIXELS = 64_000_000  # a small file may decompress to gigabytes
 MAX_SIDE = 2**15  # a row costs memory of its own

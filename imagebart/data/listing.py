@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from imagebart.arguments import shown
@@ -18,7 +20,7 @@ from imagebart.data.images import printable
 
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"),
-    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+    *(".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
 )
 
 MAP = ".map.png"
@@ -88,26 +90,51 @@ def hash_of(name: str) -> float:
 def captions_of(root: Path, files: list[str]) -> dict[str, list[str]] | None:
     """Captions by file name from metadata.jsonl or metadata.csv; None if there is neither.
 
-    A row whose text is null, or missing at its end, names an image without a caption.
+    A row whose text is null, or missing at its end, names an image without a caption. A row names
+    the image with exactly its file_name, else the only one with it but for case, slashes and the
+    way accents are written (`plain_name`); rows that name none are counted in a warning.
     """
     for name, rows_of in (("metadata.jsonl", _jsonl_rows), ("metadata.csv", _csv_rows)):
         path = root / name
         if not path.exists():
             continue
         texts: dict[str, list[str]] = {}
+        named = image_finder(files)
         try:
             for row in rows_of(path):
-                said = texts.setdefault(os.path.normpath(row["file_name"]), [])
+                said = texts.setdefault(named(os.path.normpath(row["file_name"])), [])
                 if not isinstance(row["text"], str | None):
                     raise TypeError(f"a text must be a string, got {type(row['text']).__name__}")
                 said += [] if row["text"] is None else [row["text"]]
         except (OSError, ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
             reason = shown(repr(error), 200)
             raise ValueError(f"{path}: rows must have file_name and text, got {reason}") from error
-        if texts.keys().isdisjoint(files):
+        lost = sorted(texts.keys() - {*files})
+        if len(lost) == len(texts):
             raise ValueError(f"{path}: file_name must be relative to {root}, got none that is")
+        if lost:
+            some = ", ".join(map(printable, lost[:5])) + (", …" if len(lost) > 5 else "")
+            warnings.warn(f"{path}: {len(lost)} rows name no image: {some}", stacklevel=2)
         return texts
     return None
+
+
+def image_finder(files: list[str]) -> Callable[[str], str]:
+    """A function from a name to the image that it means: the name itself where there is none."""
+    exact, alike = {*files}, {}
+    for file in files:
+        alike.setdefault(plain_name(file), []).append(file)
+
+    def found(name: str) -> str:
+        like = alike.get(plain_name(name), [])
+        return like[0] if name not in exact and len(like) == 1 else name
+
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A file's name without case, with one kind of slash, accents composed."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 
 def _jsonl_rows(path: Path) -> Iterator[dict]:

@@ -17,6 +17,7 @@ from imagebart.data.listing import in_natural_order, is_image
 MOST_CLASSES = 100_000
 MOST_TEXT_BYTES = 2**20  # of a .txt or a .cls
 MOST_IMAGE_BYTES = 2**28
+BLOCK = tarfile.BLOCKSIZE
 
 
 class Part(NamedTuple):
@@ -31,8 +32,9 @@ class ShardFolder(ImageFolder):
     """The images in every `*.tar` of a folder: dict(image, class, text), as `ImageFolder`.
 
     webdataset's layout: files with the same name up to the first dot belong together. `a.jpg` is
-    the image, `a.txt` has its captions (one per line), `a.cls` its class, a whole number. Shards
-    are indexed once and read by offset; they must be uncompressed and must not change.
+    the image, `a.txt` has its captions (one per line), `a.cls` its class, a whole number; endings
+    in any case, hidden files are left out. Shards are indexed once and read by offset; they must be
+    uncompressed, whole (with tar's end mark), and must not change.
     """
 
     def _find(self) -> None:
@@ -92,7 +94,7 @@ class ShardFolder(ImageFolder):
 
 def parts_of(root: Path, shard: str) -> list[tuple[str, Part]]:
     """(shard/name, location) of every file of a shard; ValueError if one lies outside of it."""
-    path, parts, at = root / shard, [], -1
+    path, parts, at, end = root / shard, [], -1, 0
     try:
         require_file(path)
         size = path.stat().st_size
@@ -102,12 +104,25 @@ def parts_of(root: Path, shard: str) -> list[tuple[str, Part]]:
                 if not at < one.offset < one.offset_data <= one.offset_data + one.size <= size:
                     raise tarfile.TarError(f"a member beyond its {size} bytes")
                 at = one.offset
-                if one.isreg() and not one.issparse():
-                    parts.append((f"{shard}/{one.name}", Part(shard, one.offset_data, one.size)))
+                end = one.offset_data + -(-one.size // BLOCK) * BLOCK
+                hidden = os.path.basename(one.name).startswith(".")
+                if one.isreg() and not one.issparse() and not hidden:
+                    name = f"{shard}/{with_small_ending(one.name)}"
+                    parts.append((name, Part(shard, one.offset_data, one.size)))
+        with open(path, "rb") as file:
+            file.seek(end)
+            if file.read(BLOCK) != bytes(BLOCK):
+                raise tarfile.TarError("no end mark: it was cut")
     except Exception as error:  # a damaged archive may raise anything
         reason = shown(str(error), 200)
         raise ValueError(f"{path}: must be a whole tar file, got {reason}") from error
     return parts
+
+
+def with_small_ending(name: str) -> str:
+    """A file's name, what follows the first dot after its last slash in small letters."""
+    key = key_of(name)
+    return key + name.removeprefix(key).lower()
 
 
 def key_of(name: str) -> str:
