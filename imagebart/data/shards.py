@@ -17,7 +17,7 @@ from imagebart.data.listing import in_natural_order, is_image
 MOST_CLASSES = 100_000
 MOST_TEXT_BYTES = 2**20  # of a .txt or a .cls
 MOST_IMAGE_BYTES = 2**28
-BLOCK = tarfile.BLOCKSIZE
+TAR_BLOCK = tarfile.BLOCKSIZE
 
 
 class Part(NamedTuple):
@@ -104,14 +104,14 @@ def parts_of(root: Path, shard: str) -> list[tuple[str, Part]]:
                 if not at < one.offset < one.offset_data <= one.offset_data + one.size <= size:
                     raise tarfile.TarError(f"a member beyond its {size} bytes")
                 at = one.offset
-                end = one.offset_data + -(-one.size // BLOCK) * BLOCK
+                end = one.offset_data + -(-one.size // TAR_BLOCK) * TAR_BLOCK
                 hidden = os.path.basename(one.name).startswith(".")
                 if one.isreg() and not one.issparse() and not hidden:
                     name = f"{shard}/{with_small_ending(one.name)}"
                     parts.append((name, Part(shard, one.offset_data, one.size)))
         with open(path, "rb") as file:
             file.seek(end)
-            if file.read(BLOCK) != bytes(BLOCK):
+            if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
                 raise tarfile.TarError("no end mark: it was cut")
     except Exception as error:  # a damaged archive may raise anything
         reason = shown(str(error), 200)
