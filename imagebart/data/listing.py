@@ -121,7 +121,8 @@ def captions_of(root: Path, files: list[str]) -> dict[str, list[str]] | None:
 
 def image_finder(files: list[str]) -> Callable[[str], str]:
     """A function from a name to the image that it means: the name itself where there is none."""
-    exact, alike = {*files}, {}
+    exact: set[str] = {*files}
+    alike: dict[str, list[str]] = {}
     for file in files:
         alike.setdefault(plain_name(file), []).append(file)
 
