@@ -6,9 +6,9 @@
     python app.py --auth anna:secret --public-host lab.example:8443 --root-path /imagebart
                   --trusted-proxy 127.0.0.1                behind a reverse proxy on this machine
 
-Each tab is a module of `demo`. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/semantic`,
-`/panorama` and `/chain` can be called by programs (see the link "API" at the foot of the page), so
-they check all arguments.
+Each tab is a module of `demo`. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/reimagine`,
+`/semantic`, `/panorama` and `/chain` can be called by programs (see the link "API" at the foot of
+the page), so they check all arguments.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The tab Change: inpaint a mask, or outpaint beyond the borders."""
+"""The tab Change: inpaint a mask, outpaint beyond the borders, or reimagine the whole picture."""
 
 import time
 from collections.abc import Iterator
@@ -36,8 +36,10 @@ from demo.pictures import (
     with_source,
 )
 from demo.requests import (
+    LONGEST_PROMPT,
     MARGINS,
     OPTIONS,
+    STEP,
     at_once,
     bounds,
     caption,
@@ -52,13 +54,15 @@ from demo.requests import (
     read_int,
     read_number,
     read_request,
+    read_words,
+    real,
     sentences,
     settings_of_each,
     status,
 )
 from demo.worker import Worker
 from imagebart import ImageBART
-from imagebart.data.images import as_given
+from imagebart.data.images import as_given, fit, to_rgb
 from imagebart.editing.inpainting import (
     MASK_OPTIONS,
     MaskedImage,
@@ -67,6 +71,8 @@ from imagebart.editing.inpainting import (
     outpaint_steps,
 )
 from imagebart.editing.process import refined_steps
+from imagebart.editing.reimagining import reimagine_steps
+from imagebart.options import ReimaginingOptions, rows
 from imagebart.ranking import CLIP
 
 MOST_UNDOS = 20
@@ -81,6 +87,8 @@ MASKS = {  # in quarters of the image, # = repaint
     "Centre": ".... .##. .##. ....",
     "Outer frame": "#### #..# #..# ####",
 }
+OF_THE_WHOLE = ("editor", "prompt", "num_images", "seed", "classes", "guidance", "temperature")
+"""Inputs of an edit that a reimagining has too."""
 SIDES = {  # what a button adds: left, right, above, below, in halves of the model's image size
     "Left": (1, 0, 0, 0),
     "Right": (0, 1, 0, 0),
@@ -214,6 +222,36 @@ def outpaint(
     yield shown, finished(first, count, began, remark), images
 
 
+def reimagine(
+    model: ImageBART,
+    editor,
+    prompt="",
+    num_images=1,
+    seed=0,
+    source_prompt="",
+    strength=1.0,
+    source=None,
+    **options,
+) -> Iterator[tuple]:
+    """The whole image under other words: (status, images, the input at the model's size), after
+    every scale.
+
+    prompt: what it is to show; source_prompt: what it shows. Masks are ignored. Other arguments as
+    in `inpaint`.
+    """
+    count, options, remark = read_request(model, prompt, num_images, seed, **options)
+    picture, _ = read_words(model, options["seed"], count, source_prompt)
+    options |= {"source_prompt": picture["prompt"], "strength": real(strength, "strength", 0, 1)}
+    del options["negative_prompt"]  # it is guided away from the words of the image
+    image = fit(to_rgb(read_editor(editor, source)[0]), model.image_size)
+
+    began, about = time.perf_counter(), settings_of_each("reimagine", options, count)
+    before = stored(image)
+    for step in reimagine_steps(model, model.encode(image), count, **options):
+        images = labelled(model.decode(step.tokens), about)
+        yield status(step, options["seed"], count, began, remark), images, before
+
+
 # ── editor and results ────────────────────────────────────────────────────────────────────────
 
 
@@ -283,6 +321,11 @@ def edit_tab(
             with gr.Accordion("Extend beyond the borders", open=False):
                 margins = margin_sliders(model)
                 beyond = run_buttons("Outpaint")
+            by_words = "text" in model.conditions and model.condition_dropout
+            if by_words:
+                with gr.Accordion("Other words for the whole picture", open=False):
+                    shows = controls_of_source()
+                    anew = run_buttons("Reimagine")
     with gr.Accordion("How it works: the first result, step by step", open=True), gr.Row():
         plain = {"format": "png", "interactive": False, "height": 220, "buttons": []}
         with gr.Column(scale=1, min_width=220):
@@ -296,10 +339,15 @@ def edit_tab(
     how = said.buttons, inputs | mask | kept, said.fresh, outputs, index
     painted = connect(worker, model, inpaint, *how, ranker=ranker)
     how = beyond, inputs | margins | kept, said.fresh, [shown, said.line, gallery], index
-    grown = connect(worker, model, outpaint, *how, ranker=ranker)
+    grown = connect(worker, model, outpaint, *how, enter=False, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     grown[0].then(lambda: ([], None), None, [strip, before], queue=False, **private)
-    for begun, ended in (painted, grown):
+    runs = [painted, grown]
+    if by_words:
+        whole = {name: inputs[name] for name in OF_THE_WHOLE} | shows | kept
+        how = anew, whole, said.fresh, [said.line, gallery, before], index
+        runs.append(connect(worker, model, reimagine, *how, enter=False))
+    for begun, ended in runs:
         begun.then(lambda: gr.Tabs(selected="result"), None, views, queue=False, **private)
         ended.failure(lambda: gr.Tabs(selected="picture"), None, views, queue=False, **private)
     for change in (gallery.change, index.change):
@@ -323,6 +371,16 @@ def controls_of_edits(model: ImageBART) -> tuple[Controls, Controls]:
         about = sentence(OPTIONS["invert_mask"].option.meaning)
         inverted = gr.Checkbox(label="Invert the mask", info=about)
         return {"passes": passes} | sliders, {"invert_mask": inverted}
+
+
+def controls_of_source() -> Controls:
+    """What the picture shows now, and how far it may change."""
+    about = "In words; the prompt says what it is to show instead"
+    words = gr.Textbox("", label="The picture shows", info=about, max_length=LONGEST_PROMPT)
+    row = rows(ReimaginingOptions)["strength"].option
+    info = sentence(row.meaning)
+    strength = gr.Slider(0, row.most, row.default, step=STEP, label="Strength", info=info)
+    return {"source_prompt": words, "strength": strength}
 
 
 def result_view() -> tuple[gr.ImageSlider, gr.Gallery, gr.State]:

@@ -295,10 +295,12 @@ def connect(
     outputs: list,
     selection: gr.State | None = None,
     work: MakeWork | None = None,
+    enter: bool = True,
     **given,
 ) -> tuple[Dependency, Dependency]:
-    """Run, or Enter in the prompt, calls the endpoint, whose jobs the worker runs in turn; Stop
-    ends its job at once. With `fresh` checked each run draws a new seed.
+    """Run calls the endpoint, and so does Enter in the prompt, unless `enter` is False; the worker
+    runs its jobs in turn. Stop ends its job at once. With `fresh` checked each run draws a new
+    seed.
 
     The status is the text output, the results are the last gallery, of which `selection` is the
     selected item. `work` is what a job does with the
@@ -309,7 +311,7 @@ def connect(
     run, stop = buttons
     private = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     seed, starts = inputs["seed"], [run.click]
-    if "prompt" in inputs:
+    if enter and "prompt" in inputs:
         starts.append(inputs["prompt"].submit)
     begun = gr.on(starts, None, [fresh, seed], seed, js=NEW_SEED, **private)
     if selection is None:

@@ -13,7 +13,7 @@ from imagebart.arguments import as_int
 from imagebart.conditions import class_count
 from imagebart.editing.inpainting import each_image
 from imagebart.guidance import encode_condition
-from imagebart.options import InpaintOptions, OutputOptions, rows
+from imagebart.options import InpaintOptions, OutputOptions, ReimaginingOptions, rows
 from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
 from imagebart.sampling import Filter
 
@@ -30,7 +30,7 @@ STEP = 0.05
 """Step of a slider for real numbers."""
 FILTERS = tuple(vars(Filter()))
 """Names of the options that filter a scale's logits."""
-OPTIONS = rows(InpaintOptions) | rows(OutputOptions)
+OPTIONS = rows(InpaintOptions) | rows(ReimaginingOptions) | rows(OutputOptions)
 """The rows of all options that the page has."""
 MARGINS = ("left", "right", "top", "bottom")
 CHUNK = 4

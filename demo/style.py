@@ -71,5 +71,5 @@ CSS = """
 TITLE = """
 # ImageBART
 Image synthesis and editing by multinomial diffusion with autoregressive transformers: sampling from
-prompts, inpainting, semantic maps, outpainting and panoramas.
+prompts, inpainting, semantic maps, outpainting, other words and panoramas.
 """

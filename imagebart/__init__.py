@@ -24,7 +24,7 @@ In reading order, with the ideas that each file has:
     model           ImageBART: all of these as one object; the bound (eq. 2) in bits per token
 
     editing/        masks, a masked image (inpainting.MaskedImage), the masked process, inpaint,
-                    complete, outpaint, panorama
+                    complete, outpaint, reimagine, panorama
     data/           scenery, images, prompts and maps as tokens, token files
     released/       the paper's published weights: read, converted, checked
 

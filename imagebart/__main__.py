@@ -2,6 +2,7 @@
 
     sample      pictures from noise, one file a seed
     edit        repaint what a mask marks, one half of a picture, or what lies beyond its borders
+    reimagine   a picture as it would have been under other words
     panorama    a picture wider than the model's
     import      a released model → a folder that `ImageBART.from_pretrained` reads
     data        what is in a folder of images, and which of them cannot be read
@@ -43,6 +44,7 @@ from imagebart.options import (
     InpaintOptions,
     OutputOptions,
     PanoramaOptions,
+    ReimaginingOptions,
     SamplingOptions,
     as_dataclass,
     options_given,
@@ -82,6 +84,8 @@ class Import:
 
 SampleFields: Any = as_dataclass(SamplingOptions, without=("semantic_map",))
 EditFields: Any = as_dataclass(InpaintOptions, without=("semantic_map",))
+MAPS = ("semantic_map", "source_semantic_map")
+ReimagineFields: Any = as_dataclass(ReimaginingOptions, without=MAPS)
 PanoramaFields: Any = as_dataclass(PanoramaOptions)
 OutputFields: Any = as_dataclass(OutputOptions)
 Words = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")]
@@ -196,6 +200,28 @@ class Edit(Command, EditFields):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reimagine(Command, ReimagineFields):
+    """The whole picture as it would have been under other words, one file a seed, of the model's
+    size. `--source-prompt` are the words that it shows now."""
+
+    image: tyro.conf.Positional[Path] = tyro.MISSING
+    words: Words = None  # the same as --prompt
+    out: Out = Path("reimagined")  # the folder to write to
+    num_images: Number = 1
+
+    def run(self) -> None:
+        options = checked_options(self, ReimaginingOptions, prompt=self.words)
+        files = Files(self, options)
+        files.require_new(range(self.num_images))
+        image, model = read_image(self.image), self.load()
+        with passes_shown(options) as how:
+            images = model.reimagine(image, self.num_images, **how)
+        for i, one in enumerate(cast(list[Image.Image], images)):
+            files.save(one, i)
+        files.report(self.num_images)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Panorama(Command, PanoramaFields, OutputFields):
     """Draw a wide picture, from one prompt or from several that follow from left to right."""
 
@@ -256,6 +282,7 @@ def serve(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable] = {
     "sample": Sample,
     "edit": Edit,
+    "reimagine": Reimagine,
     "panorama": Panorama,
     "import": Import,
     "data": Data,
@@ -266,7 +293,7 @@ COMMANDS: dict[str, Callable] = {
 class Files:
     """A command's pictures: one file a seed, named after the prompt and the seed."""
 
-    command: Sample | Edit
+    command: Sample | Edit | Reimagine
     options: dict
 
     def path(self, i: int) -> Path:

@@ -42,6 +42,7 @@ from imagebart.options import (
     InpaintOptions,
     Marks,
     PanoramaOptions,
+    ReimaginingOptions,
     SamplingOptions,
     with_options,
 )
@@ -233,6 +234,26 @@ class ImageBART(nn.Module):
             return pictures
         images = to_tensor([to_rgb(picture) for picture in pictures])
         return self.present(images.to(self.device), output_type)
+
+    @with_options
+    def reimagine(
+        self,
+        image: Image.Image,
+        num_images: int = 1,
+        *,
+        output_type: str = "pil",
+        **options: Unpack[ReimaginingOptions],
+    ) -> Pictures:
+        """The whole picture as it would have been under other words: no mask, and what need not
+        change stays. `prompt` are the new words, `source_prompt` those of the picture.
+
+        Of the picture's own noise and the new words the chain makes the new picture, of the model's
+        size; see `reimagining.reimagine`. `output_type` as `decode`.
+        """
+        from imagebart.editing.reimagining import reimagine
+
+        require_output(output_type)
+        return self.present(reimagine(self, image, num_images, **options), output_type)
 
     @with_options
     def panorama(

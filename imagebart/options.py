@@ -5,6 +5,7 @@
     SamplingOptions    both
     EditingOptions     … and how masked tokens are sampled; a process takes a part of these
     InpaintOptions     … and which side of a mask is repainted
+    ReimaginingOptions what a picture shows, what it is to show, and how far it may change
     PanoramaOptions    a wide picture: conditions from left to right, and how it is put together
     OutputOptions      what becomes of a picture that is drawn
     RankingOptions     how many are drawn for one that is kept
@@ -80,12 +81,9 @@ class Conditions(TypedDict, total=False):
     ]
 
 
-class ChainOptions(TypedDict, total=False):
-    """How tokens are drawn.   [section 3.3]"""
+class NoiseOptions(TypedDict, total=False):
+    """Of how tokens are drawn, all that an edit of given tokens takes as well."""
 
-    negative_prompt: Annotated[
-        Texts, Option(None, "text that guidance leads away from", per="image")
-    ]
     guidance: Annotated[
         float | Sequence[float] | None,
         Option(
@@ -98,6 +96,18 @@ class ChainOptions(TypedDict, total=False):
     seed: Annotated[int | Sequence[int], Option(0, "image i has seed + i", per="seed")]
     temperature: Annotated[
         float | Sequence[float], Option(1.0, "divides the logits; 0 is greedy", per="scale")
+    ]
+    method: Annotated[
+        Literal["parallel", "sequential"] | Callable,
+        Option("parallel", "how a scale is decoded: same tokens, another speed; or a function"),
+    ]
+
+
+class ChainOptions(NoiseOptions, total=False):
+    """How tokens are drawn.   [section 3.3]"""
+
+    negative_prompt: Annotated[
+        Texts, Option(None, "text that guidance leads away from", per="image")
     ]
     top_k: Annotated[
         int | Sequence[int], Option(0, "only the k likeliest codes; 0 is off", per="scale")
@@ -120,10 +130,6 @@ class ChainOptions(TypedDict, total=False):
             per="scale",
             most=1,
         ),
-    ]
-    method: Annotated[
-        Literal["parallel", "sequential"] | Callable,
-        Option("parallel", "how a scale is decoded: same tokens, another speed; or a function"),
     ]
 
 
@@ -191,6 +197,26 @@ class InpaintOptions(EditingOptions, total=False):
     """What an edit of a mask takes."""
 
     invert_mask: Annotated[bool, Option(False, "keep what the mask marks and repaint all else")]
+
+
+class ReimaginingOptions(Conditions, NoiseOptions, total=False):
+    """What a counterfactual edit takes."""
+
+    source_prompt: Annotated[Texts, Option(None, "what the picture shows, in words", per="image")]
+    source_classes: Annotated[
+        Classes, Option(None, "the picture's class, an id or a name", per="image")
+    ]
+    source_semantic_map: Annotated[
+        SemanticMaps, Option(None, "what is where in the picture", per="image")
+    ]
+    strength: Annotated[
+        float,
+        Option(
+            1.0,
+            "the part of the scales that run again, the finest first: 1 is all, 0 none",
+            most=1,
+        ),
+    ]
 
 
 class PanoramaOptions(ChainOptions, total=False):

@@ -1,6 +1,7 @@
 """The demo: what programs get from its endpoints, what a visitor gets in a browser."""
 
 import ctypes
+import inspect
 import re
 import shutil
 import socket
@@ -26,7 +27,17 @@ from test_colours import PROFILE
 
 import app
 from demo import edit, pictures, requests, serving
-from demo.edit import MASKS, MOST_UNDOS, inpaint, mask_layer, outpaint, remembered, taken, undone
+from demo.edit import (
+    MASKS,
+    MOST_UNDOS,
+    inpaint,
+    mask_layer,
+    outpaint,
+    reimagine,
+    remembered,
+    taken,
+    undone,
+)
 from demo.files import REFUSED
 from demo.paint import semantic
 from demo.panorama import panorama
@@ -42,7 +53,14 @@ from imagebart.data.images import as_given, to_rgb
 from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.editing.masks import pixel_mask
 from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
-from imagebart.options import EditingOptions, InpaintOptions, PanoramaOptions, SamplingOptions, rows
+from imagebart.options import (
+    EditingOptions,
+    InpaintOptions,
+    PanoramaOptions,
+    ReimaginingOptions,
+    SamplingOptions,
+    rows,
+)
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 from imagebart.sampling import Filter
@@ -753,6 +771,29 @@ def test_stop_ends_the_run_it_stands_beside(make_model):
     cancelled = [f["cancels"] for f in functions if f["cancels"]]
     runs = ("sample", "inpaint", "outpaint", "semantic", "panorama")
     assert cancelled == [[named[name]] for name in runs]
+
+
+def test_a_picture_is_reimagined_by_words(conditional, tmp_path):
+    """As the library does it; a model that takes no text has no such endpoint."""
+    image, words = picture(50, 40), "a lake at night"
+    request, how = request_of(image, None, tmp_path), {"strength": 0.5, "seed": 2}
+    steps = list(reimagine(conditional, request, words, 2, **how, source_prompt="a lake"))
+    *_, (line, images, before) = steps
+    expected = conditional.reimagine(image, 2, prompt=words, source_prompt="a lake", **how)
+    assert_same([Image.open(path) for path, _ in images], expected)
+    assert len(steps) == 2 and line.startswith("Seeds 2 to 3, ")
+    assert Image.open(before).size == conditional.image_size[::-1]
+    about = settings_of(Image.open(images[0][0]))
+    said = {"command": "reimagine", "source_prompt": "a lake", "strength": 0.5}
+    assert said.items() <= about.items()
+    with pytest.raises(ValueError, match=r"^strength must be a number from 0 to 1, got 2$"):
+        next(reimagine(conditional, request, strength=2))
+
+    functions = app.build(Worker(), conditional).fns.values()
+    (page,) = [one for one in functions if one.api_name == "reimagine"]
+    missing = {"method", "semantic_map", "source_semantic_map", "source_classes"}
+    shown = inspect.signature(page.fn).parameters.keys()
+    assert rows(ReimaginingOptions).keys() - shown == missing
 
 
 def test_a_painted_map_reaches_the_chain(make_model, tmp_path):

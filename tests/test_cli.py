@@ -1,4 +1,4 @@
-"""`imagebart sample | edit | panorama`: files in, files out, errors in a sentence."""
+"""`imagebart sample | edit | reimagine | panorama`: files in, files out, errors in a sentence."""
 
 import importlib
 import json
@@ -273,6 +273,19 @@ def test_an_empty_mask_is_a_sentence_and_no_error(folder, tmp_path, capsys):
     said = "warning: the mask is empty: nothing is repainted, the result is the image"
     assert said in capsys.readouterr().err
     assert same(tmp_path / "seed0.png", image)
+
+
+def test_a_picture_is_reimagined_a_file_a_seed(folder, tmp_path):
+    model, base = folder
+    picture(32, 32).save(tmp_path / "image.png")
+    words = ["a lake", "--source-prompt", "night", "--strength", "0.5", "--seed", "3", "-n", "2"]
+    main(["reimagine", str(tmp_path / "image.png"), *words, *base, "-o", str(tmp_path)])
+    how = dict(prompt="a lake", source_prompt="night", strength=0.5, seed=3)
+    for seed, image in zip((3, 4), model.reimagine(picture(32, 32), 2, **how), strict=True):
+        path = tmp_path / f"a-lake_seed{seed}.png"
+        assert same(path, image)
+        about = {"command": "reimagine", "strength": 0.5, "seed": seed}
+        assert about.items() <= settings_of(Image.open(path)).items()
 
 
 def test_panorama_writes_one_file(folder, tmp_path):

@@ -39,7 +39,7 @@ LAYERS = [
     {"sampling"},
     {"presets", "ranking", "streaming"},
     {"editing.particles", "editing.harmonic"},
-    {"editing.process"},
+    {"editing.process", "editing.reimagining"},
     {"editing.masks", "editing.pasting"},
     {"editing.inpainting", "editing.panorama"}
     | {"probe", "released.official", "released.importing"},

@@ -70,6 +70,7 @@ def drawn(model: ImageBART) -> list:
         model.inpaint(IMAGE, MASK, seed=1, process="refined", passes=1, feather=1, **kind),
         model.inpaint(IMAGE, MASK, seed=2, process="annealed", **kind),
         model.outpaint(IMAGE, left=8, **kind),
+        model.reimagine(IMAGE, **kind),
         model.panorama(40, **kind),
         model.encode(IMAGE).numpy(),
         *(bits.numpy() for bits in model.bits_per_token(IMAGE).values()),

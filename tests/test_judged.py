@@ -1,10 +1,12 @@
-"""eval/obedience.py, eval/selection.py, eval/edits.py, eval/completion.py: the figures follow from
-the probe's predictions as documented. The probe has random weights here."""
+"""eval/obedience.py, eval/selection.py, eval/edits.py, eval/counterfactuals.py,
+eval/completion.py: the figures follow from the probe's predictions as documented. The probe has
+random weights here."""
 
 import shutil
 from pathlib import Path
 
 import completion
+import counterfactuals
 import edits
 import numpy as np
 import obedience
@@ -157,6 +159,31 @@ def test_edits_leave_the_rest_exact(folder, foggy):
     assert [row["edits"] for row in report["rows"]] == [1] * 5
     assert all(row["exact"] == 1 for row in report["rows"])
     assert report["found"] == 0
+
+
+def test_edits_are_set_beside_the_true_render(folder, probe):
+    """Strength 0 is the picture's reconstruction; the true twin differs in its light alone."""
+    config = counterfactuals.Config(model=str(folder), probe=probe, n=3, strength=(0.0, 1.0))
+    report = counterfactuals.main(config)
+    nothing, everything = report["rows"]
+    assert nothing["ground"] == 1 and nothing["psnr"] == nothing["psnr_of_picture"]
+    assert everything["ground"] < 1 and everything["psnr"] != everything["psnr_of_picture"]
+    assert nothing["same"] == everything["same"] == 1
+    model = ImageBART.from_pretrained(folder)
+    pairs, predicted = counterfactuals.pairs_of(3, model), []
+    for i, pair in enumerate(pairs):
+        words = {"prompt": pair.other_prompt, "source_prompt": pair.prompt}
+        predicted += (
+            Probe(probe).predict(model.reimagine(pair.image, seed=i, **words)).values("time")
+        )
+        assert pair.image.size == pair.other.size and pair.image != pair.other
+        assert pair.time in pair.other_prompt and pair.time not in pair.prompt
+    right = [time == pair.time for time, pair in zip(predicted, pairs, strict=True)]
+    assert everything["found"] == pytest.approx(np.mean(right))
+    x_1, twins = (model.encode([pair[i] for pair in pairs]) for i in (0, 1))
+    ground = torch.from_numpy(np.stack([pair.ground for pair in pairs]))
+    kept = [(a == b)[g].float().mean() for a, b, g in zip(x_1, twins, ground, strict=True)]
+    assert nothing["ground_of_render"] == pytest.approx(np.nanmean(kept))
 
 
 def test_completions_are_set_beside_the_untouched(folder, probe):

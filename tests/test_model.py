@@ -500,6 +500,7 @@ def test_an_output_type_is_checked_before_the_work(tiny, monkeypatch):
         lambda **how: tiny.inpaint(image, mask, **how),
         lambda **how: tiny.complete(image, **how),
         lambda **how: tiny.outpaint(image, left=8, **how),
+        lambda **how: tiny.reimagine(image, **how),
         lambda **how: tiny.panorama(64, **how),
         lambda **how: tiny.decode(tokens, **how),
     ):

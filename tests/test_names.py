@@ -17,7 +17,7 @@ DOCUMENTS = sorted(path for path in ROOT.glob("**/*.md") if ".venv" not in path.
 
 SCRIPT = {"main", "Config", "summary", "summary_line", "ROOT", "__all__"}
 """What every script or package defines for itself."""
-OPERATIONS = {"inpaint", "outpaint", "panorama"}
+OPERATIONS = {"inpaint", "outpaint", "panorama", "reimagine"}
 """An endpoint of the demo has the name of the method that it calls."""
 LAYERS = {"Encoder", "Decoder", "SelfAttention"}
 """Of convolutions in vqgan.py, of tokens in transformer.py."""

@@ -20,8 +20,8 @@ from PIL import Image
 from rows import ImageRows
 
 from imagebart import ImageBART, ranking, sampling, streaming
-from imagebart.__main__ import Edit, Panorama, Sample
-from imagebart.editing import inpainting, panorama, process
+from imagebart.__main__ import Edit, Panorama, Reimagine, Sample
+from imagebart.editing import inpainting, panorama, process, reimagining
 from imagebart.options import (
     AnnealedOptions,
     Conditions,
@@ -30,6 +30,7 @@ from imagebart.options import (
     PanoramaOptions,
     RankingOptions,
     RefinedOptions,
+    ReimaginingOptions,
     SamplingOptions,
     SingleOptions,
     rows,
@@ -44,6 +45,7 @@ TAKES = {
     ImageBART.inpaint: InpaintOptions,
     ImageBART.complete: EditingOptions,
     ImageBART.outpaint: EditingOptions,
+    ImageBART.reimagine: ReimaginingOptions,
     ImageBART.panorama: PanoramaOptions,
     ImageBART.bits_per_token: Conditions,
     ImageBART.bits_per_token_of: Conditions,
@@ -55,6 +57,8 @@ TAKES = {
     inpainting.inpaint: InpaintOptions,
     inpainting.outpaint: EditingOptions,
     inpainting.outpaint_steps: EditingOptions,
+    reimagining.reimagine: ReimaginingOptions,
+    reimagining.reimagine_steps: ReimaginingOptions,
     panorama.panorama: PanoramaOptions,
     panorama.panorama_steps: PanoramaOptions,
     ranking.best_of: SamplingOptions,
@@ -111,6 +115,9 @@ WRONG = {
     "inpaint() got 'promt': did you mean 'prompt'?": lambda m: m.inpaint(IMAGE, MASK, promt="x"),
     "complete() got 'kep': did you mean 'keep'?": lambda m: m.complete(IMAGE, kep="left"),
     "outpaint() got 'lft': did you mean 'left'?": lambda m: m.outpaint(IMAGE, lft=8),
+    "reimagine() got 'top_k', it takes self, image, num_images, ": (
+        lambda m: m.reimagine(IMAGE, top_k=8)
+    ),
     "panorama() got 'prompt': did you mean 'prompts'?": lambda m: m.panorama(64, prompt="x"),
     "bits_per_token() got 'clases': did you mean 'classes'?": (
         lambda m: m.bits_per_token(IMAGE, clases=1)
@@ -156,6 +163,7 @@ def test_what_is_not_said_is_the_default_of_the_table(tiny):
         (tiny.sample, (2,)),
         (tiny.inpaint, (IMAGE, MASK)),
         (tiny.outpaint, (IMAGE,)),
+        (tiny.reimagine, (IMAGE,)),
         (tiny.panorama, (48,)),
     ):
         said = with_defaults(TAKES[getattr(ImageBART, function.__name__)], {})
@@ -187,6 +195,11 @@ SWEPT = "several in one run"
 INTERFACES = {  # where options can be given, of which table, and which cannot: why
     "sample": (Sample, SamplingOptions, {"semantic_map": ARRAY}),
     "edit": (Edit, InpaintOptions, {"semantic_map": ARRAY}),
+    "reimagine": (
+        Reimagine,
+        ReimaginingOptions,
+        {"semantic_map": ARRAY, "source_semantic_map": ARRAY},
+    ),
     "panorama": (Panorama, PanoramaOptions, {}),
     "eval/generation.py": (
         generation.Config,
@@ -250,7 +263,7 @@ class Recorder:
         self.options = options
         return [IMAGE]
 
-    panorama = inpaint
+    panorama = reimagine = inpaint
 
     def predict(self, *_):
         """As a probe, it sees nothing."""
@@ -266,6 +279,8 @@ def test_every_option_reaches_the_command_line_and_the_evaluation(interface, mon
     monkeypatch.setattr(ImageBART, "from_pretrained", lambda *_, **__: model)
     if interface == "edit":
         more |= {"image": tmp_path / "image.png", "mask": tmp_path / "image.png"}
+    elif interface == "reimagine":
+        more |= {"image": tmp_path / "image.png"}
     config = config(**said, **more)
     if interface == "eval/generation.py":
         inputs.samples(model, None, config, [], [0])
