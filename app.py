@@ -39,7 +39,7 @@ from demo.pictures import chosen_for_editor, example_pictures, for_editor, with_
 from demo.requests import sentences
 from demo.sample import sample_tab, settings_of_link
 from demo.serving import Guard, read_auth, site_of
-from demo.style import CSS, THEME, TITLE
+from demo.style import CSS, NAMES, THEME, TITLE
 from demo.worker import MOST_WAITING, Worker
 from imagebart import ImageBART
 from imagebart.folders import SHIPPED_SEMANTIC
@@ -147,6 +147,7 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
         footer_links=["api"],
         theme=THEME,
         css=CSS,
+        js=NAMES,
         **options,
     )
 

@@ -55,11 +55,12 @@ CSS = """
   max-width: none; max-height: none; object-fit: contain; }
 
 .legend { display: flex; flex-wrap: wrap; gap: 4px; font-size: var(--text-sm); }
-.legend button { padding: 3px 8px; border: 1px solid transparent; border-radius: 6px; }
+.legend button { margin: 0; padding: 2px 8px; border: 2px solid transparent; border-radius: 6px; }
 .legend button:hover { background: var(--button-secondary-background-fill-hover); }
 .legend button[aria-pressed=true] { border-color: var(--color-accent); }
 .legend i { display: inline-block; width: 14px; height: 14px; margin-right: 5px; border-radius: 4px;
   vertical-align: -2px; border: 1px solid var(--border-color-primary); }
+.dark .tab-container, .dark .legend { --color-accent: var(--primary-400); }
 .words { gap: 6px; }
 .words button { font-weight: 400; flex: 0 0 auto; min-width: 0 !important; }
 
@@ -68,6 +69,18 @@ CSS = """
   .tab-container button { padding: 0 7px; font-size: var(--text-sm); }
 }
 """
+NAMES = """() => {
+  const mend = () => {
+    document.querySelectorAll('div.empty[aria-label]:not([role])').forEach(
+      one => one.setAttribute('role', 'img'));
+    document.querySelectorAll('button[aria-label]').forEach(
+      one => one.textContent.trim() && one.removeAttribute('aria-label'));
+  };
+  new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
+  mend();
+}"""
+"""What a screen reader is told of gradio's elements: that an empty picture is one, and the text
+that is seen on a button, where gradio gives it another name."""
 TITLE = """
 # ImageBART
 Image synthesis and editing by multinomial diffusion with autoregressive transformers: sampling from

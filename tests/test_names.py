@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("imagebart", "demo", "train", "eval")
 CODE = [ROOT / "app.py", *(path for one in FOLDERS for path in sorted(ROOT.glob(f"{one}/**/*.py")))]
 TESTS = [path for path in sorted(ROOT.glob("tests/*.py")) if path != Path(__file__)]
-DOCUMENTS = sorted(path for path in ROOT.glob("**/*.md") if ".venv" not in path.parts)
+DOCUMENTS = sorted(
+    path for path in ROOT.glob("**/*.md") if not {".venv", "node_modules"} & {*path.parts}
+)
 
 # ── one thing for one name ────────────────────────────────────────────────────────────────────
 
