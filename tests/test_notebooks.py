@@ -271,6 +271,26 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         r"night: ([\d.]+) without, ([\d.]+) with it",
         lambda without, avoided: avoided < without / 2,
     ),
+    ("11_measure", "what is missing counts"): (
+        r"to other renders: ([\d.]+)\n.*\nonly the lakes, to all: ([\d.]+)",
+        lambda renders, lakes: lakes > 5 * renders,
+    ),
+    ("11_measure", "The same distribution, and yet not 0"): (
+        r"16 renders: ([\d.]+), 256 renders: ([\d.]+)",
+        lambda few, many: few > 5 * many > 1,
+    ),
+    ("11_measure", "is further from the originals, several times"): (
+        r"averaged: ([\d.]+), dropped: ([\d.]+)",
+        lambda averaged, dropped: dropped > 3 * averaged,
+    ),
+    ("11_measure", "Lakes alone score almost nothing"): (
+        r"all: ([\d.]+), lakes only: ([\d.]+)",
+        lambda all_of_them, lakes: all_of_them > 5 > 1.5 > lakes,
+    ),
+    ("11_measure", "The two are apart, and the first is not 1"): (
+        r"right caption: ([\d.]+), a wrong one: ([\d.]+)",
+        lambda right, wrong: 0.95 > right > wrong + 0.3,
+    ),
 }
 
 
