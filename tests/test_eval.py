@@ -4,6 +4,7 @@ import math
 
 import blind
 import completion
+import joints
 import likelihood
 import numpy as np
 import pictures
@@ -278,3 +279,31 @@ def test_a_bad_option_ends_a_script_as_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="error: n must be even and at least 2, got 3"):
         reporting.run(blind.main, blind.Config, "A blind look.")
     assert not list(tmp_path.iterdir())
+
+
+# ── joints of outpaintings ────────────────────────────────────────────────────────────────────
+
+
+def test_a_joint_s_step_is_set_beside_those_nearby():
+    """A ramp that goes up by 1 from column to column, and by 4 at the right side of the frame."""
+    sides = {"left": 0, "right": 16, "top": 16, "bottom": 0}
+    windows = joints.window_of_each((32, 32), sides)
+    assert windows.shape == (48, 48) and (windows[16:, :32] == 0).all()
+    places = [(axis, place, pair) for axis, place, _, pair in joints.joints_of(windows)]
+    assert places == [(0, 15, (2, 0)), (0, 15, (3, 1)), (1, 31, (0, 1)), (1, 31, (2, 3))]
+    ramp = np.arange(48) + 3 * (np.arange(48) > 31)
+    pixels = np.broadcast_to(ramp[None, :, None], (48, 48, 3)).astype(np.uint8)
+    steps = joints.steps_at(pixels, windows)
+    assert steps == [0, 0, 4, 4]
+
+
+def test_outpaintings_are_measured(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    report = joints.main(joints.Config(model=str(tmp_path), n=2, picture=tmp_path / "first.png"))
+    frame, between, every = report["rows"]
+    assert [row["joints"] for row in report["rows"]] == ["frame", "windows", "all"]
+    assert (
+        min(frame["step"], between["step"]) <= every["step"] <= max(frame["step"], between["step"])
+    )
+    assert every["largest"] == max(frame["largest"], between["largest"])
+    assert 0 <= every["share_invisible"] <= 1 and (tmp_path / "first.png").exists()

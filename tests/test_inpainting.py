@@ -1,5 +1,7 @@
 """Editing: what is known survives, the mask is repainted, and the seed still decides."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_colours import PROFILE
 
+from imagebart import ImageBART
 from imagebart.data.colours import from_srgb
 from imagebart.data.images import to_pil, to_rgb, to_tensor
 from imagebart.editing import pasting
@@ -527,3 +530,16 @@ def test_the_output_is_what_was_asked_for(tiny):
     for i in range(2):
         assert np.array_equal(np.round(as_array[i] * 255), np.asarray(pil[i]))
         assert np.allclose(pt[i].permute(1, 2, 0).numpy(), as_array[i])
+
+
+def test_what_is_added_shows_no_joint(tiny, monkeypatch):
+    """Of the frame and of windows: each is painted with light rows where those before it have dark
+    ones, and no step between two columns is a third of that."""
+    rows = torch.arange(32) % 2 * 2 - 1.0
+    stripes = 0.3 * rows[:, None].expand(1, 3, 32, 32)
+    signs = itertools.cycle([-1, 1])
+    monkeypatch.setattr(ImageBART, "generate", lambda *_: next(signs) * stripes)
+    (grown,) = tiny.outpaint(to_pil(stripes)[0], right=40, left=16, output_type="pt")
+    steps = (2 * grown).diff(dim=2).abs()
+    assert steps.max() < 0.2
+    assert (steps.amax((0, 1)) > 0.08).sum() >= 4  # there were four joints

@@ -1,5 +1,7 @@
 """The part of a picture that the model sees: where it lies, what it cuts, and the seam."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagebart.editing.pasting import (
+    FADE,
     Box,
     box_around,
     fill_unknown,
@@ -16,6 +19,7 @@ from imagebart.editing.pasting import (
     outward,
     smoothly,
     softened,
+    step_of_border,
 )
 
 SIDES = st.integers(1, 60)
@@ -103,13 +107,55 @@ def marked_right() -> torch.Tensor:
 
 
 def test_colours_go_on_across_the_border_and_edges_stay():
-    """A decoder that gives everything back darker, with an edge of its own at the border."""
+    """A decoder that gives everything back darker, with an edge of its own behind the border."""
     x = torch.full((1, 3, 32, 32), 0.5)
     painted = torch.full((2, 3, 32, 32), 0.1)
-    painted[1, :, :, 16:] = 0.3
+    painted[1, :, :, 22:] = 0.3
     shifted = membrane(painted, x, marked_right())
     torch.testing.assert_close(shifted[0, :, :, 16:], x[0, :, :, 16:])
-    torch.testing.assert_close(shifted[1, :, :, 16:], x[0, :, :, 16:] + 0.2)
+    torch.testing.assert_close(shifted[1, :, :, 16:22], x[0, :, :, 16:22])
+    torch.testing.assert_close(shifted[1, :, :, 22:], x[0, :, :, 22:] + 0.2)
+
+
+def stripes(*signs: float) -> torch.Tensor:
+    """Rows that alternate between light and dark, a picture for each of these contrasts."""
+    rows = torch.arange(32) % 2 * 2 - 1.0
+    return torch.stack([sign * rows[:, None].expand(3, 32, 32) for sign in signs])
+
+
+def test_a_step_that_changes_along_the_border_is_spread_over_some_pixels():
+    """Dark rows meet light ones: a smooth shift alone would leave the whole step. The same for
+    borders of another direction, and whatever is under the mask."""
+    x, painted, marked = stripes(0.3), stripes(-0.3, 0.3), marked_right()
+    shifted = membrane(painted, x, marked)
+    steps = torch.where(marked, shifted, x).diff(dim=3).abs()[:, :, :, 15:21]
+    assert (steps[0].amax((0, 1)) < 0.2).all()  # of 0.6 in all
+    assert (steps[1] < 1e-3).all()
+    torch.testing.assert_close(shifted[..., 21:], painted[..., 21:], atol=0.03, rtol=0)
+    turned = [one.transpose(2, 3) for one in (painted, x, marked)]
+    torch.testing.assert_close(membrane(*turned).transpose(2, 3), shifted)
+    hidden = torch.where(marked, torch.nan, x)
+    assert torch.equal(membrane(painted, hidden, marked)[..., 16:], shifted[..., 16:])
+
+
+def test_a_marked_pixel_lacks_the_mean_of_the_known_ones_beside_it():
+    """Along a border of any shape; further inside the weights fall, to 0."""
+    random = np.random.default_rng(0)
+    marked = torch.from_numpy(random.random((9, 11)) < 0.6)
+    marked[2:, 3:] = True
+    x, painted = torch.rand(1, 3, 9, 11), torch.rand(1, 3, 9, 11)
+    step, weight = step_of_border(painted, x, marked[None, None])
+    for i, j in itertools.product(range(9), range(11)):
+        beside = [(i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)]
+        inside = [(a, b) for a, b in beside if 0 <= a < 9 and 0 <= b < 11]
+        known = [x[0, :, a, b] for a, b in inside if not marked[a, b]]
+        if marked[i, j] and known:
+            lacks = torch.stack(known).mean(0) - painted[0, :, i, j]
+            torch.testing.assert_close(step[0, :, i, j], lacks)
+            assert weight[0, 0, i, j].item() == pytest.approx(1 - 1 / (FADE + 1))
+        else:
+            assert weight[0, 0, i, j] < 0.8 and (marked[i, j] or not weight[0, 0, i, j])
+    assert weight[0, 0, 8, 10] == 0
 
 
 def test_where_nothing_is_known_nothing_is_shifted():

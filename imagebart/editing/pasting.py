@@ -17,6 +17,9 @@ from torch import Tensor
 from imagebart.editing.harmonic import harmonic
 from imagebart.notation import Bool, Float, Images
 
+FADE = 5
+"""Pixels inside the border over which a step at it is spread."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -175,10 +178,40 @@ def membrane(
     """The painted pixels, shifted where `marked` so that their colours go on across its border.
 
     The shift is the smoothest that equals x - painted at the known pixels along the border (the
-    Poisson image editing of Pérez et al. 2003): there the decoder shows by how much it misses.
-    Steps of the painted picture stay as they are, so edges that cross the border do too.
+    Poisson image editing of Pérez et al. 2003): there the decoder shows by how much it misses. What
+    changes from pixel to pixel along the border is not smooth, and such a shift dies out before the
+    first marked pixel. So next to the border it is blended with `step_of_border`.
     """
-    return painted + harmonic(x - painted, marked)
+    shift = harmonic(x - painted, marked)
+    step, weight = step_of_border(painted, x, marked)
+    return painted + shift.lerp(step, weight)
+
+
+def step_of_border(
+    painted: Images, x: Float[Tensor, "1 3 H W"], marked: Bool[Tensor, "1 1 H W"]
+) -> tuple[Images, Float[Tensor, "1 1 H W"]]:
+    """(the shifts that close the step at the border, their weights) of marked pixels.
+
+    A marked pixel beside known ones lacks their mean less itself; those behind it lack what it
+    does. The weight falls from the border inwards and is 0 beyond `FADE` pixels.
+    """
+    reached = last = ~marked
+    step, weight = torch.zeros_like(painted), torch.zeros_like(x[:, :1])
+    value, own = x, painted
+    for depth in range(1, FADE + 1):
+        count = four_neighbours(last.to(x.dtype))
+        value = four_neighbours(value.where(last, 0)) / count.clamp(min=1) - own
+        last = ~reached & (count > 0)
+        reached, own = reached | last, torch.zeros_like(painted)
+        step = value.where(last, step)
+        weight = weight.masked_fill(last, 1 - depth / (FADE + 1))
+    return step, weight
+
+
+def four_neighbours(v: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
+    """The sum of each pixel's four neighbours; 0 beyond the edge."""
+    v = F.pad(v, (1, 1, 1, 1))
+    return v[..., 1:-1, :-2] + v[..., 1:-1, 2:] + v[..., :-2, 1:-1] + v[..., 2:, 1:-1]
 
 
 def softened(marked: Bool[Tensor, "1 1 H W"], width: int) -> Float[Tensor, "1 1 H W"]:
