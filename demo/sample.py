@@ -234,7 +234,7 @@ def settings_of_link(inputs: Controls, query: str) -> list:
 
 def settings_button(inputs: Controls, fresh: gr.Checkbox) -> None:
     """A button that takes the settings of a picture made here."""
-    button = gr.UploadButton("Settings of a picture made here", file_types=[".png"], size="sm")
+    button = gr.UploadButton("Settings from a picture", file_types=[".png"], size="sm")
 
     @sentences()
     def read(file: dict) -> list:
