@@ -12,10 +12,11 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from demo.calls import API, CALL, PageFunction, read_call, read_ending
@@ -158,7 +159,7 @@ class Guard:
                 check_read(path)
         except Answer as answer:
             return await answer.response(scope, receive, send_guarded)
-        with self.listening(scope, path):
+        with self.listening(scope, path), suppress(ClientDisconnect):  # who leaves is no error
             await self.app(scope, receive, send_guarded)
 
     def path(self, scope: dict) -> str:

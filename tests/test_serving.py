@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 from gradio.data_classes import ImageData
+from starlette.requests import ClientDisconnect, Request
 from torch import nn
 
 from demo import files, serving
@@ -646,6 +647,21 @@ def test_bodies_are_small_json_objects_that_name_uploads_only(folder):
     large = {"content": b"", "headers": {"content-length": str(serving.MOST_UPLOAD + 1)}}
     assert asked(guard, ("POST", UPLOAD, large))[0].status_code == 413
     assert asked(guard, ("POST", UPLOAD, {"content": parts()}))[0].status_code == 411
+
+
+def test_a_visitor_who_leaves_during_an_upload_is_no_error(folder):
+    async def reads(scope, receive, send):
+        await Request(scope, receive).body()
+
+    async def left() -> dict:
+        return {"type": "http.disconnect"}
+
+    headers = [(b"host", b"localhost"), (b"content-length", b"9")]
+    scope = {"type": "http", "method": "POST", "path": UPLOAD, "headers": headers}
+    scope |= {"client": ("127.0.0.1", 1), "scheme": "http", "query_string": b""}
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(reads(scope, left, None))
+    asyncio.run(Guard(reads, Worker(), Site())(scope, left, None))  # returns
 
 
 def test_gradio_reads_of_a_call_what_its_function_takes():
