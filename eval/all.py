@@ -51,6 +51,7 @@ MEASUREMENTS = (
         5,
     ),
     Measurement("scenery_edits", "eval/edits.py --n 200", 3),
+    Measurement("scenery_erasing", "eval/erasing.py --n 100", 3),
     Measurement("scenery_joints", "eval/joints.py --n 32", 5),
     Measurement("scenery_counterfactuals", "eval/counterfactuals.py --n 100 --strength 1 0.75", 12),
     Measurement("scenery_completion_default", f"{UPPER} single refined", 10),

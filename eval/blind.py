@@ -3,9 +3,11 @@
     python eval/blind.py --picture sheet.png                 # shows the thumbnails
     python eval/blind.py --answers "RsS…" --out eval/results/scenery_blind.json
     python eval/blind.py --of reconstructions …              # of the VQGAN alone
+    python eval/blind.py --of edits …                        # renders with a part repainted
 
 Half of the thumbnails are held-out renders, half are samples (for the captions of other renders, if
-the model takes text) or reconstructions of other renders, in an order given by the seed. A viewer
+the model takes text), reconstructions of other renders, or edits of them (`edited_renders`), in an
+order given by the seed. A viewer
 writes r (render) or s (model) for each, row by row, in capitals where certain. The JSON counts the
 right and the certain answers, with the 95 % interval, and the right answers by chance: the same
 answers to sheets in another order.
@@ -33,7 +35,7 @@ COLUMNS = 8
 @dataclass(frozen=True)
 class Config:
     model: str = str(SHIPPED)
-    of: Literal["samples", "reconstructions"] = "samples"  # what is mixed with the renders
+    of: Literal["samples", "reconstructions", "edits"] = "samples"  # what is mixed with the renders
     n: int = 32  # thumbnails, half of them the model's
     seed: int = 0  # of the order, the samples and the renders
     picture: Path | None = None  # where the sheet goes
@@ -84,11 +86,25 @@ def sheet(config: Config) -> show.Picture:
     )
     if config.of == "samples":
         made = model.sample(half, seed=first, **prompts)
-    else:
+    elif config.of == "reconstructions":
         made = model.decode(model.encode(renders[half:]))
+    else:
+        made = edited_renders(model, renders[half:], first)
     of = {"r": iter(renders[:half]), "s": iter(made)}
     mixed = [next(of[letter]) for letter in order(config.n, config.seed)]
     return show.grid(mixed, columns=COLUMNS, height=2 * model.image_size[0])
+
+
+def edited_renders(model: ImageBART, renders: list[Image.Image], seed: int) -> list[Image.Image]:
+    """Each with a part repainted, nothing prompted: centre, upper half, right half in turns."""
+    (H, W), made = model.image_size, []
+    middle = slice(H // 4, H - H // 4), slice(W // 4, W - W // 4)
+    parts = middle, (slice(H // 2), slice(W)), (slice(H), slice(W // 2, W))
+    for i, image in enumerate(renders):
+        mask = np.zeros((H, W), bool)
+        mask[parts[i % len(parts)]] = True
+        made += model.inpaint(image, mask, seed=seed + i)
+    return made
 
 
 def score(answers: str, truth: str) -> dict:

@@ -1,9 +1,12 @@
 """eval/likelihood.py, reconstruction, pictures, completion and blind report true figures."""
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import blind
 import completion
+import erasing
 import joints
 import likelihood
 import numpy as np
@@ -17,6 +20,7 @@ from PIL import Image
 
 from imagebart.checkpoint import read_json
 from imagebart.data import scenery
+from imagebart.data.scenery.words import THING_LABEL
 from imagebart.data.sources import open_data
 
 
@@ -236,6 +240,8 @@ def test_a_blind_sheet_holds_renders_and_samples_in_an_order_that_is_kept(folder
 
 def test_what_the_vqgan_gives_away_can_be_looked_at_alone(folder, tiny, tmp_path):
     where = dict(model=str(folder), n=2, picture=tmp_path / "s.png", device="cpu")
+    blind.main(blind.Config(**where, of="edits"))
+    assert Image.open(tmp_path / "s.png").height == 2 * tiny.image_size[0]
     blind.main(blind.Config(**where, of="reconstructions"))
     scene = scenery.render(scenery.scene_seed("test", 1), *tiny.image_size)
     (back,) = tiny.decode(tiny.encode(Image.fromarray(scene.image)))
@@ -244,6 +250,22 @@ def test_what_the_vqgan_gives_away_can_be_looked_at_alone(folder, tiny, tmp_path
     due = np.asarray(back.resize((side, side), Image.Resampling.BICUBIC), float)
     shown = np.asarray(sheet.crop((left, 0, left + side, side)), float)
     assert np.abs(shown - due).max() <= 1
+
+
+def test_edits_keep_what_is_not_repainted(tiny):
+    """Of each a part is another: the centre, the upper half, the right half."""
+    scenes = [scenery.render(scenery.scene_seed("test", i), 32, 32).image for i in range(3)]
+    edits = blind.edited_renders(tiny, [Image.fromarray(one) for one in scenes], seed=5)
+    changed = [(np.asarray(edit) != one).any(2) for edit, one in zip(edits, scenes, strict=True)]
+    parts = [
+        (slice(8, 24), slice(8, 24)),
+        (slice(0, 16), slice(0, 32)),
+        (slice(0, 32), slice(16, 32)),
+    ]
+    for at, part in zip(changed, parts, strict=True):
+        assert at[part].mean() > 0.8
+        at[part] = False
+        assert not at.any()
 
 
 def test_a_blind_look_is_scored(folder):
@@ -279,6 +301,48 @@ def test_a_bad_option_ends_a_script_as_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match="error: n must be even and at least 2, got 3"):
         reporting.run(blind.main, blind.Config, "A blind look.")
     assert not list(tmp_path.iterdir())
+
+
+# ── erased objects ────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_mask_of_an_object_covers_it_and_a_margin():
+    scenes = [scenery.render(scenery.scene_seed("test", i), 64, 64) for i in range(40)]
+    scenes = [scene for scene in scenes if "object" in scene.attributes][:6]
+    for scene in scenes:
+        there = scene.semantic_map == THING_LABEL[scene.attributes["object"]]
+        assert np.array_equal(erasing.object_mask(scene, 0), there)
+        rows, columns = np.nonzero(there)
+        for i, j in itertools.product(range(64), range(0, 64, 3)):
+            near = max(1, np.maximum(abs(rows - i), abs(columns - j)).min()) <= 3 or there[i, j]
+            assert erasing.object_mask(scene, 3)[i, j] == near
+
+
+def test_what_is_no_longer_found_is_gone(tiny, tmp_path, monkeypatch):
+    """Of renders this probe finds every object; of edits it finds one in four."""
+    first = [scenery.render(scenery.scene_seed("test", i), 32, 32) for i in range(60)]
+    renders = {scene.image.tobytes(): scene.attributes.get("object", "none") for scene in first}
+    wanted = [scene.attributes["object"] for scene in first if "object" in scene.attributes][:4]
+    edits = iter([wanted[0], "none", "none", "none"])
+
+    class Finder:
+        def __init__(self, _):
+            pass
+
+        def to(self, _):
+            return self
+
+        def predict(self, images):
+            (found,) = (renders.get(image.tobytes()) or next(edits) for image in images)
+            return SimpleNamespace(values=lambda _: [found])
+
+    tiny.save_pretrained(tmp_path)
+    monkeypatch.setattr(erasing, "Probe", Finder)
+    picture = tmp_path / "erased.png"
+    report = erasing.main(erasing.Config(model=str(tmp_path), n=4, margin=1, picture=picture))
+    assert report["gone"] == 0.75 and picture.exists()
+    assert sum(row["edits"] for row in report["rows"]) == 4
+    assert {row["object"] for row in report["rows"]} == {*wanted}
 
 
 # ── joints of outpaintings ────────────────────────────────────────────────────────────────────
