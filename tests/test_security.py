@@ -2,6 +2,7 @@
 pinned by its digest and may be used by everybody, and every promise has its test."""
 
 import ast
+import json
 import re
 from importlib import metadata
 from pathlib import Path
@@ -182,3 +183,17 @@ def test_every_promise_has_its_test():
         for file, test in cited:
             tests = (ROOT / "tests" / file).read_text(encoding="utf-8")
             assert f"def {test}(" in tests, f"{file}::{test}"
+
+
+def test_what_was_tried_is_quoted():
+    """SECURITY.md and README.md, from the summary of the slow tests."""
+    summary = json.loads((ROOT / "tests/abuse/summary.json").read_text(encoding="utf-8"))
+    held = [f"{name} {row['held']:,} of {row['tried']:,}" for name, row in summary.items()]
+    assert f"When last tried these held: {', '.join(held)}." in words_of("SECURITY.md")
+    numbers = [sum(row[key] for row in summary.values()) for key in ("held", "tried")]
+    total = "of {1:,} attacks and calls that its slow tests try, {0:,} held".format(*numbers)
+    assert total in words_of("README.md")
+
+
+def words_of(document: str) -> str:
+    return " ".join((ROOT / document).read_text(encoding="utf-8").split())

@@ -19,12 +19,14 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 from server import ROOT, Server, free_port
 from test_files import conclude, pictures, run, torn
 
+from app import SECONDS_BETWEEN_TIDIES
 from imagebart import ImageBART
 from imagebart.folders import SHIPPED
 
@@ -116,25 +118,20 @@ def test_memory_does_not_grow_with_calls(server):
     page = visitor(server)
     values = defaults(page)
 
-    def calls(n: int) -> None:
+    def resident_after(n: int) -> int:
+        """Bytes of memory of the server after so many pairs of calls, when it has tidied up."""
         for i in range(n):
             assert "complete" in called(page, "sample", values["sample"] | {"seed": i})[1]
             assert "there is no image yet" in called(page, "chain", values["chain"])[1]
+        time.sleep(3 * SECONDS_BETWEEN_TIDIES)
+        return psutil.Process(server.process.pid).memory_info().rss
 
-    calls(250)
-    before = resident(server)
-    calls(2500)
-    grown = (resident(server) - before) / 5000
+    before = resident_after(250)
+    grown = (resident_after(2500) - before) / 5000
     files = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
     failed = {"bytes a call": grown} if grown > 2000 else {}
     failed |= {"descriptors": files} if files >= 100 else {}
     conclude("calls in a row", 5000, failed, True, bytes_a_call=round(grown), descriptors=files)
-
-
-def resident(server: Server) -> int:
-    """Bytes of memory of the server."""
-    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 @pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
@@ -293,6 +290,7 @@ CADDY = """
     {{
         admin off
         auto_https off
+        grace_period 1s
     }}
     http://localhost:{port} {{
         bind 127.0.0.1
