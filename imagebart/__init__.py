@@ -8,7 +8,7 @@ In reading order, with the ideas that each file has:
     perceptual      what the VQGAN learns by: LPIPS, discriminator, adaptive weight
     efficientnet    ImageNet features for the VQGAN's distance
     diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [section 3.3]
-    listed          eq. 9 and the bound, exactly, for data with few possible images
+    listed          why autoregressive, and the bound: exactly, for data with few possible images
     rotary          positions that turn queries and keys, in two dimensions
     transformer     remember: attention, the causal mask, encoder, decoder, caches
     linear          a linear layer whose weights lie as the processor wants them
@@ -21,7 +21,7 @@ In reading order, with the ideas that each file has:
     sampling        the reverse chain: noise of a seed, temperature, top-k, top-p (nucleus), min-p,
                     sequential and parallel decoding, the draft (x_1 prediction)
     streaming       thousands of images in batches
-    model           ImageBART: all of these as one object; the bound (eq. 2) in bits per token
+    model           ImageBART: all of these as one object; the bound in bits per token
 
     editing/        masks, a masked image (inpainting.MaskedImage), the masked process, inpaint,
                     complete, outpaint, reimagine, panorama

@@ -187,7 +187,7 @@ class ImageBART(nn.Module):
         from imagebart.editing.inpainting import repainted
 
         require_output(output_type)
-        edit, images = repainted(self, image, mask, num_images, **options)
+        edit, images = repainted(self, image, mask, num_images, options)
         if output_type == "pil":
             return edit.pictures(images)
         return self.present(images, output_type)

@@ -15,7 +15,7 @@ from PIL import Image
 from test_colours import PROFILE
 
 from imagebart import ImageBART, __version__
-from imagebart.__main__ import main
+from imagebart.__main__ import COMMANDS, main
 from imagebart.conditions import text_tokens
 from imagebart.settings import file_stem, settings_of
 
@@ -145,7 +145,8 @@ def test_passes_are_counted_while_an_edit_runs(folder, tmp_path, capsys):
 @pytest.mark.filterwarnings("always")
 def test_a_warning_is_one_sentence(folder, tmp_path, capsys):
     main(["sample", "a zzyzx", *folder[1], "-o", str(tmp_path)])
-    (line,) = [x for x in re.split(r"[\r\n]", capsys.readouterr().err) if "never seen" in x]
+    said = re.sub(r"\x1b\[\w", "", capsys.readouterr().err)  # where a bar moves the cursor
+    (line,) = [x for x in re.split(r"[\r\n]", said) if "never seen" in x]
     assert line == "warning: prompt: this model has never seen zzy, zx"
 
 
@@ -173,7 +174,7 @@ def test_an_unknown_command_is_named(capsys):
         main(["smaple", "a lake"])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert "smaple" in said and "sample, edit, panorama, import" in said
+    assert "smaple" in said and all(name in said for name in COMMANDS)
 
 
 def test_ranks_draw_what_one_process_draws(folder, tmp_path):

@@ -71,7 +71,7 @@ def inpaint(
     whole image. ValueError if the sizes differ, if the mask is neither image nor array, or for an
     option of another process. Images come in batches that fit the memory.
     """
-    _, images = repainted(model, image, mask, num_images, box=box, **options)
+    _, images = repainted(model, image, mask, num_images, options, box=box)
     return images
 
 
@@ -80,10 +80,10 @@ def repainted(
     model: ImageBART,
     image: Image.Image,
     mask: Marks,
-    num_images: int = 1,
+    num_images: int,
+    options: InpaintOptions,
     *,
     box: Box | None = None,
-    **options: Unpack[InpaintOptions],
 ) -> tuple["MaskedImage", Images]:
     """(the image with its mask, the images of `inpaint`)."""
     given: dict[str, Any] = {**options}
