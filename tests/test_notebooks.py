@@ -82,7 +82,7 @@ def executed(tmp_path_factory):
             env |= {"JUPYTER_RUNTIME_DIR": scratch, "IPYTHONDIR": scratch}
             notebook = read(path)
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            client = NotebookClient(notebook, timeout=300, kernel_name="python3")
+            client = NotebookClient(notebook, timeout=CPU_SECONDS, kernel_name="python3")
             client.execute(cwd=str(path.parent), env=env)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
