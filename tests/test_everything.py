@@ -231,7 +231,8 @@ def test_the_card_says_what_the_records_say(tiny, tmp_path):
         "plan": {"vqgan": 400, "chain": 300, "images": 2000},
         "stages": {name: {"seconds": 12.0} for name in ("vqgan", "tokens", "chain")},
     }
-    card.write_card(tmp_path, find_preset("tiny"), CPU.larger, record)
+    tiny_preset = find_preset("tiny")
+    card.write_card(tmp_path, tiny_preset, CPU.batches(tiny_preset), record)
     text = (tmp_path / "model" / "README.md").read_text()
     assert "python train/everything.py --preset tiny --data scenery --seed 3\n" in text
     assert "| vqgan | 400 × 16 | 12 |" in text and "| chain | 300 × 64" in text

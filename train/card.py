@@ -41,10 +41,10 @@ chain {chain_parameters:.1f} M. Seed {seed}, {date}.
 """
 
 
-def write_card(out: Path, preset: Preset, larger: dict[str, int], record: dict) -> None:
+def write_card(out: Path, preset: Preset, batch: dict[str, int], record: dict) -> None:
     """OUT/model/README.md and the picture in it; everything in them stands in OUT's records.
 
-    `larger` is how many times the preset's batches were, by stage.
+    `batch` is the images a step of the VQGAN and of the chain.
     """
     model, plan = ImageBART.from_pretrained(out / "model"), record["plan"]
     samples = sorted((out / "figures" / "samples").glob("*.png"))
@@ -62,7 +62,7 @@ def write_card(out: Path, preset: Preset, larger: dict[str, int], record: dict) 
         samples=len(samples),
         last=len(samples) - 1,
         command=command(record["options"]),
-        stages="\n".join(stage_rows(preset, larger, record)),
+        stages="\n".join(stage_rows(preset, batch, record)),
         images=plan["images"],
         vqgan_parameters=millions(model.vqgan),
         chain_parameters=millions(*model.denoisers.values()),
@@ -86,11 +86,10 @@ def contact_sheet(paths: list[Path]) -> Picture:
     return grid(images, round(len(images) ** 0.5), height=images[0].height)
 
 
-def stage_rows(preset: Preset, larger: dict[str, int], record: dict) -> list[str]:
+def stage_rows(preset: Preset, batch: dict[str, int], record: dict) -> list[str]:
     """A row for every stage that trains or encodes."""
     plan = record["plan"]
-    batch = {"vqgan": preset.compression.batch, "chain": preset.scale.batch}
-    learned = {name: f"{plan[name]:,} × {larger[name] * batch[name]}" for name in batch}
+    learned = {name: f"{plan[name]:,} × {images}" for name, images in batch.items()}
     steps = learned["vqgan"], "", f"{learned['chain']}, {steps_shared(preset)}"
     return [
         f"| {name} | {of} | {record['stages'][name]['seconds']:,.0f} |"

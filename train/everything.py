@@ -58,6 +58,11 @@ class Computer:
         larger = {"vqgan": 8, "chain": 32}  # as many as keep it busy between two launches
         return cls(gpus, max(1, cores - 1), larger, steps | few, 1)
 
+    def batches(self, preset: Preset) -> dict[str, int]:
+        """Images a step of each stage; of the VQGAN every GPU gets as many."""
+        each, vqgan = max(1, self.gpus), self.larger["vqgan"] * preset.compression.batch
+        return {"vqgan": vqgan // each * each, "chain": self.larger["chain"] * preset.scale.batch}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -93,7 +98,7 @@ def main(config: Config) -> None:
                 record["plan"]["chain"] = chain_steps(config, preset, rehearsal, record)
         for stage in measuring(config):
             run_stage(stage, config.out, record["stages"], save, progress, stop)
-    write_card(config.out, preset, computer.larger, record)
+    write_card(config.out, preset, computer.batches(preset), record)
     model = config.out / "model"
     print(f"done: python app.py --model {model}")
 
@@ -120,18 +125,17 @@ def training(
     """VQGAN → tokens → chain. The plan of a stage, its steps or images, is read when it begins."""
     what = {"--preset": config.preset}
     made = {"--data": config.data, "--workers": computer.workers}
-    each = max(1, computer.gpus)  # of which every one gets as many images
-    batch = computer.larger["vqgan"] * preset.compression.batch // each * each
+    batch = computer.batches(preset)
     yield Stage(
         "vqgan",
         ("train/compression.py",),
         what
         | made
-        | {"--steps": plan["vqgan"], "--batch": batch, "--seed": config.seed}
+        | {"--steps": plan["vqgan"], "--batch": batch["vqgan"], "--seed": config.seed}
         | {"--out": out / "vqgan"},
         metrics="vqgan/metrics.jsonl",
         steps=plan["vqgan"],
-        batch=batch,
+        batch=batch["vqgan"],
         gpus=computer.gpus,
     )
     count = {"--count": plan["images"]} if plan["images"] else {}  # 0: all that there are
@@ -142,16 +146,15 @@ def training(
         | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], **count}
         | {"--out": out / "tokens"},
     )
-    batch = computer.larger["chain"] * preset.scale.batch
     yield Stage(
         "chain",
         ("train/chain.py",),
         what
-        | {"--tokens": out / "tokens", "--steps": plan["chain"], "--batch": batch}
+        | {"--tokens": out / "tokens", "--steps": plan["chain"], "--batch": batch["chain"]}
         | {"--seed": config.seed, "--out": out / "model"},
         metrics="model/checkpoints/scale_*/metrics.jsonl",
         steps=plan["chain"] * runs_of(preset),
-        batch=batch,
+        batch=batch["chain"],
     )
 
 
@@ -183,7 +186,7 @@ def plan(
 ) -> dict:
     """Steps and images of every stage, and the seconds that they are expected to take."""
     vqgan_rate, chain_rate = rates(rehearsal)
-    encode_rate = vqgan_rate * computer.larger["vqgan"] * preset.compression.batch
+    encode_rate = vqgan_rate * computer.batches(preset)["vqgan"]
     encode_rate *= computer.encoded_while_one_is_learned
     steps = {"vqgan": preset.compression.steps, "chain": preset.scale.steps}
     images = computer.larger["vqgan"] * preset.token_images

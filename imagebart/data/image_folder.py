@@ -186,16 +186,16 @@ class ImageFolder(Dataset):
         name = self.files[index]
         if self._texts is not None:
             return self._texts.get(name, [])
-        path = (self.root / name).with_suffix(".txt")
-        if not path.exists():
-            path = path.with_suffix(".TXT")
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except FileNotFoundError:
-            return []
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{printable(path)}: must be UTF-8 text, got {error}") from error
-        return [line.strip() for line in lines if line.strip()]
+        for ending in (".txt", ".TXT"):
+            path = (self.root / name).with_suffix(ending)
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except FileNotFoundError:
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"{printable(path)}: must be UTF-8 text, got {error}") from error
+            return [line.strip() for line in lines if line.strip()]
+        return []
 
     def _load(self, i: int) -> dict:
         image = self.picture(i)
