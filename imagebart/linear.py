@@ -5,6 +5,8 @@ the order that the processor wants. Without gradients this layer keeps them in t
 beside the weights themselves, which makes such products two to four times faster.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,23 +37,23 @@ class Linear(nn.Linear):
     """The weights that were made ready, their version, and the result."""
 
     def forward(self, x: Float[Tensor, "*b c_in"]) -> Float[Tensor, "*b c_out"]:
-        if not self._serves(x):
+        if not self.serves(x):
             return F.linear(x, self.weight, self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.ready(), self.bias, "none", [], "")
+        return product(x, self.ready(), self.bias)
 
     def ready(self) -> Tensor:
         """The weights in oneDNN's order, made again when they have changed."""
         weight, version = self.weight, self.weight._version
         if self._ready is None or self._ready[0] is not weight or self._ready[1] != version:
-            ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-            self._ready = weight, version, ordered
+            self._ready = weight, version, ordered(weight.detach())
         return self._ready[2]
 
     def forget(self) -> None:
         """Make the weights ready anew at the next call."""
         self._ready = None
 
-    def _serves(self, x: Tensor) -> bool:
+    def serves(self, x: Tensor) -> bool:
+        """Whether weights in oneDNN's order can be used for x."""
         weight = self.weight
         return (
             x.dtype == weight.dtype
@@ -70,3 +72,39 @@ class Linear(nn.Linear):
     def __getstate__(self) -> dict:
         """Without what can be made again: copies and files hold the weights once."""
         return {name: value for name, value in vars(self).items() if name != "_ready"}
+
+
+def ordered(weight: Float[Tensor, "c_out c_in"]) -> Tensor:
+    """Weights in oneDNN's order."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+
+def product(
+    x: Float[Tensor, "*b c_in"], weight: Tensor, bias: Float[Tensor, " c_out"] | None
+) -> Float[Tensor, "*b c_out"]:
+    """x Wᵀ + b with weights that `ordered` gave."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def rounds_alike(layer: nn.Linear, x: Float[Tensor, "*b c_in"], rows: int, tile: int) -> bool:
+    """Whether `rows` rows in one product get the bits that they get `tile` rows at a time.
+
+    That is a matter of the processor and of the shape of the product, not of the numbers: the order
+    of a sum shows in its last bits. So it is tried once for each shape, on random numbers; only
+    where oneDNN computes the layer, whose choice of a method is known to depend on nothing else.
+    """
+    if not (isinstance(layer, Linear) and layer.serves(x)):
+        return False
+    shape = layer.in_features, layer.out_features
+    return _rounds_alike(*shape, x.dtype, torch.get_num_threads(), rows, tile)
+
+
+@cache
+def _rounds_alike(
+    c_in: int, c_out: int, dtype: torch.dtype, threads: int, rows: int, tile: int
+) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, c_in, generator=generator).to(dtype)
+    weight = ordered(torch.randn(c_out, c_in, generator=generator).to(dtype))
+    tiles = torch.cat([product(some, weight, None) for some in x.split(tile)])
+    return torch.equal(product(x, weight, None), tiles)

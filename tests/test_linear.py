@@ -117,3 +117,25 @@ def test_files_and_copies_hold_the_weights_once(layer, x):
             same.weight.mul_(2)
         assert_right(same, x)
         assert_right(layer, x)
+
+
+@needs_one_dnn
+def test_tiles_go_together_where_they_round_alike(layer, monkeypatch):
+    """One product of 64 rows is allowed only if every bit is that of four of 16."""
+    x = torch.randn(64, 24, generator=torch.Generator().manual_seed(1))
+
+    def rounds_by_size(x, weight, bias):
+        return product(x, weight, bias) * (1 + 1e-6 * (len(x) > 16))
+
+    with torch.no_grad():
+        product = linear.product
+        linear._rounds_alike.cache_clear()
+        if linear.rounds_alike(layer, x, 64, 16):
+            assert torch.equal(layer(x), torch.cat([layer(some) for some in x.split(16)]))
+        monkeypatch.setattr(linear, "product", rounds_by_size)
+        linear._rounds_alike.cache_clear()
+        assert not linear.rounds_alike(layer, x, 64, 16)
+    linear._rounds_alike.cache_clear()
+    assert not linear.rounds_alike(layer, x, 64, 16), "with gradients another library multiplies"
+    with torch.no_grad():
+        assert not linear.rounds_alike(torch.nn.Linear(24, 40), x, 64, 16)

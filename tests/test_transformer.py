@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from imagebart import transformer
 from imagebart.transformer import (
     TILE,
     BlockShape,
@@ -21,6 +22,7 @@ from imagebart.transformer import (
     attend_all,
     causal,
     in_tiles,
+    tile_sizes,
 )
 
 
@@ -192,6 +194,20 @@ def test_tiles_change_no_number(rows):
     layer, x = nn.Linear(24, 40), torch.randn(rows, 24)
     with torch.no_grad():
         torch.testing.assert_close(in_tiles(layer, x, TILE), layer(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rows, alike, sizes",
+    [
+        (16, True, [16]),
+        (112, True, [64, 32, 16]),
+        (208, True, [64, 64, 64, 16]),
+        (96, False, [16] * 6),
+    ],
+)
+def test_as_many_tiles_together_as_round_alike(rows, alike, sizes, monkeypatch):
+    monkeypatch.setattr(transformer, "rounds_alike", lambda *_: alike)
+    assert tile_sizes(nn.Linear(2, 2), torch.zeros(rows, 2), 16) == sizes
 
 
 @pytest.mark.parametrize("mask", ["all", "one for all", "one each"])
