@@ -35,6 +35,7 @@ from imagebart.folders import (
     update_config,
 )
 from imagebart.isolation import isolated, plain_settings
+from imagebart.known_pixels import Known
 from imagebart.notation import Float, Grid, Images, Tokens
 from imagebart.options import (
     Conditions,
@@ -288,15 +289,20 @@ class ImageBART(nn.Module):
         return self.present(self.generate(tokens), output_type)
 
     @isolated
-    def generate(self, tokens: Grid) -> Images:
-        """G(x_1), as the network gives it: about [-1, 1]."""
+    def generate(self, tokens: Grid, known: Known | None = None) -> Images:
+        """G(x_1), as the network gives it: about [-1, 1]; with the known pixels of these images,
+        one for all or one each, as a decoder that sees them continues them (known_pixels.py)."""
         if tokens.ndim != 3 or tokens.numel() == 0:
             raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.K:
             raise ValueError(f"tokens must lie in [0, {self.K}), got {low} to {high}")
         parts = self.parts(tokens.to(self.device))
-        return torch.cat([self.vqgan.decode(part).float() for part in parts])
+        if known is None:
+            return torch.cat([self.vqgan.decode(part).float() for part in parts])
+        seen = self.parts(known.to(self.device).expand(len(tokens), -1, -1, -1))
+        both = zip(parts, seen, strict=True)
+        return torch.cat([self.vqgan.decode(part, one).float() for part, one in both])
 
     def parts(self, batch: Tensor) -> tuple[Tensor, ...]:
         """So many images as go through the VQGAN together: on a CPU one, which then does not depend

@@ -6,8 +6,8 @@
 One configuration spans the published f = 16 models and small ones for a laptop: `patch` folds
 p×p pixels into channels before the first convolution, which is where small models save time;
 `pixel_channels` gives the decoder a stage at full resolution, where patches would show;
-`extra_decoder_blocks` makes its levels deeper. Both start at zero output, so that they can be added
-to a trained decoder.
+`extra_decoder_blocks` makes its levels deeper; with `known_channels` it sees known pixels
+(known_pixels.py). All three start at zero output, so that they can be added to a trained decoder.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imagebart.arguments import as_int
+from imagebart.known_pixels import Known, KnownPixels
 from imagebart.notation import Float, Grid, Images, Latents
 from imagebart.quantiser import QUANTISERS
 
@@ -41,6 +42,7 @@ class VQGANConfig:
     patch: int = 1  # pixels a side folded into channels first
     pixel_channels: int = 0  # width of the decoder's full-resolution stage; 0 = none
     extra_decoder_blocks: int = 0  # further residual blocks of every level of the decoder
+    known_channels: int = 0  # width of what the decoder takes from known pixels; 0: it sees none
     quantiser: str = "vector"  # a row of quantiser.QUANTISERS
     commitment: float = 0.25  # weight of the encoder's pull towards its code
 
@@ -49,7 +51,7 @@ class VQGANConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("image_size", "K", "embed_dim", "z_channels", "channels", "blocks", "patch"):
             as_int(getattr(self, name), name, 1)
-        for name in ("pixel_channels", "extra_decoder_blocks"):
+        for name in ("pixel_channels", "extra_decoder_blocks", "known_channels"):
             as_int(getattr(self, name), name)
         if self.channels % 32:
             raise ValueError(f"channels must be a multiple of 32, got {self.channels}")
@@ -57,9 +59,10 @@ class VQGANConfig:
             raise ValueError("multipliers must be at least one, got none")
         for each in self.multipliers:
             as_int(each, "multipliers", 1)
-        if self.pixel_channels and self.patch & (self.patch - 1):
+        if (self.pixel_channels or self.known_channels) and self.patch & (self.patch - 1):
             raise ValueError(
-                f"patch must be a power of 2 where pixel_channels is not 0, got {self.patch}"
+                "patch must be a power of 2 where pixel_channels or known_channels is not 0, "
+                f"got {self.patch}"
             )
         if self.quantiser not in QUANTISERS:
             raise ValueError(
@@ -112,9 +115,13 @@ class VQGAN(nn.Module):
         """
         return self.quantiser.encode(self.latents(image))
 
-    def decode(self, grid: Grid) -> Images:
-        """G(x_1): the images that tokens stand for, about [-1, 1], not clamped."""
-        return self.generate(self.quantiser.lookup(grid))
+    def decode(self, grid: Grid, known: Known | None = None) -> Images:
+        """G(x_1): the images that tokens stand for, about [-1, 1], not clamped.
+
+        A decoder with `known_channels` continues the `known` pixels of these images; others do not
+        read them.
+        """
+        return self.generate(self.quantiser.lookup(grid), known)
 
     def latents(self, image: Images) -> Latents:
         """z: the encoder's output, before it is quantised."""
@@ -124,8 +131,8 @@ class VQGAN(nn.Module):
         image = image.to(self.quant_conv.weight.dtype)
         return self.quant_conv(self.encoder(image))
 
-    def generate(self, z_q: Latents) -> Images:
-        return self.decoder(self.post_quant_conv(z_q))
+    def generate(self, z_q: Latents, known: Known | None = None) -> Images:
+        return self.decoder(self.post_quant_conv(z_q), known)
 
     def forward(self, image: Images, quantise: bool = True) -> tuple[Images, Tensor, Grid]:
         """Reconstruction, codebook loss and codes, differentiable: what training needs.
@@ -139,9 +146,11 @@ class VQGAN(nn.Module):
         return self.generate(z_q if quantise else z), loss if quantise else 0 * loss, code
 
     def last_layer(self) -> Tensor:
-        """The weight at which the adversarial term is balanced (see perceptual.py)."""
-        finest = self.decoder.finish or self.decoder
-        return finest.conv_out.weight
+        """The weight at which the adversarial term is balanced (see perceptual.py): the last that
+        learns."""
+        finest = (self.decoder.finish or self.decoder).conv_out.weight
+        known = self.decoder.known
+        return finest if finest.requires_grad or known is None else known.add[0].weight
 
     def shrink_as(self, tensors: dict[str, Tensor]) -> None:
         """Shrink the quantiser as it was in the VQGAN whose state dict this is."""
@@ -161,6 +170,18 @@ class VQGAN(nn.Module):
         """Freeze encoder and quantiser: tokens stay as they are, and only the decoder learns."""
         for part in (self.encoder, self.quant_conv, self.quantiser):
             part.requires_grad_(False)
+
+    def hold_known(self) -> None:
+        """Freeze what the decoder takes from known pixels, which plain images do not teach."""
+        if self.decoder.known is not None:
+            self.decoder.known.requires_grad_(False)
+
+    def hold_all_but_known(self) -> None:
+        """Freeze all but what the decoder takes from known pixels, which must be there."""
+        self.requires_grad_(False)
+        if self.decoder.known is None:
+            raise ValueError("known_channels must be at least 1 to learn from known pixels, got 0")
+        self.decoder.known.requires_grad_(True)
 
 
 class Encoder(nn.Module):
@@ -200,7 +221,9 @@ class Decoder(nn.Module):
         self.conv_in = conv3(config.z_channels, width)
         self.mid = middle(width, config.mid_attention)
         self.levels = nn.ModuleList()
+        sees: dict[int, int] = {}  # {pixels a side of a place: width} of what enters each level
         for level, out in reversed(list(enumerate(widths))):
+            sees[config.patch * 2**level] = width
             attend = level in config.attention_levels
             after = Upsample(out, out) if level else nn.Identity()
             blocks, extra = config.blocks + 1, config.extra_decoder_blocks
@@ -213,14 +236,20 @@ class Decoder(nn.Module):
                 p.copy_(p[:3].repeat_interleave(config.patch**2, dim=0))
         pixel_channels = config.pixel_channels
         self.finish = Finish(width, config.patch, pixel_channels) if pixel_channels else None
+        if self.finish is not None:
+            sees |= {side: pixel_channels * side for side in powers_of_2_below(config.patch)}
+        self.sides = [config.patch * 2**level for level in reversed(range(len(widths)))]
+        channels = config.known_channels
+        self.known = KnownPixels(sees, channels) if channels else None
 
-    def forward(self, z_q: Latents) -> Images:
+    def forward(self, z_q: Latents, known: Known | None = None) -> Images:
+        seen = {} if self.known is None or known is None else self.known(known.to(z_q.dtype))
         h = self.mid(self.conv_in(z_q))
-        for level in self.levels:
-            h = level(h)
+        for side, level in zip(self.sides, self.levels, strict=True):
+            h = level(plus(h, seen.get(side)))
         h = F.silu(self.norm_out(h))
         image = F.pixel_shuffle(self.conv_out(h), self.patch)
-        return image if self.finish is None else self.finish(h, image)
+        return image if self.finish is None else self.finish(h, image, seen)
 
 
 class Finish(nn.Module):
@@ -233,9 +262,9 @@ class Finish(nn.Module):
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
         self.levels = nn.ModuleList()
-        while patch > 1:
-            patch //= 2
-            out = channels * patch
+        self.sides = powers_of_2_below(patch)
+        for side in self.sides:
+            out = channels * side
             self.levels.append(nn.Sequential(Upsample(width, out), Plain(out)))
             width = out
         self.conv_in = conv3(width + 3, channels)
@@ -243,9 +272,9 @@ class Finish(nn.Module):
         self.conv_out = conv3(channels, 3)
         start_at_zero(self.conv_out)
 
-    def forward(self, h: FeatureMaps, image: Images) -> Images:
-        for level in self.levels:
-            h = level(h)
+    def forward(self, h: FeatureMaps, image: Images, seen: dict[int, FeatureMaps]) -> Images:
+        for side, level in zip(self.sides, self.levels, strict=True):
+            h = plus(level(h), seen.get(side))
         h = self.block(self.conv_in(torch.cat([h, image], dim=1)))
         return image + self.conv_out(F.silu(h))
 
@@ -336,6 +365,15 @@ class Upsample(nn.Module):
 def middle(width: int, attend: bool) -> nn.Sequential:
     between = SelfAttention(width) if attend else nn.Identity()
     return nn.Sequential(Residual(width, width), between, Residual(width, width))
+
+
+def plus(h: FeatureMaps, more: FeatureMaps | None) -> FeatureMaps:
+    return h if more is None else h + more
+
+
+def powers_of_2_below(patch: int) -> list[int]:
+    """patch/2, patch/4 … 1."""
+    return [2**i for i in reversed(range(patch.bit_length() - 1))]
 
 
 def start_at_zero(layer: nn.Module) -> None:

@@ -17,7 +17,7 @@ LIBRARY = ROOT / "imagebart"
 LAYERS = [
     {"notation", "arguments", "settings", "data", "editing", "released"},
     {"linear", "rotary", "efficientnet", "decodable", "options", "quantiser", "isolation"}
-    | {"int8", "released.pickled"},
+    | {"known_pixels", "int8", "released.pickled"},
     {"vqgan", "perceptual", "diffusion", "transformer", "distributed", "checkpoint"}
     | {"data.scenery.world", "released.untrusted"},
     {"data.scenery.sky", "data.scenery.land"},

@@ -5,7 +5,9 @@
     torchrun --nnodes 2 --nproc-per-node gpu --rdzv-backend c10d --rdzv-endpoint HOST:PORT train/…
 
 The same command again resumes. `--init DIR` starts from a trained VQGAN instead, to fine-tune it;
-with `--train decoder` its decoder alone, so that its tokens stay what they are.
+with `--train decoder` its decoder alone, so that its tokens stay what they are. `--train known`
+trains alone what its decoder takes from the known pixels of an edit (imagebart/known_pixels.py),
+added where it has none: images are masked at random, and repainted where they are.
 OUT holds config.json and vqgan.safetensors (loadable at any time), best/ (the same, of the highest
 PSNR on held-out images), metrics.jsonl, run.json, and reconstructions_*.png: images above,
 reconstructions below. Of a folder without a folder `validation`, a share is held out.
@@ -23,6 +25,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from repainting import Repainter, marks_of, seeing_known
 from saving import CHECK_EVERY, MOST_SKIPPED, Saver, are_finite, checksum, snapshot
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -82,7 +85,7 @@ class Config:
     unreadable: float = UNREADABLE  # share of the images that may be replaced by others
     preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     init: Path | None = None  # start from this trained VQGAN (its shape, its weights)
-    train: Literal["all", "decoder"] = "all"  # "decoder": encoder and codebook stay as --init's
+    train: Literal["all", "decoder", "known"] = "all"  # all else stays as --init's
     steps: int | None = None  # instead of the preset's; what begins later begins in proportion
     batch: int | None = None  # instead of the preset's, over all ranks
     learning_rate: float | None = None  # instead of the preset's
@@ -119,21 +122,27 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     look_at = torch.stack([held_out[i]["image"] for i in range(min(64, len(held_out)))])
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
-    tokens_held = config.train == "decoder"
+    tokens_held, by_known = config.train != "all", config.train == "known"
     if tokens_held and not config.init:
         raise ValueError("to learn a VQGAN's decoder needs a trained one, --init, got none")
     vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
-    if tokens_held:
-        vqgan.hold_tokens()
+    if by_known:
+        vqgan = seeing_known(vqgan)
+        vqgan.hold_all_but_known()
+    else:
+        vqgan.hold_known()
+        if tokens_held:
+            vqgan.hold_tokens()
     discriminator = PatchDiscriminator(recipe.discriminator_channels, recipe.discriminator_layers)
     perceptual = PERCEPTUAL[recipe.perceptual]()
     vqgan, discriminator, perceptual = (
         module.to(ranks.device, memory_format=torch.channels_last)
         for module in (vqgan, discriminator, perceptual)
     )
-    vqgan_ranks, discriminator_ranks = vqgan, discriminator
+    learner = Repainter(vqgan) if by_known else vqgan
+    vqgan_ranks, discriminator_ranks = learner, discriminator
     if ranks.world > 1:
-        vqgan_ranks = DistributedDataParallel(vqgan)
+        vqgan_ranks = DistributedDataParallel(learner)
         discriminator_ranks = DistributedDataParallel(discriminator)
     adam = partial(torch.optim.AdamW, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     optimiser = adam([p for p in vqgan.parameters() if p.requires_grad], betas=(0.9, 0.95))
@@ -219,6 +228,11 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 factor = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
                 group["lr"] = recipe.learning_rate * factor
             quantise = tokens_held or step >= recipe.quantise_start
+            how = (
+                marks_of(range(recipe.batch)[part], image, config.seed, step)
+                if by_known
+                else quantise
+            )
             if not tokens_held and revival_is_due(step, recipe, new=config.init is None):
                 revive(vqgan, image, usage, step, config.seed, ranks)
             adversarial = step >= recipe.adversarial_start
@@ -226,7 +240,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
             # the VQGAN: x_0 → reconstruction
             with distributed.autocast(ranks.device, recipe.precision):
-                reconstruction, codebook_loss, code = vqgan_ranks(image, quantise)
+                reconstruction, codebook_loss, code = vqgan_ranks(image, how)
                 weights = recipe.perceptual_weight, recipe.detail, recipe.edges
                 rec = reconstruction_loss(image, reconstruction, perceptual, *weights)
                 loss, balance = rec + codebook_loss, torch.zeros((), device=ranks.device)
@@ -281,7 +295,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 bar.set_postfix({"rec": f"{rec.item():.3f}"} | pace.at(step), refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
                 path = config.out / f"reconstructions_{step:06d}.png"
-                log_reconstructions(averaged(vqgan, ema), look_at, quantise, path, step, log, ranks)
+                same = averaged(vqgan, ema)
+                of_look = marks_of(range(len(look_at)), look_at, 0, 0) if by_known else None
+                log_reconstructions(same, look_at, quantise, of_look, path, step, log, ranks)
             if ranks.world > 1 and (step % CHECK_EVERY == 0 or step % config.save_every == 0):
                 weights = checksum(vqgan.parameters())
                 distributed.require_same(weights, f"the weights after step {step}", ranks)
@@ -352,13 +368,17 @@ def revive(vqgan: VQGAN, image, usage, step: int, seed: int, ranks) -> None:
 
 @torch.no_grad()
 def log_reconstructions(
-    vqgan: VQGAN, image, quantise: bool, path: Path, step: int, log: Log, ranks
+    vqgan: VQGAN, image, quantise: bool, marks, path: Path, step: int, log: Log, ranks
 ) -> None:
-    """Reconstruct held-out images: numbers to the log, a picture to look at."""
+    """Reconstruct held-out images, or what is marked of them: numbers to the log, a picture to
+    look at."""
     if not ranks.is_main:
         return
+    learner = vqgan if marks is None else Repainter(vqgan)
+    each = [quantise] * len(image) if marks is None else marks.split(1)
     with report(str(path)):
-        back = torch.cat([vqgan(x[None].to(ranks.device), quantise)[0].cpu() for x in image])
+        pairs = zip(image.split(1), each, strict=True)
+        back = torch.cat([learner(x.to(ranks.device), how)[0].cpu() for x, how in pairs])
         sharp = sharpness(back.clamp(-1, 1)).mean() / sharpness(image).mean()
         psnr = peak_signal_noise_ratio(back.clamp(-1, 1), image, data_range=2.0, dim=(1, 2, 3))
         log.write(step, psnr=psnr, sharpness=sharp)

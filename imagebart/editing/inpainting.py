@@ -34,6 +34,7 @@ from imagebart.editing.pasting import (
 )
 from imagebart.editing.process import PROCESSES
 from imagebart.isolation import isolated
+from imagebart.known_pixels import Known, known_pixels
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
 from imagebart.options import EditingOptions, InpaintOptions, Marks, with_options
@@ -172,6 +173,11 @@ class MaskedImage:
         """The tokens (1, h, w) of the crop."""
         return self.model.vqgan.encode(self.x_0)
 
+    def known(self) -> Known:
+        """The crop's pixels that are not marked, for a decoder that sees them."""
+        unknown = self.box.tokens(self.marked.numpy(), self.model.image_size)
+        return known_pixels(self.x_0, unknown[None].to(self.x_0.device))
+
     def maps(self, given, num_images: int) -> dict:
         """The option `semantic_map` for the crop, from maps of the whole image."""
         if given is None:
@@ -199,7 +205,7 @@ class MaskedImage:
         """
         part, marked = (..., *self.box.part(self.size)), self._marked_part()
         fade = softened(marked, self.feather)
-        for one in self.model.generate(tokens).split(1):
+        for one in self.model.generate(tokens, self.known()).split(1):
             painted = self.box.resized(one, self.size)
             painted = membrane(painted, self.x[part], marked).clamp(-1, 1)
             painted = self.filled[part].lerp(painted, fade)

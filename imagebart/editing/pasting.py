@@ -55,9 +55,10 @@ class Box:
     def tokens(self, mask: np.ndarray, grid: tuple[int, int]) -> Bool[Tensor, "1 h w"]:
         """The masked tokens of `grid` (h, w): those with at least one masked pixel (H, W)."""
         (h, w), (H, W) = grid, mask.shape
-        rows = [_touched(self.top, self.height, i, h, H) for i in range(h)]
+        rows = [mask[_touched(self.top, self.height, i, h, H)].any(0) for i in range(h)]
         columns = [_touched(self.left, self.width, j, w, W) for j in range(w)]
-        return torch.tensor([[[bool(mask[r, c].any()) for c in columns] for r in rows]])
+        across = np.stack(rows)
+        return torch.from_numpy(np.stack([across[:, c].any(1) for c in columns], axis=1))[None]
 
     def pixels(self, masked: Bool[Tensor, "1 h w"], size: tuple[int, int]) -> Bool[Tensor, "H W"]:
         """The pixels of an image of `size` (H, W) in masked tokens."""
