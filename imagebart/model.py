@@ -290,8 +290,8 @@ class ImageBART(nn.Module):
 
     @isolated
     def generate(self, tokens: Grid, known: Known | None = None) -> Images:
-        """G(x_1), as the network gives it: about [-1, 1]; with the known pixels of these images,
-        one for all or one each, as a decoder that sees them continues them (known_pixels.py)."""
+        """G(x_1), as the network gives it: about [-1, 1]. A decoder that sees `known` pixels
+        continues those of these images (known_pixels.py)."""
         if tokens.ndim != 3 or tokens.numel() == 0:
             raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
         low, high = int(tokens.min()), int(tokens.max())
@@ -300,8 +300,7 @@ class ImageBART(nn.Module):
         parts = self.parts(tokens.to(self.device))
         if known is None:
             return torch.cat([self.vqgan.decode(part).float() for part in parts])
-        seen = self.parts(known.to(self.device).expand(len(tokens), -1, -1, -1))
-        both = zip(parts, seen, strict=True)
+        both = zip(parts, self.parts(known.to(self.device)), strict=True)
         return torch.cat([self.vqgan.decode(part, one).float() for part, one in both])
 
     def parts(self, batch: Tensor) -> tuple[Tensor, ...]:

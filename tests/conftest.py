@@ -134,6 +134,15 @@ def tiny():
     return new_model()
 
 
+@pytest.fixture(scope="session")
+def seeing(tiny):
+    """`tiny` with a decoder that sees known pixels: every one shows in all that it draws."""
+    vqgan = new_vqgan(known_channels=4)
+    vqgan.load_state_dict(tiny.vqgan.state_dict(), strict=False)
+    lively(vqgan.decoder.known)
+    return ImageBART(vqgan, tiny.diffusion, tiny.denoisers)
+
+
 @pytest.fixture(scope="module")
 def model(make_model, tmp_path_factory) -> ImageBART:
     """A small model as it is read from `model.folder`."""

@@ -15,7 +15,7 @@ from imagebart.data.colours import from_srgb
 from imagebart.data.images import to_pil, to_rgb, to_tensor
 from imagebart.editing import pasting
 from imagebart.editing.inpainting import MaskedImage, outpaint_steps
-from imagebart.editing.pasting import membrane
+from imagebart.editing.pasting import Box, membrane
 from imagebart.editing.process import PROCESSES, edit_steps
 
 ORIENTATION = 0x0112  # the EXIF entry
@@ -96,17 +96,37 @@ def exchanged(image: Image.Image, mask: np.ndarray, seed: int) -> Image.Image:
 
 @given(st.integers(0, 10**6), st.integers(16, 48), st.integers(16, 48), st.integers(0, 2))
 @settings(max_examples=200)
-def test_no_pixel_under_the_mask_is_seen_and_no_other_is_changed(tiny, seed, width, height, soft):
-    """Neither by the model, which sees x_0, nor in what is made of the tokens that it draws."""
+def test_no_pixel_under_the_mask_is_seen_and_no_other_is_changed(seeing, seed, width, height, soft):
+    """Neither by the model, which sees x_0, nor in what is made of the tokens that it draws, by a
+    decoder that sees all pixels that are known."""
     image, mask = picture(width, height, seed), random_mask(width, height, seed)
     mask[0, 0] = True
     other = exchanged(image, mask, seed)
-    one, two = (MaskedImage(tiny, each, mask, feather=soft) for each in (image, other))
+    one, two = (MaskedImage(seeing, each, mask, feather=soft) for each in (image, other))
     tokens = torch.arange(seed, seed + 16).reshape(1, 4, 4) % 12
     assert torch.equal(one.x_0, two.x_0) and torch.equal(one.masked, two.masked)
     result = one.result(tokens)
     assert torch.equal(result, two.result(tokens))
     assert torch.equal(result[0, :, ~mask], one.x[0, :, ~mask])
+
+
+def test_a_decoder_that_sees_known_pixels_is_told_of_them(seeing, tiny):
+    """Of the crop, at the model's size; what it draws there then depends on them."""
+    image, mask = picture(64, 64, 5), np.zeros((64, 64), bool)
+    mask[3:22, 7:30] = True
+    edit = MaskedImage(seeing, image, mask, box=Box(0, 0, 64, 64))
+    pixels, known = edit.known().split([3, 1], dim=1)
+    assert torch.equal(known[0, 0] == 0, torch.from_numpy(mask.reshape(32, 2, 32, 2).any((1, 3))))
+    assert torch.equal(pixels, edit.x_0 * known)
+    other = Image.fromarray(np.where(mask[..., None], np.asarray(image), 255 - np.asarray(image)))
+    tokens, inside = torch.zeros(1, 4, 4, dtype=torch.long), torch.from_numpy(mask)
+    seen, unseen = (
+        [model.generate(tokens, MaskedImage(model, each, mask).known()) for each in (image, other)]
+        for model in (seeing, tiny)
+    )
+    assert not torch.equal(*seen) and torch.equal(*unseen)
+    assert torch.equal(seeing.generate(tokens), unseen[0])
+    assert not torch.equal(*(edit.result(x)[0, :, inside] for x in (tokens, tokens + 1)))
 
 
 @pytest.mark.parametrize(

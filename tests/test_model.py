@@ -78,7 +78,7 @@ def test_a_shrunk_codebook_comes_back(make_vqgan, tmp_path):
 
 def test_a_folder_from_before_a_field_still_loads(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
-    later = {"pixel_channels": 0, "extra_decoder_blocks": 0, "quantiser": "vector"}
+    later = dict(pixel_channels=0, extra_decoder_blocks=0, known_channels=0, quantiser="vector")
     change_config(tmp_path, lambda config: [config["vqgan"].pop(name) for name in later])
     assert load(tmp_path).vqgan.config == replace(tiny.vqgan.config, **later)
 
@@ -88,6 +88,14 @@ def test_layers_at_every_pixel_come_back(make_vqgan, tmp_path):
     torch.nn.init.normal_(vqgan.last_layer())
     save_vqgan(vqgan, tmp_path)
     assert torch.equal(load_vqgan(tmp_path).eval().decode(grid), vqgan.decode(grid))
+
+
+def test_a_decoder_that_sees_known_pixels_comes_back(seeing, tmp_path):
+    seeing.save_pretrained(tmp_path)
+    known, grid = torch.rand(1, 4, 32, 32), torch.randint(12, (1, 4, 4))
+    back = load(tmp_path).generate(grid, known)
+    assert torch.equal(back, seeing.generate(grid, known))
+    assert not torch.equal(back, seeing.generate(grid))
 
 
 def test_scales_can_be_saved_one_by_one_in_any_order(tiny, tmp_path):

@@ -12,7 +12,7 @@ from imagebart.known_pixels import known_pixels
 from imagebart.notation import Bool, Grid, Images
 from imagebart.vqgan import VQGAN
 
-LEAST, MOST = 0.1, 0.6
+LEAST_SHARE, MOST_SHARE = 0.1, 0.6
 """Of the image, what a mask marks."""
 CHANNELS = 16
 """Width at full resolution of what a decoder is given to see known pixels by."""
@@ -60,10 +60,10 @@ def marks_of(places: Iterable[int], image: Images, seed: int, step: int) -> Bool
 
 
 def random_marks(size: tuple[int, int], seed: int) -> Bool[Tensor, "1 H W"]:
-    """A half, a rectangle or a smooth shape, of LEAST to MOST of an image (H, W)."""
+    """A half, a rectangle or a smooth shape, of LEAST_SHARE to MOST_SHARE of an image (H, W)."""
     (H, W), generator = size, torch.Generator().manual_seed(seed)
     kind, share = torch.rand(2, generator=generator).tolist()
-    share = LEAST + (MOST - LEAST) * share
+    share = LEAST_SHARE + (MOST_SHARE - LEAST_SHARE) * share
     if kind < 0.5:  # a smooth shape
         coarse = torch.randn(1, 1, 6, 6, generator=generator)
         noise = F.interpolate(coarse, size, mode="bicubic")[0]
