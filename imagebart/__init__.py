@@ -5,7 +5,7 @@ In reading order, with the ideas that each file has:
     notation        symbols and shapes
     vqgan           compress: encoder, decoder                                       [section 3.2]
     quantiser       latents to tokens and back: codebook, straight-through, codes in use
-    known_pixels    what the decoder takes from the known pixels of an edit
+    known_pixels    what fits a painting to the known pixels of an edit
     perceptual      what the VQGAN learns by: LPIPS, discriminator, adaptive weight
     efficientnet    ImageNet features for the VQGAN's distance
     diffusion       forget: schedules (β, ᾱ), forward process, posterior, losses     [section 3.3]

@@ -290,8 +290,8 @@ class ImageBART(nn.Module):
 
     @isolated
     def generate(self, tokens: Grid, known: Known | None = None) -> Images:
-        """G(x_1), as the network gives it: about [-1, 1]. A decoder that sees `known` pixels
-        continues those of these images (known_pixels.py)."""
+        """G(x_1), as the network gives it: about [-1, 1]; made to fit the `known` pixels of
+        these images by a VQGAN that has learned to (known_pixels.py)."""
         if tokens.ndim != 3 or tokens.numel() == 0:
             raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
         low, high = int(tokens.min()), int(tokens.max())

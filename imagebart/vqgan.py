@@ -6,8 +6,9 @@
 One configuration spans the published f = 16 models and small ones for a laptop: `patch` folds
 p×p pixels into channels before the first convolution, which is where small models save time;
 `pixel_channels` gives the decoder a stage at full resolution, where patches would show;
-`extra_decoder_blocks` makes its levels deeper; with `known_channels` it sees known pixels
-(known_pixels.py). All three start at zero output, so that they can be added to a trained decoder.
+`extra_decoder_blocks` makes its levels deeper; with `known_channels` what it paints is made to fit
+known pixels (known_pixels.py). All three start at zero output, so that they can be added to a
+trained decoder.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,9 @@ class VQGANConfig:
     patch: int = 1  # pixels a side folded into channels first
     pixel_channels: int = 0  # width of the decoder's full-resolution stage; 0 = none
     extra_decoder_blocks: int = 0  # further residual blocks of every level of the decoder
-    known_channels: int = 0  # width of what the decoder takes from known pixels; 0: it sees none
+    known_channels: int = (
+        0  # finest width of what fits a painting to known pixels; 0: there is none
+    )
     quantiser: str = "vector"  # a row of quantiser.QUANTISERS
     commitment: float = 0.25  # weight of the encoder's pull towards its code
 
@@ -59,10 +62,9 @@ class VQGANConfig:
             raise ValueError("multipliers must be at least one, got none")
         for each in self.multipliers:
             as_int(each, "multipliers", 1)
-        if (self.pixel_channels or self.known_channels) and self.patch & (self.patch - 1):
+        if self.pixel_channels and self.patch & (self.patch - 1):
             raise ValueError(
-                "patch must be a power of 2 where pixel_channels or known_channels is not 0, "
-                f"got {self.patch}"
+                f"patch must be a power of 2 where pixel_channels is not 0, got {self.patch}"
             )
         if self.quantiser not in QUANTISERS:
             raise ValueError(
@@ -99,6 +101,7 @@ class VQGAN(nn.Module):
         self.quantiser = quantiser(config.K, config.embed_dim, config.commitment)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         self.decoder = Decoder(config)
+        self.known = KnownPixels(config.known_channels) if config.known_channels else None
 
     @property
     def K(self) -> int:
@@ -118,10 +121,10 @@ class VQGAN(nn.Module):
     def decode(self, grid: Grid, known: Known | None = None) -> Images:
         """G(x_1): the images that tokens stand for, about [-1, 1], not clamped.
 
-        A decoder with `known_channels` continues the `known` pixels of these images; others do not
-        read them.
+        They are made to fit the `known` pixels of these images, if this VQGAN has learned to.
         """
-        return self.generate(self.quantiser.lookup(grid), known)
+        painted = self.generate(self.quantiser.lookup(grid))
+        return painted if known is None or self.known is None else self.known(painted, known)
 
     def latents(self, image: Images) -> Latents:
         """z: the encoder's output, before it is quantised."""
@@ -131,8 +134,8 @@ class VQGAN(nn.Module):
         image = image.to(self.quant_conv.weight.dtype)
         return self.quant_conv(self.encoder(image))
 
-    def generate(self, z_q: Latents, known: Known | None = None) -> Images:
-        return self.decoder(self.post_quant_conv(z_q), known)
+    def generate(self, z_q: Latents) -> Images:
+        return self.decoder(self.post_quant_conv(z_q))
 
     def forward(self, image: Images, quantise: bool = True) -> tuple[Images, Tensor, Grid]:
         """Reconstruction, codebook loss and codes, differentiable: what training needs.
@@ -149,8 +152,9 @@ class VQGAN(nn.Module):
         """The weight at which the adversarial term is balanced (see perceptual.py): the last that
         learns."""
         finest = (self.decoder.finish or self.decoder).conv_out.weight
-        known = self.decoder.known
-        return finest if finest.requires_grad or known is None else known.add[0].weight
+        if self.known is None or finest.requires_grad:
+            return finest
+        return self.known.conv_out.weight
 
     def shrink_as(self, tensors: dict[str, Tensor]) -> None:
         """Shrink the quantiser as it was in the VQGAN whose state dict this is."""
@@ -172,16 +176,16 @@ class VQGAN(nn.Module):
             part.requires_grad_(False)
 
     def hold_known(self) -> None:
-        """Freeze what the decoder takes from known pixels, which plain images do not teach."""
-        if self.decoder.known is not None:
-            self.decoder.known.requires_grad_(False)
+        """Freeze what fits paintings to known pixels, which plain images do not teach."""
+        if self.known is not None:
+            self.known.requires_grad_(False)
 
     def hold_all_but_known(self) -> None:
-        """Freeze all but what the decoder takes from known pixels, which must be there."""
-        self.requires_grad_(False)
-        if self.decoder.known is None:
+        """Freeze all but what fits paintings to known pixels, which must be there."""
+        if self.known is None:
             raise ValueError("known_channels must be at least 1 to learn from known pixels, got 0")
-        self.decoder.known.requires_grad_(True)
+        self.requires_grad_(False)
+        self.known.requires_grad_(True)
 
 
 class Encoder(nn.Module):
@@ -221,9 +225,7 @@ class Decoder(nn.Module):
         self.conv_in = conv3(config.z_channels, width)
         self.mid = middle(width, config.mid_attention)
         self.levels = nn.ModuleList()
-        sees: dict[int, int] = {}  # {pixels a side of a place: width} of what enters each level
         for level, out in reversed(list(enumerate(widths))):
-            sees[config.patch * 2**level] = width
             attend = level in config.attention_levels
             after = Upsample(out, out) if level else nn.Identity()
             blocks, extra = config.blocks + 1, config.extra_decoder_blocks
@@ -236,20 +238,14 @@ class Decoder(nn.Module):
                 p.copy_(p[:3].repeat_interleave(config.patch**2, dim=0))
         pixel_channels = config.pixel_channels
         self.finish = Finish(width, config.patch, pixel_channels) if pixel_channels else None
-        if self.finish is not None:
-            sees |= {side: pixel_channels * side for side in powers_of_2_below(config.patch)}
-        self.sides = [config.patch * 2**level for level in reversed(range(len(widths)))]
-        channels = config.known_channels
-        self.known = KnownPixels(sees, channels) if channels else None
 
-    def forward(self, z_q: Latents, known: Known | None = None) -> Images:
-        seen = {} if self.known is None or known is None else self.known(known.to(z_q.dtype))
+    def forward(self, z_q: Latents) -> Images:
         h = self.mid(self.conv_in(z_q))
-        for side, level in zip(self.sides, self.levels, strict=True):
-            h = level(plus(h, seen.get(side)))
+        for level in self.levels:
+            h = level(h)
         h = F.silu(self.norm_out(h))
         image = F.pixel_shuffle(self.conv_out(h), self.patch)
-        return image if self.finish is None else self.finish(h, image, seen)
+        return image if self.finish is None else self.finish(h, image)
 
 
 class Finish(nn.Module):
@@ -262,9 +258,9 @@ class Finish(nn.Module):
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
         self.levels = nn.ModuleList()
-        self.sides = powers_of_2_below(patch)
-        for side in self.sides:
-            out = channels * side
+        while patch > 1:
+            patch //= 2
+            out = channels * patch
             self.levels.append(nn.Sequential(Upsample(width, out), Plain(out)))
             width = out
         self.conv_in = conv3(width + 3, channels)
@@ -272,9 +268,9 @@ class Finish(nn.Module):
         self.conv_out = conv3(channels, 3)
         start_at_zero(self.conv_out)
 
-    def forward(self, h: FeatureMaps, image: Images, seen: dict[int, FeatureMaps]) -> Images:
-        for side, level in zip(self.sides, self.levels, strict=True):
-            h = plus(level(h), seen.get(side))
+    def forward(self, h: FeatureMaps, image: Images) -> Images:
+        for level in self.levels:
+            h = level(h)
         h = self.block(self.conv_in(torch.cat([h, image], dim=1)))
         return image + self.conv_out(F.silu(h))
 
@@ -365,15 +361,6 @@ class Upsample(nn.Module):
 def middle(width: int, attend: bool) -> nn.Sequential:
     between = SelfAttention(width) if attend else nn.Identity()
     return nn.Sequential(Residual(width, width), between, Residual(width, width))
-
-
-def plus(h: FeatureMaps, more: FeatureMaps | None) -> FeatureMaps:
-    return h if more is None else h + more
-
-
-def powers_of_2_below(patch: int) -> list[int]:
-    """patch/2, patch/4 … 1."""
-    return [2**i for i in reversed(range(patch.bit_length() - 1))]
 
 
 def start_at_zero(layer: nn.Module) -> None:

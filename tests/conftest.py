@@ -136,10 +136,10 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def seeing(tiny):
-    """`tiny` with a decoder that sees known pixels: every one shows in all that it draws."""
+    """`tiny` with a VQGAN that fits what it paints to known pixels: each shows."""
     vqgan = new_vqgan(known_channels=4)
     vqgan.load_state_dict(tiny.vqgan.state_dict(), strict=False)
-    lively(vqgan.decoder.known)
+    lively(vqgan.known)
     return ImageBART(vqgan, tiny.diffusion, tiny.denoisers)
 
 

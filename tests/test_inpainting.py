@@ -98,7 +98,7 @@ def exchanged(image: Image.Image, mask: np.ndarray, seed: int) -> Image.Image:
 @settings(max_examples=200)
 def test_no_pixel_under_the_mask_is_seen_and_no_other_is_changed(seeing, seed, width, height, soft):
     """Neither by the model, which sees x_0, nor in what is made of the tokens that it draws, by a
-    decoder that sees all pixels that are known."""
+    VQGAN that sees all pixels that are known."""
     image, mask = picture(width, height, seed), random_mask(width, height, seed)
     mask[0, 0] = True
     other = exchanged(image, mask, seed)
@@ -110,7 +110,7 @@ def test_no_pixel_under_the_mask_is_seen_and_no_other_is_changed(seeing, seed, w
     assert torch.equal(result[0, :, ~mask], one.x[0, :, ~mask])
 
 
-def test_a_decoder_that_sees_known_pixels_is_told_of_them(seeing, tiny):
+def test_a_vqgan_that_fits_known_pixels_is_told_of_them(seeing, tiny):
     """Of the crop, at the model's size; what it draws there then depends on them."""
     image, mask = picture(64, 64, 5), np.zeros((64, 64), bool)
     mask[3:22, 7:30] = True

@@ -90,7 +90,7 @@ def test_layers_at_every_pixel_come_back(make_vqgan, tmp_path):
     assert torch.equal(load_vqgan(tmp_path).eval().decode(grid), vqgan.decode(grid))
 
 
-def test_a_decoder_that_sees_known_pixels_comes_back(seeing, tmp_path):
+def test_what_fits_known_pixels_comes_back(seeing, tmp_path):
     seeing.save_pretrained(tmp_path)
     known, grid = torch.rand(1, 4, 32, 32), torch.randint(12, (1, 4, 4))
     back = load(tmp_path).generate(grid, known)

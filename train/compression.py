@@ -6,8 +6,8 @@
 
 The same command again resumes. `--init DIR` starts from a trained VQGAN instead, to fine-tune it;
 with `--train decoder` its decoder alone, so that its tokens stay what they are. `--train known`
-trains alone what its decoder takes from the known pixels of an edit (imagebart/known_pixels.py),
-added where it has none: images are masked at random, and repainted where they are.
+trains alone what fits an edit to its known pixels (imagebart/known_pixels.py), added where there is
+none: images are masked at random, and repainted where they are.
 OUT holds config.json and vqgan.safetensors (loadable at any time), best/ (the same, of the highest
 PSNR on held-out images), metrics.jsonl, run.json, and reconstructions_*.png: images above,
 reconstructions below. Of a folder without a folder `validation`, a share is held out.

@@ -1,4 +1,4 @@
-"""Learn to continue known pixels: random masks, and what a decoder paints under them."""
+"""Learn to fit known pixels: random masks, and what is painted under them."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,8 +14,8 @@ from imagebart.vqgan import VQGAN
 
 LEAST_SHARE, MOST_SHARE = 0.1, 0.6
 """Of the image, what a mask marks."""
-CHANNELS = 16
-"""Width at full resolution of what a decoder is given to see known pixels by."""
+CHANNELS = 32
+"""`known_channels` of a VQGAN that learns to fit known pixels."""
 
 
 class Repainter(nn.Module):
@@ -42,7 +42,7 @@ class Repainter(nn.Module):
 
 
 def seeing_known(vqgan: VQGAN) -> VQGAN:
-    """The VQGAN, or if its decoder sees no known pixels one that does, and is else the same."""
+    """The VQGAN, or if it does not fit known pixels one that will, and is else the same."""
     if vqgan.config.known_channels:
         return vqgan
     same = VQGAN(replace(vqgan.config, known_channels=CHANNELS))

@@ -174,7 +174,7 @@ class MaskedImage:
         return self.model.vqgan.encode(self.x_0)
 
     def known(self) -> Known:
-        """The crop's pixels that are not marked, for a decoder that sees them."""
+        """The crop's pixels that are not marked, for a VQGAN that fits what it paints to them."""
         unknown = self.box.tokens(self.marked.numpy(), self.model.image_size)
         return known_pixels(self.x_0, unknown[None].to(self.x_0.device))
 
