@@ -39,7 +39,11 @@ class Measurement:
 
 
 MEASUREMENTS = (
-    Measurement("scenery_likelihood", "eval/likelihood.py --n 300 --n-frequency 1000", 3),
+    Measurement(
+        "scenery_likelihood",
+        "eval/likelihood.py --n 300 --n-frequency 1000 --importance 8",
+        6,
+    ),
     Measurement("scenery_reconstruction", "eval/reconstruction.py --n 500", 3),
     Measurement("scenery_obedience_text", "eval/obedience.py --conditions text --batch 16", 14),
     Measurement(

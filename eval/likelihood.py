@@ -7,7 +7,8 @@ at the same position only: p(x_{t-1} | x_t) ∝ q(x_t | x_{t-1}) Σ u(x_1) q(x_{
 denoiser is clearly below it. `--baseline DIR` adds the sum of another chain with the same VQGAN on
 the same images, for instance a T = 2 model, and the paired difference. Intervals are of 95 % over
 images. The sum of T = 2 is the exact negative log-likelihood of the tokens, that of a longer chain
-an upper bound of it.
+an upper bound of it; `--importance M` estimates by M chains how loose it is at least
+(importance.py).
 """
 
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from importance import log_weight, weighted
 from records import Run, image_digest, sha256_of_images
 from reporting import run
 from rows import ImageRows
@@ -42,6 +44,7 @@ class Config:
     data: str = "scenery"  # "scenery", or a folder of images
     n: int = 500  # held-out images
     n_frequency: int = 2000  # training images that give the token frequencies
+    importance: int = 0  # chains of each image, which show how loose the bound is; 0: none
     batch: int = 20
     seed: int = 0  # of the noise
     out: Path | None = None  # where the JSON goes
@@ -66,6 +69,8 @@ def main(config: Config) -> dict:
     tokens, (H, W) = x_1.shape[1], model.image_size
     report["bits_per_pixel_dimension"] = report["bits_per_token"] * tokens / (3 * H * W)
     each = report.pop("each")
+    if config.importance:
+        report["importance"] = looseness(model, x_1, conditions, config, measured)
     for other in others:
         rows = chain_losses(other, x_1, conditions, config, frequency, measured, "baseline-")
         report["baseline"] = {"T": other.T, **summed(rows)}
@@ -161,6 +166,34 @@ def chain_losses(
     return rows
 
 
+@torch.inference_mode()
+def looseness(
+    model: ImageBART, x_1: Tensor, conditions: dict, config: Config, measured: Run
+) -> dict:
+    """{chains, nats a token of one chain and of all, and the difference, with its interval}.
+
+    Given nothing, or all that the data give where the model needs it.
+    """
+    empty, complete = encoded_conditions(model, conditions, len(x_1))
+    condition, M = complete if empty is None else empty, config.importance
+    kept = measured.rows("importance", len(x_1), {"log_w": ("f8", M)})
+    for part in tqdm([*kept.missing()], desc="importance", mininterval=5):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + part[0])
+        own = None if condition is None else condition[part]
+        draws = [log_weight(model, x_1[part], own, generator) for _ in range(M)]
+        kept.put(part, log_w=torch.stack(draws, dim=1))
+    log_w, n = torch.from_numpy(kept["log_w"]), x_1.shape[1]
+    one, all_ = (weighted(x).numpy() / n for x in (log_w[..., None], log_w))
+    gained = one.mean(1) - all_
+    return {
+        "chains": M,
+        "nats_of_one": one.mean().item(),
+        "nats": all_.mean().item(),
+        "gained": gained.mean().item(),
+        "gained_interval": mean_interval(gained),
+    }
+
+
 def scale_row(kept: ImageRows, given: Collection[str], parameters: int) -> dict:
     """The figures of one scale from the nats of every token."""
     own = "nats" if "nats" in given else "nats_conditional"
@@ -190,6 +223,13 @@ def summary(report: dict) -> str:
     if all("nats_conditional" in row for row in report["scales"].values()):
         nats = ", ".join(f"{row['nats_conditional']:.3f}" for row in report["scales"].values())
         lines.append(f"conditional on all that the data give: {nats}")
+    if "importance" in report:
+        row = report["importance"]
+        low, high = row["gained_interval"]
+        lines.append(
+            f"by {row['chains']} weighted chains: {row['nats']:.3f}; the bound is loose by at "
+            f"least {row['gained']:.4f}, {low:.4f} to {high:.4f}"
+        )
     if "baseline" in report:
         baseline = report["baseline"]
         lines.append(f"baseline, T = {baseline['T']}: {baseline['sum']:.3f} nats per token")

@@ -34,7 +34,7 @@ def folder(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bound(folder):
     config = likelihood.Config(
-        model=folder, baseline=folder, n=6, n_frequency=6, batch=4, device="cpu"
+        model=folder, baseline=folder, n=6, n_frequency=6, importance=3, batch=4, device="cpu"
     )
     return likelihood.main(config)
 
@@ -61,6 +61,14 @@ def test_the_bound_is_the_sum_of_its_scales(bound):
     assert low < bound["sum"] < high
     for row in bound["scales"].values():
         assert np.mean(row["map"]) == pytest.approx(row["nats"], abs=1e-3)
+
+
+def test_weighted_chains_show_how_loose_the_bound_is(bound):
+    row = bound["importance"]
+    assert row["chains"] == 3 and row["gained"] == pytest.approx(row["nats_of_one"] - row["nats"])
+    low, high = row["gained_interval"]
+    assert 0 < low < row["gained"] < high
+    assert "by 3 weighted chains" in likelihood.summary(bound)
 
 
 def test_nats_are_those_of_a_plain_loop(bound, tiny):
