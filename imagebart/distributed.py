@@ -12,15 +12,19 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+
+_LAUNCHER = os.getppid()
+"""Who started this process; when it has ended, the parent is another one."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,15 @@ def gathered(value: Tensor, ranks: Ranks) -> Tensor:
     return torch.cat(parts)
 
 
+def of_all(value: Any, ranks: Ranks) -> list[Any]:
+    """The values of all ranks, of any type that can be pickled, in their order, on every rank."""
+    if ranks.world == 1:
+        return [value]
+    values: list[Any] = [None] * ranks.world
+    dist.all_gather_object(values, value)
+    return values
+
+
 def on_any_rank(flag: bool, ranks: Ranks) -> bool:
     """True on every rank if `flag` is true on one: how ranks stop, or skip a step, together."""
     if ranks.world == 1:
@@ -136,11 +149,36 @@ def on_any_rank(flag: bool, ranks: Ranks) -> bool:
     return bool(raised.item())
 
 
+def require_launchers(ranks: Ranks) -> None:
+    """ValueError on every rank if the launcher of one, torchrun, has ended.
+
+    The rank was told to stop then, and all have stopped; yet no launcher may take that for the end
+    of the run, and wait for one that is no more.
+    """
+    here = "RANK" not in os.environ or os.getppid() == _LAUNCHER
+    ended = gathered(torch.tensor([int(not here)], device=ranks.device), ranks).flatten().tolist()
+    if any(ended):
+        _until_all_know(ranks)
+        raise ValueError(
+            "the launcher of every rank must run, "
+            f"got the end of rank {ended.index(1)}'s; the run is saved, the same command goes on"
+        )
+
+
 def require_same(value: int, what: str, ranks: Ranks) -> None:
     """ValueError on every rank if `value` is not the same on all of them."""
     values = gathered(torch.tensor([value], device=ranks.device), ranks).tolist()
     if len(set(values)) > 1:
+        _until_all_know(ranks)
         raise ValueError(f"{what} must be the same on all ranks (one disk), got {values}")
+
+
+def _until_all_know(ranks: Ranks) -> None:
+    """Wait until every rank has the result of the last exchange: one that leaves earlier takes the
+    connection along, and the others fail in it without a sentence."""
+    if ranks.world > 1:
+        with suppress(RuntimeError):  # of a rank that all have told already
+            dist.barrier()
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from imagebart import checkpoint
+from imagebart import ImageBART, checkpoint
 from imagebart.checkpoint import (
     EMA,
     Checkpoints,
@@ -28,6 +29,7 @@ from imagebart.checkpoint import (
     atomic_write,
     load_tensors,
     read_json,
+    remove_drafts,
     run_lock,
     save_tensors,
     sha256_of,
@@ -609,3 +611,33 @@ def test_weights_may_be_read_by_whoever_may_read_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     modes = {(tmp_path / name).stat().st_mode for name in ("a.safetensors", "plain")}
     assert len(modes) == 1
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_in_a_save_leave_nothing_that_cannot_be_loaded(tiny, tmp_path):
+    """SIGKILL at random moments of a process that does nothing but save; each next one goes on."""
+    checkpoints, delay, deaths = Checkpoints(tmp_path / "run"), random.Random(0), 0
+    tiny.save_pretrained(tmp_path / "model")
+    for _ in range(200):
+        at, _ = checkpoints.latest() or (0, {})
+        child = os.fork()
+        if not child:
+            try:
+                for step in range(at + 1, at + 1000):
+                    checkpoints.save(step, {"step": step, "weights": torch.full((10**5,), step)})
+                    tiny.save_pretrained(tmp_path / "model")
+            finally:
+                os._exit(1)
+        time.sleep(0.15 * delay.random())
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        left = checkpoints.latest()
+        if left is not None:
+            step, state = left
+            assert step >= at and state["step"] == step and (state["weights"] == step).all()
+        deaths += any(path.name.endswith(".tmp") for path in tmp_path.rglob("*"))
+        remove_drafts(tmp_path / "model")
+        same = ImageBART.from_pretrained(tmp_path / "model", device="cpu").state_dict()
+        assert all(torch.equal(x, same[name]) for name, x in tiny.state_dict().items())
+    assert step > 20 and deaths > 50, "they died elsewhere"

@@ -324,6 +324,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 save(step)
         if step % config.save_every and step < recipe.steps and healthy():
             save(step)
+    if step < recipe.steps:
+        distributed.require_launchers(ranks)
     bar.close()
     if all_skipped and ranks.is_main:
         say(f"{all_skipped} steps were skipped, as their losses were not finite")

@@ -1,66 +1,111 @@
 """A watch over ranks that wait for each other: when none goes on, a sentence names who is at fault.
 
-A rank that hangs stops all others in their next collective operation, silently. So a thread of
-every rank counts in the store where ranks met, and looks whether its own rank goes on.
+A rank that hangs stops all others in their next collective operation, silently, and deaf to SIGTERM
+(Python's handlers run between two of its own operations). So a thread of every rank counts in the
+store where ranks met, looks whether its own rank goes on, and hears signals.
 """
 
 import os
+import select
+import signal
 import threading
 import time
+from contextlib import suppress
 
+import torch.distributed as dist
 from training import say
 
 from imagebart.distributed import Ranks
+
+STOP_SECONDS = 15.0
+"""Seconds after SIGTERM in which a rank must end its step, if another one does not answer; torchrun
+kills after 30."""
+LONGEST_PAUSE = 2.0
+"""Seconds between two looks, at most."""
 
 
 class Watchdog:
     """Ends this process if its rank makes no step for `timeout` seconds; use it as a context.
 
     Other threads of a rank that waits still count, those of a rank that was stopped do not: it is
-    the one named. Of one rank there is nothing to watch.
+    the one named. A rank that was told to stop (SIGTERM) ends in STOP_SECONDS if it waits for one
+    that does not answer. Of one rank there is nothing to watch.
     """
 
     def __init__(self, ranks: Ranks, timeout: float):
         self.ranks, self.timeout = ranks, timeout
-        self.pause = timeout / 10
+        self.pause = min(timeout / 10, LONGEST_PAUSE)
         self.step, self.last, self.count = 0, time.monotonic(), 0
+        self.told: float | None = None  # when SIGTERM came
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         if self.ranks.store is not None:
             self.store = self.ranks.store.clone()  # a connection of its own: theirs may be waiting
+            self.signals, self._wakes = os.pipe()
+            os.set_blocking(self._wakes, False)
+            self._woken_before = signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
             self.last = time.monotonic()
             self.thread.start()
         return self
 
     def __exit__(self, *_) -> None:
+        if self.ranks.store is None:
+            return
         self.ended.set()
-        if self.thread.is_alive():
-            self.thread.join()
+        os.write(self._wakes, b"\0")
+        self.thread.join()
+        signal.set_wakeup_fd(self._woken_before)
+        os.close(self.signals)
+        os.close(self._wakes)
 
     def beat(self, step: int) -> None:
         """This rank begins a step."""
         self.step, self.last = step, time.monotonic()
 
     def _watch(self) -> None:
-        while not self.ended.wait(self.pause):
-            self._show(1)
+        while not self._hear(self.pause):
             waited = time.monotonic() - self.last
-            if waited > self.timeout:
-                who = self.blame()
-                say(f"error: rank {self.ranks.rank}: {who}, {waited:.0f} s without a step")
-                self._show(5)  # until the others have seen that this rank answers
-                os._exit(1)  # the main thread waits in an operation that cannot be left
+            try:
+                self._show(1)
+                if waited > self.timeout or self._is_late_to_stop():
+                    silent, steps = self._others()
+                    if waited > self.timeout or silent:
+                        self._end(self._blame(silent, steps))
+            except dist.DistError:  # with the launcher that had it, or its machine
+                if waited > self.timeout:
+                    self._end("the store where ranks met does not answer")
 
-    def blame(self) -> str:
-        """Who does not answer, or is at an earlier step than others."""
+    def _hear(self, seconds: float) -> bool:
+        """Wait for signals so long; whether the watch has ended."""
+        heard, _, _ = select.select([self.signals], [], [], seconds)
+        if heard and signal.SIGTERM in os.read(self.signals, 64):
+            self.told = time.monotonic()
+        return self.ended.is_set()
+
+    def _is_late_to_stop(self) -> bool:
+        told = self.told is not None and max(self.told, self.last)
+        return told is not False and time.monotonic() - told > STOP_SECONDS
+
+    def _end(self, who: str) -> None:
+        waited = time.monotonic() - self.last
+        say(f"error: rank {self.ranks.rank}: {who}, {waited:.0f} s without a step")
+        with suppress(dist.DistError):
+            self._show(5)  # until the others have seen that this rank answers
+        os._exit(1)  # the main thread waits in an operation that cannot be left
+
+    def _others(self) -> tuple[list[int], dict[int, int]]:
+        """The ranks that do not answer; the step of each rank."""
         before = self._counts()
         self._show(4)
         after = self._counts()
         silent = [rank for rank, count in after.items() if count == before[rank]]
-        silent = [rank for rank in silent if rank != self.ranks.rank]
         steps = {rank: int(count.split()[1]) for rank, count in after.items()}
+        return [rank for rank in silent if rank != self.ranks.rank], steps
+
+    def _blame(self, silent: list[int], steps: dict[int, int]) -> str:
+        """Who does not answer, or is at an earlier step than others."""
         late = [rank for rank, step in steps.items() if step < max(steps.values())]
         if silent:
             return f"{listed_ranks(silent)} does not answer"
