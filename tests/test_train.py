@@ -401,6 +401,33 @@ def test_a_killed_encode_goes_on(chain, tmp_path, monkeypatch):
     assert len(encoded) == 2
 
 
+def test_two_ranks_encode_what_one_does(chain, tmp_path):
+    """25 images in batches of two times 8: the last of one image, which only one rank has."""
+    counts = ("--count", 25, "--validation", 16, "--batch", 8, "--precision", "fp32")
+    given = (*counts, "--vqgan", chain / "vqgan", "--workers", 0, "--out")
+    train("encode", *given, tmp_path / "one")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    process = launch(*torchrun, ROOT / "train/encode.py", *given, tmp_path / "two")
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+
+
+def test_training_images_are_encoded_mirrored_too(chain, tmp_path):
+    given = (*ENCODE, "--precision", "fp32", "--vqgan", chain / "vqgan", "--out", tmp_path)
+    train("encode", *given, "--flips")
+    tokens = TokenFile(tmp_path / "train")
+    assert len(tokens) == 48 and len(TokenFile(tmp_path / "validation")) == 16
+    maps = torch.from_numpy(tokens.conditions["map"].copy()).unflatten(1, (8, 8))
+    assert torch.equal(maps[24:], maps[:24].flip(2)) and not torch.equal(maps[24:], maps[:24])
+    assert (tokens.conditions["class"][24:] == tokens.conditions["class"][:24]).all()
+    assert "count is 24" in refusal("encode", *given)
+    mirrored_text = script("encode")["mirrored_text"]
+    assert mirrored_text("Left of a lake, right-hand; bright") == (
+        "Right of a lake, left-hand; bright"
+    )
+
+
 @pytest.fixture
 def other_vqgan(chain, tmp_path) -> Path:
     """The folder of a VQGAN of the same shape."""

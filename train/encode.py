@@ -1,23 +1,29 @@
 """Write the tokens of a data set once: images → token files.   [section 3.2]
 
     python train/encode.py --vqgan runs/scenery/vqgan --data scenery --out runs/scenery/tokens
+    torchrun --standalone --nproc-per-node gpu train/encode.py --vqgan …
 
 The codebook is shrunk to the entries that held-out images use; every other entry is mapped to a
 random used one by a table drawn once. OUT holds the shrunk `vqgan/` and a token file each for
-`train/` and `validation/`. The same command again goes on with what is not there yet.
+`train/` and `validation/`. The same command again goes on with what is not there yet. Several ranks
+encode their parts of every batch, and the first one writes.
 """
 
+import re
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from training import located, run_alone
+from training import located
 
 from imagebart import distributed
-from imagebart.checkpoint import sha256_of
+from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.conditions import CONDITIONS
 from imagebart.data.image_folder import UNREADABLE
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
@@ -37,17 +43,18 @@ class Config:
     size: int | None = None  # pixels a side; the VQGAN's unless given
     count: int | None = None  # images of the training split; all unless given
     validation: int = 2000  # held-out images, which decide which codes are in use
+    flips: bool = False  # each training image mirrored too; its text's left and right change places
     shrink: bool = True  # drop codes that held-out images do not use
-    batch: int = 32
-    workers: int = 2
+    batch: int = 32  # images a rank
+    workers: int = 2  # processes that load images, a rank
     precision: str = "bf16"
     seed: int = 0  # of the table for unused codes
     device: str = "auto"
 
 
-def main(config: Config) -> None:
+def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
-    device = distributed.pick_device(config.device)
+    device = ranks.device
     vqgan = load_vqgan(config.vqgan)
 
     # ── what we encode ────────────────────────────────────────────────────────────────────────
@@ -55,9 +62,11 @@ def main(config: Config) -> None:
     shares = dict(held_out=config.held_out, unreadable=config.unreadable)
     train = open_data(config.data, size, "train", config.count, **shares)
     validation = open_data(config.data, size, "validation", config.validation, **shares)
+    train = Mirrored(train) if config.flips else train
     splits = {"train": train, "validation": validation}
     contents = {name: data.digest() for name, data in splits.items()}
-    print(f"{config.data}: {summary_of(train)}; validation on {summary_of(validation)}")
+    if ranks.is_main:
+        print(f"{config.data}: {summary_of(train)}; validation on {summary_of(validation)}")
 
     # ── what is there already ─────────────────────────────────────────────────────────────────
     path = config.out / "vqgan" / "vqgan.safetensors"
@@ -70,31 +79,42 @@ def main(config: Config) -> None:
         require_same_tokens(TokenFile(config.out / name), this | {"vqgan_sha256": sha256_of(path)})
     vqgan = vqgan.to(device, memory_format=torch.channels_last).eval()
 
+    def encoded(item: dict) -> tuple:
+        """A grid (b, h, w), and {name: tokens (b, m)} of the conditions."""
+        image = item["image"].to(device, memory_format=torch.channels_last)
+        with torch.inference_mode(), distributed.autocast(device, config.precision):
+            grid = vqgan.encode(image).cpu()
+        conditions = {
+            name: kind.tokenise(item[name], tuple(grid.shape[1:]))
+            for name, kind in CONDITIONS.items()
+            if name in item
+        }
+        return grid, conditions
+
     def code_batches(data, name: str):
-        """Grids (b, h, w) and {name: tokens (b, m)} of the conditions, batch after batch."""
-        loader = DataLoader(data, config.batch, num_workers=config.workers)
-        for item in tqdm(loader, desc=name, mininterval=5):
-            image = item["image"].to(device, memory_format=torch.channels_last)
-            with torch.inference_mode(), distributed.autocast(device, config.precision):
-                grid = vqgan.encode(image).cpu()
-            conditions = {
-                name: kind.tokenise(item[name], tuple(grid.shape[1:]))
-                for name, kind in CONDITIONS.items()
-                if name in item
-            }
-            yield grid, conditions
+        """What `encoded` gives, batch after batch, of all ranks in order."""
+        parts = parts_of_batches(len(data), config.batch, ranks)
+        mine = [part for part in parts if part]
+        items = iter(DataLoader(data, batch_sampler=mine, num_workers=config.workers))
+        for part in tqdm(parts, desc=name, mininterval=5, disable=not ranks.is_main):
+            own = encoded(next(items)) if part else None
+            yield from filter(None, distributed.of_all(own, ranks))
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
     if config.shrink and not vqgan.quantiser.shrunk and not finished:
         seen = [grid.unique() for grid, _ in code_batches(validation, "codes in use")]
         used = torch.cat(seen).unique()
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
-    if not finished:
+    if not finished and ranks.is_main:
         save_vqgan(vqgan, config.out / "vqgan")
 
     # ── the token files ───────────────────────────────────────────────────────────────────────
     for name, data in splits.items():
         if name in finished:
+            continue
+        if not ranks.is_main:
+            for _ in code_batches(data, name):
+                pass
             continue
         header = {
             "image_size": size,
@@ -109,6 +129,40 @@ def main(config: Config) -> None:
         with TokenWriter(config.out / name, len(data), grid, vqgan.K, **header) as writer:
             for parts in code_batches(data, name):
                 writer.append(*parts)
+
+
+class Mirrored(Dataset):
+    """The images of a data set, and behind them all of them mirrored."""
+
+    def __init__(self, data: Dataset):
+        self.data, self.names = data, data.names
+        self.classes = [*getattr(data, "classes", [])] * 2
+
+    def digest(self) -> str:
+        return f"{self.data.digest()}, mirrored too"
+
+    def __len__(self) -> int:
+        return 2 * len(self.data)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.data[index % len(self.data)]
+        if index < len(self.data):
+            return item
+        mirrored = item | {"image": item["image"].flip(-1), "text": mirrored_text(item["text"])}
+        return mirrored | ({"map": np.fliplr(item["map"]).copy()} if "map" in item else {})
+
+
+def mirrored_text(text: str) -> str:
+    """A caption of the mirrored image: left and right change places."""
+    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    return re.sub(r"\b(left|right|Left|Right)\b", lambda found: other[found[0]], text)
+
+
+def parts_of_batches(count: int, batch: int, ranks: distributed.Ranks) -> list[range]:
+    """This rank's images of each batch of all ranks, `batch` of every rank; the last ones fewer."""
+    batches = distributed.split(range(count), batch * ranks.world)
+    parts = ((rows, distributed.part_of(len(rows), ranks)) for rows in batches)
+    return [rows[part.start : part.stop] for rows, part in parts]
 
 
 def same_vqgan(vqgan: VQGAN, folder: Path, shrink: bool) -> VQGAN:
@@ -141,4 +195,11 @@ def require_same_tokens(tokens: TokenFile, wanted: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_alone(main, tyro.cli(Config, description=__doc__))
+    config = tyro.cli(Config, description=__doc__)
+    try:
+        ranks = distributed.start(config.device)
+        with run_lock(config.out) if ranks.is_main else nullcontext():
+            main(config, ranks)
+        distributed.finish(ranks)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -18,6 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from imagebart.checkpoint import run_lock, write_json
+from imagebart.data.remote import is_remote
 from imagebart.presets import table
 
 Config = TypeVar("Config")
@@ -47,7 +48,7 @@ def run_alone(main: Callable[[Any], None], config: Any) -> None:
 
 def located(data: str) -> str:
     """The name of a data set as every working folder finds it."""
-    return data if data == "scenery" else str(Path(data).resolve())
+    return data if data == "scenery" or is_remote(data) else str(Path(data).resolve())
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int) -> float:

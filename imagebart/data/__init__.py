@@ -6,7 +6,9 @@ colours         colour profiles: into sRGB and back
 listing         what is in a folder of images: names, order, captions
 image_folder    a folder of images as a data set
 shards          a folder of tar files as a data set
-sources         opens a data set by name: scenery, a folder, or shards
+remote          shards on a web server, fetched once
+lsun            LSUN's lmdb as a data set
+sources         opens a data set by name: scenery, a folder, shards, an lmdb, an address
 batches         which images each step of a run uses
 scan            what is wrong with a folder of images, file by file
 text            prompts as ids of CLIP's byte-pair encoding

@@ -1,4 +1,4 @@
-"""Data sets by name: scenery, a folder of images, or a folder of shards (tar files).
+"""Data sets by name: scenery; a folder of images, of shards (tar files), or of LSUN; an address.
 
 open_data      opens a split of the data set of a name
 SceneryData    scenery as a data set
@@ -15,6 +15,8 @@ from imagebart.checkpoint import PathLike
 from imagebart.data import scenery
 from imagebart.data.image_folder import UNREADABLE, ImageFolder
 from imagebart.data.images import Size, to_tensor
+from imagebart.data.lsun import LMDB, LmdbFolder
+from imagebart.data.remote import fetched, is_remote
 from imagebart.data.shards import ShardFolder
 
 SCENERY_COUNTS = {"train": 60_000}  # default number of images of a split; others 5000
@@ -74,7 +76,8 @@ def open_data(
     held_out: float = HELD_OUT,
     unreadable: float = UNREADABLE,
 ) -> Dataset:
-    """The data set called `name`: "scenery", a folder of images, or a folder of tar files of them.
+    """The data set called `name`: "scenery", a folder of images, of tar files of them, of LSUN's
+    lmdb, or the address of tar files, which are fetched first (`fetched`).
 
     A folder with a sub-folder `train` has splits: its sub-folders by their usual names, see
     `SPLIT_FOLDERS`. Without one for validation, and in a folder without splits, `held_out` of the
@@ -89,7 +92,7 @@ def open_data(
         count = SCENERY_COUNTS.get(split, 5000) if at_most is None else at_most
         return SceneryData(split, size, count)
 
-    root = Path(name)
+    root = fetched(str(name)) if is_remote(str(name)) else Path(name)
     train = find_split(root, "train")
     if not train and (alone := find_split(root, "validation") or find_split(root, "test")):
         raise ValueError(f"{root}: must have a folder train beside {alone.name}, got none")
@@ -122,8 +125,12 @@ def find_split(root: Path, split: str) -> Path | None:
 def open_folder(
     root: Path, size: Size | None, strict: bool = False, unreadable: float = UNREADABLE
 ) -> ImageFolder:
-    """All images of a folder, or of its shards."""
-    kind = ShardFolder if root.is_dir() and any(root.glob("*.tar")) else ImageFolder
+    """All images of a folder, of its shards, or of its lmdb."""
+    kind: type[ImageFolder] = ImageFolder
+    if (root / LMDB).is_file():
+        kind = LmdbFolder
+    elif root.is_dir() and any(root.glob("*.tar")):
+        kind = ShardFolder
     return kind(root, size, strict=strict, unreadable=unreadable)
 
 

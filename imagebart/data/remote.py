@@ -1,0 +1,70 @@
+"""Shards that lie on a web server: fetched once, whole, then read as a folder of shards."""
+
+import hashlib
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from imagebart.checkpoint import atomic_write
+from imagebart.data.shards import parts_of
+
+AT_ONCE = 8
+"""Shards that are fetched at the same time."""
+SECONDS = 60
+"""How long a server may be silent."""
+MOST_SHARDS = 1_000_000
+
+
+def is_remote(name: str) -> bool:
+    """Whether a data set's name is an address."""
+    return name.startswith(("http://", "https://"))
+
+
+def fetched(address: str) -> Path:
+    """The folder on this disk of the shards at an address, which may have a range of numbers, as
+    webdataset writes it: https://host/shard-{00..99}.tar. What is there already is not fetched.
+
+    It lies below IMAGEBART_CACHE, or ~/.cache/imagebart. ValueError for a range that is none, and
+    for a shard that cannot be fetched, or is not a whole tar file.
+    """
+    cache = Path(os.environ.get("IMAGEBART_CACHE", "~/.cache/imagebart")).expanduser()
+    folder = cache / "shards" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for _ in threads.map(lambda one: fetch(one, folder), addresses(address)):
+            pass
+    return folder
+
+
+def addresses(address: str) -> list[str]:
+    """Every address that one with a range stands for; ValueError for a range that is none."""
+    parts = re.split(r"\{(\d+)\.\.(\d+)\}", address)
+    if len(parts) == 1 and "{" not in address:
+        return [address]
+    if len(parts) != 4 or "{" in parts[0] + parts[3]:
+        raise ValueError(f"an address must have one range at most, {{000..123}}, got {address}")
+    before, low, high, after = parts
+    if not 0 <= int(high) - int(low) < MOST_SHARDS:
+        raise ValueError(f"a range must rise, by {MOST_SHARDS} at most, got {address}")
+    return [f"{before}{i:0{len(low)}d}{after}" for i in range(int(low), int(high) + 1)]
+
+
+def fetch(address: str, folder: Path) -> None:
+    """Fetch a shard unless it is there; ValueError if it cannot be, or is not whole."""
+    name = re.sub(r"[^\w.-]", "_", address.split("?")[0].rsplit("/", 1)[1])
+    path = folder / f"{name.removesuffix('.tar')}.tar"
+    if path.exists():
+        return
+    try:
+        with (
+            urllib.request.urlopen(address, timeout=SECONDS) as answer,
+            atomic_write(path) as draft,
+        ):
+            with open(draft, "wb") as file:
+                shutil.copyfileobj(answer, file, 2**20)
+            parts_of(folder, draft.name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{address}: must be a shard that can be fetched, got {error}") from error
