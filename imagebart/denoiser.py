@@ -314,13 +314,19 @@ class Denoiser(nn.Module, Decodable):
         tokens = condition.reshape(len(condition), -1)
         if tokens.shape[1] != sum(shape.length for shape in shapes.values()):
             raise ValueError(f"this denoiser takes {wanted}, got {tuple(condition.shape)}")
-        for name, part in split_condition(tokens, shapes).items():
-            count = shapes[name].vocabulary
+        if not (self.training and tokens.is_cuda):  # a look at them would hold up every step
+            self.require_known(tokens)
+        return tokens
+
+    def require_known(self, tokens: Int[Tensor, "b m"]) -> None:
+        """ValueError unless each part of a condition lies within its vocabulary, or is absent where
+        this denoiser learned without it. On a GPU whoever trains has looked before."""
+        for name, part in split_condition(tokens, self.config.conditions).items():
+            count = self.config.conditions[name].vocabulary
             if part.min() < ABSENT or part.max() >= count:
                 raise ValueError(f"{name} must lie in [0, {count}), got {part.tolist()}")
             if not self.config.condition_dropout and (part == ABSENT).all(1).any():
                 raise ValueError(f"this denoiser was trained to have {name} always, got none")
-        return tokens
 
 
 @dataclass

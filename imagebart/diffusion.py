@@ -117,7 +117,7 @@ class MultinomialDiffusion:
         """log q(x_t | x_{t-1} = k) for every k: what x_t alone says about the finer scale."""
         low = self._at(self.beta, t) / self.K
         high = self._at(self.alpha, t) + low
-        low, high = (value.log().to(x_t.device) for value in (low, high))
+        low, high = (value.log().to(x_t.device, non_blocking=True) for value in (low, high))
         everywhere = low.expand(*x_t.shape, self.K)
         return everywhere.scatter(-1, x_t[..., None], high.expand(*x_t.shape, 1))
 

@@ -67,7 +67,8 @@ def start(device: str | None = None, timeout: float = 600) -> Ranks:
         # Imported when the group is there (as DDP does), its default arguments would hold the group
         # and its threads until the interpreter is gone, and these abort some runs as they end.
         importlib.import_module("torch.distributed.nn.functional")
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        # Flags go from CPU to CPU: a GPU's would be read only when all that it computes is done.
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(
             backend,
             store=(store := _fresh_store(rank, world, timeout)),
@@ -108,6 +109,11 @@ def split(part: range, batch: int) -> Iterator[range]:
     return (part[k : k + batch] for k in range(0, len(part), batch))
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A CPU's `x` on `device`; nothing waits for what a GPU still computes."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def mean(value: Tensor, ranks: Ranks) -> Tensor:
     """The mean of `value` over ranks, on every rank, detached; `value` itself is untouched."""
     return total(value, ranks) / ranks.world
@@ -144,30 +150,32 @@ def on_any_rank(flag: bool, ranks: Ranks) -> bool:
     """True on every rank if `flag` is true on one: how ranks stop, or skip a step, together."""
     if ranks.world == 1:
         return flag
-    raised = torch.tensor(int(flag), device=ranks.device)
+    raised = torch.tensor(int(flag))
     dist.all_reduce(raised, op=dist.ReduceOp.MAX)
     return bool(raised.item())
 
 
 def require_launchers(ranks: Ranks) -> None:
-    """ValueError on every rank if the launcher of one, torchrun, has ended.
+    """ValueError on every rank if the launcher of one, torchrun, has ended, or the rank itself.
 
     The rank was told to stop then, and all have stopped; yet no launcher may take that for the end
     of the run, and wait for one that is no more.
     """
     here = "RANK" not in os.environ or os.getppid() == _LAUNCHER
-    ended = gathered(torch.tensor([int(not here)], device=ranks.device), ranks).flatten().tolist()
+    saved = "the run is saved, the same command goes on"
+    try:
+        ended = gathered(torch.tensor([int(not here)]), ranks).flatten().tolist()
+    except RuntimeError:
+        raise ValueError(f"every rank must stop by itself, got one that ended; {saved}") from None
     if any(ended):
         _until_all_know(ranks)
-        raise ValueError(
-            "the launcher of every rank must run, "
-            f"got the end of rank {ended.index(1)}'s; the run is saved, the same command goes on"
-        )
+        rank = ended.index(1)
+        raise ValueError(f"the launcher of every rank must run, got the end of {rank}'s; {saved}")
 
 
 def require_same(value: int, what: str, ranks: Ranks) -> None:
     """ValueError on every rank if `value` is not the same on all of them."""
-    values = gathered(torch.tensor([value], device=ranks.device), ranks).tolist()
+    values = gathered(torch.tensor([value]), ranks).tolist()
     if len(set(values)) > 1:
         _until_all_know(ranks)
         raise ValueError(f"{what} must be the same on all ranks (one disk), got {values}")

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from imagebart import distributed
 from imagebart.distributed import (
     Ranks,
     autocast,
     finish,
     mean,
+    of_all,
     on_any_rank,
     part_of,
     pick_device,
+    require_launchers,
+    sent,
     share,
     split,
     start,
@@ -30,7 +34,7 @@ WORKER = """
 import glob, os, sys, time, torch
 from torch.nn.parallel import DistributedDataParallel
 from imagebart.distributed import finish, gathered, mean, on_any_rank, require_same, share, start
-from imagebart.distributed import total
+from imagebart.distributed import of_all, require_launchers, total
 
 ranks = start("cpu")
 me = float(ranks.rank)
@@ -40,6 +44,8 @@ mine = torch.tensor([me])
 assert total(mine, ranks) == 1 and mine == me
 assert gathered(mine, ranks).tolist() == [0, 1]
 assert on_any_rank(ranks.rank == 1, ranks) and not on_any_rank(False, ranks)
+assert of_all([ranks.rank, "any"], ranks) == [[0, "any"], [1, "any"]]
+require_launchers(ranks)
 require_same(7, "the step", ranks)
 try:
     require_same(ranks.rank * 5, "the step", ranks)
@@ -113,6 +119,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_a_rank_whose_launcher_has_ended_says_so(monkeypatch):
+    alone = Ranks(0, 1, CPU)
+    require_launchers(alone)
+    monkeypatch.setattr(distributed, "_LAUNCHER", -1)
+    require_launchers(alone)  # plain python: its parent may end
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="the launcher of every rank must run, got the end of 0's"):
+        require_launchers(alone)
+
+
 def test_plain_python_is_one_rank_without_a_group(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -124,6 +140,7 @@ def test_plain_python_is_one_rank_without_a_group(monkeypatch):
     assert total(torch.tensor(3), ranks) == 3
     assert not mean(torch.tensor(3.0, requires_grad=True), ranks).requires_grad
     assert on_any_rank(True, ranks) and not on_any_rank(False, ranks)
+    assert sent(torch.tensor([3]), CPU) == 3 and of_all("any", ranks) == ["any"]
     finish(ranks)
 
 

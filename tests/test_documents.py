@@ -20,6 +20,7 @@ PAGES = (
     "*.md",
     "docs/*.md",
     "eval/README.md",
+    "train/README.md",
     "notebooks/README.md",
     "imagebart/pretrained/*/README.md",
 )

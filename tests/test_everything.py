@@ -1,6 +1,7 @@
 """From nothing to a model by one command: planned, resumed, told plainly."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -290,3 +291,36 @@ def test_everything_from_nothing_killed_twice_is_as_if_undisturbed(tmp_path):
     for name in names:
         assert sha256_of(killed / name) == sha256_of(whole / name)
     assert read_json(tmp_path / "killed" / "everything.json")["stages"]["samples"]["done"]
+
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "motorcycle_left")
+PHOTOGRAPHS += ("motorcycle_right", "retina", "ihc")
+
+
+@pytest.mark.slow
+def test_photographs_go_through_all_stages(tmp_path):
+    """Cut from the nine that the wheel of scikit-image holds: a model that paints, its figures and
+    its card come of one command, and it knows more than nothing."""
+    package = pytest.importorskip("skimage")
+    for name in PHOTOGRAPHS:
+        (path,) = (Path(package.__file__).parent / "data").glob(f"{name}.*")
+        image = Image.open(path).convert("RGB").resize((384, 384))
+        for i in range(36):
+            left, top = 64 * (i % 6), 64 * (i // 6)
+            part = image.crop((left, top, left + 64, top + 64))
+            (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+            part.save(tmp_path / "photos" / name / f"{i:02}.jpg")
+    out = tmp_path / "run"
+    given = ["--data", tmp_path / "photos", "--figures", "4", "--out", out]
+    done = subprocess.run([*COMMAND, *given], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((out / "figures" / "samples").glob("*.png"))) == 16
+    assert read_json(out / "everything.json")["stages"]["samples"]["done"]
+    text = (out / "model" / "README.md").read_text()
+    assert "the bound, nats a token" in text
+    rows = [json.loads(line) for line in (out / "vqgan" / "metrics.jsonl").open()]
+    psnr = [row["psnr"] for row in rows if row.get("psnr")]
+    assert psnr[-1] > psnr[0] and psnr[-1] > 15
+    log = out / "model" / "checkpoints" / "scale_2" / "metrics.jsonl"
+    held_out = [row["held_out"] for row in map(json.loads, log.open()) if row.get("held_out")]
+    assert held_out[-1] < math.log(64)

@@ -1,12 +1,20 @@
 """What a step takes is known before it is run, from fake tensors."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 from memory import GIB, Cost, cost_of
-from test_train import train
+from saving import Skips
+from test_train import script, train
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from imagebart import presets
+from imagebart import distributed, presets
+from imagebart.checkpoint import EMA
+from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.distributed import Ranks, part_of, share, split
 
 PAPER = [name for name, row in presets.PRESETS.items() if row.vqgan.image_size == 256]
 
@@ -43,9 +51,64 @@ def test_as_many_images_as_fit_in_equal_parts():
         cost.fitting(32, 14 * GIB)
 
 
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_starts_on_any_number_of_gpus(name, gpus):
+    """Its batch is the same: each image once, in parts of any size, all of one weight."""
+    preset = presets.PRESETS[name]
+    ranks = [Ranks(rank, gpus, torch.device("cpu")) for rank in range(gpus)]
+    batch = preset.scale.batch
+    for at_once in (1, 3, batch):
+        pieces = [[*split(part_of(batch, rank), at_once)] for rank in ranks]
+        assert [i for of_rank in pieces for piece in of_rank for i in piece] == [*range(batch)]
+        # as scale.py weighs the mean of a piece, of which DDP takes the mean over ranks
+        weights = [len(piece) * gpus / batch / gpus for of_rank in pieces for piece in of_rank]
+        assert sum(weights) == pytest.approx(1)
+    shares = [share(preset.compression.batch, rank) for rank in ranks]
+    rows = [i for one in shares for i in range(one.start, one.stop)]
+    assert rows == [*range(preset.compression.batch)]
+
+
+def fake_step(preset: presets.Preset, t: int, images: int, precision: str, look: bool) -> None:
+    """What train/scale.py does in a step with so many images at once, on shapes alone."""
+    learn, optimisers_of = (script("scale")[name] for name in ("learn", "optimisers_of"))
+    diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
+    shape = replace(preset.denoiser(t), output="plain")
+    with torch.random.fork_rng(), FakeTensorMode(allow_non_fake_inputs=True):
+        denoiser = Denoiser(shape, diffusion, t)
+        denoiser._checked = lambda condition: condition
+        ema, optimisers = EMA(denoiser), optimisers_of(denoiser, preset.scale)
+        x = torch.zeros(images, denoiser.n, dtype=torch.int64)
+        length = sum(one.length for one in shape.conditions.values())
+        condition = torch.zeros(images, length, dtype=torch.int64) if length else None
+        with distributed.autocast(x.device, precision):
+            loss = denoiser.loss(x, x, x, condition).mean()
+        loss.backward()
+        norm = learn(denoiser, optimisers, ema, preset.scale.clip, Skips(x.device))
+        assert norm.shape == () and all(p.grad is not None for p in denoiser.parameters())
+        if look:
+            norm.item()
+
+
+@pytest.mark.parametrize("name", ["tiny", "scenery"])
+def test_a_step_waits_for_no_number(name):
+    """With AdamW alone, and with Muon: numbers of fake tensors cannot be looked at."""
+    preset = presets.PRESETS[name]
+    for t in (2, preset.T):
+        fake_step(preset, t, 2, "bf16", look=False)
+    with pytest.raises(DataDependentOutputException):
+        fake_step(preset, 2, 2, "bf16", look=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAPER)
-def test_every_preset_of_the_paper_fits_a_gpu_of_80_gib(name, capsys):
+def test_every_preset_of_the_paper_takes_a_step(name, capsys):
+    """On 1 and on 8 GPUs of 80 GiB its memory is printed; as many images as fit take a step of
+    fake tensors."""
+    preset = presets.PRESETS[name]
     train("plan", "--preset", name)
     lines = capsys.readouterr().out.splitlines()
     assert lines and all("passes, about" in line for line in lines)
+    for line in lines:
+        t, images = (int(re.search(x, line)[1]) for x in (r"t = (\d+)", r"(\d+) images"))
+        fake_step(preset, t, images, preset.scale.precision, look=False)

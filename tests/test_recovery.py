@@ -201,7 +201,8 @@ def test_a_killed_launcher_ends_the_run_of_the_other(tokens, tmp_path, victim):
         ranks = [noted(tmp_path, f"began_0_{rank}")[1] for rank in (0, 1)]
         wait_until(lambda: not any(map(alive, ranks)), seconds=10)
     said = outputs(tmp_path)
-    assert "error: the launcher of every rank must run, got the end of rank " in said
+    (line, *_) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert line.endswith("; the run is saved, the same command goes on")
     step, _ = Checkpoints(run_of(tmp_path / "model")).latest()
     assert step > 0 and f"{step}/100000" in said
 

@@ -17,7 +17,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from saving import are_finite
+from torch.overrides import TorchFunctionMode
 from training import warmup_cosine
+from watching import Watchdog
 
 from imagebart import ImageBART, checkpoint, distributed, perceptual, presets
 from imagebart.checkpoint import Checkpoints, read_json, run_lock, sha256_of
@@ -25,6 +28,7 @@ from imagebart.conditions import ConditionShape, pieces_of, text_shape
 from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.tokens import TokenFile, TokenWriter
+from imagebart.denoiser import Denoiser
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.vqgan import VQGAN
 
@@ -562,6 +566,61 @@ def test_a_scale_goes_back_to_its_last_finite_checkpoint(chain, tmp_path, monkey
     assert Checkpoints(tmp_path / "twice" / "checkpoints" / "scale_2").latest()[0] == 2
 
 
+def test_a_gradient_that_is_not_finite_is_not_learned_from(chain, tmp_path, monkeypatch, capsys):
+    """One is counted and said, and weights stay finite; ten in a row lead back, at the next report,
+    to the last checkpoint, and end the run if they come again."""
+    loss = Denoiser.loss
+
+    def spoiled(where):
+        calls = []
+
+        def spoiling(*arguments):
+            calls.append(1)
+            return loss(*arguments) * (torch.nan if len(calls) in where else 1)
+
+        monkeypatch.setattr(Denoiser, "loss", spoiling)
+
+    never = ("--look-every", 10**6)  # a look computes a loss too
+    spoiled({3})
+    train_scale(chain, tmp_path / "one", "--steps", 4, "--save-every", 3, *never)
+    assert "1 steps were made without gradients, which were not finite" in capsys.readouterr().err
+    rows = metrics(tmp_path / "one" / "checkpoints" / "scale_2" / "metrics.jsonl")
+    assert [row.get("skipped") for row in rows if "loss" in row] == [None, 1]
+    assert are_finite(load_file(tmp_path / "one" / "scale_2.safetensors").values())
+
+    steps = ("--steps", 20, "--save-every", 5, *never)
+    spoiled(range(8, 18))
+    train_scale(chain, tmp_path / "back", *steps)
+    assert "in weights or gradients: back to step 15" in capsys.readouterr().err
+    spoiled(range(8, 100))
+    with pytest.raises(SystemExit, match="got NaN or infinity before step 20 again"):
+        train_scale(chain, tmp_path / "all", *steps)
+
+
+class Looks(TorchFunctionMode):
+    """Notes when a script of train/ takes a number out of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.step, self.steps = 0, []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        names = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy"}
+        caller = sys._getframe(1).f_code.co_filename
+        if function.__name__ in names and "/train/" in caller:
+            self.steps.append(self.step)
+        return function(*args, **(kwargs or {}))
+
+
+def test_only_steps_that_are_reported_or_saved_look_at_numbers(chain, tmp_path, monkeypatch):
+    """A GPU would have to end all that it computes first."""
+    looks = Looks()
+    monkeypatch.setattr(Watchdog, "beat", lambda _, step: setattr(looks, "step", step + 1))
+    with looks:
+        train_scale(chain, tmp_path, "--steps", 15, "--save-every", 6, "--look-every", 100)
+    assert {*looks.steps} - {0} == {1, 6, 10, 12, 15}
+
+
 def test_the_best_weights_are_kept(chain, tmp_path, monkeypatch):
     """Those of the lowest held-out loss, also if a later one is higher."""
     look = ("--steps", 3, "--look-every", 1, "--save-every", 1)
@@ -729,10 +788,10 @@ runpy.run_path({str(ROOT / "train" / "scale.py")!r}, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("t", [2, None])
-def test_two_ranks_learn_what_one_does(chain, tmp_path, monkeypatch, t):
-    """The same five images, two and three of them in parts, in fp32: sums are ordered differently,
-    nothing else."""
+@pytest.mark.parametrize("t, ranks", [(2, 2), (None, 2), (2, 4)])
+def test_several_ranks_learn_what_one_does(chain, tmp_path, monkeypatch, t, ranks):
+    """The same five images, one to three a rank, three in parts, in fp32: sums are ordered
+    differently, nothing else."""
     name, which, script = f"scale_{t or 'joint'}", ("--t", t), ROOT / "train/scale.py"
     if t is None:
         monkeypatch.setitem(presets.PRESETS, "tiny", joint_tiny())
@@ -742,16 +801,16 @@ def test_two_ranks_learn_what_one_does(chain, tmp_path, monkeypatch, t):
     size = ("--preset", "tiny", "--batch", 5, *steps, "--tokens", chain / "tokens")
     size += (*(() if t is None else which), "--precision", "fp32", "--out")
     train("scale", *size, tmp_path / "one")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    process = launch(*torchrun, script, *size, tmp_path / "two", "--at-once", 2)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks)
+    process = launch(*torchrun, script, *size, tmp_path / "all", "--at-once", 2)
     _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
 
-    one, two = (load_file(tmp_path / out / f"{name}.safetensors") for out in ("one", "two"))
+    one, more = (load_file(tmp_path / out / f"{name}.safetensors") for out in ("one", "all"))
     for key, weight in one.items():
-        torch.testing.assert_close(two[key], weight, rtol=0, atol=2e-5)
+        torch.testing.assert_close(more[key], weight, rtol=0, atol=2e-5)
     run = Path("checkpoints", name, "metrics.jsonl")
-    for a, b in zip(metrics(tmp_path / "one" / run), metrics(tmp_path / "two" / run), strict=True):
+    for a, b in zip(metrics(tmp_path / "one" / run), metrics(tmp_path / "all" / run), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 
 

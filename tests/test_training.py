@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import chart
 import pytest
 import torch
-from saving import Saver, are_finite, checksum, snapshot
+from saving import Saver, Skips, are_finite, checksum, snapshot
 from training import (
     Log,
     Pace,
@@ -203,6 +204,16 @@ def test_one_number_that_is_none_is_found(value):
     assert not are_finite(tensors)
 
 
+def test_skips_are_counted_in_all_and_in_a_row():
+    skips = Skips(torch.device("cpu"))
+    for finite in (True, False, False, True, False):
+        skips.note(torch.tensor(finite))
+    assert (skips.all, skips.most, skips.in_a_row) == (3, 2, 1)
+    skips.begin_anew()
+    skips.note(torch.tensor(False))
+    assert (skips.all, skips.most, skips.in_a_row) == (4, 1, 1)
+
+
 def test_a_flipped_bit_changes_the_checksum():
     tensors = [torch.randn(3, 5), torch.randn(3, dtype=torch.bfloat16), torch.zeros(0)]
     before = checksum(tensors)
@@ -225,3 +236,27 @@ def test_the_log_for_tensorboard_has_the_same_numbers_or_is_refused(tmp_path, mo
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match="--tensorboard needs `pip install tensorboard`"):
         Log(tmp_path / "metrics.jsonl", 0, active=True, tensorboard=True)
+
+
+def test_a_chart_has_a_column_a_run_and_a_row_a_number(tmp_path, monkeypatch):
+    pages = []
+    drawn = chart.plt.subplots
+    monkeypatch.setattr(
+        chart.plt, "subplots", lambda *_, **k: pages.append(drawn(*_, **k)) or pages[-1]
+    )
+    for name, rows in {
+        "a": [{"step": 1, "rec": 0.5}, {"step": 2, "rec": 0.25}, {"step": 2, "psnr": 20.0}],
+        "b": [{"step": 1, "rec": None}, {"step": 3, "rec": 4.0}],
+    }.items():
+        (tmp_path / name).mkdir()
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    runs = (tmp_path / "a", tmp_path / "b")
+    chart.main(chart.Config(runs, tmp_path / "out" / "chart.png"))
+    ((_, axes),) = pages
+    points = [[one.lines[0].get_xydata().tolist() for one in row] for row in axes]
+    assert axes.shape == (2, 2) and axes[0, 1].get_title() == "b"
+    assert points[0] == [[[1, 0.5], [2, 0.25]], [[3, 4]]] and points[1][0] == [[2, 20]]
+    assert (tmp_path / "out" / "chart.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="logs must have one of norm, got none"):
+        chart.main(chart.Config(runs, tmp_path / "c.png", ("norm",)))

@@ -324,8 +324,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 save(step)
         if step % config.save_every and step < recipe.steps and healthy():
             save(step)
-    if step < recipe.steps:
-        distributed.require_launchers(ranks)
+        if step < recipe.steps:
+            saver.wait()
+            distributed.require_launchers(ranks)
     bar.close()
     if all_skipped and ranks.is_main:
         say(f"{all_skipped} steps were skipped, as their losses were not finite")

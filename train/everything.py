@@ -70,6 +70,7 @@ class Config:
     preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     data: str = "scenery"  # "scenery", or a folder of images
     minutes: float | None = None  # time for everything; unless given, the preset's steps
+    compile: bool = False  # compile the blocks of the chain: slow to start, faster then
     figures: int = 100  # images that each figure of the card is measured on
     seed: int = 0
 
@@ -145,13 +146,15 @@ def training(
         made
         | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], **count}
         | {"--out": out / "tokens"},
+        gpus=computer.gpus,
     )
     yield Stage(
         "chain",
         ("train/chain.py",),
         what
         | {"--tokens": out / "tokens", "--steps": plan["chain"], "--batch": batch["chain"]}
-        | {"--seed": config.seed, "--out": out / "model"},
+        | {"--seed": config.seed, "--out": out / "model"}
+        | ({"--compile": True} if config.compile else {}),
         metrics="model/checkpoints/scale_*/metrics.jsonl",
         steps=plan["chain"] * runs_of(preset),
         batch=batch["chain"],

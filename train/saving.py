@@ -1,4 +1,5 @@
-"""Saves of a run: a copy of its state, which a thread writes while the run goes on."""
+"""Saves of a run: a copy of its state, which a thread writes while the run goes on. And whether
+that state is fit to be saved."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -92,6 +93,29 @@ def _copied(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return type(state)(map(_copied, state))
     return state
+
+
+class Skips:
+    """Counts steps whose gradients were not finite, on the device: no step waits for its numbers.
+
+    `all` of them, and the `most` in a row since `begin_anew`.
+    """
+
+    def __init__(self, device: torch.device):
+        self.all, self.most, self.in_a_row = torch.zeros(3, 1, dtype=torch.int64, device=device)
+
+    def note(self, finite: Tensor) -> None:
+        """A step's gradients were finite, or not: a truth of no dimensions."""
+        skipped = (~finite).long()
+        self.all += skipped
+        self.in_a_row += 1
+        self.in_a_row *= skipped
+        torch.maximum(self.most, self.in_a_row, out=self.most)
+
+    def begin_anew(self) -> None:
+        """Nothing in a row."""
+        self.most.zero_()
+        self.in_a_row.zero_()
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from memory import GIB, Blocks, Cost, cost_of, memory_of, peak_flops
-from saving import CHECK_EVERY, MOST_SKIPPED, Saver, are_finite, checksum, snapshot
+from saving import CHECK_EVERY, MOST_SKIPPED, Saver, Skips, are_finite, checksum, snapshot
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -208,7 +208,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, mininterval=5)
     pace = Pace(recipe.batch, ranks.world, flops)
-    skipped, all_skipped, went_back_to = 0, 0, None
+    skips, went_back_to = Skips(device), None
     watched = Watchdog(ranks, config.timeout)
     with StopSignal() as stop, Saver() as saver, watched:
         while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
@@ -228,6 +228,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             condition = tokens.condition(indices, shape.conditions)
             if condition is not None:
                 images.append(drop(condition, shape.conditions, chances, shape.grid, generator))
+                denoiser.require_known(images[-1])
 
             # remember: L_t, nats per token, the mean over the batch of all ranks
             denoiser.zero_grad(set_to_none=True)
@@ -238,23 +239,19 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 last = piece.stop == part.stop
                 with nullcontext() if last or ranks.world == 1 else loss_t.no_sync():
                     with distributed.autocast(device, recipe.precision):
-                        mean = loss_t(*(x[rows].to(device) for x in images), t=t).mean() * share
+                        of_piece = (distributed.sent(x[rows], device) for x in images)
+                        mean = loss_t(*of_piece, t=t).mean() * share
                     mean.backward()
                 loss += mean.detach()
-            norm = nn.utils.clip_grad_norm_(denoiser.parameters(), recipe.clip)
-            skipped = 0 if norm.isfinite() else skipped + 1
-            all_skipped += skipped > 0
-            if skipped == 0:
-                for optimiser in optimisers.values():
-                    optimiser.step()
-                ema.update()
+            norm = learn(denoiser, optimisers, ema, recipe.clip, skips)
 
             step += 1
             bar.update()
             turn = range(len(scales))  # a report is a line for each scale, step after step
-            if any(is_reported(step - i, recipe.steps) for i in turn):
+            reported = any(is_reported(step - i, recipe.steps) for i in turn)
+            if reported:
                 numbers = dict(norm=norm, learning_rate=recipe.learning_rate * factor)
-                numbers |= {"skipped": all_skipped} if all_skipped else {}
+                numbers |= {"skipped": int(skips.all)} if skips.all else {}
                 log.write(step, t=t, loss=distributed.mean(loss, ranks), **numbers)
                 said = {f"nats at t = {t}": f"{loss.item():.3f}"} | pace.at(step)
                 bar.set_postfix(said, refresh=False)
@@ -268,8 +265,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
             # a state that is no numbers is not saved: back to the last that is
             save_is_due = step % config.save_every == 0 or step == recipe.steps
-            broken = skipped == MOST_SKIPPED or (save_is_due and not healthy())
-            if distributed.on_any_rank(broken, ranks):
+            is_seen = reported or save_is_due
+            broken = is_seen and (skips.most >= MOST_SKIPPED or (save_is_due and not healthy()))
+            if is_seen and distributed.on_any_rank(bool(broken), ranks):
                 saver.wait()
                 newest = checkpoints.newest()
                 if newest is None or newest == went_back_to:
@@ -279,7 +277,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                         "--precision fp32, may help"
                     )
                 step = went_back_to = left_off()
-                skipped = 0
+                skips.begin_anew()
                 log = Log(folder / "metrics.jsonl", step, ranks.is_main, config.tensorboard)
                 bar.n = step
                 if ranks.is_main:
@@ -288,11 +286,12 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 save(step)
         if step % config.save_every and step < recipe.steps and healthy():
             save(step)
-    if step < recipe.steps:
-        distributed.require_launchers(ranks)
+        if step < recipe.steps:
+            saver.wait()
+            distributed.require_launchers(ranks)
     bar.close()
-    if all_skipped and ranks.is_main:
-        say(f"{all_skipped} steps were skipped, as their gradients were not finite")
+    if skips.all and ranks.is_main:
+        say(f"{int(skips.all)} steps were made without gradients, which were not finite")
 
 
 class Loss(nn.Module):
@@ -304,6 +303,27 @@ class Loss(nn.Module):
 
     def forward(self, x_prev, x_t, x_1, condition=None, *, t: int) -> torch.Tensor:
         return self.denoiser.at(t).loss(x_prev, x_t, x_1, condition)
+
+
+def learn(
+    denoiser: Denoiser,
+    optimisers: dict[str, torch.optim.Optimizer],
+    ema: EMA,
+    clip: float,
+    skips: Skips,
+) -> torch.Tensor:
+    """A step along the gradients, or, if they are not finite, along the momentum alone; the
+    gradients' norm. Nothing waits for a number of the device."""
+    norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
+    finite = norm.isfinite()
+    skips.note(finite)
+    for p in denoiser.parameters():
+        if p.grad is not None:
+            p.grad.masked_fill_(~finite, 0)
+    for optimiser in optimisers.values():
+        optimiser.step()
+    ema.update()
+    return norm
 
 
 def scales_of(preset: Preset, config: Config) -> list[int]:

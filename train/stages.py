@@ -41,7 +41,8 @@ class Stage:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
             launcher += ["--nproc-per-node", str(self.gpus)]
         script = [str(ROOT / x) if x.endswith(".py") else x for x in self.script]
-        options = [str(x) for pair in self.options.items() for x in pair]
+        given = ((name,) if x is True else (name, x) for name, x in self.options.items())
+        options = [str(x) for words in given for x in words]
         return [*launcher, *script, *options]
 
 

@@ -36,7 +36,7 @@ class Watchdog:
         self.ranks, self.timeout = ranks, timeout
         self.pause = min(timeout / 10, LONGEST_PAUSE)
         self.step, self.last, self.count = 0, time.monotonic(), 0
-        self.told: float | None = None  # when SIGTERM came
+        self.stopping: float | None = None  # when SIGTERM came
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -81,12 +81,13 @@ class Watchdog:
         """Wait for signals so long; whether the watch has ended."""
         heard, _, _ = select.select([self.signals], [], [], seconds)
         if heard and signal.SIGTERM in os.read(self.signals, 64):
-            self.told = time.monotonic()
+            self.stopping = time.monotonic()
         return self.ended.is_set()
 
     def _is_late_to_stop(self) -> bool:
-        told = self.told is not None and max(self.told, self.last)
-        return told is not False and time.monotonic() - told > STOP_SECONDS
+        if self.stopping is None:
+            return False
+        return time.monotonic() - max(self.stopping, self.last) > STOP_SECONDS
 
     def _end(self, who: str) -> None:
         waited = time.monotonic() - self.last

@@ -25,7 +25,9 @@ class LmdbFolder(ImageFolder):
     def _find(self) -> None:
         self._opened: tuple[int, Any] = (0, None)
         with self._begin() as reading, reading.cursor() as cursor:
-            self.files = [os.fsdecode(key) for key in cursor.iternext(keys=True, values=False)]
+            self.files = [
+                os.fsdecode(bytes(key)) for key in cursor.iternext(keys=True, values=False)
+            ]
         if not self.files:
             raise ValueError(f"{self.root}: its lmdb must hold images, got none")
         self.classes = [-1] * len(self.files)

@@ -9,7 +9,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from imagebart.checkpoint import atomic_write
+from imagebart.checkpoint import atomic_write, run_lock
 from imagebart.data.shards import parts_of
 
 AT_ONCE = 8
@@ -26,14 +26,15 @@ def is_remote(name: str) -> bool:
 
 def fetched(address: str) -> Path:
     """The folder on this disk of the shards at an address, which may have a range of numbers, as
-    webdataset writes it: https://host/shard-{00..99}.tar. What is there already is not fetched.
+    webdataset writes it: https://host/shard-{00..99}.tar. What is there already is not fetched;
+    other ranks of this machine wait.
 
     It lies below IMAGEBART_CACHE, or ~/.cache/imagebart. ValueError for a range that is none, and
     for a shard that cannot be fetched, or is not a whole tar file.
     """
     cache = Path(os.environ.get("IMAGEBART_CACHE", "~/.cache/imagebart")).expanduser()
     folder = cache / "shards" / hashlib.sha256(address.encode()).hexdigest()[:16]
-    with ThreadPoolExecutor(AT_ONCE) as threads:
+    with run_lock(folder, wait=True), ThreadPoolExecutor(AT_ONCE) as threads:
         for _ in threads.map(lambda one: fetch(one, folder), addresses(address)):
             pass
     return folder

@@ -10,7 +10,7 @@ from imagebart.data.image_folder import ImageFolder
 from imagebart.data.images import printable
 from imagebart.data.listing import files_below, is_image
 
-OTHERS = (".txt", ".cls", ".csv", ".jsonl", ".json", ".tar", ".map.png", ".md")
+OTHERS = (".txt", ".cls", ".csv", ".jsonl", ".json", ".tar", ".map.png", ".md", ".mdb")
 """Endings of files that are no images and are meant to be there."""
 
 FAULTS = {  # a part of an error → what is wrong, in two or three words
