@@ -24,8 +24,8 @@ from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.presets import find_preset
 
-FIRST, LAST = 20, 50
-"""Reported steps of train/scale.py between which its pace is taken."""
+FIRST, STEPS = 20, 50
+"""Reported steps of train/scale.py between which its pace is taken; the second ends the run."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ def real_seconds(config: Config) -> float:
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, str(ROOT / "train" / "scale.py"), "--preset", config.preset]
         command += [] if preset.joint else ["--t", str(preset.T)]
-        command += ["--tokens", str(config.tokens), "--out", out, "--steps", str(LAST)]
+        command += ["--tokens", str(config.tokens), "--out", out, "--steps", str(STEPS)]
         command += ["--device", config.device, "--save-every", "1000", "--look-every", "1000"]
         subprocess.run(command, check=True, capture_output=True)
         (log,) = Path(out).rglob("metrics.jsonl")
         seconds = {row["step"]: row["seconds"] for row in rows_of(log) if row.get("loss")}
     first = max(step for step in seconds if step <= FIRST)
-    return (seconds[LAST] - seconds[first]) / (LAST - first)
+    return (seconds[STEPS] - seconds[first]) / (STEPS - first)
 
 
 if __name__ == "__main__":
