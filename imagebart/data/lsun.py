@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,9 @@ class LmdbFolder(ImageFolder):
     """
 
     def _find(self) -> None:
-        self._opened: tuple[int, Any] = (0, None)
-        with self._begin() as reading, reading.cursor() as cursor:
-            self.files = [
-                os.fsdecode(bytes(key)) for key in cursor.iternext(keys=True, values=False)
-            ]
+        with open_lmdb(self.root) as reading, reading.cursor() as cursor:
+            self._sizes = {os.fsdecode(bytes(key)): len(value) for key, value in cursor}
+        self.files = list(self._sizes)
         if not self.files:
             raise ValueError(f"{self.root}: its lmdb must hold images, got none")
         self.classes = [-1] * len(self.files)
@@ -41,32 +41,30 @@ class LmdbFolder(ImageFolder):
         return read_image(self.root / self.files[i], io.BytesIO(self._content(i)))
 
     def size_of(self, i: int) -> int:
-        with self._begin() as reading:
-            return len(reading.get(os.fsencode(self.files[i])))
+        return self._sizes[self.files[i]]
 
     def _content(self, i: int) -> bytes:
-        with self._begin() as reading:
+        with open_lmdb(self.root) as reading:
             return bytes(reading.get(os.fsencode(self.files[i])))
 
-    def _begin(self) -> Any:
-        """A reading transaction; each process, a loader's worker too, opens the file itself."""
-        process, database = self._opened
-        if process != os.getpid():
-            database = open_lmdb(self.root)
-            self._opened = os.getpid(), database
-        return database.begin(buffers=True)
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_opened": (0, None)}
+@contextmanager
+def open_lmdb(root: Path) -> Iterator[Any]:
+    """A reading transaction of an lmdb, whose values are views; ValueError if that needs a package,
+    or there is none.
 
-
-def open_lmdb(root: Path) -> Any:
-    """An lmdb, to read; ValueError if that needs a package, or there is none."""
+    Opened for each image, in a small part of the time that decoding takes: lmdb allows a file to
+    be open once in a process, and not across a fork, as loaders make their workers.
+    """
     try:
         import lmdb
     except ImportError:
         raise ValueError(f"{root}: an lmdb needs `pip install lmdb`, got none") from None
     try:
-        return lmdb.open(str(root), readonly=True, lock=False, readahead=False)
+        with (
+            lmdb.open(str(root), readonly=True, lock=False, readahead=False) as database,
+            database.begin(buffers=True) as reading,
+        ):
+            yield reading
     except lmdb.Error as error:
         raise ValueError(f"{root}: must be an lmdb that can be read, got {error}") from error
