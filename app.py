@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,11 +35,13 @@ from demo.edit import edit_tab
 from demo.files import private_folder, stored_files, tidy
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
+from demo.parts import title
 from demo.pictures import chosen_for_editor, example_pictures, for_editor, with_source
-from demo.requests import sentences
+from demo.ready import ready_pictures
+from demo.requests import Late, Ranker, sentences
 from demo.sample import sample_tab, settings_of_link
 from demo.serving import Guard, read_auth, site_of
-from demo.style import CSS, NAMES, THEME, TITLE
+from demo.style import CSS, SCRIPT, THEME
 from demo.worker import MOST_WAITING, Worker
 from imagebart import ImageBART
 from imagebart.folders import SHIPPED_SEMANTIC
@@ -68,16 +70,20 @@ class Config:
 
 
 def build(
-    worker: Worker, model: ImageBART, painter: ImageBART | None = None, ranker: CLIP | None = None
+    worker: Worker,
+    model: ImageBART,
+    painter: ImageBART | None = None,
+    ranker: Ranker | None = None,
+    first: list | None = None,
 ) -> gr.Blocks:
     """The page; `worker` runs all models, `painter` is the model of semantic maps, `ranker` ranks
-    candidates."""
+    candidates; `first` are the pictures that it shows at first."""
     examples = example_pictures(model)
     with gr.Blocks(title="ImageBART", analytics_enabled=False) as page:
-        gr.Markdown(TITLE, elem_id="title")
+        gr.Markdown(title(model), elem_id="title")
         with gr.Tabs() as tabs:
             with gr.Tab("Make", id="sample"):
-                samples = sample_tab(worker, model, ranker)
+                samples = sample_tab(worker, model, ranker, first)
             with gr.Tab("Change", id="edit"):
                 edits = edit_tab(worker, model, examples, ranker)
             if painter is not None:
@@ -147,7 +153,7 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
         footer_links=["api"],
         theme=THEME,
         css=CSS,
-        js=NAMES,
+        js=SCRIPT,
         **options,
     )
 
@@ -228,7 +234,8 @@ def ended_cleanly(worker: Worker) -> Iterator[None]:
         os._exit(0)
 
 
-def main(config: Config) -> None:
+def main(config: Config, decorate: Callable[[Callable], Callable] | None = None) -> None:
+    """Serve the page until it is stopped; `decorate` as `Worker`'s."""
     read_auth(config.host, config.auth, config.public_host)
     site_of(config.host, config.public_host, config.root_path, config.trusted_proxy)
     model = ImageBART.from_pretrained(config.model, device=config.device)
@@ -236,13 +243,14 @@ def main(config: Config) -> None:
     painter = model if "map" in model.conditions else None
     if shipped:
         painter = ImageBART.from_pretrained(SHIPPED_SEMANTIC, device=config.device)
-    ranker = CLIP(config.clip) if config.clip else Probe() if shipped else None
-    if ranker is not None:
-        ranker.to(model.device)
-    worker = Worker(model, painter, ranker, seconds=config.time_limit)
+    ranker = CLIP(config.clip).to(model.device) if config.clip else None
+    worker = Worker(model, painter, ranker, seconds=config.time_limit, decorate=decorate)
+    if shipped and ranker is None:
+        ranker = Late(lambda: Probe().to(model.device))
     set_environment(config.host)
     with ended_cleanly(worker):
-        launch(build(worker, model, painter, ranker), worker, config)
+        first = ready_pictures() if shipped else None
+        launch(build(worker, model, painter, ranker, first), worker, config)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 sample, edit, paint, panorama, chain    one tab each: its endpoint, then its page
 requests                                arguments of visitors, checked
 pictures                                input and output images
-parts                                   controls, galleries, buttons
-style                                   colours, sizes, title
+parts                                   title, controls, galleries, buttons
+ready                                   what the page shows at first
+style                                   colours and sizes
 serving                                 hosts, proxies, passwords, bodies of requests
 calls                                   calls of the page's functions, checked
 worker                                  the queue of jobs before the model

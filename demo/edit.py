@@ -17,6 +17,7 @@ from demo.parts import (
     results_gallery,
     run_buttons,
     sentence,
+    settings_button,
     shelf_of,
     slider_of,
 )
@@ -40,6 +41,7 @@ from demo.requests import (
     MARGINS,
     OPTIONS,
     STEP,
+    Ranker,
     at_once,
     bounds,
     caption,
@@ -73,10 +75,10 @@ from imagebart.editing.inpainting import (
 from imagebart.editing.process import refined_steps
 from imagebart.editing.reimagining import reimagine_steps
 from imagebart.options import ReimaginingOptions, rows
-from imagebart.ranking import CLIP
 
 MOST_UNDOS = 20
 MOST_MARGIN = 1024
+MOST_PREVIEW = (512, 512)
 EVERY_STEP = 2**21
 """Results of at most so many pixels are stored after every step, others every few seconds."""
 MASKS = {  # in quarters of the image, # = repaint
@@ -114,7 +116,7 @@ def inpaint(
     candidates=1,
     source=None,
     *,
-    ranker: CLIP | None = None,
+    ranker: Ranker | None = None,
     **options,
 ) -> Iterator[tuple]:
     """Inpaint a mask: (its tokens, the first result after each step, status, images, the input),
@@ -179,7 +181,7 @@ def outpaint(
     bottom=0,
     source=None,
     *,
-    ranker: CLIP | None = None,
+    ranker: Ranker | None = None,
     **options,
 ) -> Iterator[tuple]:
     """Outpaint beyond the borders: (input, status, images), after every window.
@@ -288,6 +290,22 @@ def taken(
 
 
 @sentences()
+def extended(editor: dict | None, source: str | None, left, right, top, bottom) -> gr.Image:
+    """The picture within what outpainting would draw around it, in small; hidden if that is
+    nothing."""
+    given = zip(MARGINS, (left, right, top, bottom), strict=True)
+    margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given}
+    if not any(margins.values()) or not editor or not editor.get("background"):
+        return gr.Image(visible=False)
+    image = to_rgb(read_editor(editor, source)[0])
+    W, H = image.width + margins["left"] + margins["right"], image.height
+    grown = Image.new("RGB", (W, H + margins["top"] + margins["bottom"]), PAINT)
+    grown.paste(image, (margins["left"], margins["top"]))
+    grown.thumbnail(MOST_PREVIEW)
+    return gr.Image(stored(grown), visible=True)
+
+
+@sentences()
 def undone(history: list[str]) -> tuple[dict, str, list[str]]:
     """(previous image as the editor's value, its source, the history before it)."""
     if not history:
@@ -300,11 +318,14 @@ def undone(history: list[str]) -> tuple[dict, str, list[str]]:
 
 
 def edit_tab(
-    worker: Worker, model: ImageBART, examples: list[Image.Image], ranker: CLIP | None = None
+    worker: Worker, model: ImageBART, examples: list[Image.Image], ranker: Ranker | None = None
 ) -> SimpleNamespace:
     """The page; returns what the other tabs connect to."""
     with gr.Row():
-        with gr.Column(scale=3, min_width=320), gr.Tabs() as views:
+        with (
+            gr.Column(scale=3, min_width=320, elem_classes="takes-files"),
+            gr.Tabs() as views,
+        ):
             with gr.Tab("Picture", id="picture"):
                 source = gr.State(None)
                 editor = picture_editor(model, examples, source)
@@ -313,20 +334,22 @@ def edit_tab(
                 with gr.Row():
                     again = gr.Button("Use the selected result as input", scale=3)
                     undo = gr.Button("Undo", scale=1, elem_id="undo")
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=300, elem_classes="takes-files"):
             said = panel(model, "Repaint", "edit-status", ranker, enlarge=False)
             edits, mask = controls_of_edits(model)
             inputs = {"editor": editor, **said.inputs, **edits}
             kept = {"source": source}  # at the end, where callers by name leave it out
             with gr.Accordion("Extend beyond the borders", open=False):
                 margins = margin_sliders(model)
+                preview_extended(editor, source, margins)
                 beyond = run_buttons("Outpaint")
             by_words = "text" in model.conditions and model.condition_dropout
             if by_words:
-                with gr.Accordion("Other words for the whole picture", open=False):
+                with gr.Accordion("Change the whole picture", open=False):
                     shows = controls_of_source()
                     anew = run_buttons("Reimagine")
-    with gr.Accordion("How it works: the first result, step by step", open=True), gr.Row():
+            settings_button(said.inputs | edits, said.fresh)
+    with gr.Accordion("How it works: the first result, step by step", open=False), gr.Row():
         plain = {"format": "png", "interactive": False, "height": 220, "buttons": []}
         with gr.Column(scale=1, min_width=220):
             shown = gr.Image(label="Tokens to repaint", elem_id="tokens", **plain)
@@ -403,13 +426,13 @@ def picture_editor(
 ) -> gr.ImageEditor:
     """The editor, with uploads, examples and preset masks; `source` is the file of its picture."""
     H, W = model.image_size
-    editor = image_editor(W, H, "Paint over what should change", [(PAINT, SEEN)], "editor")
+    editor = image_editor(W, H, "Mark what to change", [(PAINT, SEEN)], "editor")
     names, masks = list(MASKS), []
     for three in (names[:3], names[3:]):
         with gr.Row():
             masks += [gr.Button(name, size="sm", min_width=90) for name in three]
     upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
-    gr.Markdown("Or paste one above, or take one of these:")
+    gr.Markdown("Or drop or paste one above, or take one of these:")
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
     shelf = shelf_of(examples, elem_id="examples", **plain)
 
@@ -427,6 +450,24 @@ def picture_editor(
     for name, button in zip(MASKS, masks, strict=True):
         button.click(partial(with_mask, name), shown, shown, preprocess=False, **private)
     return editor
+
+
+def preview_extended(editor: gr.ImageEditor, source: gr.State, margins: Controls) -> None:
+    """A picture of what would be added, while the margins are set."""
+    plain = {"format": "png", "interactive": False, "height": 180, "buttons": []}
+    label = "Where the picture will lie; colour is drawn"
+    preview = gr.Image(label=label, elem_id="extended", visible=False, **plain)
+    gr.on(
+        [slider.change for slider in margins.values()],
+        extended,
+        [editor, source, *margins.values()],
+        preview,
+        preprocess=False,
+        queue=False,
+        trigger_mode="always_last",
+        api_visibility="private",
+        show_progress="hidden",
+    )
 
 
 def margin_sliders(model: ImageBART) -> dict[str, gr.Slider]:

@@ -17,6 +17,7 @@ from demo.parts import (
 )
 from demo.pictures import EXAMPLES, for_editor, labelled, read_picture, stored
 from demo.requests import (
+    Ranker,
     options_of_best,
     picked,
     ranked,
@@ -31,7 +32,6 @@ from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data import scenery
 from imagebart.data.maps import OPEN, kind_colours, paint_kinds, read_kinds
-from imagebart.ranking import CLIP
 
 CHOOSE_KIND = """
 const kinds = [...element.querySelectorAll('.legend button')];
@@ -76,7 +76,7 @@ def semantic(
     candidates=1,
     enlarge=1,
     *,
-    ranker: CLIP | None = None,
+    ranker: Ranker | None = None,
     **options,
 ) -> Iterator[tuple]:
     """Sample images for a semantic map: (the map as read, status, images), after every scale.
@@ -123,7 +123,7 @@ def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
 # ── the page ──────────────────────────────────────────────────────────────────────────────────
 
 
-def semantic_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> None:
+def semantic_tab(worker: Worker, model: ImageBART, ranker: Ranker | None) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             editor = map_editor(model)

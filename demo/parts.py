@@ -9,12 +9,14 @@ from gradio.context import LocalContext
 from gradio.events import Dependency
 from PIL import Image
 
+from demo.pictures import read_picture
 from demo.requests import (
     FILTERS,
     LONGEST_PROMPT,
     MOST_IMAGES,
     OPTIONS,
     STEP,
+    Ranker,
     bounds,
     read_int,
     read_real,
@@ -26,7 +28,7 @@ from imagebart import ImageBART
 from imagebart.conditions import class_count
 from imagebart.data import scenery
 from imagebart.data.scenery.words import PHRASES, SKY_PHRASES
-from imagebart.ranking import CLIP
+from imagebart.settings import settings_of
 
 Controls = dict[str, gr.components.Component]
 """Names of an endpoint's parameters → their inputs on the page."""
@@ -54,6 +56,20 @@ VOCABULARY = (  # places, times, skies, seasons, things: as captions of scenery 
 def knows_scenery(model: ImageBART) -> bool:
     """Whether it takes the words and the classes of scenery."""
     return "text" in model.conditions and tuple(model.names["class"]) == scenery.KINDS
+
+
+def title(model: ImageBART) -> str:
+    """What the page does, how large pictures and the model are, and what to click first."""
+    H, W = model.image_size
+    millions = max(1, round(sum(p.numel() for p in model.parameters()) / 1e6))
+    things = "landscapes" if knows_scenery(model) else "pictures"
+    words = " from your words" if "text" in model.conditions else ""
+    return f"""
+# ImageBART
+Draws {things}{words}, {W}×{H} pixels each, and changes pictures of your own at their full size:
+repaints what you mark, or extends them. The model has {millions} million parameters.
+**To begin, click Sample.**
+"""
 
 
 def prompt_box(model: ImageBART) -> gr.Textbox:
@@ -102,7 +118,7 @@ def panel(
     model: ImageBART,
     run: str,
     status: str,
-    ranker: CLIP | None = None,
+    ranker: Ranker | None = None,
     ideas: bool = False,
     count: int = 1,
     enlarge: bool = True,
@@ -163,6 +179,26 @@ def value_of_field(name: str, field: gr.components.Component, value: float | str
     return value
 
 
+def settings_button(inputs: Controls, fresh: gr.Checkbox) -> None:
+    """A button that takes the settings of a picture made here."""
+    button = gr.UploadButton("Settings from a picture", file_types=[".png"], size="sm")
+
+    @sentences()
+    def read(file: dict) -> list:
+        return [*settings_from(inputs, file), False]
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    button.upload(read, button, [*inputs.values(), fresh], preprocess=False, **private)
+
+
+def settings_from(inputs: Controls, file: dict) -> list:
+    """A value for each field, as the file of a picture made here says."""
+    found = read_picture(file, settings_of)
+    if "seed" not in found:
+        raise ValueError("the picture must hold settings, as those made here do")
+    return values_of_fields(inputs, found)
+
+
 def controls_of_words(model: ImageBART) -> Controls:
     """Negative prompt and guidance."""
     about = "What the image should not show"
@@ -194,7 +230,7 @@ def sentence(meaning: str) -> str:
     return meaning[0].upper() + meaning[1:]
 
 
-def candidates_slider(ranker: CLIP | None) -> gr.Slider:
+def candidates_slider(ranker: Ranker | None) -> gr.Slider:
     """Number of candidates per image; hidden without a ranker."""
     about = "Candidates per image; those most similar to the prompt are shown"
     return gr.Slider(1, 16, 1, step=1, label="Best of", info=about, visible=ranker is not None)

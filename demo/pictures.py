@@ -38,6 +38,12 @@ def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
         return decoded(source, convert)
 
 
+def opened_path(file: dict) -> str:
+    """The path of a file that visitors may have; ValueError for another."""
+    with opened(file.get("path") if isinstance(file, dict) else None):
+        return file["path"]
+
+
 def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
     """An image of one of `UPLOAD_FORMATS`, converted."""
     try:

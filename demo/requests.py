@@ -2,9 +2,10 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from functools import cache
+from typing import Any, Protocol
 
 import gradio as gr
 
@@ -14,7 +15,7 @@ from imagebart.conditions import class_count
 from imagebart.editing.inpainting import each_image
 from imagebart.guidance import encode_condition
 from imagebart.options import InpaintOptions, OutputOptions, ReimaginingOptions, rows
-from imagebart.ranking import CLIP, Draw, Ranked, Score, best_so_far
+from imagebart.ranking import Draw, Ranked, Score, best_so_far
 from imagebart.sampling import Filter
 
 MOST_IMAGES = 16
@@ -182,8 +183,25 @@ def read_layers(editor: dict) -> list[dict]:
 # ── the best of many ──────────────────────────────────────────────────────────────────────────
 
 
+class Ranker(Protocol):
+    """What ranks candidates: a `CLIP`, or `Late`."""
+
+    def likeness(self, prompt: str) -> Score:
+        """How much pictures look like the prompt."""
+
+
+class Late:
+    """A ranker that is loaded when it first ranks: that takes seconds, and few visitors rank."""
+
+    def __init__(self, load: Callable[[], Ranker]):
+        self.load = cache(load)
+
+    def likeness(self, prompt: str) -> Score:
+        return self.load().likeness(prompt)
+
+
 def read_candidates(
-    candidates, count: int, ranker: CLIP | None, prompt: str
+    candidates, count: int, ranker: Ranker | None, prompt: str
 ) -> tuple[int, Score | None]:
     """(candidates for each of `count` images, their score); ValueError without a ranker or for too
     many."""

@@ -6,28 +6,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
 import gradio as gr
+from gradio.events import Dependency
 from PIL import Image
 
 from demo.parts import (
-    IDEAS,
     Controls,
     Panel,
     connect,
-    knows_scenery,
     panel,
     results_gallery,
+    settings_button,
+    settings_from,
     shelf_of,
     values_of_fields,
 )
-from demo.pictures import labelled, read_picture
+from demo.pictures import labelled, opened_path
 from demo.requests import (
     FILTERS,
+    Ranker,
     caption,
     options_of_best,
+    picked,
     ranked,
     read_candidates,
     read_enlarge,
@@ -38,12 +42,12 @@ from demo.requests import (
 )
 from demo.worker import MOST_TOGETHER, Work, Worker, alone
 from imagebart import ImageBART
-from imagebart.ranking import CLIP
 from imagebart.sampling import Step
-from imagebart.settings import settings_of
 
 IMAGES = 4
 """Drawn at once unless the visitor says otherwise."""
+MOST_REMEMBERED = 32
+"""Pictures of a visit."""
 EACH = ("seed", "prompt", "negative_prompt", "classes")
 """Options that an image of a batch has for itself."""
 
@@ -56,7 +60,7 @@ def sample(
     candidates=1,
     enlarge=1,
     *,
-    ranker: CLIP | None = None,
+    ranker: Ranker | None = None,
     **options,
 ) -> Iterator[tuple]:
     """Sample images: (the first image's chain, status, images), after every scale.
@@ -105,7 +109,7 @@ class SampleRequest:
         return self.chain, line, images
 
 
-def sampling_work(model: ImageBART, ranker: CLIP | None, **given) -> Work:
+def sampling_work(model: ImageBART, ranker: Ranker | None, **given) -> Work:
     """The work of a call of `sample`: it may run with others that have the same numbers."""
     if type(given["candidates"]) is not int or given["candidates"] != 1:
         return alone(lambda: sample(model, ranker=ranker, **given))
@@ -163,37 +167,56 @@ def per_image(requests: list[SampleRequest], name: str) -> list:
 # ── the page ──────────────────────────────────────────────────────────────────────────────────
 
 
-def sample_tab(worker: Worker, model: ImageBART, ranker: CLIP | None) -> SimpleNamespace:
-    """The page; returns what the other tabs connect to."""
-    with gr.Row():
+def sample_tab(
+    worker: Worker, model: ImageBART, ranker: Ranker | None, first: list | None = None
+) -> SimpleNamespace:
+    """The page, which shows the pictures `first` at first; returns what the other tabs connect
+    to."""
+    with gr.Row(elem_classes="takes-files"):
         with gr.Column(scale=2, min_width=300):
             said = panel(model, "Sample", "sample-status", ranker, ideas=True, count=IMAGES)
             with gr.Row():
                 settings_button(said.inputs, said.fresh)
                 link_button(said)
         with gr.Column(scale=3, min_width=320):
-            gallery, index = results_gallery(
-                first_pictures(model), label="Images", elem_id="samples", columns=2
-            )
+            plain = {"label": "Images", "elem_id": "samples", "columns": 2}
+            gallery, index = results_gallery(first, **plain)
             send = gr.Button("Send the selected image to Change")
-    with gr.Accordion("How it works: the first image, scale by scale", open=True):
+    with gr.Accordion("This visit", open=False):
+        gr.Markdown("Your pictures of the last hour. Click one to get it and its settings back.")
+        plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
+        visit = shelf_of(label="This visit", elem_id="visit", **plain)
+    with gr.Accordion("How it works: the first image, scale by scale", open=False):
         chain = shelf_of(
             label="Chain", allow_preview=False, buttons=[], elem_id="chain", elem_classes="shelf"
         )
     work = partial(sampling_work, model, ranker)
     how = said.buttons, said.inputs, said.fresh, [chain, said.line, gallery], index, work
-    connect(worker, model, sample, *how)
+    _, ended = connect(worker, model, sample, *how)
+    remember_visit(ended, said, gallery, index, visit)
     return SimpleNamespace(send=send, gallery=gallery, index=index, said=said)
 
 
-def first_pictures(model: ImageBART) -> list[tuple[str, str]]:
-    """What the page shows before anybody has asked for anything: a sample of each idea."""
-    if not knows_scenery(model):
-        return []
-    prompts = list(IDEAS.values())
-    about = settings_of_each("sample", {"prompt": prompts, "seed": 0}, len(prompts))
-    pictures = labelled(model.sample(len(prompts), prompt=prompts), about)
-    return [(file, prompt) for (file, _), prompt in zip(pictures, prompts, strict=True)]
+def remember_visit(
+    ended: Dependency, said: Panel, gallery: gr.Gallery, index: gr.State, visit: gr.Gallery
+) -> None:
+    """`visit` has the results of every run that has `ended`, the latest first; one that is clicked
+    comes back, with its settings."""
+    seen, private = gr.State([]), {"api_visibility": "private", "show_progress": "hidden"}
+
+    @sentences()
+    def add(results: list | None, before: list) -> tuple[list, list]:
+        new = [(opened_path(one["image"]), one["caption"]) for one in results or []]
+        kept = [*new, *(one for one in before if Path(one[0]).exists())][:MOST_REMEMBERED]
+        return kept, kept
+
+    def again(event: gr.SelectData, before: list) -> list:
+        path, seed = picked(before, event)
+        return [*settings_from(said.inputs, {"path": path}), False, [(path, seed)], 0]
+
+    ended.success(add, [gallery, seen], [seen, visit], preprocess=False, queue=False, **private)
+    back = [*said.inputs.values(), said.fresh, gallery, index]
+    visit.select(again, seen, back, **private)
 
 
 LINK = """(...values) => {
@@ -230,18 +253,3 @@ def settings_of_link(inputs: Controls, query: str) -> list:
     if not said.keys() & inputs.keys():
         return [gr.skip()] * (len(inputs) + 1)
     return [*values_of_fields(inputs, said), "seed" not in said]
-
-
-def settings_button(inputs: Controls, fresh: gr.Checkbox) -> None:
-    """A button that takes the settings of a picture made here."""
-    button = gr.UploadButton("Settings from a picture", file_types=[".png"], size="sm")
-
-    @sentences()
-    def read(file: dict) -> list:
-        found = read_picture(file, settings_of)
-        if "seed" not in found:
-            raise ValueError("the picture must hold settings, as those made here do")
-        return [*values_of_fields(inputs, found), False]
-
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    button.upload(read, button, [*inputs.values(), fresh], preprocess=False, **private)

@@ -1,4 +1,4 @@
-"""The page's theme, style sheet and title."""
+"""The page's theme and style sheet."""
 
 import gradio as gr
 
@@ -11,7 +11,7 @@ THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="
     button_primary_background_fill="*primary_700",
     button_primary_background_fill_hover="*primary_800",
     button_primary_background_fill_dark="*primary_700",
-    button_primary_background_fill_hover_dark="*primary_600",
+    button_primary_background_fill_hover_dark="*primary_800",
     color_accent="*primary_700",
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_400",
@@ -40,8 +40,10 @@ CSS = """
 #samples, #samples .empty { min-height: min(540px, 90vw); }
 #samples .grid-container {
   grid-template-columns: repeat(auto-fit, minmax(min(220px, 40vw), 1fr)) !important; }
+.shelf .caption-label { max-width: 100% !important; }
+.thumbnail-item:hover .caption-label { opacity: 1 !important; }  /* it stays easy to read */
 .shelf .empty { min-height: 150px !important; }
-#chain, #first-result { --thumb: min(150px, 38vw); }
+#chain, #first-result, #visit { --thumb: min(150px, 38vw); }
 #levels { --thumb: min(180px, 42vw); }
 #examples, #starts, #maps { --thumb: 64px; }
 #examples .thumbnail-item, #maps .thumbnail-item, #starts .thumbnail-item { aspect-ratio: 1;
@@ -61,6 +63,7 @@ CSS = """
 .legend i { display: inline-block; width: 14px; height: 14px; margin-right: 5px; border-radius: 4px;
   vertical-align: -2px; border: 1px solid var(--border-color-primary); }
 .dark .tab-container, .dark .legend { --color-accent: var(--primary-400); }
+footer .divider { display: none; }
 .words { gap: 6px; }
 .words button { font-weight: 400; flex: 0 0 auto; min-width: 0 !important; }
 
@@ -69,7 +72,8 @@ CSS = """
   .tab-container button { padding: 0 7px; font-size: var(--text-sm); }
 }
 """
-NAMES = """() => {
+SCRIPT = """() => {
+  // Names: an empty picture is one, and a button is called what is seen on it.
   const mend = () => {
     document.querySelectorAll('div.empty[aria-label]:not([role])').forEach(
       one => one.setAttribute('role', 'img'));
@@ -78,11 +82,18 @@ NAMES = """() => {
   };
   new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
   mend();
+
+  // A file that is dropped goes to the upload button of its part of the page.
+  const inputOf = event => event.dataTransfer?.types.includes('Files')
+    && event.target.closest?.('.takes-files')
+      ?.querySelector('input[type=file][data-testid$="-upload-button"]');
+  document.addEventListener('dragover', event => inputOf(event) && event.preventDefault());
+  document.addEventListener('drop', event => {
+    const input = inputOf(event);
+    if (!input) return;
+    event.preventDefault();
+    input.files = event.dataTransfer.files;
+    input.dispatchEvent(new Event('change', {bubbles: true}));
+  });
 }"""
-"""What a screen reader is told of gradio's elements: that an empty picture is one, and the text
-that is seen on a button, where gradio gives it another name."""
-TITLE = """
-# ImageBART
-Image synthesis and editing by multinomial diffusion with autoregressive transformers: sampling from
-prompts, inpainting, semantic maps, outpainting, other words and panoramas.
-"""
+"""What the browser does beyond gradio's own: for screen readers, and where files are dropped."""

@@ -3,11 +3,9 @@
 import ctypes
 import inspect
 import re
-import shutil
 import socket
 import time
 import warnings
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,15 +16,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from browser import DESKTOP, PHONE, browsing, same_seed, served, settled, shown
 from gradio.exceptions import Error
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import Image
+from PIL import Image, ImageColor
 from server import Server
 from test_colours import PROFILE
 
 import app
-from demo import edit, pictures, requests, serving
+from demo import edit, parts, pictures, requests, serving
 from demo.edit import (
     MASKS,
     MOST_UNDOS,
@@ -41,9 +40,10 @@ from demo.edit import (
 from demo.files import REFUSED
 from demo.paint import semantic
 from demo.panorama import panorama
-from demo.parts import panel
+from demo.parts import IDEAS, panel
 from demo.pictures import example_pictures, growing, read_editor, read_picture
-from demo.requests import FILTERS
+from demo.ready import READY, draw_ready, ready_pictures
+from demo.requests import FILTERS, Late
 from demo.sample import sample, sampling_work, settings_of_link
 from demo.worker import Worker
 from imagebart import ImageBART
@@ -67,10 +67,8 @@ from imagebart.sampling import Filter
 from imagebart.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
-DESKTOP, PHONE = (1280, 1000), (390, 844)
 AXE = ROOT / "node_modules/axe-core/axe.min.js"
 INSTALL_AXE = "npm install --no-save axe-core@4.14.1"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 # ── a server, its model, and what to send it ──────────────────────────────────────────────────
@@ -836,6 +834,30 @@ def test_the_best_landscapes_of_a_map_are_shown(make_model, clip, tmp_path):
     assert "The best of 6." in line
 
 
+def test_what_will_be_added_is_seen_before(tmp_path):
+    """In small; nothing without a picture or a margin."""
+    image = picture(30, 20)
+    request = request_of(image, None, tmp_path)
+    shown = edit.extended(request, None, 8, "2", 4, 0)
+    seen = np.asarray(Image.open(shown.value["path"]))
+    assert shown.visible and seen.shape == (24, 40, 3)
+    np.testing.assert_array_equal(seen[4:, 8:38], np.asarray(image))
+    assert (seen[:4] == ImageColor.getrgb(pictures.PAINT)).all()
+    wide = edit.extended(request, None, 1024, 1024, 0, 0)
+    assert Image.open(wide.value["path"]).width == 512
+    for hidden in ((None, None, 8, 0, 0, 0), (request, None, 0, 0, 0, 0)):
+        assert not edit.extended(*hidden).visible
+    with pytest.raises(Error, match="left must be a whole number, from 0 to 1024, got 1025"):
+        edit.extended(request, None, 1025, 0, 0, 0)
+
+
+def test_the_page_says_what_it_does_and_what_to_click(model, conditional):
+    plain, by_words = parts.title(model), parts.title(conditional)
+    assert all("32×32 pixels" in one and "1 million parameters" in one for one in (plain, by_words))
+    assert "pictures, 32" in plain and "pictures from your words, 32" in by_words
+    assert all("click\xa0Sample" in one for one in (plain, by_words))
+
+
 def test_undo_goes_back_picture_by_picture(tmp_path):
     paths = []
     for i in range(3):
@@ -963,15 +985,17 @@ def test_what_ranks_is_where_the_model_is(monkeypatch, clip):
     model = SimpleNamespace(device=torch.device("meta"), conditions={})
     found = []
     monkeypatch.setattr(app.ImageBART, "from_pretrained", lambda *_, **__: model)
-    monkeypatch.setattr(app, "build", lambda worker, model, painter, ranker: found.append(ranker))
+    monkeypatch.setattr(app, "build", lambda *given: found.append(given[3]))
     monkeypatch.setattr(app, "launch", lambda *_: None)
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     app.main(app.Config(clip=clip))
     app.main(app.Config())
     app.main(app.Config(model="somewhere"))
-    assert [type(ranker) for ranker in found] == [CLIP, Probe, type(None)]
-    assert {p.device.type for ranker in found[:2] for p in ranker.parameters()} == {"meta"}
+    assert [type(ranker) for ranker in found] == [CLIP, Late, type(None)]
+    assert found[1].load() is found[1].load() and type(found[1].load()) is Probe
+    loaded = found[0], found[1].load()
+    assert {p.device.type for ranker in loaded for p in ranker.parameters()} == {"meta"}
 
 
 def test_nothing_painted_is_one_sentence(make_model, tmp_path):
@@ -1162,24 +1186,6 @@ def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
 # ── in a browser ──────────────────────────────────────────────────────────────────────────────
 
 
-@contextmanager
-def browsing(url: str, size: tuple[int, int]):
-    """The page in a browser of this width and height; `complaints` is what its console said."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport=dict(zip(("width", "height"), size, strict=True)))
-        page.set_default_timeout(60_000)
-        page.complaints = []
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
-        page.goto(url)
-        yield page
-        browser.close()
-
-
 @pytest.fixture(params=[DESKTOP])
 def page(server, request):
     """The page of `model`; parametrise with the width and height of another screen."""
@@ -1192,31 +1198,6 @@ def conditional_page(conditional_server, request):
     """The page of `conditional`."""
     with browsing(conditional_server.url, request.param) as page:
         yield page
-
-
-def shown(page, gallery: str) -> np.ndarray:
-    """The first picture of a gallery, as the browser got it."""
-    return np.asarray(served(page, page.locator(f"{gallery} .grid-container img").first))
-
-
-def served(page, picture) -> Image.Image:
-    """The file behind a picture on the page."""
-    source = picture.get_attribute("src")
-    return Image.open(BytesIO(page.request.get(source, max_retries=3).body())).convert("RGB")
-
-
-def settled(page, where: str = "#editor", least: float = 8, most: float = 10) -> tuple[float, dict]:
-    """(zoom, box) of an editor once it lies still: at 10, the most, for pictures of the model's
-    size."""
-    found = None
-    page.locator(where).scroll_into_view_if_needed()
-    for _ in range(120):
-        zoom = int(page.locator(where).get_by_text("%").inner_text().rstrip("%")) / 100
-        before, found = found, (zoom, page.locator(f"{where} canvas").first.bounding_box())
-        if least < zoom <= most and found == before:
-            return found
-        page.wait_for_timeout(500)
-    raise AssertionError(f"the editor never came to rest, last at {found}")
 
 
 def dab(page, row: int, column: int, model, where: str = "#editor") -> None:
@@ -1248,13 +1229,6 @@ def repaint(page, seed: int, line: str = "") -> np.ndarray:
             return shown(page, "#edits")
         page.get_by_role("tab", name="Picture", exact=True).click()
     raise AssertionError("nothing was ever masked")
-
-
-def same_seed(page, tab: str) -> None:
-    """On a tab, say that the next run keeps the seed."""
-    page.get_by_role("tab", name=tab, exact=True).click()
-    panel = page.get_by_role("tabpanel").filter(has=page.get_by_label("New seed each time"))
-    panel.get_by_label("New seed each time").uncheck()
 
 
 def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
@@ -1302,9 +1276,37 @@ def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
     page.keyboard.press("Tab")  # from the prompt to the button, which a key presses too
     page.keyboard.press("Space")
     line.get_by_text("Seeds 5 to 8").wait_for()
+    page.get_by_role("button", name="This visit").click()
+    page.locator("#visit .thumbnail-item").nth(2).click()  # it comes back with its settings
+    page.wait_for_function("document.querySelectorAll('#samples .thumbnail-item').length === 1")
+    np.testing.assert_array_equal(shown(page, "#samples"), np.asarray(model.sample(1, seed=7)[0]))
+    assert seed.input_value() == "7"
     page.goto(re.sub("seed=5", "seed=-5", page.url))
     page.get_by_text("seed must be a whole number, from 0 to").first.wait_for()
     assert page.complaints == []
+
+
+@pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
+def test_the_click_after_stop_counts(page, model):
+    """Three times, and no error is shown."""
+    same_seed(page, "Panorama")
+    width = page.get_by_role("spinbutton", name="Width in pixels")
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    draw, line = page.get_by_role("button", name="Draw", exact=True), "#panorama-status"
+    stop = page.get_by_role("button", name="Stop").locator("visible=true")
+    for _ in range(3):
+        width.fill("4096")
+        page.get_by_label("Exact").check()
+        draw.click()
+        page.locator(line).get_by_text("Drawing").wait_for()
+        stop.click()
+        page.locator(line).get_by_text("Stopped.").wait_for()
+        width.fill("40")
+        page.get_by_label("Exact").uncheck()
+        draw.click()
+        page.locator(line).get_by_text("Seed 0,").wait_for()
+        assert_same([served(page, page.locator("#panorama img").first)], model.panorama(40))
+    assert not page.get_by_test_id("toast-body").count() and page.complaints == []
 
 
 def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
@@ -1381,7 +1383,8 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
     how = dict(seed=9, process="refined", passes=2, prompt=words)
     (best,) = best_edits(conditional, example, mask, 1, 2, CLIP(clip).likeness(words), **how)
     np.testing.assert_array_equal(edited, np.asarray(best.image))
-    assert page.locator("#first-result .grid-container img").count() > conditional.T
+    tab.get_by_role("button", name="How it works").click()
+    page.locator("#first-result .grid-container img").nth(conditional.T).wait_for()
 
     tab.get_by_role("button", name="Extend beyond the borders").click()
     tab.get_by_role("button", name="Left", exact=True).click()
@@ -1424,6 +1427,9 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
     page.locator("#editor canvas").first.wait_for()
     page.get_by_role("button", name="Extend beyond the borders").click()
     page.get_by_role("spinbutton", name="Pixels below").fill("16")
+    page.keyboard.press("Enter")
+    page.locator("#extended img").wait_for()
+    assert served(page, page.locator("#extended img")).size == (32, 48)
     for _ in range(10):  # until the picture has come to the editor
         page.get_by_role("button", name="Outpaint", exact=True).click()
         page.wait_for_timeout(2000)
@@ -1460,7 +1466,8 @@ def test_a_visitor_slides_the_chain(page, model):
 
 @pytest.mark.skipif(not AXE.is_file(), reason=f"no axe-core in this checkout: {INSTALL_AXE}")
 def test_accessibility_has_no_serious_finding(conditional_page):
-    """On every tab, in light and dark, on a desktop and a phone."""
+    """On every tab with all its folds open, in light and dark, on a desktop and a phone, and with
+    the mouse on the button that runs."""
     page, found = conditional_page, set()
     page.add_script_tag(path=AXE)
     page.add_style_tag(content="* { transition: none !important; }")  # colours at their ends
@@ -1470,8 +1477,13 @@ def test_accessibility_has_no_serious_finding(conditional_page):
         page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
         for tab in ("Make", "Change", "Paint a map", "Panorama", "Understand"):
             page.get_by_role("tab", name=tab, exact=True).click()
+            for fold in page.locator(".label-wrap:not(.open)").locator("visible=true").all()[::-1]:
+                fold.click()
+            run = page.locator("button.primary").locator("visible=true")
             for dark in (False, True):
                 page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+                if run.count():
+                    run.first.hover()
                 page.wait_for_timeout(500)
                 found |= {f"{tab} {size} {dark}: {one}" for one in findings(page)}
     assert not found, "\n".join(sorted(found))
@@ -1509,6 +1521,20 @@ def test_the_shipped_model_answers(tmp_path):
     (ranked,) = best_of(model, 1, 3, likeness, seed=4, prompt="a lake at night")
     assert line.startswith(f"Seed {ranked.seed}, ")
     assert_same(best, [ranked.image])
+
+
+def test_the_first_pictures_of_the_page_are_the_shipped_model_s(tmp_path):
+    """Each of the ideas', with its settings; else draw them anew: python -m demo.ready"""
+    kept = ready_pictures()
+    assert [prompt for _, prompt in kept] == [*IDEAS.values()]
+    draw_ready(ImageBART.from_pretrained(device="cpu"), tmp_path / "ready")
+    assert len(kept) == len([*(tmp_path / "ready").iterdir()])
+    for path, prompt in kept:
+        assert settings_of(Image.open(path))["prompt"] == prompt
+        drawn = tmp_path / "ready" / Path(path).name
+        assert (READY / drawn.name).is_file()
+        assert_same([Image.open(path)], [Image.open(drawn)])
+        assert settings_of(Image.open(path)) == settings_of(Image.open(drawn))
 
 
 def test_what_is_shipped_is_small():

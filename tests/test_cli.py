@@ -337,7 +337,7 @@ def test_a_panorama_that_cannot_be_written_leaves_nothing(folder, tmp_path, monk
         (["edit", "nowhere.png", "--keep", "left"], "error: nowhere.png: must be a readable image"),
     ],
 )
-def test_what_cannot_be_done_is_one_sentence(folder, tmp_path, arguments, sentence):
+def test_what_cannot_be_done_is_one_sentence(folder, tmp_path, capsys, arguments, sentence):
     files = {name: str(tmp_path / name) for name in ("IMAGE", "WIDE", "INK")}
     picture(32, 32).save(files["IMAGE"], "PNG")
     picture(33, 32).save(files["WIDE"], "PNG")
@@ -346,3 +346,5 @@ def test_what_cannot_be_done_is_one_sentence(folder, tmp_path, arguments, senten
     with pytest.raises(SystemExit) as stopped:
         main([command, *folder[1], *rest])
     assert str(stopped.value).startswith(sentence)
+    if sentence.startswith("error: --"):  # of an option: before anything is loaded or begun
+        assert capsys.readouterr().err == ""

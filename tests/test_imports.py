@@ -66,7 +66,7 @@ DEMO = [
     {"requests", "serving"},
     {"pictures"},
     {"parts"},
-    TABS,
+    {"ready"} | TABS,
 ]  # of the page, in the same way
 RUN = sorted([*ROOT.glob("train/*.py"), *ROOT.glob("eval/*.py"), *ROOT.glob("app.py")])
 STARTS = 'if __name__ == "__main__":'
