@@ -38,6 +38,7 @@ In reading order, with the ideas that each file has:
     probe           a network that recognises scenery
     show            pictures, tables and source code for notebooks
     diagrams        how the chain and a scale are put together; cross-attention, seen
+    drawing         a mask painted by hand, in a notebook
     checkpoint      files written whole, checkpoints of a run, EMA, locks
     distributed     devices and ranks
     arguments       checks of what a caller gives

@@ -158,7 +158,10 @@ def plain_signature(function: ast.FunctionDef) -> str:
 
 
 def only_checks(statement: ast.stmt) -> bool:
-    """A docstring, an import, an `if` that ends by raising, or a call of `require_…`."""
+    """A docstring, an import, an `if` that ends by raising, a call of `require_…`, or a loop of
+    nothing else."""
+    if isinstance(statement, ast.For):
+        return not statement.orelse and all(map(only_checks, statement.body))
     if isinstance(statement, ast.If):
         return not statement.orelse and isinstance(statement.body[-1], ast.Raise)
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):

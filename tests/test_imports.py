@@ -45,7 +45,7 @@ LAYERS = [
     {"editing.inpainting", "editing.panorama"}
     | {"probe", "released.official", "released.importing"},
     {"show"},
-    {"diagrams"},
+    {"diagrams", "drawing"},
     {"__init__", "__main__"},
 ]
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -96,8 +96,12 @@ def checked_scale(
     if t < 2:
         least = 2
         raise ValueError(f"t must be at least {least}, got {t}")
-    if t > most:
-        t = most
+    for one in (t, most):
+        if one != int(one):
+            raise ValueError(f"scales must be whole numbers, got {one}")
+    for _ in range(2):
+        if t > most:
+            t = most
     show.framed(plain(RED), [])  # calls that compute stay
 
     return sqrt(t) * tokens  # as do comments beside code
@@ -106,8 +110,9 @@ def checked_scale(
 def test_a_body_is_the_lines_that_compute():
     assert show.source(checked_scale, body=True).text.splitlines()[1:] == [
         "def checked_scale(tokens, t=2, *, most=9):",
-        "    if t > most:",
-        "        t = most",
+        "    for _ in range(2):",
+        "        if t > most:",
+        "            t = most",
         "    show.framed(plain(RED), [])  # calls that compute stay",
         "    return sqrt(t) * tokens  # as do comments beside code",
     ]
