@@ -28,6 +28,7 @@ LIMITS = {
     "patch": 64,
     "pixel_channels": 2**10,
     "extra_decoder_blocks": 16,
+    "known_channels": 2**10,
     # a scale
     "grid": 128,
     "width": 2**14,

@@ -38,7 +38,7 @@ def digest(grids: list[torch.Tensor]) -> str:
 def decoded(model: ImageBART, draw: Callable[[], object]) -> str:
     """The digest of all tokens that the model decodes during `draw`."""
     grids, generate = [], model.generate
-    model.generate = lambda tokens: (grids.append(tokens), generate(tokens))[1]
+    model.generate = lambda tokens, *known: (grids.append(tokens), generate(tokens, *known))[1]
     try:
         draw()
     finally:

@@ -5,7 +5,7 @@ import json
 import os
 import resource
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -16,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from imagebart import ImageBART
 from imagebart.conditions import ConditionShape
 from imagebart.data.text import TEXT_IDS
-from imagebart.denoiser import Denoiser
+from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, geometric
+from imagebart.fitting import LIMITS
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.sampling import generator_of
+from imagebart.vqgan import VQGANConfig
 
 
 @pytest.fixture
@@ -74,6 +76,12 @@ def test_a_shrunk_codebook_comes_back(make_vqgan, tmp_path):
     assert back.K == 5
     assert torch.equal(back.quantiser.used, vqgan.quantiser.used)
     assert torch.equal(back.quantiser.token_of, vqgan.quantiser.token_of)
+
+
+@pytest.mark.parametrize("config", [VQGANConfig, DenoiserConfig])
+def test_every_size_of_a_configuration_has_a_limit(config):
+    sizes = {one.name for one in fields(config) if one.type in (int, tuple[int, ...])}
+    assert sizes and sizes <= LIMITS.keys()
 
 
 def test_a_folder_from_before_a_field_still_loads(tiny, tmp_path):
