@@ -131,16 +131,16 @@ def asked_again(get_msg: Callable, interval: float = 2.0) -> Callable:
 
 def test_a_message_whose_wake_up_is_lost_is_found():
     """And none is waited for beyond the time limit."""
-    asked = []
+    waits = []
 
     async def channel(timeout):
-        asked.append(timeout)
-        if len(asked) % 3:
+        waits.append(timeout)
+        if len(waits) % 3:
             raise Empty
         return "reply"
 
     get = asked_again(channel, interval=0.5)
-    assert asyncio.run(get(timeout=900)) == "reply" and asked == [0.5] * 3
+    assert asyncio.run(get(timeout=900)) == "reply" and waits == [0.5] * 3
     assert asyncio.run(get()) == "reply"
     with pytest.raises(Empty):
         asyncio.run(get(timeout=0.1))
