@@ -8,8 +8,8 @@ opens it, and Sample is clicked as soon as the button is there. Reported are the
 process began until the server answers, until the button can be clicked, until a picture of this run
 is seen (of the coarsest scale), and until all four are finished: the median of `n` starts, and the
 processor's seconds that the server had used by then, which other programs disturb less. `--picture`
-then repaints the upper half of a held-out
-render by `--prompt`, with seed 0, and saves what the page shows.
+then repaints the upper half of a held-out render by `--prompt`, with seed 0, and saves what the
+page shows.
 """
 
 import os

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 from test_distributed import alive, wait_until
-from test_train import ALONE, ROOT, SIZE, Killed, assert_same_state, die_at, metrics, train
+from test_train import (
+    ALONE,
+    ROOT,
+    SIZE,
+    Killed,
+    assert_same_state,
+    die_at,
+    metrics,
+    train,
+    train_tokens,
+)
 
 from imagebart import checkpoint, perceptual
 from imagebart.checkpoint import Checkpoints, sha256_of
@@ -62,10 +72,7 @@ DOCUMENTED = ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-conf", "j
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokens")
-    few = ("--workers", 0, "--out")
-    train("compression", *SIZE, "--steps", 2, *few, folder / "vqgan")
-    counts = ("--count", 24, "--validation", 16, "--batch", 8, "--vqgan", folder / "vqgan")
-    train("encode", *counts, *few, folder / "tokens")
+    train_tokens(folder, steps=2)
     return folder / "tokens"
 
 

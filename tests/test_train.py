@@ -98,14 +98,19 @@ def assert_same_state(a: Path, b: Path) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory) -> Path:
-    """The committed commands on the `tiny` preset, a few steps each: `vqgan`, `tokens`, `model`."""
-    folder = tmp_path_factory.mktemp("chain")
+def train_tokens(folder: Path, steps: int) -> None:
+    """The committed commands on the `tiny` preset up to its tokens: `vqgan`, `tokens`."""
     few = ("--workers", 0, "--out")
-    train("compression", *SIZE, "--steps", 4, *few, folder / "vqgan")
+    train("compression", *SIZE, "--steps", steps, *few, folder / "vqgan")
     counts = ("--count", 24, "--validation", 16, "--batch", 8, "--vqgan", folder / "vqgan")
     train("encode", *counts, *few, folder / "tokens")
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Path:
+    """All of them, a few steps each: `model` as well."""
+    folder = tmp_path_factory.mktemp("chain")
+    train_tokens(folder, steps=4)
     for t in (2, 3):
         train_scale(folder, folder / "model", "--steps", 4, t=t)
     return folder

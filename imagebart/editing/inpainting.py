@@ -205,7 +205,9 @@ class MaskedImage:
         """
         part, marked = (..., *self.box.part(self.size)), self._marked_part()
         fade = softened(marked, self.feather)
-        known = self.known().expand(len(tokens), -1, -1, -1)
+        known = None
+        if self.model.vqgan.known is not None:
+            known = self.known().expand(len(tokens), -1, -1, -1)
         for one in self.model.generate(tokens, known).split(1):
             painted = self.box.resized(one, self.size)
             painted = membrane(painted, self.x[part], marked).clamp(-1, 1)
