@@ -45,22 +45,24 @@ MEASUREMENTS = (
         6,
     ),
     Measurement("scenery_reconstruction", "eval/reconstruction.py --n 500", 3),
-    Measurement("scenery_obedience_text", "eval/obedience.py --conditions text --batch 16", 14),
     Measurement(
-        "scenery_obedience_class", "eval/obedience.py --conditions class --n 600 --batch 16", 8
+        "scenery_obedience_text", "eval/obedience.py --conditions text --n 400 --batch 16", 12
+    ),
+    Measurement(
+        "scenery_obedience_class", "eval/obedience.py --conditions class --n 300 --batch 16", 9
     ),
     Measurement(
         "semantic_obedience",
         f"eval/obedience.py {SEMANTIC} --conditions map --n 300 --batch 16",
         5,
     ),
-    Measurement("scenery_edits", "eval/edits.py --n 200", 3),
+    Measurement("scenery_edits", "eval/edits.py --n 200", 6),
     Measurement("scenery_erasing", "eval/erasing.py --n 100", 3),
     Measurement("scenery_joints", "eval/joints.py --n 32", 5),
     Measurement("scenery_counterfactuals", "eval/counterfactuals.py --n 100 --strength 1 0.75", 12),
-    Measurement("scenery_completion_default", f"{UPPER} single refined", 10),
-    Measurement("scenery_completion_paper", f"{UPPER} single refined --resampling-passes 0", 7),
-    Measurement("scenery_completion_annealed", f"{UPPER} annealed", 4),
+    Measurement("scenery_completion_default", f"{UPPER} single --n 100", 5),
+    Measurement("scenery_completion_paper", f"{UPPER} single --n 100 --resampling-passes 0", 3),
+    Measurement("scenery_completion_annealed", f"{UPPER} annealed --n 100", 4),
     Measurement(
         "scenery_generation",
         "eval/generation.py --features probe --reference scenery --n 2000 --metrics all",

@@ -20,8 +20,8 @@ UNNAMED = (
     *("ffhq-4_speed", "ffhq-4_speed_bf16", "passes", "passes_equal_training", "scenery_blind"),
     *("scenery_blind_reconstructions", "scenery_completion_annealed", "scenery_completion_default"),
     *("scenery_completion_filling", "scenery_completion_paper", "scenery_completion_particles"),
-    *("scenery_completion_resampling", "scenery_completion_t2"),
-    *("scenery_edits", "scenery_likelihood", "scenery_obedience_class", "scenery_obedience_text"),
+    *("scenery_completion_resampling", "scenery_edits", "scenery_likelihood"),
+    *("scenery_obedience_class", "scenery_obedience_text"),
     *("scenery_reconstruction", "scenery_seams", "scenery_seams_exact", "scenery_selection"),
     *("scenery_speed", "scenery_speed_window32", "semantic_obedience", "split", "split_752"),
 )
@@ -113,8 +113,8 @@ def unnamed_table() -> str:
         return "Every record names its models."
     names = ", ".join(f"`{name}`" for name in UNNAMED)
     return (
-        f"Measured before records named their model: {names}. They were measured with the weights "
-        "that lay at the path that they give, at their date; the other records name theirs."
+        f"These records name no model: {names}. Where they measure the shipped model it is the "
+        "former one, of T = 4 and 1024 codes (commit e6f7da6); all other records name theirs."
     )
 
 
@@ -254,20 +254,16 @@ def completed(row: dict) -> tuple:
 
 
 def completion_table() -> str:
-    default, paper = "scenery_completion_default", "scenery_completion_paper"
-    released, more = "scenery_completion_annealed", "… and 8 passes on t = 2"
-    ways = [
-        ("resampling at t = T − 1 in place of t = T (the default)", default, "single"),
-        (more, default, "refined"),
-        ("every scale once, as in the paper (`--resampling-passes 0`)", paper, "single"),
-        (more, paper, "refined"),
-        ("annealed, as released", released, "annealed"),
-    ]
+    ways = {
+        "resampling at t = T − 1 in place of t = T (the default)": ("default", "single"),
+        "every scale once, as in the paper (`--resampling-passes 0`)": ("paper", "single"),
+        "annealed, as released": ("annealed", "annealed"),
+    }
     rows = [
-        (way, *completed(record_row(name, mask="upper", process=process)))
-        for way, name, process in ways
+        (way, *completed(record_row(f"scenery_completion_{name}", mask="upper", process=process)))
+        for way, (name, process) in ways.items()
     ]
-    names = default, paper, released
+    names = [f"scenery_completion_{name}" for name, _ in ways.values()]
     return markdown(f"method, upper half | {COMPLETION}", rows, *names)
 
 
@@ -314,16 +310,6 @@ def completion_filling_table() -> str:
     ]
     head = "seen under the mask | known tokens that depend on it | … as unmasked | seam"
     return markdown(f"{head} | attributes found", rows, name)
-
-
-def completion_t2_table() -> str:
-    names = "scenery_completion_default", "scenery_completion_t2"
-    rows = [
-        (f"T = {T}, {process}", *completed(record_row(name, T=T, mask="upper", process=process)))
-        for name, T in zip(names, (4, 2), strict=True)
-        for process in ("single", "refined")
-    ]
-    return markdown(f"chain, process | {COMPLETION}", rows, *names)
 
 
 def seams_table() -> str:
@@ -526,7 +512,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "completion-resampling": completion_resampling_table,
     "completion-particles": completion_particles_table,
     "completion-filling": completion_filling_table,
-    "completion-t2": completion_t2_table,
     "seams": seams_table,
     "speed": partial(speed_table, "scenery_speed"),
     "speed-window": partial(speed_table, "scenery_speed_window32"),

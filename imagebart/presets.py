@@ -108,7 +108,7 @@ _TINY_VQGAN = VQGANConfig(
     patch=4,
 )
 
-_SCENERY_VQGAN = VQGANConfig(
+_SMALL_VQGAN = VQGANConfig(
     image_size=128,
     K=1024,
     embed_dim=8,
@@ -120,10 +120,11 @@ _SCENERY_VQGAN = VQGANConfig(
     mid_attention=False,
     patch=4,
 )
+_TEXT = text_shape(32, vectors=128)
 
 _SCENERY_2 = Preset(
-    about="what chains are compared with: T = 2, without conditions, as many parameters as T = 3",
-    vqgan=_SCENERY_VQGAN,
+    about="what chains are compared with: T = 2, without conditions, 1024 codes",
+    vqgan=_SMALL_VQGAN,
     alpha_bar=tuple(geometric(2)),
     between=DenoiserConfig(width=192, heads=6, encoder_depth=4, decoder_depth=3),
     last=DenoiserConfig(width=192, heads=6, decoder_depth=16),
@@ -144,55 +145,24 @@ _SCENERY_2 = Preset(
     token_images=40_000,
 )
 
-
-def _scenery(
-    about: str, T: int, scale: ScaleRecipe, conditions: dict[str, ConditionShape]
-) -> Preset:
-    """A chain for 16×16 tokens of scenery, with any of its conditions or none."""
-    shape = DenoiserConfig(
-        width=192, heads=6, conditions=conditions, condition_dropout=bool(conditions)
-    )
-    return replace(
-        _SCENERY_2,
-        about=about,
-        alpha_bar=tuple(geometric(T)),
-        between=replace(shape, encoder_depth=4, decoder_depth=3),
-        last=replace(shape, decoder_depth=7),
-        scale=scale,
-    )
-
-
-_TEXT = text_shape(32, vectors=128)
-_BY_CLASS_AND_TEXT = {"class": ConditionShape(12, 1), "text": _TEXT}
-_BY_TEXT_AND_MAP = {"text": _TEXT, "map": ConditionShape(18, 16 * 16)}
-_BY_MUON = ScaleRecipe(steps=6_000, batch=16, learning_rate=1.5e-3, muon=3e-3)
-_SCENERY = _scenery(
-    *("the shipped model: scenery by text, by class or by neither, T = 4", 4),
-    replace(_BY_MUON, condition_dropout={"class": 0.5, "text": 0.25}),
-    _BY_CLASS_AND_TEXT,
+_PAINTER = DenoiserConfig(
+    width=192,
+    heads=6,
+    conditions={"text": _TEXT, "map": ConditionShape(18, 16 * 16)},
+    condition_dropout=True,
 )
-_SCENERY_SEMANTIC = _scenery(
-    *("the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3", 3),
-    replace(_BY_MUON, steps=1_600, condition_dropout={"text": 0.5, "map": 0.4}),
-    _BY_TEXT_AND_MAP,
-)
-
-_SCENERY_4096 = replace(
-    _SCENERY,
-    about="a VQGAN of 4096 codes, trained with ImageNet features and a late discriminator",
-    vqgan=replace(_SCENERY_VQGAN, K=4096, channels=96, pixel_channels=24),
-    compression=replace(
-        _SCENERY.compression,
-        steps=9_000,
-        perceptual="imagenet",
-        perceptual_weight=1.0,
-        edges=1.0,
-        adversarial_weight=0.3,
-        adversarial_start=6_000,
-        discriminator_head_start=300,
-        discriminator_channels=48,
-        lecam_weight=0.01,
-        ema_decay=0.999,
+_SCENERY_SEMANTIC = replace(
+    _SCENERY_2,
+    about="the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3",
+    alpha_bar=tuple(geometric(3)),
+    between=replace(_PAINTER, encoder_depth=4, decoder_depth=3),
+    last=replace(_PAINTER, decoder_depth=7),
+    scale=ScaleRecipe(
+        steps=1_600,
+        batch=16,
+        learning_rate=1.5e-3,
+        muon=3e-3,
+        condition_dropout={"text": 0.5, "map": 0.4},
     ),
 )
 
@@ -204,26 +174,48 @@ _ONE = DenoiserConfig(
     decoder_depth=4,
     rotary=True,
     qk_norm=True,
-    conditions=_BY_CLASS_AND_TEXT,
+    conditions={"class": ConditionShape(12, 1), "text": _TEXT},
     condition_dropout=True,
     joint=True,
 )
-_SCENERY_JOINT = replace(
-    _SCENERY_4096,
-    about="scenery by text, by class or by neither, T = 5: one network for all scales",
+_SCENERY = Preset(
+    about="the shipped model: scenery by text, by class or by neither, T = 5, one network",
+    vqgan=replace(_SMALL_VQGAN, K=4096, channels=96, pixel_channels=24),
     alpha_bar=(1.0, 0.7, 0.4, 0.1, 0.0),
     between=_ONE,
     last=_ONE,
-    scale=replace(_SCENERY.scale, steps=20_000),
+    compression=replace(
+        _SCENERY_2.compression,
+        steps=7_000,
+        perceptual="imagenet",
+        perceptual_weight=1.0,
+        edges=1.0,
+        adversarial_weight=0.3,
+        adversarial_start=6_000,
+        discriminator_head_start=300,
+        discriminator_channels=48,
+        lecam_weight=0.01,
+        ema_decay=0.999,
+    ),
+    scale=ScaleRecipe(
+        steps=8_500,
+        batch=16,
+        learning_rate=1.5e-3,
+        muon=3e-3,
+        condition_dropout={"class": 0.5, "text": 0.25},
+    ),
+    train_images=1_000_000,
+    token_images=40_000,
 )
 
 _ALONE = replace(_ONE, conditions={}, condition_dropout=False)
 _PHOTOS = replace(
-    _SCENERY_JOINT,
-    about="pictures of your own, unconditional: the network of `scenery-joint`",
+    _SCENERY,
+    about="pictures of your own, unconditional: the network of `scenery`",
     between=_ALONE,
     last=_ALONE,
-    scale=replace(_SCENERY_JOINT.scale, condition_dropout={}),
+    compression=replace(_SCENERY.compression, steps=9_000),
+    scale=replace(_SCENERY.scale, steps=20_000, condition_dropout={}),
     train_images=0,
     token_images=0,
 )
@@ -289,8 +281,6 @@ PRESETS = {
     "scenery": _SCENERY,
     "scenery-2": _SCENERY_2,
     "scenery-semantic": _SCENERY_SEMANTIC,
-    "scenery-4096": _SCENERY_4096,
-    "scenery-joint": _SCENERY_JOINT,
     "photos": _PHOTOS,
 }
 

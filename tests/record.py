@@ -64,10 +64,10 @@ def record() -> dict:
         "sample, a prompt": lambda: chain.sample(prompt=night, seed=3),
         "sample, a class, guidance": lambda: chain.sample(classes="desert", guidance=2, seed=7),
         "sample, filtered": lambda: chain.sample(
-            seed=11, temperature=[0.8, 0.9, 1.0], top_k=200, top_p=0.95
+            seed=11, temperature=[0.8, 0.9, 1.0, 1.0], top_k=200, top_p=0.95
         ),
         "sample, a negative prompt": lambda: chain.sample(
-            prompt="a lake", negative_prompt="snow", guidance=[1.5, 2, 3], seed=4
+            prompt="a lake", negative_prompt="snow", guidance=[1.5, 2, 3, 3], seed=4
         ),
         "inpaint": lambda: chain.inpaint(image, mask, 2, seed=1),
         "inpaint, a prompt": lambda: chain.inpaint(image, mask, prompt=night, seed=2, context=1),

@@ -122,7 +122,7 @@ def test_the_chain_is_planned_again_in_the_time_that_is_left(rehearsed, tmp_path
 
 
 def test_a_joint_chain_is_one_run(rehearsed, tmp_path):
-    joint = find_preset("scenery-joint")
+    joint = find_preset("scenery")
     (rehearsed / "model/checkpoints/scale_3/metrics.jsonl").unlink()
     plan = everything.plan(everything.Config(tmp_path), joint, CPU, rehearsed, {})
     encode_rate = 3 * 2 * joint.compression.batch

@@ -48,10 +48,11 @@ def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
 
 
 def test_a_row_is_found_by_what_it_is_and_must_be_alone():
-    row = layouts.record_row("scenery_completion_t2", T=2, process="single")
-    assert (row["T"], row["process"]) == (2, "single")
-    with pytest.raises(ValueError, match=r"scenery_completion_t2.json must have one row .* got 2"):
-        layouts.record_row("scenery_completion_t2", process="single")
+    name = "scenery_completion_resampling"
+    row = layouts.record_row(name, mask="upper", resampling_passes=8)
+    assert (row["mask"], row["resampling_passes"]) == ("upper", 8)
+    with pytest.raises(ValueError, match=rf"{name}.json must have one row .* got 3"):
+        layouts.record_row(name, mask="upper")
 
 
 def test_an_unknown_table_is_named():
@@ -122,7 +123,7 @@ REMADE = importlib.import_module("all")
 def test_every_record_of_scenery_is_remade_by_one_command():
     names = {one.name for one in REMADE.MEASUREMENTS}
     by_hand = {"scenery_blind", "scenery_blind_reconstructions"}  # somebody has to look
-    own = {"scenery_completion_t2", "passes_equal_training"}  # chains that are not shipped
+    own = {"passes_equal_training"}  # chains that are not shipped
     larger = {"ffhq-4_speed_bf16", "split_752"}  # shapes with random weights
     assert {*layouts.UNNAMED} - names == by_hand | own | larger
     for one in REMADE.MEASUREMENTS:

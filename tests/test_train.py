@@ -473,9 +473,9 @@ def test_finished_tokens_of_all_codes_are_not_taken_for_shrunk_ones(chain, tmp_p
 def test_a_run_is_resumed_as_what_it_was(chain, tmp_path, capsys):
     """Other numbers are refused, or said; a checkpoint of before they were kept is taken."""
     run = ("--steps", 4, "--workers", 0, "--out", chain / "vqgan")
-    said = refusal("compression", "--preset", "scenery", "--batch", 8, *run)
+    said = refusal("compression", "--preset", "scenery-2", "--batch", 8, *run)
     assert "must keep its preset tiny, batch 4, learning_rate 0.002, data " in said
-    assert "got preset scenery, batch 8, learning_rate 0.001, data " in said
+    assert "got preset scenery-2, batch 8, learning_rate 0.001, data " in said
     scale = ("scale", *SIZE, "--t", 2, "--tokens", chain / "tokens", "--out", chain / "model")
     said = refusal(*scale, "--steps", 5, "--seed", 1)
     assert "keep its seed 0, steps 4, precision fp32, got seed 1, steps 5, precision bf16" in said
@@ -1069,7 +1069,7 @@ def test_wrong_inputs_give_one_sentence(chain, tmp_path):
         "empty": ("compression", *SIZE, "--data", empty, *out),
         "must hold finished tokens": ("scale", *SIZE, "--t", 2, "--tokens", empty, *out),
         "tokens must be a grid of (16, 16), got (8, 8)": (
-            *("scale", "--preset", "scenery", "--t", 3),
+            *("scale", "--preset", "scenery"),
             *(*tokens, *out),
         ),
         "t must lie in [2, 3], got 4": ("scale", *SIZE, "--t", 4, *tokens, *out),

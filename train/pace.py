@@ -1,6 +1,6 @@
 """How much of a bare forward and backward pass's pace train/scale.py reaches, on this machine.
 
-    python train/pace.py --preset scenery-joint --tokens runs/scenery/tokens
+    python train/pace.py --preset scenery --tokens runs/scenery/tokens
 
 The bare loop is the network's loss on one batch and its gradients: no data, no optimiser, no
 averaged weights, no log. Both are measured one after another, a few times, and the best of each
@@ -31,7 +31,7 @@ FIRST, STEPS = 20, 50
 @dataclass(frozen=True)
 class Config:
     tokens: Path  # what train/encode.py wrote
-    preset: str = "scenery-joint"  # a row of imagebart/presets.py; "list" prints them
+    preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     rounds: int = 3
     device: str = "auto"
 

@@ -1,7 +1,7 @@
 """Train one scale, or one network for all: p_θ^{t-1}(x_{t-1} | x_t).   [section 3.3, eq. 7, 8]
 
-    python train/scale.py --preset scenery --t 2 --tokens runs/scenery/tokens --out runs/scenery
-    python train/scale.py --preset scenery-joint --tokens … --out …
+    python train/scale.py --preset scenery --tokens runs/scenery/tokens --out runs/scenery
+    python train/scale.py --preset tiny --t 2 --tokens runs/tiny/tokens --out runs/tiny
     torchrun --standalone --nproc-per-node gpu train/scale.py --preset … --t 3 --tokens … --out …
     torchrun --nnodes 2 --nproc-per-node gpu --rdzv-backend c10d --rdzv-endpoint HOST:PORT train/…
 
