@@ -48,14 +48,14 @@ def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
         return ""
     bits = model.bits_per_token_of(x_1, seed=seed)
     terms = ", ".join(f"{value.item():.2f} at t = {t}" for t, value in bits.items())
-    return f"The bound is {sum(bits.values()).item():.2f} bits per token: {terms}."
+    return f"The bound on -log2 p is {sum(bits.values()).item():.2f} bits per token: {terms}."
 
 
 def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image]) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             image = picture_input(examples)
-            about = f"1 is the image, {model.T} is noise"
+            about = f"Scale: 1 is the image's tokens, {model.T} is noise"
             t = gr.Slider(1, model.T, 2, step=1, label="t", info=about, elem_id="level")
             seed = gr.Number(0, label="Seed of the noise", precision=0)
         with gr.Column(scale=3, min_width=320):

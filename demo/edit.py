@@ -386,7 +386,7 @@ def edit_tab(
 
 def controls_of_edits(model: ImageBART) -> tuple[Controls, Controls]:
     """(how masked tokens are drawn, what the mask is)."""
-    about = "The finest scale is drawn again so often, until no token changes"
+    about = "How often the finest scale is drawn again, at most; ends once no token changes"
     _, most = bounds(model, "passes")
     with gr.Accordion("The mask", open=False):
         passes = gr.Slider(0, most, 0, step=1, label="Refinement passes", info=about)
@@ -398,7 +398,7 @@ def controls_of_edits(model: ImageBART) -> tuple[Controls, Controls]:
 
 def controls_of_source() -> Controls:
     """What the picture shows now, and how far it may change."""
-    about = "In words; the prompt says what it is to show instead"
+    about = "What it shows now, in words; the prompt says what it should show instead"
     words = gr.Textbox("", label="The picture shows", info=about, max_length=LONGEST_PROMPT)
     row = rows(ReimaginingOptions)["strength"].option
     info = sentence(row.meaning)
@@ -455,7 +455,7 @@ def picture_editor(
 def preview_extended(editor: gr.ImageEditor, source: gr.State, margins: Controls) -> None:
     """A picture of what would be added, while the margins are set."""
     plain = {"format": "png", "interactive": False, "height": 180, "buttons": []}
-    label = "Where the picture will lie; colour is drawn"
+    label = "Where the picture will lie; the coloured part will be drawn"
     preview = gr.Image(label=label, elem_id="extended", visible=False, **plain)
     gr.on(
         [slider.change for slider in margins.values()],

@@ -72,7 +72,7 @@ def panorama_tab(worker: Worker, model: ImageBART) -> None:
         with gr.Column(scale=2, min_width=300), gr.Accordion("Advanced", open=False):
             advanced = controls_of_words(model) | controls_of_chance(model)
             wrap = gr.Checkbox(label="Wrap around", info="The right end continues at the left end")
-            about = "One window per token, as in the paper: many times slower"
+            about = "A window for every token, as in the paper: many times slower"
             exact = gr.Checkbox(label="Exact", info=about)
     buttons = run_buttons("Draw")
     line = gr.Markdown(elem_id="panorama-status", min_height=28)

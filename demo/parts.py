@@ -207,7 +207,7 @@ def controls_of_words(model: ImageBART) -> Controls:
     negative = gr.Textbox(
         "", label="Negative prompt", info=about, max_length=LONGEST_PROMPT, visible=takes_text
     )
-    about = "1 is conditional sampling, more follows the prompt more closely"
+    about = "1 is plain conditional sampling; higher values follow the prompt more closely"
     how = {"label": "Guidance", "info": about, "visible": conditional}
     guidance = gr.Slider(0, 8, model.guidance, step=0.1, **how)
     return {"negative_prompt": negative, "guidance": guidance}
