@@ -360,7 +360,8 @@ def main(config: Config) -> dict:
                 rows[-1]["against_first"] = compared(kept, firsts[family], renders)
             firsts.setdefault(family, kept)
             pictures += completed
-            caption = f"T = {model.T}, {family}, {how['process']}"
+            given = ", ".join(f"{name.replace('_', ' ')} {how[name]}" for name in how)
+            caption = f"T = {model.T}, {family}, {given}"
             captions += [caption, *[""] * (min(config.n, PICTURED) - 1)]
             print(summary_line(rows[-1]), flush=True)
     if config.picture:

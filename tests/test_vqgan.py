@@ -8,7 +8,6 @@ from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagebart.checkpoint import read_json, sha256_of
 from imagebart.folders import SHIPPED, load_vqgan
 from imagebart.known_pixels import known_pixels
 from imagebart.presets import find_preset
