@@ -326,7 +326,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             save(step)
         if step < recipe.steps:
             saver.wait()
-            distributed.require_launchers(ranks)
+            if ranks.is_main:
+                say(f"stopped at step {step}, the same command goes on")
+            distributed.require_one_launcher(stop.requested, ranks)
     bar.close()
     if all_skipped and ranks.is_main:
         say(f"{all_skipped} steps were skipped, as their losses were not finite")

@@ -288,7 +288,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             save(step)
         if step < recipe.steps:
             saver.wait()
-            distributed.require_launchers(ranks)
+            if ranks.is_main:
+                say(f"stopped at step {step}, the same command goes on")
+            distributed.require_one_launcher(stop.requested, ranks)
     bar.close()
     if skips.all and ranks.is_main:
         say(f"{int(skips.all)} steps were made without gradients, which were not finite")
