@@ -129,6 +129,13 @@ def has_begun(folder: Path, attempt: int = 0) -> bool:
     return all((folder / name).exists() and (folder / name).stat().st_size for name in names)
 
 
+def child_of(parent: int, processes: list[int]) -> int:
+    """The one of the processes that it has started."""
+    status = {process: Path(f"/proc/{process}/status").read_text() for process in processes}
+    (child,) = (process for process in processes if f"PPid:\t{parent}\n" in status[process])
+    return child
+
+
 def outputs(folder: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(folder.glob("output_*.txt")))
 
@@ -217,6 +224,23 @@ def test_the_end_of_a_launcher_ends_the_run_of_the_other(tokens, tmp_path, victi
     assert line.endswith("; the same command goes on from the last checkpoint")
     step, _ = Checkpoints(run_of(tmp_path / "model")).latest()
     assert step > 0 and f"{step}/100000" in said
+
+
+@pytest.mark.parametrize("store", [0, 1])
+def test_a_machine_that_stands_still_holds_no_rank_of_another(tokens, tmp_path, store):
+    """Its launcher too, whether or not it had the store where all met: within `--timeout` and half
+    a minute, with a sentence."""
+    given = options(tokens, tmp_path / "model", 10**5, "--timeout", 5)
+    with launched(tmp_path, [], two_machines(store), given) as agents:
+        wait_until(lambda: has_begun(tmp_path), seconds=120)
+        ranks = [noted(tmp_path, f"began_0_{rank}")[1] for rank in (0, 1)]
+        still = ranks.index(child_of(agents[0].pid, ranks))
+        for process in (agents[0].pid, ranks[still]):
+            os.kill(process, signal.SIGSTOP)
+        wait_until(lambda: not alive(ranks[1 - still]), seconds=5 + 30)
+        os.kill(ranks[still], signal.SIGKILL)
+    who = f"rank {still}" if store else "the store where ranks met"
+    assert f"error: rank {1 - still}: {who} does not answer, " in outputs(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(5))
