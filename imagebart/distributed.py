@@ -23,9 +23,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-_LAUNCHER = os.getppid()
-"""Who started this process; when it has ended, the parent is another one."""
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -155,22 +152,27 @@ def on_any_rank(flag: bool, ranks: Ranks) -> bool:
     return bool(raised.item())
 
 
-def require_launchers(ranks: Ranks) -> None:
-    """ValueError on every rank if the launcher of one, torchrun, has ended, or the rank itself.
+def require_one_launcher(told_to_stop: bool, ranks: Ranks) -> None:
+    """ValueError on every rank of a run that several launchers started, one torchrun a machine; for
+    runs that stop before their last step, as a rank was told to.
 
-    The rank was told to stop then, and all have stopped; yet no launcher may take that for the end
-    of the run, and wait for one that is no more.
+    A launcher takes ranks that end without an error for the end of the run, and waits for the other
+    launchers to say the same: minutes, and in vain if one was killed, or told to stop itself. After
+    an error it starts its ranks again if all launchers are there, else it ends.
     """
-    here = "RANK" not in os.environ or os.getppid() == _LAUNCHER
-    saved = "the run is saved, the same command goes on"
+    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
+        return
+    goes_on = "the same command goes on from the last checkpoint"
     try:
-        ended = gathered(torch.tensor([int(not here)]), ranks).flatten().tolist()
+        told = gathered(torch.tensor([int(told_to_stop)]), ranks).tolist()
     except RuntimeError:
-        raise ValueError(f"every rank must stop by itself, got one that ended; {saved}") from None
-    if any(ended):
-        _until_all_know(ranks)
-        rank = ended.index(1)
-        raise ValueError(f"the launcher of every rank must run, got the end of {rank}'s; {saved}")
+        raise ValueError(f"every rank must stop by itself, got one that ended; {goes_on}") from None
+    _until_all_know(ranks)
+    stopped = ", ".join(str(rank) for rank, flag in enumerate(told) if flag)
+    raise ValueError(
+        f"ranks of several launchers must run to the last step, got SIGTERM at rank {stopped}, "
+        f"perhaps as its launcher has ended; {goes_on}"
+    )
 
 
 def require_same(value: int, what: str, ranks: Ranks) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from imagebart import distributed
 from imagebart.distributed import (
     Ranks,
     autocast,
@@ -19,7 +18,7 @@ from imagebart.distributed import (
     on_any_rank,
     part_of,
     pick_device,
-    require_launchers,
+    require_one_launcher,
     sent,
     share,
     split,
@@ -34,7 +33,7 @@ WORKER = """
 import glob, os, sys, time, torch
 from torch.nn.parallel import DistributedDataParallel
 from imagebart.distributed import finish, gathered, mean, on_any_rank, require_same, share, start
-from imagebart.distributed import of_all, require_launchers, total
+from imagebart.distributed import of_all, require_one_launcher, total
 
 ranks = start("cpu")
 me = float(ranks.rank)
@@ -45,7 +44,13 @@ assert total(mine, ranks) == 1 and mine == me
 assert gathered(mine, ranks).tolist() == [0, 1]
 assert on_any_rank(ranks.rank == 1, ranks) and not on_any_rank(False, ranks)
 assert of_all([ranks.rank, "any"], ranks) == [[0, "any"], [1, "any"]]
-require_launchers(ranks)
+require_one_launcher(True, ranks)
+os.environ["GROUP_WORLD_SIZE"] = "2"
+try:
+    require_one_launcher(ranks.rank == 1, ranks)
+    raise AssertionError
+except ValueError as error:
+    assert "must run to the last step, got SIGTERM at rank 1, perhaps as" in str(error)
 require_same(7, "the step", ranks)
 try:
     require_same(ranks.rank * 5, "the step", ranks)
@@ -119,14 +124,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_rank_whose_launcher_has_ended_says_so(monkeypatch):
-    alone = Ranks(0, 1, CPU)
-    require_launchers(alone)
-    monkeypatch.setattr(distributed, "_LAUNCHER", -1)
-    require_launchers(alone)  # plain python: its parent may end
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="the launcher of every rank must run, got the end of 0's"):
-        require_launchers(alone)
+def test_no_launcher_takes_a_stop_for_the_end_of_the_run(monkeypatch):
+    monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
+    require_one_launcher(True, Ranks(0, 1, CPU))  # plain python
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="several launchers must run to the last step, got SIGTER"):
+        require_one_launcher(True, Ranks(0, 1, CPU))
 
 
 def test_plain_python_is_one_rank_without_a_group(monkeypatch):

@@ -106,13 +106,15 @@ def one_machine(restarts: int) -> list[list[str]]:
     return [["--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]]
 
 
-def two_machines() -> list[list[str]]:
-    """The documented command on each of two, here on one loopback."""
+def two_machines(host: int = 0) -> list[list[str]]:
+    """The documented command on each of two, here on one loopback: both would be HOST, where
+    launchers meet, so one is told to be."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     where = ["--rdzv-endpoint", f"127.0.0.1:{port}", "--nnodes", "2", "--nproc-per-node", "1"]
-    return [[*where, *DOCUMENTED]] * 2
+    *documented, join = DOCUMENTED
+    return [[*where, *documented, f"{join},is_host={int(i == host)}"] for i in (0, 1)]
 
 
 def noted(folder: Path, name: str) -> tuple[float, int, int]:
@@ -125,6 +127,11 @@ def has_begun(folder: Path, attempt: int = 0) -> bool:
     """Whether both ranks have made a step."""
     names = (f"began_{attempt}_{rank}" for rank in (0, 1))
     return all((folder / name).exists() and (folder / name).stat().st_size for name in names)
+
+
+def parent_of(process: int) -> int:
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("PPid:")[1].split()[0])
 
 
 def outputs(folder: Path) -> str:
@@ -196,22 +203,40 @@ def test_a_rank_that_waits_ends_when_it_is_told_to(tokens, tmp_path):
     assert "error: rank 0: rank 1 does not answer, " in outputs(tmp_path)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("host", [0, 1])
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_launcher_ends_the_run_of_the_other(tokens, tmp_path, victim):
-    """Within a minute, saved, with a sentence; the same commands go on."""
+def test_the_end_of_a_launcher_ends_the_run_of_the_other(tokens, tmp_path, victim, host, number):
+    """Within a minute, saved, with a sentence, whichever is on HOST; the same commands go on."""
     given = options(tokens, tmp_path / "model", 10**5)
-    with launched(tmp_path, [], two_machines(), given) as agents:
+    with launched(tmp_path, [], two_machines(host), given) as agents:
         wait_until(lambda: has_begun(tmp_path), seconds=120)
         time.sleep(2)
-        agents[victim].kill()
+        agents[victim].send_signal(number)
         assert agents[1 - victim].wait(timeout=60) != 0
         ranks = [noted(tmp_path, f"began_0_{rank}")[1] for rank in (0, 1)]
         wait_until(lambda: not any(map(alive, ranks)), seconds=10)
     said = outputs(tmp_path)
     (line, *_) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert line.endswith("; the run is saved, the same command goes on")
+    assert line.endswith("; the same command goes on from the last checkpoint")
     step, _ = Checkpoints(run_of(tmp_path / "model")).latest()
     assert step > 0 and f"{step}/100000" in said
+
+
+@pytest.mark.parametrize("still", [0, 1])
+def test_a_machine_that_stands_still_holds_no_rank_of_another(tokens, tmp_path, still):
+    """Nor does its launcher, though that of rank 0 has the store where ranks met: they end within
+    `--timeout` and half a minute, with a sentence."""
+    given = options(tokens, tmp_path / "model", 10**5, "--timeout", 5)
+    with launched(tmp_path, [], two_machines(), given):
+        wait_until(lambda: has_begun(tmp_path), seconds=120)
+        ranks = [noted(tmp_path, f"began_0_{rank}")[1] for rank in (0, 1)]
+        for process in (ranks[still], parent_of(ranks[still])):
+            os.kill(process, signal.SIGSTOP)
+        wait_until(lambda: not alive(ranks[1 - still]), seconds=5 + 30)
+        os.kill(ranks[still], signal.SIGKILL)
+    who = "the store where ranks met" if still == 0 else "rank 1"
+    assert f"error: rank {1 - still}: {who} does not answer, " in outputs(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(5))

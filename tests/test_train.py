@@ -513,26 +513,42 @@ def spoiled_at(call: int, function, spoil):
     return spoiling
 
 
-def test_a_loss_that_is_not_finite_is_not_learned_from(tmp_path, monkeypatch, capsys):
-    """One is skipped, counted and said; ten in a row, or weights that are NaN, lead back to the
-    last checkpoint, and end the run if they come again."""
+def broken_at(call: int, update):
+    """EMA.update, after whose `call`-th call the network holds NaN."""
+    calls = []
+
+    def breaking(ema) -> None:
+        calls.append(1)
+        update(ema)
+        if len(calls) == call:
+            next(iter(ema.module.parameters())).data.fill_(torch.nan)
+
+    return breaking
+
+
+def test_a_vqgan_does_not_learn_from_what_is_not_finite(tmp_path, monkeypatch, capsys):
+    """A loss, or only its gradient, is counted and said, and weights stay finite; weights that are
+    NaN lead back to the last checkpoint; ten such losses in a row end a run that has none."""
     run = ("compression", *SIZE, "--steps", 3, "--save-every", 1, "--workers", 0, "--out")
     true = perceptual.reconstruction_loss
-    with monkeypatch.context() as patch:
-        nan = spoiled_at(2, true, lambda loss, _: loss * torch.nan)
-        patch.setattr(perceptual, "reconstruction_loss", nan)
-        train(*run, tmp_path / "one")
-    assert "1 steps were skipped, as their losses were not finite" in capsys.readouterr().err
-    (last,) = [row for row in metrics(tmp_path / "one" / "metrics.jsonl") if row.get("rec")][1:]
-    assert last["step"] == 3 and last["skipped"] == 1
 
     def steep(loss, arguments):  # 0, but its gradient is not finite
         return loss + (0 * arguments[1]).abs().sqrt().sum()
 
+    for name, spoil in {"loss": lambda loss, _: loss * torch.nan, "gradient": steep}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(perceptual, "reconstruction_loss", spoiled_at(2, true, spoil))
+            train(*run, tmp_path / name)
+        said = capsys.readouterr().err
+        assert "1 steps were made without gradients, which were not finite" in said
+        (last,) = [row for row in metrics(tmp_path / name / "metrics.jsonl") if row.get("rec")][1:]
+        assert last["step"] == 3 and last["skipped"] == 1
+        assert are_finite(load_file(tmp_path / name / "vqgan.safetensors").values())
+
     with monkeypatch.context() as patch:
-        patch.setattr(perceptual, "reconstruction_loss", spoiled_at(2, true, steep))
+        patch.setattr(checkpoint.EMA, "update", broken_at(2, checkpoint.EMA.update))
         train(*run, tmp_path / "back")
-    assert "NaN or infinity in weights or losses: back to step 1" in capsys.readouterr().err
+    assert "NaN or infinity in weights or gradients: back to step 1" in capsys.readouterr().err
     assert Checkpoints(tmp_path / "back" / "checkpoints").latest()[0] == 3
 
     monkeypatch.setattr(perceptual, "reconstruction_loss", lambda *_: true(*_) * torch.nan)

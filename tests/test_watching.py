@@ -66,6 +66,29 @@ def test_ranks_that_go_on_are_left_alone(store, monkeypatch, capsys):
     assert not alone.thread.is_alive()
 
 
+class Still:
+    """The store of a machine that stands still: it takes what is sent, and answers nothing."""
+
+    def clone(self) -> "Still":
+        return self
+
+    def set(self, *_) -> None: ...
+
+    def check(self, _) -> bool:
+        threading.Event().wait(600)
+        return False
+
+
+def test_a_store_that_stands_still_holds_no_rank(monkeypatch, capsys):
+    monkeypatch.setattr(watching.os, "_exit", end)
+    monkeypatch.setattr(watching, "STORE_SECONDS", 0.5)
+    watchdog = of(0, Still()).__enter__()
+    watchdog.thread.join(timeout=30)
+    assert not watchdog.thread.is_alive()
+    said = capsys.readouterr().err
+    assert said.startswith("error: rank 0: the store where ranks met does not answer, ")
+
+
 def agreed(store, world: int) -> list[str]:
     """The names of an attempt, as its ranks find them; the last rank is late."""
     names: dict[int, str] = {}

@@ -26,7 +26,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from repainting import Repainter, marks_of, seeing_known
-from saving import CHECK_EVERY, MOST_SKIPPED, Saver, are_finite, checksum, snapshot
+from saving import (
+    CHECK_EVERY,
+    MOST_SKIPPED,
+    Saver,
+    Skips,
+    are_finite,
+    checksum,
+    snapshot,
+    without_infinite,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -217,7 +226,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         total=recipe.steps, initial=step, disable=not ranks.is_main, unit="step", mininterval=5
     )
     pace = Pace(recipe.batch, ranks.world, None)
-    skipped, all_skipped, went_back_to = 0, 0, None
+    skips, went_back_to = Skips(ranks.device), None
     watched = Watchdog(ranks, config.timeout)
     with StopSignal() as stop, Saver() as saver, watched:
         images = images_from(step)
@@ -249,48 +258,42 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                     adv = generator_loss(discriminator(reconstruction))
                     balance = recipe.adversarial_weight * balanced(rec, adv, vqgan, ranks)
                     loss = loss + balance * adv
-            finite = not distributed.on_any_rank(not loss.isfinite(), ranks)
-            norm = torch.zeros((), device=ranks.device)
-            if finite:
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                if is_reported(step + 1, recipe.steps):
-                    norm = nn.utils.get_total_norm(
-                        [p.grad for p in vqgan.parameters() if p.grad is not None]
-                    )
-                optimiser.step()
-                ema.update()
-            if finite and quantise:
-                usage += torch.bincount(code.flatten(), minlength=len(usage))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm, finite = checked_gradients(vqgan)
+            optimiser.step()
+            ema.update()
+            if quantise:
+                usage += finite * torch.bincount(code.flatten(), minlength=len(usage))
 
             # the discriminator: real or reconstructed
             d_loss = torch.zeros((), device=ranks.device)
-            if finite and judged:
+            if judged:
                 discriminator.requires_grad_(True)
                 with distributed.autocast(ranks.device, recipe.precision):
                     both = discriminator_ranks(torch.cat([image, reconstruction.detach()]))
                     real, fake = both.chunk(2)
                     d_loss = discriminator_loss(real, fake)
                     d_loss = d_loss + recipe.lecam_weight * lecam(real, fake, judgements)
-                finite = not distributed.on_any_rank(not d_loss.isfinite(), ranks)
-            if finite and judged:
                 now = [distributed.mean(of.detach().float().mean(), ranks) for of in (real, fake)]
-                judgements.lerp_(torch.stack(now), 0.01)
                 discriminator_optimiser.zero_grad(set_to_none=True)
                 d_loss.backward()
+                finite &= checked_gradients(discriminator)[1]
                 discriminator_optimiser.step()
-            skipped = 0 if finite else skipped + 1
-            all_skipped += not finite
+                moved = judgements.lerp(torch.stack(now), 0.01)
+                judgements.copy_(torch.where(finite, moved, judgements))
+            skips.note(finite)
 
             step += 1
             bar.update()
-            if is_reported(step, recipe.steps):
+            reported = is_reported(step, recipe.steps)
+            if reported:
                 terms = dict(rec=rec, codebook=codebook_loss, balance=balance, discriminator=d_loss)
                 numbers = {name: distributed.mean(x, ranks) for name, x in terms.items()}
                 numbers |= dict(zip(("logit_real", "logit_fake"), judgements, strict=True))
                 codes = int((distributed.total(usage, ranks) > 0).sum())  # since the last revival
                 numbers |= dict(norm=norm, codes=codes)
-                numbers |= {"skipped": all_skipped} if all_skipped else {}
+                numbers |= {"skipped": int(skips.all)} if skips.all else {}
                 log.write(step, **numbers)
                 bar.set_postfix({"rec": f"{rec.item():.3f}"} | pace.at(step), refresh=False)
             if step % config.look_every == 0 or step == recipe.steps:
@@ -304,34 +307,45 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
             # a state that is no numbers is not saved: back to the last that is
             save_is_due = step % config.save_every == 0 or step == recipe.steps
-            broken = skipped == MOST_SKIPPED or (save_is_due and not healthy())
-            if distributed.on_any_rank(broken, ranks):
+            is_seen = reported or save_is_due
+            broken = is_seen and (skips.most >= MOST_SKIPPED or (save_is_due and not healthy()))
+            if is_seen and distributed.on_any_rank(bool(broken), ranks):
                 saver.wait()
                 newest = checkpoints.newest()
                 if newest is None or newest == went_back_to:
                     raise ValueError(
-                        f"weights and losses must be finite, got NaN or infinity before step "
+                        f"weights and gradients must be finite, got NaN or infinity before step "
                         f"{step}{' again' if newest else ''}; a lower --learning-rate, or "
                         "--precision fp32, may help"
                     )
                 step = went_back_to = left_off()
-                skipped, images = 0, images_from(step)
+                images = images_from(step)
+                skips.begin_anew()
                 log = Log(config.out / "metrics.jsonl", step, ranks.is_main, config.tensorboard)
                 bar.n = step
                 if ranks.is_main:
-                    say(f"NaN or infinity in weights or losses: back to step {step}")
+                    say(f"NaN or infinity in weights or gradients: back to step {step}")
             elif save_is_due:
                 save(step)
         if step % config.save_every and step < recipe.steps and healthy():
             save(step)
         if step < recipe.steps:
             saver.wait()
-            distributed.require_launchers(ranks)
+            if ranks.is_main:
+                say(f"stopped at step {step}, the same command goes on")
+            distributed.require_one_launcher(stop.requested, ranks)
     bar.close()
-    if all_skipped and ranks.is_main:
-        say(f"{all_skipped} steps were skipped, as their losses were not finite")
+    if skips.all and ranks.is_main:
+        say(f"{int(skips.all)} steps were made without gradients, which were not finite")
     if replaced := getattr(train, "unreadable_files", []):
         say(f"{len(replaced)} images could not be read and were replaced: {', '.join(replaced)}")
+
+
+def checked_gradients(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of a network's gradients, and whether they are finite; those that are not become
+    zero."""
+    norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+    return norm, without_infinite(network.parameters(), norm)
 
 
 def averaged(vqgan: VQGAN, ema: EMA) -> VQGAN:

@@ -118,6 +118,20 @@ class Skips:
         self.in_a_row.zero_()
 
 
+def without_infinite(parameters: Iterable[Tensor], norm: Tensor) -> Tensor:
+    """Whether gradients of this norm are finite; if not they become zero, and their optimiser goes
+    along its momentum alone.
+
+    The one rule for all networks. Nothing waits for a number of the device, and ranks, which share
+    gradients, decide alike.
+    """
+    finite = norm.isfinite()
+    for p in parameters:
+        if p.grad is not None:
+            p.grad.masked_fill_(~finite, 0)
+    return finite
+
+
 @torch.no_grad()
 def are_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether all numbers are."""

@@ -23,7 +23,16 @@ from pathlib import Path
 
 import torch
 from memory import GIB, Blocks, Cost, cost_of, memory_of, peak_flops
-from saving import CHECK_EVERY, MOST_SKIPPED, Saver, Skips, are_finite, checksum, snapshot
+from saving import (
+    CHECK_EVERY,
+    MOST_SKIPPED,
+    Saver,
+    Skips,
+    are_finite,
+    checksum,
+    snapshot,
+    without_infinite,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -288,7 +297,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             save(step)
         if step < recipe.steps:
             saver.wait()
-            distributed.require_launchers(ranks)
+            if ranks.is_main:
+                say(f"stopped at step {step}, the same command goes on")
+            distributed.require_one_launcher(stop.requested, ranks)
     bar.close()
     if skips.all and ranks.is_main:
         say(f"{int(skips.all)} steps were made without gradients, which were not finite")
@@ -312,14 +323,9 @@ def learn(
     clip: float,
     skips: Skips,
 ) -> torch.Tensor:
-    """A step along the gradients, or, if they are not finite, along the momentum alone; the
-    gradients' norm. Nothing waits for a number of the device."""
+    """A step along the gradients that are finite; the gradients' norm."""
     norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
-    finite = norm.isfinite()
-    skips.note(finite)
-    for p in denoiser.parameters():
-        if p.grad is not None:
-            p.grad.masked_fill_(~finite, 0)
+    skips.note(without_infinite(denoiser.parameters(), norm))
     for optimiser in optimisers.values():
         optimiser.step()
     ema.update()

@@ -22,10 +22,15 @@ STOP_SECONDS = 15.0
 kills after 30."""
 LONGEST_PAUSE = 2.0
 """Seconds between two looks, at most."""
+STORE_SECONDS = 15.0
+"""Seconds in which the store must say which ranks answer. Its own calls wait without end for a
+machine that stands still."""
 
 
 class Watchdog:
     """Ends this process if its rank makes no step for `timeout` seconds; use it as a context.
+
+    It takes at most half a minute more to find out who is at fault and to say so.
 
     Other threads of a rank that waits still count, those of a rank that was stopped do not: it is
     the one named. A rank that was told to stop (SIGTERM) ends in STOP_SECONDS if it waits for one
@@ -70,10 +75,10 @@ class Watchdog:
             try:
                 self._show(1)
                 if waited > self.timeout or self._is_late_to_stop():
-                    silent, steps = self._others()
+                    silent, steps = self._answers()
                     if waited > self.timeout or silent:
-                        self._end(self._blame(silent, steps))
-            except dist.DistError:  # with the launcher that had it, or its machine
+                        self._end(self._blame(silent, steps), shown=5)
+            except dist.DistError:  # ended with the launcher that had it
                 if waited > self.timeout:
                     self._end("the store where ranks met does not answer")
 
@@ -89,12 +94,30 @@ class Watchdog:
             return False
         return time.monotonic() - max(self.stopping, self.last) > STOP_SECONDS
 
-    def _end(self, who: str) -> None:
+    def _end(self, who: str, shown: int = 0) -> None:
         waited = time.monotonic() - self.last
         say(f"error: rank {self.ranks.rank}: {who}, {waited:.0f} s without a step")
         with suppress(dist.DistError):
-            self._show(5)  # until the others have seen that this rank answers
+            self._show(shown)  # until the others have seen that this rank answers
         os._exit(1)  # the main thread waits in an operation that cannot be left
+
+    def _answers(self) -> tuple[list[int], dict[int, int]]:
+        """`_others`; DistStoreError if the store has ended. One that holds its answer for
+        STORE_SECONDS holds this process no longer."""
+        answers: list[tuple[list[int], dict[int, int]]] = []
+
+        def ask() -> None:
+            with suppress(dist.DistError):
+                answers.append(self._others())
+
+        asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
+        asking.start()
+        asking.join(STORE_SECONDS)
+        if asking.is_alive():
+            self._end("the store where ranks met does not answer")
+        if not answers:
+            raise dist.DistStoreError("the store where ranks met has ended")
+        return answers[0]
 
     def _others(self) -> tuple[list[int], dict[int, int]]:
         """The ranks that do not answer; the step of each rank."""
