@@ -106,11 +106,11 @@ class Watchdog:
         STORE_SECONDS holds this process no longer."""
         answers: list[tuple[list[int], dict[int, int]]] = []
 
-        def ask() -> None:
+        def question() -> None:
             with suppress(dist.DistError):
                 answers.append(self._others())
 
-        asking = threading.Thread(target=ask, name="watchdog's question", daemon=True)
+        asking = threading.Thread(target=question, name="watchdog's question", daemon=True)
         asking.start()
         asking.join(STORE_SECONDS)
         if asking.is_alive():
