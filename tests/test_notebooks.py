@@ -403,13 +403,9 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         r"outside the mask: (\d+)\nseen before: birds; birds in (\d+) of 6 edits",
         lambda outside, birds: outside == birds == 0,
     ),
-    ("09_edit", "the known land below prefers those that it fits"): (
-        r"of 1: .*; as the land: (\d)\nof 8: .*; as the land: (\d)",
-        lambda one, eight: eight > one,
-    ),
-    ("09_edit", "The sky of noon is the brightest"): (
+    ("09_edit", "The sky of noon is brighter than that of dusk"): (
         r"brightness of the skies, of 255: (\d+), (\d+), (\d+)",
-        lambda noon, sunset, dusk: noon > 1.1 * max(sunset, dusk),
+        lambda noon, _, dusk: noon > 1.1 * dusk,
     ),
     ("09_edit", "With its own words the picture comes back"): (
         r"with its own words, the same tokens: True\ntime of day: dawn, night, sunset",
