@@ -17,13 +17,23 @@ from imagebart.folders import model_sha256
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "eval" / "results"
 UNNAMED = (
-    *("ffhq-4_speed", "ffhq-4_speed_bf16", "passes", "passes_equal_training", "scenery_blind"),
-    *("scenery_blind_reconstructions", "scenery_completion_annealed", "scenery_completion_default"),
-    *("scenery_completion_filling", "scenery_completion_paper", "scenery_completion_particles"),
-    *("scenery_completion_resampling", "scenery_edits", "scenery_likelihood"),
-    *("scenery_obedience_class", "scenery_obedience_text"),
-    *("scenery_reconstruction", "scenery_seams", "scenery_seams_exact", "scenery_selection"),
-    *("scenery_speed", "scenery_speed_window32", "semantic_obedience", "split", "split_752"),
+    "ffhq-4_speed",
+    "ffhq-4_speed_bf16",
+    "passes",
+    "passes_equal_training",
+    "scenery_blind",
+    "scenery_blind_reconstructions",
+    "scenery_completion_filling",
+    "scenery_completion_particles",
+    "scenery_completion_resampling",
+    "scenery_seams",
+    "scenery_seams_exact",
+    "scenery_selection",
+    "scenery_speed",
+    "scenery_speed_window32",
+    "semantic_obedience",
+    "split",
+    "split_752",
 )
 """Records that were measured before records named their model, its hash and the commit."""
 
