@@ -164,11 +164,11 @@ def require_one_launcher(told_to_stop: bool, ranks: Ranks) -> None:
         return
     goes_on = "the same command goes on from the last checkpoint"
     try:
-        told = gathered(torch.tensor([int(told_to_stop)]), ranks).tolist()
+        stops = gathered(torch.tensor([int(told_to_stop)]), ranks).tolist()
     except RuntimeError:
         raise ValueError(f"every rank must stop by itself, got one that ended; {goes_on}") from None
     _until_all_know(ranks)
-    stopped = ", ".join(str(rank) for rank, flag in enumerate(told) if flag)
+    stopped = ", ".join(str(rank) for rank, flag in enumerate(stops) if flag)
     raise ValueError(
         f"ranks of several launchers must run to the last step, got SIGTERM at rank {stopped}, "
         f"perhaps as its launcher has ended; {goes_on}"

@@ -30,7 +30,7 @@ def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     original = (layouts.RESULTS / "scenery_edits.json").read_text(encoding="utf-8")
     monkeypatch.setattr(layouts, "RESULTS", tmp_path / "results")
-    (layouts.RESULTS / "scenery_edits.json").write_text(original.replace("0.8,", "0.25,"))
+    (layouts.RESULTS / "scenery_edits.json").write_text(original.replace("0.725,", "0.25,"))
     document = tmp_path / "README.md"
     document.write_text("above\n\n<!-- table edits -->\n| typed |\n<!-- end -->\n\nbelow\n")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
@@ -42,7 +42,7 @@ def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
     assert "typed" in document.read_text()
     tables.main(tables.Config())
     text = document.read_text()
-    assert "| under a rainbow | 40 | 25 % |" in text and "typed" not in text
+    assert "| under a rainbow | 40 | 25 % (" in text and "typed" not in text
     assert text.startswith("above\n\n<!-- table") and text.endswith("<!-- end -->\n\nbelow\n")
     tables.main(tables.Config(check=True))
 
