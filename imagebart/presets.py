@@ -145,6 +145,7 @@ _SCENERY_2 = Preset(
     token_images=40_000,
 )
 
+_BY_MUON = ScaleRecipe(steps=8_500, batch=16, learning_rate=1.5e-3, muon=3e-3)
 _PAINTER = DenoiserConfig(
     width=192,
     heads=6,
@@ -157,13 +158,7 @@ _SCENERY_SEMANTIC = replace(
     alpha_bar=tuple(geometric(3)),
     between=replace(_PAINTER, encoder_depth=4, decoder_depth=3),
     last=replace(_PAINTER, decoder_depth=7),
-    scale=ScaleRecipe(
-        steps=1_600,
-        batch=16,
-        learning_rate=1.5e-3,
-        muon=3e-3,
-        condition_dropout={"text": 0.5, "map": 0.4},
-    ),
+    scale=replace(_BY_MUON, steps=1_600, condition_dropout={"text": 0.5, "map": 0.4}),
 )
 
 _ONE = DenoiserConfig(
@@ -197,13 +192,7 @@ _SCENERY = Preset(
         lecam_weight=0.01,
         ema_decay=0.999,
     ),
-    scale=ScaleRecipe(
-        steps=8_500,
-        batch=16,
-        learning_rate=1.5e-3,
-        muon=3e-3,
-        condition_dropout={"class": 0.5, "text": 0.25},
-    ),
+    scale=replace(_BY_MUON, condition_dropout={"class": 0.5, "text": 0.25}),
     train_images=1_000_000,
     token_images=40_000,
 )

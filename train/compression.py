@@ -49,6 +49,7 @@ from training import (
     report,
     require_same_run,
     say,
+    stop_early,
     versions,
     warmup_cosine,
     write_run,
@@ -331,9 +332,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             save(step)
         if step < recipe.steps:
             saver.wait()
-            if ranks.is_main:
-                say(f"stopped at step {step}, the same command goes on")
-            distributed.require_one_launcher(stop.requested, ranks)
+            stop_early(step, stop.requested, ranks)
     bar.close()
     if skips.all and ranks.is_main:
         say(f"{int(skips.all)} steps were made without gradients, which were not finite")

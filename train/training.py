@@ -17,6 +17,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from imagebart import distributed
 from imagebart.checkpoint import run_lock, write_json
 from imagebart.data.remote import is_remote
 from imagebart.presets import table
@@ -122,6 +123,14 @@ def as_json(value: Any) -> Any:
 def say(sentence: str) -> None:
     """Tell whoever watches the run; a progress bar stays whole."""
     tqdm.write(sentence, file=sys.stderr)
+
+
+def stop_early(step: int, told_to_stop: bool, ranks: distributed.Ranks) -> None:
+    """Say that a run, whose state is saved, stops before its last step; ValueError on every rank if
+    several launchers started it (`distributed.require_one_launcher`)."""
+    if ranks.is_main:
+        say(f"stopped at step {step}, the same command goes on")
+    distributed.require_one_launcher(told_to_stop, ranks)
 
 
 @contextmanager
