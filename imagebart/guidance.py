@@ -71,7 +71,7 @@ class Guided(Decodable):
     def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], state: Any) -> Float[Tensor, "b s K"]:
         """As `Decodable.step`."""
         z, z_negative = self.denoiser.step(twice(x_prev), twice(at), state).chunk(2)
-        return z_negative + self.scale * (z - z_negative)
+        return (z - z_negative).mul_(self.scale).add_(z_negative)
 
     def read(self, x_prev: Tokens, end: int, state: Any) -> None:
         """As `Decodable.read`."""

@@ -285,7 +285,9 @@ def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:
     small that logits divided by it may be no numbers."""
     if choose.temperature < COLDEST:
         return logits.argmax(-1)
-    kept = filtered(logits / choose.temperature, choose.top_k, choose.top_p, choose.min_p)
+    if choose.temperature != 1:
+        logits = logits / choose.temperature
+    kept = filtered(logits, choose.top_k, choose.top_p, choose.min_p)
     return (kept + noise).argmax(-1)
 
 
