@@ -3,33 +3,27 @@
 import ast
 import asyncio
 import base64
+import functools
 import io
 import json
-import math
-import os
 import re
-import resource
-import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from queue import Empty
 
+import execute
 import nbformat
 import numpy as np
 import pytest
+import tyro
+from execute import NOTEBOOKS, ROOT, SOLUTIONS
 from IPython.core.inputtransformer2 import TransformerManager
-from nbclient import NotebookClient
-from nbclient.util import ensure_async
+from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from test_equations import HOME
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SOLUTIONS = sorted((ROOT / "notebooks/solutions").glob("*.ipynb"))
 LARGEST, MOST_CELLS = 500_000, 40  # bytes, cells
 CPU_SECONDS = 120  # of a kernel with one thread; less than 60 where nobody shares the processor
-CELL_SECONDS = 900  # by the clock, on a busy machine
 
 
 def name_of(path: Path) -> str:
@@ -102,33 +96,6 @@ def test_the_notebooks_are_there():
     assert [name[:2] for name in named] == [f"{i:02}" for i in range(len(named))]
 
 
-class PatientClient(NotebookClient):
-    """Looks into a kernel's sockets again and again: if the wake-up of one is lost (seen in one run
-    of three), a message that has come lies there unseen until the time limit of its cell."""
-
-    async def async_start_new_kernel_client(self):
-        kc = await super().async_start_new_kernel_client()
-        for channel in (kc.shell_channel, kc.iopub_channel):
-            channel.get_msg = looked_again(channel.get_msg)
-        return kc
-
-
-def looked_again(get_msg: Callable, pause: float = 0.05) -> Callable:
-    """`get_msg` of a channel, which looks without waiting, until there is a message."""
-
-    async def get(timeout: float | None = None):
-        until = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                return await ensure_async(get_msg(timeout=0))
-            except Empty:
-                if time.monotonic() >= until:
-                    raise
-            await asyncio.sleep(pause)
-
-    return get
-
-
 def test_a_message_whose_wake_up_is_lost_is_found():
     """And none is waited for beyond the time limit."""
     waits = []
@@ -139,33 +106,53 @@ def test_a_message_whose_wake_up_is_lost_is_found():
             raise Empty
         return "reply"
 
-    get = looked_again(channel, pause=0.001)
+    get = execute.looked_again(channel, pause=0.001)
     assert asyncio.run(get(timeout=900)) == "reply" and waits == [0] * 3
     assert asyncio.run(get()) == "reply"
     with pytest.raises(Empty):
         asyncio.run(get(timeout=0))
 
 
+TINY = [  # source and metadata of cells
+    ("import ipywidgets, os\nprint('one', flush=True)\nprint('two', 1 + 1)", {}),
+    ("ipywidgets.interact(lambda x: print(x), x=(0, 3));", {"keep_output": False}),
+    ("import importlib.util as modules", {}),
+    ("os.environ['OMP_NUM_THREADS'], modules.find_spec('imagebart').origin", {}),
+]
+
+
+def test_a_notebook_is_executed_in_place(tmp_path, capsys):
+    """By the command of notebooks/README.md. Of two runs the files are the same."""
+    path, files = tmp_path / "tiny.ipynb", []
+    cells = [nbformat.v4.new_code_cell(source, metadata=about) for source, about in TINY]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    for _ in range(2):
+        tyro.cli(execute.main, args=[str(path)])
+        assert re.search(r"tiny\.ipynb: \d+ CPU seconds, [\d,]+ bytes\n$", capsys.readouterr().out)
+        files.append(path.read_bytes())
+    assert files[0] == files[1]
+    streams, interactive, _, last = code_cells(read(path))
+    assert [out["text"] for out in streams.outputs] == ["one\ntwo 2\n"]
+    assert interactive.execution_count == 2 and not interactive.outputs
+    (value,) = last.outputs
+    assert value["data"]["text/plain"] == str(("1", str(ROOT / "imagebart/__init__.py")))
+    assert not {"widgets", "language_info"} & {*read(path).metadata}
+
+
+def test_a_cell_that_fails_leaves_the_notebook_as_it_is(tmp_path):
+    path = tmp_path / "tiny.ipynb"
+    cell = nbformat.v4.new_code_cell("1 / 0")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    before = path.read_bytes()
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        execute.main((path,))
+    assert path.read_bytes() == before
+
+
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """Each notebook run once in a fresh kernel, with the CPU seconds that it took."""
-    runs = {}
-
-    def execute(path: Path):
-        if path not in runs:
-            scratch = str(tmp_path_factory.mktemp("jupyter"))
-            env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            env |= {"JUPYTER_RUNTIME_DIR": scratch, "IPYTHONDIR": scratch}
-            notebook = read(path)
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            client = PatientClient(notebook, timeout=CELL_SECONDS, kernel_name="python3")
-            client.execute(cwd=str(path.parent), env=env)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            runs[path] = notebook, seconds
-        return runs[path]
-
-    return execute
+def executed():
+    """Each notebook run once, with the CPU seconds that it took."""
+    return functools.cache(execute.executed)
 
 
 @each_notebook
