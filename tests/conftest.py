@@ -2,17 +2,23 @@
 
 import os
 import random
+from functools import wraps
 from pathlib import Path
 from unittest.mock import patch
 
 # The tensors are small: a second thread would only wait for the first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import numpy as np
 import torch
 from beartype import beartype
 from hypothesis import Phase, settings
-from jaxtyping import install_import_hook
+
+CHECKS = 20_000
+"""So many calls of a test are checked. Drawing a whole picture makes more, and the checks would
+take as long as it does."""
+checks_left = CHECKS
 
 
 def check_shapes(function):
@@ -24,10 +30,19 @@ def check_shapes(function):
     function.__annotations__ = {name: hint for name, hint in hints.items() if "Tensor" in str(hint)}
     checked = beartype(function)
     function.__annotations__ = checked.__annotations__ = hints
-    return checked
+
+    @wraps(checked)
+    def counted(*args, **kwargs):
+        global checks_left
+        checks_left -= 1
+        if not checks_left:
+            jaxtyping.config.update("jaxtyping_disable", True)
+        return checked(*args, **kwargs)
+
+    return counted
 
 
-install_import_hook("imagebart", f"{__name__}.check_shapes")  # before the first import of it
+jaxtyping.install_import_hook("imagebart", f"{__name__}.check_shapes")
 
 import pytest  # noqa: E402
 from server import Server  # noqa: E402
@@ -54,7 +69,11 @@ settings.load_profile("stable")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Every test begins with the same random numbers, in any order and on any worker."""
+    """Every test begins with the same random numbers, in any order and on any worker, and its
+    shapes are checked."""
+    global checks_left
+    checks_left = CHECKS
+    jaxtyping.config.update("jaxtyping_disable", False)
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

@@ -1,10 +1,13 @@
 """Laplace's equation: the known is its boundary, the unknown is not read."""
 
+import conftest
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from imagebart.editing.harmonic import harmonic
 
@@ -68,3 +71,13 @@ def test_where_nothing_is_known_it_is_nothing():
     x = noise(5, 7)
     assert not harmonic(x, torch.ones(1, 1, 5, 7, dtype=torch.bool)).any()
     assert torch.equal(harmonic(x, torch.zeros(1, 1, 5, 7, dtype=torch.bool)), x)
+
+
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_shapes_are_checked_in_every_test(turn, monkeypatch):
+    """In its first calls, whatever the test before it has used up."""
+    with pytest.raises(TypeCheckError):
+        harmonic(torch.zeros(3, 4), torch.ones(1, 1, 3, 4, dtype=torch.bool))
+    monkeypatch.setattr(conftest, "checks_left", 1)
+    harmonic(torch.zeros(1, 1, 3, 4), torch.ones(1, 1, 3, 4, dtype=torch.bool))
+    assert jaxtyping.config.jaxtyping_disable
