@@ -19,6 +19,9 @@ from imagebart.notation import Bool, Float, Images
 
 FADE = 5
 """Pixels inside the border over which a step at it is spread."""
+MISS, EDGE = 0.5, 0.3
+"""Differences of colour, in [-1, 1], beyond which the decoder has painted another thing, or an edge
+(`trust`). Less leaves more of a step at the border, more spreads colours of what is not there."""
 
 
 @dataclass(frozen=True)
@@ -179,40 +182,75 @@ def membrane(
     """The painted pixels, shifted where `marked` so that their colours go on across its border.
 
     The shift is the smoothest that equals x - painted at the known pixels along the border (the
-    Poisson image editing of Pérez et al. 2003): there the decoder shows by how much it misses. What
-    changes from pixel to pixel along the border is not smooth, and such a shift dies out before the
-    first marked pixel. So next to the border it is blended with `step_of_border`.
+    Poisson image editing of Pérez et al. 2003), as far as they show by how much the decoder misses
+    a colour (`trust`). What changes from pixel to pixel along the border is not smooth, and such a
+    shift dies out before the first marked pixel. So next to the border it is blended with
+    `step_of_border`.
     """
-    shift = harmonic(x - painted, marked)
-    step, weight = step_of_border(painted, x, marked)
+    trusted = trust(painted, x, marked)
+    shift = harmonic((x - painted) * trusted, marked)
+    step, weight = step_of_border(painted, x, marked, trusted)
     return painted + shift.lerp(step, weight)
 
 
-def step_of_border(
+def trust(
     painted: Images, x: Float[Tensor, "1 3 H W"], marked: Bool[Tensor, "1 1 H W"]
+) -> Float[Tensor, "b 1 H W"]:
+    """How far, 0 to 1, a known pixel beside marked ones shows the decoder's miss of a colour.
+
+    A large miss is another thing in its place: a bird that stands before a sky repainted without
+    it. And where what is painted has an edge between the two, as between a sky and its land, a
+    miss on one side says nothing of the other. Elsewhere the value has no meaning.
+    """
+    beside = four_neighbours(marked.to(x.dtype)).clamp(min=1)
+    pairs = zip(neighbours(painted), neighbours(marked.to(x.dtype)), strict=True)
+    same_side = sum(there * likeness(painted, other, EDGE) for other, there in pairs)
+    return likeness(painted, x, MISS) * same_side / beside
+
+
+def likeness(
+    a: Float[Tensor, "#b 3 H W"], b: Float[Tensor, "#b 3 H W"], width: float
+) -> Float[Tensor, "b 1 H W"]:
+    """exp(-d² / 2 width²) of pixels with a root-mean-square difference d of their colours."""
+    return ((a - b).square().mean(1, keepdim=True) / (-2 * width**2)).exp()
+
+
+def step_of_border(
+    painted: Images,
+    x: Float[Tensor, "1 3 H W"],
+    marked: Bool[Tensor, "1 1 H W"],
+    trusted: Float[Tensor, "b 1 H W"],
 ) -> tuple[Images, Float[Tensor, "1 1 H W"]]:
     """(the shifts that close the step at the border, their weights) of marked pixels.
 
-    A marked pixel beside known ones lacks their mean less itself; those behind it lack what it
-    does. The weight falls from the border inwards and is 0 beyond `FADE` pixels.
+    A marked pixel beside known ones lacks the mean of what each of them is more than it, as far as
+    that one is trusted; those behind it lack what it does. The weight falls from the border inwards
+    and is 0 beyond `FADE` pixels.
     """
     reached = last = ~marked
     step, weight = torch.zeros_like(painted), torch.zeros_like(x[:, :1])
-    value, own = x, painted
+    trusted = trusted.where(last, 0)
+    lacks = four_neighbours((x * trusted).where(last, 0)) - four_neighbours(trusted) * painted
     for depth in range(1, FADE + 1):
         count = four_neighbours(last.to(x.dtype))
-        value = four_neighbours(value.where(last, 0)) / count.clamp(min=1) - own
-        last = ~reached & (count > 0)
-        reached, own = reached | last, torch.zeros_like(painted)
-        step = value.where(last, step)
+        lacks, last = lacks / count.clamp(min=1), ~reached & (count > 0)
+        reached = reached | last
+        step = lacks.where(last, step)
         weight = weight.masked_fill(last, 1 - depth / (FADE + 1))
+        lacks = four_neighbours(lacks.where(last, 0))
     return step, weight
 
 
 def four_neighbours(v: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
     """The sum of each pixel's four neighbours; 0 beyond the edge."""
+    above, below, left, right = neighbours(v)
+    return left + right + above + below
+
+
+def neighbours(v: Float[Tensor, "b c H W"]) -> list[Float[Tensor, "b c H W"]]:
+    """Each pixel's neighbour above, below, to the left and to the right; 0 beyond the edge."""
     v = F.pad(v, (1, 1, 1, 1))
-    return v[..., 1:-1, :-2] + v[..., 1:-1, 2:] + v[..., :-2, 1:-1] + v[..., 2:, 1:-1]
+    return [v[..., :-2, 1:-1], v[..., 2:, 1:-1], v[..., 1:-1, :-2], v[..., 1:-1, 2:]]
 
 
 def softened(marked: Bool[Tensor, "1 1 H W"], width: int) -> Float[Tensor, "1 1 H W"]:
