@@ -7,8 +7,8 @@
                   --trusted-proxy 127.0.0.1                behind a reverse proxy on this machine
 
 Each tab is a module of `demo`. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/reimagine`,
-`/semantic`, `/panorama` and `/chain` can be called by programs (see the link "API" at the foot of
-the page), so they check all arguments.
+`/semantic`, `/panorama`, `/chain` and `/redraw` can be called by programs (see the link "API" at
+the foot of the page), so they check all arguments.
 """
 
 import asyncio
@@ -91,8 +91,8 @@ def build(
                     semantic_tab(worker, painter, ranker)
             with gr.Tab("Panorama", id="panorama"):
                 panorama_tab(worker, model)
-            with gr.Tab("Understand", id="chain"):
-                chain_tab(worker, model, examples)
+            with gr.Tab("Understand", id="chain") as tab:
+                chain_tab(worker, model, examples, tab)
         page.load(
             lambda: with_source(for_editor(examples[0])),
             None,

@@ -1,6 +1,7 @@
 """The tabs of the demo, one module each, and what they share.
 
 sample, edit, paint, panorama, chain    one tab each: its endpoint, then its page
+frame                                   what is added around a picture, dragged
 requests                                arguments of visitors, checked
 pictures                                input and output images
 parts                                   title, controls, galleries, buttons

@@ -1,18 +1,33 @@
-"""The tab Chain: x_t of an image for every t, and bits per token of each scale."""
+"""The tab Understand: x_t of an image for every t, bits per token of each scale, and what the model
+draws of every x_t."""
 
 import inspect
+import time
 from collections.abc import Iterator
 
 import gradio as gr
 import torch
+from einops import rearrange
 from PIL import Image
 
 from demo.parts import in_turn, shelf_of
 from demo.pictures import read_picture, stored
-from demo.requests import picked, read_int
+from demo.requests import picked, progress, read_int
 from demo.worker import Worker, alone
 from imagebart import ImageBART
 from imagebart.data.images import fit
+from imagebart.notation import Grid
+from imagebart.sampling import Request, reverse_steps
+
+ABOUT = """
+The model sees a picture as a grid of tokens. A fixed process replaces them by random ones, level by
+level, until nothing is left of the picture; what the model has learned is to undo each level.
+"""
+ADDED = """
+#### What each scale adds
+The picture, drawn again from each of the levels above: what a level still says of it stays, the
+rest is the model's.
+"""
 
 
 def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
@@ -21,9 +36,7 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
     t: 1 (the image) to T (noise); seed: 0 to 2^63 - 1, of the noise, which is the same for all t.
     """
     t, seed = read_int(t, "t", 1, model.T), read_int(seed, "seed", 0, 2**63 - 1)
-    if not image:
-        raise ValueError("there is no image yet: upload one, paste one, or take an example")
-    x_1 = model.encode(fit(read_picture(image), model.image_size))
+    x_1 = tokens_of(model, image)
     levels = [noisy(model, x_1, level, seed) for level in range(1, model.T + 1)]
     shown = [stored(picture) for picture in model.decode(torch.cat(levels))]
     kept = [(x_t == x_1).float().mean().item() for x_t in levels]
@@ -34,6 +47,33 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
         f"{line} {bits_line(model, x_1, seed)}",
         list(zip(shown, names, strict=True)),
     )
+
+
+def redraw(model: ImageBART, image, seed=0) -> Iterator[tuple]:
+    """The image drawn again from every level of its forward process: (status, pictures), after
+    each.
+
+    seed: 0 to 2^63 - 1, of the noise, as in `chain`, and of what is drawn.
+    """
+    seed = read_int(seed, "seed", 0, 2**63 - 1)
+    x_1, pictures = tokens_of(model, image), []
+    request, began = Request.of(model, 1, {"seed": seed}), time.perf_counter()
+    for t in range(1, model.T + 1):
+        tokens = x_1
+        x_t = noisy(model, rearrange(x_1, "b h w -> b (h w)"), t, seed)
+        for step in reverse_steps(model, request, x_t, t):
+            tokens = step.tokens
+        (picture,) = model.decode(tokens)
+        pictures = [*pictures, (stored(picture), f"from t = {t}")]
+        done = t * (t - 1) / (model.T * (model.T - 1))  # of the scales of all chains
+        yield progress(done, began) if done < 1 else "", pictures
+
+
+def tokens_of(model: ImageBART, image: dict | None) -> Grid:
+    """x_1 of an uploaded image, cropped to the model's shape."""
+    if not image:
+        raise ValueError("there is no image yet: upload one, paste one, or take an example")
+    return model.encode(fit(read_picture(image), model.image_size))
 
 
 def noisy(model: ImageBART, x_1: torch.Tensor, t: int, seed: int) -> torch.Tensor:
@@ -51,7 +91,9 @@ def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
     return f"The bound on -log2 p is {sum(bits.values()).item():.2f} bits per token: {terms}."
 
 
-def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image]) -> None:
+def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab: gr.Tab) -> None:
+    """The page; it has a picture once the `tab` is opened."""
+    gr.Markdown(ABOUT)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             image = picture_input(examples)
@@ -62,9 +104,41 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image]) -> 
             plain = {"format": "png", "interactive": False, "height": 460, "buttons": []}
             shown = gr.Image(label="x_t, decoded", elem_id="noisy", **plain)
             line = gr.Markdown(elem_id="chain-status", min_height=28)
-    gr.Markdown("#### All levels")
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
+    gr.Markdown("#### All levels")
     levels = shelf_of(label="Levels", elem_id="levels", **plain)
+    gr.Markdown(ADDED)
+    again = gr.Button("Draw again from every level")
+    drawn_line = gr.Markdown(elem_id="redrawn-status", min_height=28)
+    drawn = shelf_of(label="Drawn again", elem_id="redrawn", **plain)
+
+    def first(image: dict | None) -> str | dict:
+        return gr.skip() if image else stored(examples[0])
+
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    tab.select(first, image, image, preprocess=False, queue=False, **private)
+    connect_levels(worker, model, [image, t, seed], [shown, line, levels])
+
+    async def draw(image=None, seed=0):
+        async for outputs in in_turn(worker, alone(lambda: redraw(model, image, seed))):
+            yield outputs
+
+    again.click(
+        draw,
+        [image, seed],
+        [drawn_line, drawn],
+        preprocess=False,
+        api_name="redraw",
+        api_description=inspect.cleandoc(redraw.__doc__),
+        concurrency_limit=None,
+        show_progress="minimal",
+        show_progress_on=drawn_line,
+    )
+
+
+def connect_levels(worker: Worker, model: ImageBART, inputs: list, outputs: list) -> None:
+    """Levels follow the picture, t and the seed."""
+    (image, t, seed), line = inputs, outputs[1]
 
     async def forget(image=None, t=2, seed=0):
         async for outputs in in_turn(worker, alone(lambda: chain_levels(model, image, t, seed))):
@@ -73,8 +147,8 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image]) -> 
     gr.on(
         [image.change, t.change, seed.submit],
         forget,
-        [image, t, seed],
-        [shown, line, levels],
+        inputs,
+        outputs,
         preprocess=False,
         api_name="chain",
         api_description=inspect.cleandoc(chain_levels.__doc__),

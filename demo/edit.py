@@ -9,6 +9,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from demo.frame import MOST_MARGIN, STEP_OF_MARGINS, frame_view, framed
 from demo.parts import (
     Controls,
     connect,
@@ -22,13 +23,12 @@ from demo.parts import (
     slider_of,
 )
 from demo.pictures import (
-    PAINT,
-    SEEN,
     Throttle,
     chosen_for_editor,
     for_editor,
     growing,
     labelled,
+    marked_picture,
     read_editor,
     read_picture,
     source_of,
@@ -62,6 +62,7 @@ from demo.requests import (
     settings_of_each,
     status,
 )
+from demo.style import PAINT, SEEN
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import as_given, fit, to_rgb
@@ -77,8 +78,7 @@ from imagebart.editing.reimagining import reimagine_steps
 from imagebart.options import ReimaginingOptions, rows
 
 MOST_UNDOS = 20
-MOST_MARGIN = 1024
-MOST_PREVIEW = (512, 512)
+MOST_OVERLAP = 128
 EVERY_STEP = 2**21
 """Results of at most so many pixels are stored after every step, others every few seconds."""
 MASKS = {  # in quarters of the image, # = repaint
@@ -91,6 +91,10 @@ MASKS = {  # in quarters of the image, # = repaint
 }
 OF_THE_WHOLE = ("editor", "prompt", "num_images", "seed", "classes", "guidance", "temperature")
 """Inputs of an edit that a reimagining has too."""
+INTO_VIEW = """() => {
+  document.querySelector("#views").scrollIntoView({block: "nearest", behavior: "smooth"});
+  return [];
+}"""
 SIDES = {  # what a button adds: left, right, above, below, in halves of the model's image size
     "Left": (1, 0, 0, 0),
     "Right": (0, 1, 0, 0),
@@ -136,9 +140,7 @@ def inpaint(
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, mask = read_editor(editor, source)
     check_pixels(count, *image.size)
-    edit = MaskedImage(model, image, mask, **{name: how[name] for name in MASK_OPTIONS})
-    if not edit.masked.any():
-        raise ValueError("the mask is empty: paint over what should be repainted")
+    edit = masked(model, image, mask, **{name: how[name] for name in MASK_OPTIONS})
 
     began, shown, strip = time.perf_counter(), stored(token_map(edit)), []
     before = stored(image)
@@ -179,6 +181,7 @@ def outpaint(
     right=0,
     top=0,
     bottom=0,
+    overlap=0,
     source=None,
     *,
     ranker: Ranker | None = None,
@@ -186,9 +189,10 @@ def outpaint(
 ) -> Iterator[tuple]:
     """Outpaint beyond the borders: (input, status, images), after every window.
 
-    left, right, top, bottom: pixels to add, 0 to 1024 each; at most 16 million pixels in all
-    images drawn together, candidates included. Other arguments as in `inpaint`, whose mask is
-    ignored.
+    left, right, top, bottom: pixels to add, 0 to 1024 each; overlap: pixels of the image that are
+    drawn anew at the sides that grow, at most a quarter of its shorter side; at most 16 million
+    pixels in all images drawn together, candidates included. Other arguments as in `inpaint`, whose
+    mask is ignored.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     given = dict(zip(MARGINS, (left, right, top, bottom), strict=True))
@@ -197,11 +201,12 @@ def outpaint(
     how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, _ = read_editor(editor, source)
+    overlap = read_int(overlap, "overlap", 0, min(image.size) // 4)
     if not any(margins.values()):
         raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
     check_pixels(count * candidates, *grown_size(model, image, margins)[::-1])
 
-    how |= {"process": "refined", **margins}
+    how |= {"process": "refined", "overlap": overlap, **margins}
     settings = {name: value for name, value in how.items() if name != "process"}
     began, shown, images = time.perf_counter(), stored(image), []
     if score is not None:
@@ -289,20 +294,37 @@ def taken(
     return *chosen_for_editor(results, index), remembered(editor, source, history)
 
 
+def masked(model: ImageBART, image: Image.Image, mask: np.ndarray, **how) -> MaskedImage:
+    """The image with its mask; ValueError for an empty one."""
+    edit = MaskedImage(model, image, mask, **how)
+    if not edit.marked.any():
+        raise ValueError("the mask is empty: paint over what should be repainted")
+    return edit
+
+
 @sentences()
-def extended(editor: dict | None, source: str | None, left, right, top, bottom) -> gr.Image:
-    """The picture within what outpainting would draw around it, in small; hidden if that is
-    nothing."""
+def previewed(
+    model: ImageBART, editor: dict | None, source: str | None, context, feather, invert_mask
+) -> gr.Image:
+    """What inpainting would draw, before it does."""
+    how = {"context": read_number(model, "context", context)}
+    how["feather"] = read_number(model, "feather", feather)
+    how["invert_mask"] = read_flag(invert_mask, "invert_mask")
+    edit = masked(model, *read_editor(editor, source), **how)
+    return gr.Image(stored(marked_picture(edit)), visible=True)
+
+
+@sentences()
+def extended(
+    editor: dict | None, source: str | None, left, right, top, bottom, overlap
+) -> dict | None:
+    """The picture in the frame that outpainting would fill; None without a picture."""
+    if not editor or not editor.get("background"):
+        return None
     given = zip(MARGINS, (left, right, top, bottom), strict=True)
     margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given}
-    if not any(margins.values()) or not editor or not editor.get("background"):
-        return gr.Image(visible=False)
     image = to_rgb(read_editor(editor, source)[0])
-    W, H = image.width + margins["left"] + margins["right"], image.height
-    grown = Image.new("RGB", (W, H + margins["top"] + margins["bottom"]), PAINT)
-    grown.paste(image, (margins["left"], margins["top"]))
-    grown.thumbnail(MOST_PREVIEW)
-    return gr.Image(stored(grown), visible=True)
+    return framed(image, margins, read_int(overlap, "overlap", 0, min(image.size) // 4))
 
 
 @sentences()
@@ -324,7 +346,7 @@ def edit_tab(
     with gr.Row():
         with (
             gr.Column(scale=3, min_width=320, elem_classes="takes-files"),
-            gr.Tabs() as views,
+            gr.Tabs(elem_id="views") as views,
         ):
             with gr.Tab("Picture", id="picture"):
                 source = gr.State(None)
@@ -336,12 +358,11 @@ def edit_tab(
                     undo = gr.Button("Undo", scale=1, elem_id="undo")
         with gr.Column(scale=2, min_width=300, elem_classes="takes-files"):
             said = panel(model, "Repaint", "edit-status", ranker, enlarge=False)
-            edits, mask = controls_of_edits(model)
+            edits, mask = controls_of_edits(model, editor, source)
             inputs = {"editor": editor, **said.inputs, **edits}
             kept = {"source": source}  # at the end, where callers by name leave it out
-            with gr.Accordion("Extend beyond the borders", open=False):
-                margins = margin_sliders(model)
-                preview_extended(editor, source, margins)
+            with gr.Accordion("Extend beyond the borders", open=False) as fold:
+                margins = margins_in_frame(model, fold, editor, source)
                 beyond = run_buttons("Outpaint")
             by_words = "text" in model.conditions and model.condition_dropout
             if by_words:
@@ -371,7 +392,9 @@ def edit_tab(
         how = anew, whole, said.fresh, [said.line, gallery, before], index
         runs.append(connect(worker, model, reimagine, *how, enter=False))
     for begun, ended in runs:
-        begun.then(lambda: gr.Tabs(selected="result"), None, views, queue=False, **private)
+        begun.then(
+            lambda: gr.Tabs(selected="result"), None, views, js=INTO_VIEW, queue=False, **private
+        )
         ended.failure(lambda: gr.Tabs(selected="picture"), None, views, queue=False, **private)
     for change in (gallery.change, index.change):
         seen = [before, gallery, index]
@@ -384,8 +407,10 @@ def edit_tab(
     return SimpleNamespace(editor=[editor, source])
 
 
-def controls_of_edits(model: ImageBART) -> tuple[Controls, Controls]:
-    """(how masked tokens are drawn, what the mask is)."""
+def controls_of_edits(
+    model: ImageBART, editor: gr.ImageEditor, source: gr.State
+) -> tuple[Controls, Controls]:
+    """(how masked tokens are drawn, what the mask is), with a look at the mask."""
     about = "How often the finest scale is drawn again, at most; ends once no token changes"
     _, most = bounds(model, "passes")
     with gr.Accordion("The mask", open=False):
@@ -393,7 +418,20 @@ def controls_of_edits(model: ImageBART) -> tuple[Controls, Controls]:
         sliders = {name: slider_of(model, name) for name in ("context", "feather")}
         about = sentence(OPTIONS["invert_mask"].option.meaning)
         inverted = gr.Checkbox(label="Invert the mask", info=about)
-        return {"passes": passes} | sliders, {"invert_mask": inverted}
+        look = gr.Button("Preview", size="sm")
+        plain = {"format": "png", "interactive": False, "height": 260, "buttons": []}
+        label = "Coloured: will be drawn. Dark: is not looked at"
+        preview = gr.Image(label=label, elem_id="preview", visible=False, **plain)
+    look.click(
+        partial(previewed, model),
+        [editor, source, *sliders.values(), inverted],
+        preview,
+        preprocess=False,
+        queue=False,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return {"passes": passes} | sliders, {"invert_mask": inverted}
 
 
 def controls_of_source() -> Controls:
@@ -452,34 +490,36 @@ def picture_editor(
     return editor
 
 
-def preview_extended(editor: gr.ImageEditor, source: gr.State, margins: Controls) -> None:
-    """A picture of what would be added, while the margins are set."""
-    plain = {"format": "png", "interactive": False, "height": 180, "buttons": []}
-    label = "Where the picture will lie; the coloured part will be drawn"
-    preview = gr.Image(label=label, elem_id="extended", visible=False, **plain)
+def margins_in_frame(
+    model: ImageBART, fold: gr.Accordion, editor: gr.ImageEditor, source: gr.State
+) -> Controls:
+    """The pixels to add on each side and to draw again, seen and dragged in a frame around the
+    picture, which is there once the `fold` is open."""
+    H, W = model.image_size
+    frame = frame_view()
+    gr.Markdown("Drag its edges, or say how much:")
+    with gr.Row():
+        buttons = [gr.Button(name, size="sm", min_width=60) for name in SIDES]
+    sliders = [
+        gr.Slider(0, MOST_MARGIN, 0, step=STEP_OF_MARGINS, label=f"Pixels {where}")
+        for where in ("to the left", "to the right", "above", "below")
+    ]
+    about = "Pixels of the picture that are drawn again where it grows, for what its border cuts"
+    overlap = gr.Slider(0, MOST_OVERLAP, 0, step=4, label="Overlap", info=about)
+    for button, halves in zip(buttons, SIDES.values(), strict=True):
+        pixels = [n * side // 2 for n, side in zip(halves, (W, W, H, H), strict=True)]
+        button.click(None, None, sliders, js=f"() => {pixels}", api_visibility="private")
+    dragged = f"frame => {list(MARGINS)}.map(side => frame[side])"
+    frame.input(None, frame, sliders, js=dragged, api_visibility="private")
     gr.on(
-        [slider.change for slider in margins.values()],
+        [fold.expand, source.change, overlap.change, *(slider.change for slider in sliders)],
         extended,
-        [editor, source, *margins.values()],
-        preview,
+        [editor, source, *sliders, overlap],
+        frame,
         preprocess=False,
         queue=False,
         trigger_mode="always_last",
         api_visibility="private",
         show_progress="hidden",
     )
-
-
-def margin_sliders(model: ImageBART) -> dict[str, gr.Slider]:
-    """Sliders of the pixels to add on each side, and buttons that set them."""
-    H, W = model.image_size
-    with gr.Row():
-        buttons = [gr.Button(name, size="sm", min_width=60) for name in SIDES]
-    sliders = [
-        gr.Slider(0, MOST_MARGIN, 0, step=8, label=f"Pixels {where}")
-        for where in ("to the left", "to the right", "above", "below")
-    ]
-    for button, halves in zip(buttons, SIDES.values(), strict=True):
-        pixels = [n * side // 2 for n, side in zip(halves, (W, W, H, H), strict=True)]
-        button.click(None, None, sliders, js=f"() => {pixels}", api_visibility="private")
-    return dict(zip(MARGINS, sliders, strict=True))
+    return dict(zip(MARGINS, sliders, strict=True)) | {"overlap": overlap}

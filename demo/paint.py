@@ -130,10 +130,10 @@ def semantic_tab(worker: Worker, model: ImageBART, ranker: Ranker | None) -> Non
         with gr.Column(scale=2, min_width=300):
             said = panel(model, "Draw the landscape", "semantic-status", ranker)
             inputs = {"editor": editor, **said.inputs}
-            plain = {"format": "png", "interactive": False, "height": 250, "buttons": []}
-            shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
-    gr.Markdown("#### Results")
-    gallery, index = results_gallery(label="Results", elem_id="painted")
+            gallery, index = results_gallery(label="Results", elem_id="painted")
+    with gr.Accordion("How it works: the map as it was read", open=False):
+        plain = {"format": "png", "interactive": False, "height": 250, "buttons": []}
+        shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
     how = said.buttons, inputs, said.fresh, [shown, said.line, gallery], index
     connect(worker, model, semantic, *how, ranker=ranker)
 

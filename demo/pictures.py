@@ -13,17 +13,18 @@ from PIL import Image, ImageChops
 
 from demo.files import opened
 from demo.requests import MOST_PIXELS, read_layers, sentences
+from demo.style import PAINT, SEEN
 from imagebart import ImageBART
 from imagebart.data import scenery
 from imagebart.data.images import as_given, enlarged, to_pil, to_rgb
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import masked_pixels, pixel_mask, upright
+from imagebart.editing.pasting import softened
 from imagebart.settings import chunk_of, file_stem
 
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
 EXAMPLES = 8
-PAINT, SEEN = "#ff9a3c", 0.65
-"""Colour and opacity of a mask: opaque by half is marked, and the picture shines through."""
+MOST_PREVIEW = (512, 512)
 SECONDS_BETWEEN_PREVIEWS = 2
 COPY_LEVELS = 8
 """By how much a browser's copy of a picture may differ, of 256 levels: it converts colours too."""
@@ -100,6 +101,20 @@ def token_map(edit: MaskedImage) -> Image.Image:
     cell, pixels = model.vqgan.f * scale, np.array(picture)
     pixels[cell::cell], pixels[:, cell::cell] = 90, 90
     return Image.fromarray(pixels)
+
+
+def marked_picture(edit: MaskedImage) -> Image.Image:
+    """The image in small before it is edited: what will be drawn in the colour of masks, as far as
+    its border is soft; dark what the model does not see."""
+    soft = softened(edit.marked[None, None], edit.feather)[0, 0] * edit.opacity.cpu()
+    picture, seen = to_pil(edit.x)[0], Image.fromarray(edit.box.inside(edit.size))
+    for colour, how_much in (
+        ("#101820", 0.6 * (255 - np.asarray(seen.convert("L")))),
+        (PAINT, SEEN * 255 * soft.numpy()),
+    ):
+        picture.paste(colour, mask=Image.fromarray(how_much.astype(np.uint8)))
+    picture.thumbnail(MOST_PREVIEW)
+    return picture
 
 
 def for_editor(image: Image.Image, *layers: Image.Image) -> dict:

@@ -266,7 +266,8 @@ def settings_of_each(command: str, options: dict, count: int) -> list[dict]:
     """What is written into the file of each image: the options that differ from their defaults."""
     seed = options["seed"]
     seeds = seed if isinstance(seed, list) else range(seed, seed + count)
-    usual = {name: row.option.default for name, row in OPTIONS.items()} | dict.fromkeys(MARGINS, 0)
+    usual = {name: row.option.default for name, row in OPTIONS.items()}
+    usual |= dict.fromkeys((*MARGINS, "overlap"), 0)
     given = {name: value for name, value in options.items() if name != "seed"}
     return [
         {"command": command, "seed": int(own_seed)}

@@ -172,7 +172,7 @@ def sample_tab(
 ) -> SimpleNamespace:
     """The page, which shows the pictures `first` at first; returns what the other tabs connect
     to."""
-    with gr.Row(elem_classes="takes-files"):
+    with gr.Row(elem_id="make", elem_classes="takes-files"):
         with gr.Column(scale=2, min_width=300):
             said = panel(model, "Sample", "sample-status", ranker, ideas=True, count=IMAGES)
             with gr.Row():

@@ -2,6 +2,8 @@
 
 import gradio as gr
 
+PAINT, SEEN = "#ff9a3c", 0.65
+"""Colour and opacity of a mask: opaque by half is marked, and the picture shines through."""
 FONT = ("ui-sans-serif", "system-ui", "Helvetica", "Arial", "sans-serif")
 THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="lg", font=FONT).set(
     button_secondary_background_fill="*neutral_100",
@@ -40,21 +42,43 @@ CSS = """
 #samples, #samples .empty { min-height: min(540px, 90vw); }
 #samples .grid-container {
   grid-template-columns: repeat(auto-fit, minmax(min(220px, 40vw), 1fr)) !important; }
+.tiles:has(.preview) { min-height: min(420px, 90vw); }
 .shelf .caption-label { max-width: 100% !important; }
 .thumbnail-item:hover .caption-label { opacity: 1 !important; }  /* it stays easy to read */
 .shelf .empty { min-height: 150px !important; }
 #chain, #first-result, #visit { --thumb: min(150px, 38vw); }
-#levels { --thumb: min(180px, 42vw); }
+#levels, #redrawn { --thumb: min(180px, 42vw); }
 #examples, #starts, #maps { --thumb: 64px; }
 #examples .thumbnail-item, #maps .thumbnail-item, #starts .thumbnail-item { aspect-ratio: 1;
   height: auto; }
 
 /* images that fill their frame; a panorama scrolls */
-#forget img, #noisy img, #read img, #tokens img { width: 100%; height: 100%; object-fit: contain; }
+#forget img, #noisy img, #read img, #tokens img, #preview img {
+  width: 100%; height: 100%; object-fit: contain; }
 #read img { image-rendering: pixelated; }
 #panorama .image-frame { overflow-x: auto; width: 100%; justify-content: flex-start; }
 #panorama img { flex: none; width: auto; height: auto; min-width: 100%; min-height: 160px;
   max-width: none; max-height: none; object-fit: contain; }
+
+/* a picture that is extended, in its frame */
+#frame.empty, .empty > .stage { display: none; }
+.stage { position: relative; height: 280px; overflow: hidden; border-radius: 8px;
+  background: var(--background-fill-secondary); }
+.frame, .frame img, .drawn, .handle { position: absolute; }
+.frame img { max-width: none; margin: 0; }
+.drawn { inset: 0; box-sizing: border-box; border: 0 solid PAINT; opacity: SEEN; }
+.frame { outline: 2px solid PAINT; }
+.handle { touch-action: none; cursor: ew-resize; width: 32px; height: 100%; min-height: 32px;
+  top: 50%; transform: translate(-50%, -50%); }
+.handle.left { left: 0; }
+.handle.right { left: 100%; }
+.handle.top, .handle.bottom { cursor: ns-resize; width: 100%; min-width: 32px; height: 32px;
+  left: 50%; }
+.handle.top { top: 0; }
+.handle.bottom { top: 100%; }
+.handle::after { content: ""; position: absolute; inset: 0; margin: auto; width: 14px; height: 14px;
+  border-radius: 50%; background: white; border: 3px solid PAINT; }
+.size { margin: 4px 0; font-size: var(--text-sm); color: var(--body-text-color-subdued); }
 
 .legend { display: flex; flex-wrap: wrap; gap: 4px; font-size: var(--text-sm); }
 .legend button { margin: 0; padding: 2px 8px; border: 2px solid transparent; border-radius: 6px; }
@@ -70,15 +94,25 @@ footer .divider { display: none; }
 @media (max-width: 600px) {
   #title p { font-size: var(--text-md); }
   .tab-container button { padding: 0 7px; font-size: var(--text-sm); }
+
+  /* results come before what else can be said */
+  #make > .column:first-child { display: contents; }
+  #make > .column:first-child > :nth-child(n + 5) { order: 2; }
+  #make > .column:last-child { order: 1; }
 }
-"""
+""".replace("PAINT", PAINT).replace("SEEN", str(SEEN))
 SCRIPT = """() => {
-  // Names: an empty picture is one, and a button is called what is seen on it.
+  // Names: an empty picture is one, a button is called what is seen on it, and the arrow beside
+  // before and after does not take an edit back.
   const mend = () => {
     document.querySelectorAll('div.empty[aria-label]:not([role])').forEach(
       one => one.setAttribute('role', 'img'));
     document.querySelectorAll('button[aria-label]').forEach(
       one => one.textContent.trim() && one.removeAttribute('aria-label'));
+    document.querySelectorAll('#compare button[title=Undo]').forEach(one => {
+      one.title = 'Reset the zoom';
+      one.setAttribute('aria-label', one.title);
+    });
   };
   new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
   mend();

@@ -169,6 +169,7 @@ class Edit(Command, EditFields):
     right: int = 0
     top: int = 0
     bottom: int = 0
+    overlap: int = 0  # pixels of the image that are drawn anew at the sides that grow
     out: Out = Path("edits")  # the folder to write to
     num_images: Number = 1
 
@@ -179,6 +180,8 @@ class Edit(Command, EditFields):
             raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
         if self.invert_mask and self.mask is None:
             raise ValueError("--invert-mask needs a --mask to invert")
+        if self.overlap and not any(margins.values()):
+            raise ValueError("--overlap needs a --left, --right, --top or --bottom")
         options = checked_options(self, InpaintOptions, prompt=self.words)
         if "passes" in options:
             options.setdefault("process", "refined")
@@ -193,6 +196,7 @@ class Edit(Command, EditFields):
             elif self.keep is not None:
                 images = model.complete(image, self.num_images, keep=self.keep, **how)
             else:
+                margins["overlap"] = self.overlap
                 images = model.outpaint(image, self.num_images, **margins, **how)
         for i, edited in enumerate(cast(list[Image.Image], images)):
             files.save(edited, i)

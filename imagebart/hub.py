@@ -1,6 +1,8 @@
 """Models uploaded to the Hugging Face Hub; `ImageBART.from_pretrained` reads them."""
 
 import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,8 @@ import torch
 from imagebart.checkpoint import atomic_write
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResultEntry
+
     from imagebart.model import ImageBART
 
 TAGS = ["imagebart", "image-inpainting", "discrete-diffusion", "arxiv:2108.08827"]
@@ -33,15 +37,17 @@ def push_to_hub(
     repo_id: str,
     *,
     card: str | None = None,
+    results: Sequence["EvalResultEntry"] = (),
     dtype: torch.dtype | None = None,
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
     """Upload the model to the Hugging Face Hub as owner/name and give its address.
 
-    `card` is the text of its README.md, one with the model's sizes if not given; `dtype` as
-    `save_pretrained`. `from_pretrained(repo_id)` reads it. Raises ValueError for a name that is not
-    owner/name, and what huggingface_hub raises.
+    `card` is the text of its README.md, one with the model's sizes if not given; `results` is what
+    was measured, for the folder `.eval_results` beside it; `dtype` as `save_pretrained`.
+    `from_pretrained(repo_id)` reads it. Raises ValueError for a name that is not owner/name, and
+    what huggingface_hub raises.
     """
     from huggingface_hub import HfApi
 
@@ -53,8 +59,24 @@ def push_to_hub(
         model.save_pretrained(folder, dtype)
         with atomic_write(Path(folder) / "README.md") as draft:
             draft.write_text(card or model_card(model, repo_id), encoding="utf-8")
+        write_results(results, Path(folder) / ".eval_results")
         hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="An ImageBART")
     return str(address)
+
+
+def write_results(results: Sequence["EvalResultEntry"], folder: Path) -> None:
+    """A file for each data set, NAME.yaml of owner/NAME, with its results as the Hub reads them."""
+    import yaml
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    of_data = defaultdict(list)
+    for one in results:
+        of_data[one.dataset_id.split("/")[-1]].append(one)
+    for name, entries in of_data.items():
+        folder.mkdir(exist_ok=True)
+        with atomic_write(folder / f"{name}.yaml") as draft:
+            rows = eval_result_entries_to_yaml(entries)
+            draft.write_text(yaml.safe_dump(rows, sort_keys=False), encoding="utf-8")
 
 
 def model_card(model: "ImageBART", repo_id: str) -> str:

@@ -219,10 +219,12 @@ class ImageBART(nn.Module):
         right: int = 0,
         top: int = 0,
         bottom: int = 0,
+        overlap: int = 0,
         output_type: str = "pil",
         **options: Unpack[EditingOptions],
     ) -> Pictures:
-        """Go on beyond the borders by so many pixels on each side; as `inpaint`.
+        """Go on beyond the borders by so many pixels on each side, and draw `overlap` pixels of the
+        image anew at the sides that grow; as `inpaint`.
 
         See `inpainting.outpaint_steps`.
         """
@@ -230,7 +232,7 @@ class ImageBART(nn.Module):
 
         require_output(output_type)
         margins = {"left": left, "right": right, "top": top, "bottom": bottom}
-        pictures = outpaint(self, image, num_images, **margins, **options)
+        pictures = outpaint(self, image, num_images, **margins, overlap=overlap, **options)
         if output_type == "pil":
             return pictures
         images = to_tensor([to_rgb(picture) for picture in pictures])

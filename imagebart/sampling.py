@@ -82,10 +82,16 @@ def sample_steps(
 ) -> Iterator[Step]:
     """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each."""
     request = Request.of(model, num_images, options)
-    draft = Draft(model.diffusion)
     x_t = uniform_tokens(request.seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
     yield step_of(model, model.T, x_t)
-    for t in range(model.T, 1, -1):
+    yield from reverse_steps(model, request, x_t, model.T)
+
+
+@isolated
+def reverse_steps(model: ImageBART, request: "Request", x_t: Tokens, start: int) -> Iterator[Step]:
+    """x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = start .. 2, given the tokens x_start, yielding each."""
+    draft = Draft(model.diffusion)
+    for t in range(start, 1, -1):
         denoiser = model.denoisers[t]
         noise = gumbel(request.seeds, t, denoiser.n, model.K).to(model.device)
         guided, condition = request.encoded.guided(denoiser), request.encoded.condition

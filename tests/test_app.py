@@ -6,6 +6,7 @@ import re
 import socket
 import time
 import warnings
+from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from test_colours import PROFILE
 
 import app
 from demo import edit, parts, pictures, requests, serving
+from demo.chain import noisy
 from demo.edit import (
     MASKS,
     MOST_UNDOS,
@@ -43,8 +45,9 @@ from demo.panorama import panorama
 from demo.parts import IDEAS, panel
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.ready import READY, draw_ready, ready_pictures
-from demo.requests import FILTERS, Late
+from demo.requests import FILTERS, MARGINS, Late
 from demo.sample import sample, sampling_work, settings_of_link
+from demo.style import PAINT, SEEN
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.conditions import text_shape, text_tokens
@@ -63,7 +66,7 @@ from imagebart.options import (
 )
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
-from imagebart.sampling import Filter
+from imagebart.sampling import Filter, Request, reverse_steps
 from imagebart.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -164,9 +167,10 @@ def test_endpoints_have_these_names_and_defaults(client):
     assert got == {
         "/sample": {**options, "num_images": 4, "candidates": 1, "enlarge": 1},
         "/inpaint": inpainting,
-        "/outpaint": {"editor": None, **edits, "left": 0, "right": 0, "top": 0, "bottom": 0},
+        "/outpaint": {"editor": None, **edits, **dict.fromkeys((*MARGINS, "overlap"), 0)},
         "/panorama": {**chain, "prompts": "", "width": 192, "wrap": False, "exact": False},
         "/chain": {"image": None, "t": 2, "seed": 0},
+        "/redraw": {"image": None, "seed": 0},
     }
 
 
@@ -208,6 +212,25 @@ def test_a_picture_is_forgotten_level_by_level(client, model, tmp_path):
     assert_same([Image.open(noise)], [Image.open(levels[-1]["image"])])
     other, *_ = client.predict(image, t=model.T, seed=4, api_name="/chain")
     assert (pixels([Image.open(noise)])[0] != pixels([Image.open(other)])[0]).any()
+
+
+def test_a_picture_is_drawn_again_from_every_level(client, model, tmp_path):
+    """From t = T nothing of it is left: a seed draws the same of any picture; from t = 1 all is."""
+    images = [saved(picture(32, 32, seed=i), tmp_path, f"{i}.png") for i in range(2)]
+    drawn = [client.predict(image, seed=3, api_name="/redraw")[1] for image in images]
+    for image, got in zip(images, drawn, strict=True):
+        assert [one["caption"] for one in got] == [f"from t = {t}" for t in (1, 2, 3)]
+        x_1 = model.encode(Image.open(image["path"]))
+        assert_same(got[:1], model.decode(x_1))
+        request = Request.of(model, 1, {"seed": 3})
+        (step,) = reverse_steps(model, request, noisy(model, x_1.flatten(1), 2, 3), 2)
+        assert_same(got[1:2], model.decode(step.tokens))
+    assert_same(drawn[0][2:], drawn[1][2:])
+    assert (pixels(drawn[0][1:2])[0] != pixels(drawn[0][2:])[0]).any()
+    with pytest.raises(AppError, match=r"^there is no image yet"):
+        client.predict(None, api_name="/redraw")
+    with pytest.raises(AppError, match=r"^seed must be a whole number, from 0 to"):
+        client.predict(images[0], seed=-1, api_name="/redraw")
 
 
 @pytest.mark.parametrize(
@@ -307,8 +330,8 @@ def test_no_pixel_under_the_stroke_reaches_an_edit(client, tmp_path):
 
 
 def test_a_picture_goes_on_beyond_its_borders(client, model, tmp_path):
-    image = picture(32, 32)
-    request, how = editor(saved(image, tmp_path)), {"left": 8, "bottom": 20, "seed": 4, "passes": 1}
+    image, how = picture(32, 32), {"left": 8, "bottom": 20, "overlap": 4, "seed": 4, "passes": 1}
+    request = editor(saved(image, tmp_path))
     _, line, gallery = client.predict(request, num_images=2, **how, api_name="/outpaint")
     assert line.startswith("Seeds 4 to 5, ")
     assert_same(gallery, model.outpaint(image, 2, process="refined", **how))
@@ -316,6 +339,7 @@ def test_a_picture_goes_on_beyond_its_borders(client, model, tmp_path):
     for values, sentence in (
         ({}, "there is nothing to add yet"),
         ({"top": 1025}, "top must be a whole number, from 0 to 1024, got 1025"),
+        ({"top": 8, "overlap": 9}, "overlap must be a whole number, from 0 to 8, got 9"),
     ):
         with pytest.raises(AppError, match=f"^{sentence}"):
             client.predict(request, **values, api_name="/outpaint")
@@ -835,20 +859,50 @@ def test_the_best_landscapes_of_a_map_are_shown(make_model, clip, tmp_path):
 
 
 def test_what_will_be_added_is_seen_before(tmp_path):
-    """In small; nothing without a picture or a margin."""
-    image = picture(30, 20)
+    """In small, with the size of the picture itself; nothing without a picture."""
+    image = picture(3000, 2000)
     request = request_of(image, None, tmp_path)
-    shown = edit.extended(request, None, 8, "2", 4, 0)
-    seen = np.asarray(Image.open(shown.value["path"]))
-    assert shown.visible and seen.shape == (24, 40, 3)
-    np.testing.assert_array_equal(seen[4:, 8:38], np.asarray(image))
-    assert (seen[:4] == ImageColor.getrgb(pictures.PAINT)).all()
-    wide = edit.extended(request, None, 1024, 1024, 0, 0)
-    assert Image.open(wide.value["path"]).width == 512
-    for hidden in ((None, None, 8, 0, 0, 0), (request, None, 0, 0, 0, 0)):
-        assert not edit.extended(*hidden).visible
-    with pytest.raises(Error, match="left must be a whole number, from 0 to 1024, got 1025"):
-        edit.extended(request, None, 1025, 0, 0, 0)
+    frame = edit.extended(request, None, 8, "2", 4, 0, 12)
+    seen = Image.open(BytesIO(b64decode(frame.pop("picture").partition(",")[2])))
+    assert seen.size == (384, 256)
+    near = np.asarray(image.resize(seen.size)).astype(int) - np.asarray(seen)
+    assert np.abs(near).mean() < 8  # as JPEG
+    assert frame == {"size": [3000, 2000], "left": 8, "right": 2, "top": 4, "bottom": 0} | {
+        "overlap": 12
+    }
+    assert edit.extended(None, None, 8, 0, 0, 0, 0) is None
+    for wrong, sentence in (
+        ((1025, 0, 0, 0, 0), "left must be a whole number, from 0 to 1024, got 1025"),
+        ((8, 0, 0, 0, 501), "overlap must be a whole number, from 0 to 500, got 501"),
+    ):
+        with pytest.raises(Error, match=sentence):
+            edit.extended(request, None, *wrong)
+
+
+def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
+    """Tinted what is drawn, dark what lies outside the crop, the rest as it is."""
+    image, layer = Image.new("RGB", (64, 32), "#204060"), np.zeros((32, 64), np.uint8)
+    layer[:16, :20] = 255
+    request = request_of(image, Image.fromarray(layer), tmp_path)
+
+    def look(context=0, feather=0, invert=False) -> np.ndarray:
+        shown = edit.previewed(model, request, None, context, feather, invert)
+        assert shown.visible
+        return np.asarray(Image.open(shown.value["path"])).astype(int)
+
+    own, tint = np.array([0x20, 0x40, 0x60]), np.array(ImageColor.getrgb(PAINT))
+    seen = look()
+    assert np.abs(seen[8, 10] - (own + (tint - own) * SEEN)).max() <= 2
+    assert (seen[24, 10] == own).all() and (seen[8, 30] == own).all()
+    assert (seen[8, 50] < own).any() and (seen[8, 50] > 0).all()  # the crop is the left square
+    assert (look(context=1)[8, 30] != own).any()  # a token, 8 pixels, more
+    soft = look(feather=8)[8, :20, 0]
+    assert (np.diff(soft) <= 0).all() and soft[0] > soft[-1] > own[0]
+    assert (look(invert=True)[24, 10] != own).any() and (look(invert=True)[8, 10] == own).all()
+    with pytest.raises(Error, match="the mask is empty"):
+        edit.previewed(model, request_of(image, None, tmp_path), None, 0, 0, False)
+    with pytest.raises(Error, match="context must be a whole number, from 0 to 4, got 5"):
+        look(context=5)
 
 
 def test_the_page_says_what_it_does_and_what_to_click(model, conditional):
@@ -1213,6 +1267,20 @@ def dab(page, row: int, column: int, model, where: str = "#editor") -> None:
     page.wait_for_timeout(500)
 
 
+def pull(page, side: str, pixels: int) -> None:
+    """Drag an edge of the frame by so many pixels of the screen, right or down."""
+    handle = page.locator(f"#frame .handle.{side}")
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    along = side in ("left", "right")
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + pixels * along, y + pixels * (not along), steps=3)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+
+
 def repaint(page, seed: int, line: str = "") -> np.ndarray:
     """The first result, once the status says that it has this seed, or what `line` says."""
     line = line or f"Seed {seed},"
@@ -1402,6 +1470,7 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
     tab.get_by_label("Prompt", exact=True).fill(words)
     tab.get_by_role("button", name="Draw the landscape").click()
     page.locator("#semantic-status").get_by_text("Seed 0,").wait_for()
+    tab.get_by_role("button", name="How it works").click()
     kinds = read_kinds(
         served(page, page.locator("#read img")), kind_colours(conditional.names["map"])
     )
@@ -1426,10 +1495,17 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
     page.locator("#examples .thumbnail-item").first.click()
     page.locator("#editor canvas").first.wait_for()
     page.get_by_role("button", name="Extend beyond the borders").click()
-    page.get_by_role("spinbutton", name="Pixels below").fill("16")
-    page.keyboard.press("Enter")
-    page.locator("#extended img").wait_for()
-    assert served(page, page.locator("#extended img")).size == (32, 48)
+    page.locator("#frame .size").get_by_text("32×32 pixels").wait_for()
+    pull(page, "left", -60)
+    left = page.get_by_role("spinbutton", name="Pixels to the left")
+    (wide,) = re.findall(r"(\d+)×32 pixels", page.locator("#frame .size").inner_text())
+    assert int(wide) > 32 and int(left.input_value()) == int(wide) - 32
+    for number, value in ((left, "0"), (page.get_by_role("spinbutton", name="Pixels below"), "16")):
+        number.fill(value)
+        page.keyboard.press("Enter")
+    page.locator("#frame .size").get_by_text("32×48 pixels").wait_for()
+    pull(page, "top", 60)  # inwards, where nothing can be added
+    assert page.get_by_role("spinbutton", name="Pixels above").input_value() == "0"
     for _ in range(10):  # until the picture has come to the editor
         page.get_by_role("button", name="Outpaint", exact=True).click()
         page.wait_for_timeout(2000)
@@ -1448,6 +1524,7 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
 def test_a_visitor_slides_the_chain(page, model):
     page.get_by_role("tab", name="Understand").click()
     line = page.locator("#chain-status")
+    page.locator("#noisy img").wait_for()  # of the first example, without a click
     page.locator("#starts .thumbnail-item").nth(1).click()
     line.get_by_text("At t = 2,").wait_for()
     slider = page.locator("#level input[type=range]")
@@ -1460,6 +1537,9 @@ def test_a_visitor_slides_the_chain(page, model):
     seen = np.asarray(served(page, page.locator("#noisy img")))
     start = example_pictures(model)[1]
     np.testing.assert_array_equal(seen, pixels(model.decode(model.encode(start)))[0])
+    page.get_by_role("button", name="Draw again from every level").click()
+    page.locator("#redrawn .thumbnail-item").nth(model.T - 1).wait_for()
+    np.testing.assert_array_equal(shown(page, "#redrawn"), seen)
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0 and page.complaints == []
 

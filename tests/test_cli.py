@@ -218,8 +218,8 @@ def test_edit_repaints_what_was_said(folder, tmp_path):
     assert same(tmp_path / "night_seed0.png", model.inpaint(image, mask == 0, **how)[0])
     main([*start, "--keep", "upper", "--passes", "1"])
     assert same(tmp_path / "night_seed0.png", model.complete(image, keep="upper", **how)[0])
-    main([*start, "--left", "9", "--passes", "1"])
-    assert same(tmp_path / "night_seed0.png", model.outpaint(image, left=9, **how)[0])
+    main([*start, "--left", "9", "--overlap", "4", "--passes", "1"])
+    assert same(tmp_path / "night_seed0.png", model.outpaint(image, left=9, overlap=4, **how)[0])
 
 
 def test_a_process_that_is_given_is_the_one_that_runs(folder, tmp_path, capsys):
@@ -332,6 +332,7 @@ def test_a_panorama_that_cannot_be_written_leaves_nothing(folder, tmp_path, monk
             ["edit", "IMAGE", "--keep", "left", "--invert-mask"],
             "error: --invert-mask needs a",
         ),
+        (["edit", "IMAGE", "--keep", "left", "--overlap", "2"], "error: --overlap needs a --left"),
         (["edit", "IMAGE"], "error: give one of --mask, --keep, or --left"),
         (["edit", "IMAGE", "--keep", "left", "--top", "4"], "error: give one of --mask"),
         (["edit", "nowhere.png", "--keep", "left"], "error: nowhere.png: must be a readable image"),

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+import yaml
+from huggingface_hub import EvalResultEntry, HfApi, ModelCard
+from huggingface_hub import parse_eval_result_entries as parsed
 
 from imagebart import ImageBART
 
@@ -51,6 +53,23 @@ def test_the_card_says_what_the_model_is(make_model, hub):
 def test_a_card_of_one_s_own_is_kept(tiny, hub):
     tiny.push_to_hub("anna/tiny", card="# mine", dtype=torch.float16)
     assert (hub / "anna" / "tiny" / "README.md").read_text() == "# mine"
+
+
+def test_results_are_beside_the_card(tiny, hub):
+    """A file a data set, which the Hub's own reader gives back; none without results."""
+    fid = EvalResultEntry("anna/scenery", "fid", 15.9, date="2026-11-27", notes="400 images")
+    results = [fid, EvalResultEntry("anna/scenery", "psnr", 30.23)]
+    results.append(EvalResultEntry("otto/lakes", "fid", 20.5))
+    tiny.push_to_hub("anna/tiny", results=results)
+    folder = hub / "anna" / "tiny" / ".eval_results"
+    assert {path.name for path in folder.iterdir()} == {"scenery.yaml", "lakes.yaml"}
+    read = [
+        parsed(yaml.safe_load((folder / f"{name}.yaml").read_text()))
+        for name in ("scenery", "lakes")
+    ]
+    assert read == [results[:2], results[2:]]
+    tiny.push_to_hub("anna/plain")
+    assert not (hub / "anna" / "plain" / ".eval_results").exists()
 
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "/tiny", "anna/"])

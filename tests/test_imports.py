@@ -64,7 +64,7 @@ TABS = {"sample", "edit", "paint", "panorama", "chain"}
 DEMO = [
     {"style", "files", "calls", "worker"},
     {"requests", "serving"},
-    {"pictures"},
+    {"pictures", "frame"},
     {"parts"},
     {"ready"} | TABS,
 ]  # of the page, in the same way

@@ -502,6 +502,27 @@ def test_outpainting_is_told_window_by_window(tiny):
     assert [done for _, done in outpaint_steps(tiny, image)] == [1]
 
 
+def test_an_overlap_is_drawn_anew_at_the_sides_that_grow(tiny):
+    """It is like the margin: no pixel of it reaches the result, transparent or not."""
+    image, how = picture(40, 32), dict(left=16, bottom=8, overlap=5, seed=2)
+    image.putalpha(picture(40, 32, seed=1).convert("L"))
+    kept = np.zeros((32, 40), bool)
+    kept[:-5, 5:] = True
+    other = Image.fromarray(
+        np.where(kept[..., None], image, 255 - np.asarray(image)).astype(np.uint8)
+    )
+    got, again = (tiny.outpaint(one, **how)[0] for one in (image, other))
+    assert same(got, again) and got.size == (56, 40)
+    inner = np.asarray(got)[:32, 16:]
+    assert np.array_equal(inner[kept], np.asarray(image)[kept])
+    assert (inner[~kept][:, 3] == 255).all() and (inner != np.asarray(image))[~kept].any()
+    for grown, _ in outpaint_steps(tiny, image, **how):
+        assert np.array_equal(np.asarray(grown)[:32, 16:][kept], np.asarray(image)[kept])
+    assert same(tiny.outpaint(image, overlap=5)[0], image)  # no side grows
+    with pytest.raises(ValueError, match="overlap must be a whole number, from 0 to 8, got 9"):
+        tiny.outpaint(image, left=8, overlap=9)
+
+
 def test_every_image_of_an_outpainting_has_its_own_words(make_model):
     model, image = make_model(T=2, conditions={"class": 4}), picture()
     two = model.outpaint(image, 2, right=32, seed=[9, 9], classes=[1, 3])

@@ -12,6 +12,7 @@ only marked pixels are pasted back, their colours shifted to go on across the bo
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, Unpack
 
 import numpy as np
@@ -156,10 +157,13 @@ class MaskedImage:
         self.marked = torch.from_numpy((levels > 0) & self.box.inside(size))
         self.opacity = torch.from_numpy(opacity(levels)).to(model.device)
         self.x = to_tensor(image)[None].to(model.device)
-        self.filled = self._filled()
-        self.x_0 = model.pixels(self.box.cut(to_pil(self.filled)[0], model.image_size))
 
-    def _filled(self) -> Images:
+    @cached_property
+    def x_0(self) -> Images:
+        return self.model.pixels(self.box.cut(to_pil(self.filled)[0], self.model.image_size))
+
+    @cached_property
+    def filled(self) -> Images:
         """x with harmonic fillings where marked, within the box."""
         part = ..., *self.box.part(self.size)
         filled = self.x.clone()
@@ -261,13 +265,14 @@ def outpaint(
     right: int = 0,
     top: int = 0,
     bottom: int = 0,
+    overlap: int = 0,
     **options: Unpack[EditingOptions],
 ) -> list[Image.Image]:
     """`image` with these pixels added, so many times; see `outpaint_steps`."""
+    how = {"left": left, "right": right, "top": top, "bottom": bottom, "overlap": overlap}
     grown, seeds = [], image_seeds(options.get("seed", 0), num_images)
     for seed, own in zip(seeds, each_image(options, num_images), strict=True):
-        own |= {"left": left, "right": right, "top": top, "bottom": bottom, "seed": seed}
-        *_, (last, _) = outpaint_steps(model, image, **own)
+        *_, (last, _) = outpaint_steps(model, image, **own | how | {"seed": seed})
         grown.append(last)
     return grown
 
@@ -289,9 +294,13 @@ def outpaint_steps(
     right: int = 0,
     top: int = 0,
     bottom: int = 0,
+    overlap: int = 0,
     **options: Unpack[EditingOptions],
 ) -> Iterator[tuple[Image.Image, float]]:
     """Add these pixels to each side: yields (the larger image so far, the fraction done).
+
+    `overlap` pixels of the image are drawn anew at every side that grows, so that what it cuts can
+    end or go on otherwise; at most a quarter of its shorter side.
 
     The model inpaints windows as large as fit into the image, which move outwards by half their
     size (`pasting.outward`). At least half of each window is known; known pixels stay, bit for bit.
@@ -305,17 +314,28 @@ def outpaint_steps(
     source, margins = as_given(image), {"left": left, "right": right, "top": top, "bottom": bottom}
     image, size = to_rgb(source), grown_size(model, source, margins)
     place = slice(top, top + image.height), slice(left, left + image.width)
+    kept = kept_part(image.size, margins, overlap)
     canvas, known = np.zeros((*size, 3), np.uint8), np.zeros(size, bool)
-    canvas[place], known[place] = np.asarray(image), True
+    canvas[place], known[place] = np.asarray(image), kept
     boxes = list(outward(known, model.image_size))
     for i, box in enumerate(boxes):
         so_far = Image.fromarray(fill_unknown(canvas, known))
-        yield restored(so_far, source, at=(left, top)), i / len(boxes)
+        yield restored(so_far, source, ~kept, at=(left, top)), i / len(boxes)
         one = window_seed(seed, i)
         window = inpaint(model, so_far, ~known, box=box, seed=one, **given)
         new = box.inside(size) & ~known
         canvas[new], known = np.asarray(to_pil(window)[0])[new], known | new
-    yield restored(Image.fromarray(canvas), source, at=(left, top)), 1.0
+    yield restored(Image.fromarray(canvas), source, ~kept, at=(left, top)), 1.0
+
+
+def kept_part(size: tuple[int, int], margins: dict[str, int], overlap: int) -> np.ndarray:
+    """The pixels (H, W) of an image of `size` (W, H) that stay: all but `overlap` at the sides that
+    grow."""
+    as_int(overlap, "overlap", 0, min(size) // 4)
+    (W, H), cut = size, {side: overlap if margin else 0 for side, margin in margins.items()}
+    kept = np.zeros((H, W), bool)
+    kept[cut["top"] : H - cut["bottom"], cut["left"] : W - cut["right"]] = True
+    return kept
 
 
 def grown_size(model: ImageBART, image: Image.Image, margins: dict[str, int]) -> tuple[int, int]:
