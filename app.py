@@ -7,8 +7,8 @@
                   --trusted-proxy 127.0.0.1                behind a reverse proxy on this machine
 
 Each tab is a module of `demo`. The endpoints `/sample`, `/inpaint`, `/outpaint`, `/reimagine`,
-`/semantic`, `/panorama`, `/chain` and `/redraw` can be called by programs (see the link "API" at
-the foot of the page), so they check all arguments.
+`/semantic`, `/panorama`, `/chain` and `/draw_again` can be called by programs (see the link "API"
+at the foot of the page), so they check all arguments.
 """
 
 import asyncio

@@ -36,7 +36,7 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
     t: 1 (the image) to T (noise); seed: 0 to 2^63 - 1, of the noise, which is the same for all t.
     """
     t, seed = read_int(t, "t", 1, model.T), read_int(seed, "seed", 0, 2**63 - 1)
-    x_1 = tokens_of(model, image)
+    x_1 = uploaded_tokens(model, image)
     levels = [noisy(model, x_1, level, seed) for level in range(1, model.T + 1)]
     shown = [stored(picture) for picture in model.decode(torch.cat(levels))]
     kept = [(x_t == x_1).float().mean().item() for x_t in levels]
@@ -49,14 +49,14 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
     )
 
 
-def redraw(model: ImageBART, image, seed=0) -> Iterator[tuple]:
+def draw_again(model: ImageBART, image, seed=0) -> Iterator[tuple]:
     """The image drawn again from every level of its forward process: (status, pictures), after
     each.
 
     seed: 0 to 2^63 - 1, of the noise, as in `chain`, and of what is drawn.
     """
     seed = read_int(seed, "seed", 0, 2**63 - 1)
-    x_1, pictures = tokens_of(model, image), []
+    x_1, pictures = uploaded_tokens(model, image), []
     request, began = Request.of(model, 1, {"seed": seed}), time.perf_counter()
     for t in range(1, model.T + 1):
         tokens = x_1
@@ -69,7 +69,7 @@ def redraw(model: ImageBART, image, seed=0) -> Iterator[tuple]:
         yield progress(done, began) if done < 1 else "", pictures
 
 
-def tokens_of(model: ImageBART, image: dict | None) -> Grid:
+def uploaded_tokens(model: ImageBART, image: dict | None) -> Grid:
     """x_1 of an uploaded image, cropped to the model's shape."""
     if not image:
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
@@ -120,7 +120,7 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
     connect_levels(worker, model, [image, t, seed], [shown, line, levels])
 
     async def draw(image=None, seed=0):
-        async for outputs in in_turn(worker, alone(lambda: redraw(model, image, seed))):
+        async for outputs in in_turn(worker, alone(lambda: draw_again(model, image, seed))):
             yield outputs
 
     again.click(
@@ -128,8 +128,8 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
         [image, seed],
         [drawn_line, drawn],
         preprocess=False,
-        api_name="redraw",
-        api_description=inspect.cleandoc(redraw.__doc__),
+        api_name="draw_again",
+        api_description=inspect.cleandoc(draw_again.__doc__),
         concurrency_limit=None,
         show_progress="minimal",
         show_progress_on=drawn_line,

@@ -9,7 +9,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from demo.frame import MOST_MARGIN, STEP_OF_MARGINS, frame_view, framed
+from demo.frame import MOST_MARGIN, STEP_OF_MARGINS, frame_value, frame_view
 from demo.parts import (
     Controls,
     connect,
@@ -324,7 +324,7 @@ def extended(
     given = zip(MARGINS, (left, right, top, bottom), strict=True)
     margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given}
     image = to_rgb(read_editor(editor, source)[0])
-    return framed(image, margins, read_int(overlap, "overlap", 0, min(image.size) // 4))
+    return frame_value(image, margins, read_int(overlap, "overlap", 0, min(image.size) // 4))
 
 
 @sentences()

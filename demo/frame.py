@@ -81,11 +81,11 @@ draw();
 
 
 def frame_view() -> gr.HTML:
-    """The frame, empty until it is given what `framed` says."""
+    """The frame, empty until it is given what `frame_value` says."""
     return gr.HTML(html_template=FRAME, js_on_load=FRAMING, elem_id="frame")
 
 
-def framed(image: Image.Image, margins: dict[str, int], overlap: int) -> dict:
+def frame_value(image: Image.Image, margins: dict[str, int], overlap: int) -> dict:
     """The frame's value for a picture and what is added to it."""
     seen, file = image.copy(), BytesIO()
     seen.thumbnail(MOST_SEEN)

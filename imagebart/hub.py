@@ -66,8 +66,8 @@ def push_to_hub(
 
 def write_results(results: Sequence["EvalResultEntry"], folder: Path) -> None:
     """A file for each data set, NAME.yaml of owner/NAME, with its results as the Hub reads them."""
-    import yaml
     from huggingface_hub import eval_result_entries_to_yaml
+    from huggingface_hub.utils import yaml_dump
 
     of_data = defaultdict(list)
     for one in results:
@@ -76,7 +76,7 @@ def write_results(results: Sequence["EvalResultEntry"], folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         with atomic_write(folder / f"{name}.yaml") as draft:
             rows = eval_result_entries_to_yaml(entries)
-            draft.write_text(yaml.safe_dump(rows, sort_keys=False), encoding="utf-8")
+            draft.write_text(yaml_dump(rows, sort_keys=False), encoding="utf-8")
 
 
 def model_card(model: "ImageBART", repo_id: str) -> str:

@@ -170,7 +170,7 @@ def test_endpoints_have_these_names_and_defaults(client):
         "/outpaint": {"editor": None, **edits, **dict.fromkeys((*MARGINS, "overlap"), 0)},
         "/panorama": {**chain, "prompts": "", "width": 192, "wrap": False, "exact": False},
         "/chain": {"image": None, "t": 2, "seed": 0},
-        "/redraw": {"image": None, "seed": 0},
+        "/draw_again": {"image": None, "seed": 0},
     }
 
 
@@ -217,7 +217,7 @@ def test_a_picture_is_forgotten_level_by_level(client, model, tmp_path):
 def test_a_picture_is_drawn_again_from_every_level(client, model, tmp_path):
     """From t = T nothing of it is left: a seed draws the same of any picture; from t = 1 all is."""
     images = [saved(picture(32, 32, seed=i), tmp_path, f"{i}.png") for i in range(2)]
-    drawn = [client.predict(image, seed=3, api_name="/redraw")[1] for image in images]
+    drawn = [client.predict(image, seed=3, api_name="/draw_again")[1] for image in images]
     for image, got in zip(images, drawn, strict=True):
         assert [one["caption"] for one in got] == [f"from t = {t}" for t in (1, 2, 3)]
         x_1 = model.encode(Image.open(image["path"]))
@@ -228,9 +228,9 @@ def test_a_picture_is_drawn_again_from_every_level(client, model, tmp_path):
     assert_same(drawn[0][2:], drawn[1][2:])
     assert (pixels(drawn[0][1:2])[0] != pixels(drawn[0][2:])[0]).any()
     with pytest.raises(AppError, match=r"^there is no image yet"):
-        client.predict(None, api_name="/redraw")
+        client.predict(None, api_name="/draw_again")
     with pytest.raises(AppError, match=r"^seed must be a whole number, from 0 to"):
-        client.predict(images[0], seed=-1, api_name="/redraw")
+        client.predict(images[0], seed=-1, api_name="/draw_again")
 
 
 @pytest.mark.parametrize(
