@@ -367,27 +367,43 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         lambda right, wrong: right > 0.5 > 2 * wrong,
     ),
     ("06_remember", "below both guesses"): (
-        r"as in x₂: ([\d.]+) .*\n.*frequent: ([\d.]+) .*\n.*300 steps: ([\d.]+)",
+        r"as in x₂: ([\d.]+) .*\n.*frequent: ([\d.]+) .*\n.*240 steps: ([\d.]+)",
         lambda as_it_stands, frequent, network: network < frequent - 0.1 < as_it_stands - 0.1,
     ),
-    ("06_remember", "The maps are broad"): (
-        r"not written yet: (\d+)%",
-        lambda percent: percent > 25,
+    ("06_remember", "within two tokens lies a tenth of all places, and over a third"): (
+        r"within two tokens of the place: (\d+)%, at places not written yet: (\d+)%",
+        lambda near, later: near > 33 and later > 25,
+    ),
+    ("06_remember", "it has begun to tell the two apart"): (
+        r"as it stands: ([\d.]+) where it is right, ([\d.]+) where not",
+        lambda right, wrong: right > wrong + 0.1,
     ),
     ("07_sample", "a pass settles more than one whenever a guess was good"): (
         r"settled after (\d+) passes of at most (\d+)",
         lambda passes, tokens: passes < tokens / 4,
     ),
+    ("07_sample", "The draft saves passes"): (
+        r"draft: (\d+) passes .*\nx_t: (\d+) passes",
+        lambda draft, plain: draft < 0.9 * plain,
+    ),
     ("08_say_what", "The place is that of the class"): (
         r"(\d+) of (\d+) show their class",
         lambda right, shown: right >= 0.8 * shown,
+    ),
+    ("08_say_what", "a little more at 5 than at 1"): (
+        r"likeness to the prompt: (-?[\d.]+), ([\d.]+), ([\d.]+)",
+        lambda ignored, plain, strong: ignored < 0.3 < plain < strong < plain + 0.1,
+    ),
+    ("08_say_what", "Night came; of the sunset in autumn only the autumn is seen"): (
+        r"time of day, by the probe: noon, night, noon\n",
+        lambda: True,
     ),
     ("08_say_what", "Below, nights are avoided"): (
         r"night: ([\d.]+) without, ([\d.]+) with it",
         lambda without, avoided: avoided < without / 2,
     ),
     ("09_edit", "no edit has birds"): (
-        r"outside the mask: (\d+)\nseen before: birds; birds in (\d+) of 6 edits",
+        r"outside the mask: (\d+)\nseen before: birds; birds in (\d+) of 4 edits",
         lambda outside, birds: outside == birds == 0,
     ),
     ("09_edit", "The sky of noon is brighter than that of dusk"): (
@@ -395,7 +411,7 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         lambda noon, _, dusk: noon > 1.1 * dusk,
     ),
     ("09_edit", "With its own words the picture comes back"): (
-        r"with its own words, the same tokens: True\ntime of day: dawn, night, sunset",
+        r"with its own words, the same tokens: True\ntime of day: dawn, night\n",
         lambda: True,
     ),
     ("11_measure", "what is missing counts"): (
