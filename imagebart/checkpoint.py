@@ -434,7 +434,7 @@ def run_lock(folder: PathLike, wait: bool = False) -> Iterator[None]:
 
 
 class StopSignal:
-    """Turns SIGTERM and Ctrl-C into the flag `requested`, which the training loop checks.
+    """Turns SIGTERM, SIGUSR1 and Ctrl-C into the flag `requested`, which the training loop checks.
 
         with StopSignal() as stop:
             while step < steps and not stop.requested: ...
@@ -443,7 +443,8 @@ class StopSignal:
     that a Ctrl-C, which is sent to them too, does not kill them.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")
+    SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
     def __init__(self):
         self.requested = False

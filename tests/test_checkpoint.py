@@ -566,7 +566,7 @@ def test_a_writer_can_wait_for_its_turn(tmp_path, monkeypatch):
     other.join()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_is_a_request_that_the_loop_reads(number):
     before = signal.getsignal(number)
     with StopSignal() as stop:
