@@ -45,7 +45,7 @@ In reading order, with the ideas that each file has:
     settings        how a picture was made, in its file
     __main__        the command line
 
-`train/` trains and resumes (`left_off` in its scripts), `eval/` measures, `demo/` and `app.py` are
+`train/` trains and resumes (`left_off` in running.py), `eval/` measures, `demo/` and `app.py` are
 the page; its jobs and the Stop button are in `demo/worker.py` and `demo/parts.py`.
 """
 

@@ -79,9 +79,15 @@ def start(device: str | None = None, timeout: float = 600) -> Ranks:
 
 def finish(ranks: Ranks) -> None:
     """Leave together: nobody takes the group down while another rank still needs it."""
+    meet(ranks)
+    if ranks.world > 1:
+        dist.destroy_process_group()
+
+
+def meet(ranks: Ranks) -> None:
+    """Wait until every rank has come here."""
     if ranks.world > 1:
         dist.barrier()
-        dist.destroy_process_group()
 
 
 def share(total: int, ranks: Ranks, what: str = "batch") -> slice:
@@ -186,9 +192,8 @@ def require_same(value: int, what: str, ranks: Ranks) -> None:
 def _until_all_know(ranks: Ranks) -> None:
     """Wait until every rank has the result of the last exchange: one that leaves earlier takes the
     connection along, and the others fail in it without a sentence."""
-    if ranks.world > 1:
-        with suppress(RuntimeError):  # of a rank that all have told already
-            dist.barrier()
+    with suppress(RuntimeError):  # of a rank that all have told already
+        meet(ranks)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

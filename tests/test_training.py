@@ -105,6 +105,22 @@ def test_a_resumed_log_drops_what_will_be_written_again(tmp_path):
     assert lines(path)[0]["loss"] == pytest.approx(10 / 7, abs=1e-6)
 
 
+def test_a_resumed_log_is_the_old_one_until_the_new_one_is_written(tmp_path, monkeypatch, capsys):
+    """Whatever ends the process between; a full disk ends no run."""
+    path = tmp_path / "metrics.jsonl"
+    for step in (10, 20):
+        Log(path, 20, active=True).write(step, loss=1)
+    before = path.read_text()
+    monkeypatch.setattr(os, "replace", lambda *_: full_disk())
+    Log(path, 10, active=True)
+    assert path.read_text() == before
+    assert f"{path} could not be written, the run goes on: " in capsys.readouterr().err
+    monkeypatch.undo()
+    path.write_text(before[:-1])  # all of a line but its end
+    Log(path, 20, active=True).write(20, loss=2)
+    assert [line["loss"] for line in lines(path)] == [1, 2]
+
+
 def test_only_one_rank_writes(tmp_path):
     path = tmp_path / "metrics.jsonl"
     Log(path, 0, active=False).write(1, loss=1)

@@ -86,8 +86,8 @@ def main(config: Config) -> None:
 
     def save(step: int) -> None:
         log.write(step, **evaluate(clip, heads, held_out, device))
+        save_probe(clip, heads, config.out)  # never older than what the run goes on from
         checkpoints.save(step, {name: part.state_dict() for name, part in parts.items()})
-        save_probe(clip, heads, config.out)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(total=config.steps, initial=step, mininterval=5)

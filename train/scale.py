@@ -23,39 +23,16 @@ from pathlib import Path
 
 import torch
 from memory import GIB, Blocks, Cost, cost_of, memory_of, peak_flops
-from saving import (
-    CHECK_EVERY,
-    MOST_SKIPPED,
-    Saver,
-    Skips,
-    are_finite,
-    checksum,
-    snapshot,
-    without_infinite,
-)
+from running import TrainingRun
+from saving import Skips, without_infinite
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
-from training import (
-    Log,
-    Pace,
-    is_reported,
-    read_options,
-    report,
-    require_same_run,
-    say,
-    stop_early,
-    versions,
-    warmup_cosine,
-    write_run,
-)
-from watching import Watchdog
+from training import must_stay, read_options, report, say, warmup_cosine, write_run
 
 from imagebart import distributed
 from imagebart.checkpoint import (
     EMA,
     Checkpoints,
-    StopSignal,
     load_tensors,
     read_json,
     remove_drafts,
@@ -172,57 +149,30 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── where we left off ─────────────────────────────────────────────────────────────────────
     folder = run_folder(config)
     parts = {"denoiser": denoiser, "ema": ema} | optimisers
-    run = {"preset": config.preset, "batch": recipe.batch, "seed": config.seed, "vqgan": digest}
-    run |= {name: getattr(recipe, name) for name in ("steps", "learning_rate", "precision")}
+    kept = must_stay(config, recipe, vqgan=digest)
     if ranks.is_main:
-        run["data"] = tokens.digest()
+        kept["data"] = tokens.digest()
         remove_drafts(folder)
         machine = {"ranks": ranks.world, "device": str(device), "images_at_once": at_once}
         machine |= {"image_flops": flops[0], "peak_flops": flops[1]} if flops else {}
-        write_run(folder, config, recipe, run, machine)
-    checkpoints = Checkpoints(folder)
+        write_run(folder, config, recipe, kept, machine)
+    learned = [*denoiser.parameters(), *ema.average.values()]
 
-    def left_off() -> int:
-        """Load the newest checkpoint; its step."""
-        step, state = checkpoints.latest() or (0, {})
-        if state:
-            require_same_run(state, run, folder, config.override)
-            for name, part_of_state in parts.items():
-                part_of_state.load_state_dict(state[name])
-        distributed.require_same(step, "the step to resume from", ranks)
-        return step
+    def publish(state: dict) -> None:
+        with run_lock(config.out, wait=True):  # scales share the folder
+            remove_drafts(config.out)
+            save_vqgan(vqgan, config.out)
+            names = {name: tokens.names[name] for name in shape.conditions}
+            weights = state["ema"]["average"]
+            save_scale(weights, shape, diffusion, denoiser.t, config.out, names=names)
 
-    def healthy() -> bool:
-        return are_finite([*denoiser.parameters(), *ema.average.values()])
-
-    def save(step: int) -> None:
-        if not ranks.is_main:
-            return
-        state = snapshot({name: part.state_dict() for name, part in parts.items()})
-
-        def write() -> None:
-            checkpoints.save(step, state | {"run": run, "versions": versions()})
-            with run_lock(config.out, wait=True):  # scales share the folder
-                remove_drafts(config.out)
-                save_vqgan(vqgan, config.out)
-                names = {name: tokens.names[name] for name in shape.conditions}
-                weights = state["ema"]["average"]
-                save_scale(weights, shape, diffusion, denoiser.t, config.out, names=names)
-
-        saver.start(step, write)
-
-    step = left_off()
-    log = Log(folder / "metrics.jsonl", step, ranks.is_main, config.tensorboard)
-    batches = Batches(len(tokens), recipe.batch, config.seed, step, recipe.steps)
+    saves = Checkpoints(folder), parts, learned, kept, publish
+    run = TrainingRun(config, recipe, ranks, folder, *saves, in_a_row=len(scales), flops=flops)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
-    bar = tqdm(total=recipe.steps, initial=step, disable=not ranks.is_main, mininterval=5)
-    pace = Pace(recipe.batch, ranks.world, flops)
-    skips, went_back_to = Skips(device), None
-    watched = Watchdog(ranks, config.timeout)
-    with StopSignal() as stop, Saver() as saver, watched:
-        while step < recipe.steps and not distributed.on_any_rank(stop.requested, ranks):
-            watched.beat(step)
+    batches = Batches(len(tokens), recipe.batch, config.seed, steps=recipe.steps)
+    with run:
+        for step in run.steps():
             factor = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
             for name, optimiser in optimisers.items():
                 for group in optimiser.param_groups:
@@ -253,55 +203,17 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                         mean = loss_t(*of_piece, t=t).mean() * share
                     mean.backward()
                 loss += mean.detach()
-            norm = learn(denoiser, optimisers, ema, recipe.clip, skips)
+            norm = learn(denoiser, optimisers, ema, recipe.clip, run.skips)
 
-            step += 1
-            bar.update()
-            turn = range(len(scales))  # a report is a line for each scale, step after step
-            reported = any(is_reported(step - i, recipe.steps) for i in turn)
-            if reported:
+            done = step + 1
+            if run.is_reported(done):
                 numbers = dict(norm=norm, learning_rate=recipe.learning_rate * factor)
-                numbers |= {"skipped": int(skips.all)} if skips.all else {}
-                log.write(step, t=t, loss=distributed.mean(loss, ranks), **numbers)
-                said = {f"nats at t = {t}": f"{loss.item():.3f}"} | pace.at(step)
-                bar.set_postfix(said, refresh=False)
-            if step % config.look_every == 0 or step == recipe.steps:
+                numbers |= dict(t=t, loss=distributed.mean(loss, ranks))
+                run.report(done, {f"nats at t = {t}": f"{loss.item():.3f}"}, **numbers)
+            if run.is_looked_at(done) and ranks.is_main:
                 held = x_1_held_out, held_out_condition
                 with report("the held-out loss"):
-                    log_held_out(denoiser, ema, scales, *held, log, step, recipe.precision, ranks)
-            if ranks.world > 1 and (step % CHECK_EVERY == 0 or step % config.save_every == 0):
-                weights = checksum(denoiser.parameters())
-                distributed.require_same(weights, f"the weights after step {step}", ranks)
-
-            # a state that is no numbers is not saved: back to the last that is
-            save_is_due = step % config.save_every == 0 or step == recipe.steps
-            is_seen = reported or save_is_due
-            broken = is_seen and (skips.most >= MOST_SKIPPED or (save_is_due and not healthy()))
-            if is_seen and distributed.on_any_rank(bool(broken), ranks):
-                saver.wait()
-                newest = checkpoints.newest()
-                if newest is None or newest == went_back_to:
-                    raise ValueError(
-                        f"weights and gradients must be finite, got NaN or infinity before step "
-                        f"{step}{' again' if newest else ''}; a lower --learning-rate, or "
-                        "--precision fp32, may help"
-                    )
-                step = went_back_to = left_off()
-                skips.begin_anew()
-                log = Log(folder / "metrics.jsonl", step, ranks.is_main, config.tensorboard)
-                bar.n = step
-                if ranks.is_main:
-                    say(f"NaN or infinity in weights or gradients: back to step {step}")
-            elif save_is_due:
-                save(step)
-        if step % config.save_every and step < recipe.steps and healthy():
-            save(step)
-        if step < recipe.steps:
-            saver.wait()
-            stop_early(step, stop.requested, ranks)
-    bar.close()
-    if skips.all and ranks.is_main:
-        say(f"{int(skips.all)} steps were made without gradients, which were not finite")
+                    log_held_out(denoiser, ema, scales, *held, run.log, done, recipe.precision)
 
 
 class Loss(nn.Module):
@@ -415,12 +327,8 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
 
 
 @torch.no_grad()
-def log_held_out(
-    denoiser, ema, scales, x_1, condition, log, step: int, precision: str, ranks
-) -> None:
+def log_held_out(denoiser, ema, scales, x_1, condition, log, step: int, precision: str) -> None:
     """Held-out nats/token of the averaged weights, on the same noise every time; keep the best."""
-    if not ranks.is_main:
-        return
     diffusion = denoiser.diffusion
     averaged = Denoiser(denoiser.config, diffusion, denoiser.t).to(x_1.device)
     ema.copy_to(averaged)

@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from imagebart import distributed
-from imagebart.checkpoint import run_lock, write_json
+from imagebart.checkpoint import atomic_write, run_lock, write_json
 from imagebart.data.remote import is_remote
 from imagebart.presets import table
 
@@ -71,6 +71,13 @@ def is_reported(step: int, steps: int) -> bool:
 def versions() -> dict[str, str]:
     """What computes: a resumed run may have others, and says so."""
     return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def must_stay(config: Any, recipe: Any, **more: Any) -> dict[str, Any]:
+    """What a run is resumed with again: of its options and its recipe, and `more`."""
+    given = {"preset": config.preset, "batch": recipe.batch, "seed": config.seed}
+    names = ("steps", "learning_rate", "precision")
+    return given | more | {name: getattr(recipe, name) for name in names}
 
 
 def require_same_run(left_off: dict, run: dict, folder: Path, override: bool = False) -> None:
@@ -178,9 +185,15 @@ class Log:
         self.writer = event_writer(self.path.parent, start_step) if active and tensorboard else None
         self.began = time.time()
         if active and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if _step(line) <= start_step]
-            self.path.write_text("".join(kept), encoding="utf-8")
+            with report(str(self.path)):
+                self._drop_after(start_step)
+
+    def _drop_after(self, step: int) -> None:
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _step(line) <= step]
+        if kept != lines:
+            with atomic_write(self.path) as draft:  # a kill leaves the old log, or the new one
+                draft.write_text("".join(kept), encoding="utf-8")
 
     def write(self, step: int, **values: float) -> None:
         if not self.active:
@@ -213,6 +226,6 @@ def finite(value: float) -> float | None:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf  # a line cut short by a kill
