@@ -238,6 +238,14 @@ def test_a_flipped_bit_changes_the_checksum():
     assert checksum(tensors) != before
 
 
+@pytest.mark.parametrize("shape", [(), (4, 3, 1, 1), (1, 3, 4, 4)])
+def test_a_checksum_is_of_numbers_in_any_layout(shape):
+    """A convolution of 1×1 that has channels last counts as contiguous, with strides of its own."""
+    x = torch.randn(shape)
+    last = x.to(memory_format=torch.channels_last) if x.ndim == 4 else x.clone()
+    assert checksum([last]) == checksum([x]) != checksum([x + 1])
+
+
 def test_the_log_for_tensorboard_has_the_same_numbers_or_is_refused(tmp_path, monkeypatch):
     written = []
     writer = SimpleNamespace(add_scalar=lambda *row: written.append(row))

@@ -143,7 +143,7 @@ def are_finite(tensors: Iterable[Tensor]) -> bool:
 @torch.no_grad()
 def checksum(tensors: Iterable[Tensor]) -> int:
     """A whole number that one flipped bit changes, the same on all ranks that hold the same."""
-    views = [x.detach().contiguous().view(torch.uint8).flatten() for x in tensors if x.numel()]
+    views = [x.detach().contiguous().flatten().view(torch.uint8) for x in tensors if x.numel()]
     whole = [x.view(torch.int32) if x.numel() % 4 == 0 else x for x in views]
     sums = torch.stack([x.sum(dtype=torch.int64) for x in whole])
     places = torch.arange(1, len(sums) + 1, device=sums.device)
