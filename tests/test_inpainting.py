@@ -58,8 +58,9 @@ def test_the_mask_is_painted_with_what_the_chain_drew(tiny):
     edit = MaskedImage(tiny, image, mask)
     x_1 = tiny.encode(to_pil(edit.filled))
     *_, last = edit_steps(tiny, x_1, edit.masked, 2, seed=1)
-    marked = torch.from_numpy(mask)
-    painted = membrane(tiny.generate(last.tokens), to_tensor(image)[None], marked[None, None])
+    marked, size = torch.from_numpy(mask)[None, None], (image.height, image.width)
+    redrawn = edit.box.pixels(edit.masked, size)[None, None]
+    painted = membrane(tiny.generate(last.tokens), to_tensor(image)[None], marked, redrawn)
     got = tiny.inpaint(image, mask, 2, seed=1)
     for one, whole in zip(got, to_pil(painted), strict=True):
         assert np.array_equal(np.asarray(one)[mask], np.asarray(whole)[mask])
@@ -577,10 +578,10 @@ def test_what_is_added_shows_no_joint(tiny, monkeypatch):
     """Of the frame and of windows: each is painted with light rows where those before it have dark
     ones, and no step between two columns is a third of that."""
     rows = torch.arange(32) % 2 * 2 - 1.0
-    stripes = 0.1 * rows[:, None].expand(1, 3, 32, 32)
+    stripes = 0.3 * rows[:, None].expand(1, 3, 32, 32)
     signs = itertools.cycle([-1, 1])
     monkeypatch.setattr(ImageBART, "generate", lambda *_: next(signs) * stripes)
     (grown,) = tiny.outpaint(to_pil(stripes)[0], right=40, left=16, output_type="pt")
     steps = (2 * grown).diff(dim=2).abs()
-    assert steps.max() < 0.08
-    assert (steps.amax((0, 1)) > 0.03).sum() >= 4  # there were four joints
+    assert steps.max() < 0.2
+    assert (steps.amax((0, 1)) > 0.08).sum() >= 4  # there were four joints

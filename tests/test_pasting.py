@@ -100,6 +100,9 @@ def test_a_larger_picture_has_no_rings():
     torch.testing.assert_close(middle, (torch.arange(16, 48) + 0.5) / 8 - 0.5, atol=0.02, rtol=0)
 
 
+EVERYTHING = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+
+
 def marked_right() -> torch.Tensor:
     marked = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
     marked[..., 16:] = True
@@ -112,7 +115,7 @@ def test_colours_go_on_across_the_border_and_edges_stay():
     x = torch.full((1, 3, 32, 32), 0.2)
     painted = torch.full((2, 3, 32, 32), 0.1)
     painted[1, :, :, 22:] = 0.3
-    shifted = membrane(painted, x, marked_right())
+    shifted = membrane(painted, x, marked_right(), EVERYTHING)
     torch.testing.assert_close(shifted[0, :, :, 16:], x[0, :, :, 16:], atol=0.01, rtol=0)
     torch.testing.assert_close(shifted[1, :, :, 16:22], x[0, :, :, 16:22], atol=0.01, rtol=0)
     torch.testing.assert_close(shifted[1, :, :, 22:], x[0, :, :, 22:] + 0.2, atol=0.01, rtol=0)
@@ -124,7 +127,7 @@ def test_a_thing_that_was_not_painted_shifts_no_colours():
     marked = torch.ones(1, 1, 32, 32, dtype=torch.bool)
     marked[..., 10:13, 10:20] = False
     x[..., 10:13, 10:20] = -0.9
-    torch.testing.assert_close(membrane(painted, x, marked), painted, atol=0.04, rtol=0)
+    torch.testing.assert_close(membrane(painted, x, marked, EVERYTHING), painted, atol=0.04, rtol=0)
 
 
 @pytest.mark.parametrize("land, shift", [(0.4, 0.2), (-0.7, 0.0)])
@@ -132,8 +135,16 @@ def test_a_miss_does_not_go_on_across_an_edge(land, shift):
     """Where the painted sky ends at the border, a land painted too dark says nothing of the sky."""
     painted, sky = torch.full((1, 3, 32, 32), 0.4), ~marked_right()
     painted[..., 16:] = land
-    shifted = membrane(painted, painted + 0.2, sky)
+    shifted = membrane(painted, painted + 0.2, sky, EVERYTHING)
     torch.testing.assert_close(shifted[..., :16], painted[..., :16] + shift, atol=0.03, rtol=0)
+
+
+def test_the_miss_of_a_known_token_always_counts():
+    """A sky whose light is not that of its land: what is painted has an edge at a token's border."""
+    painted, sky = torch.full((1, 3, 32, 32), 0.4), ~marked_right()
+    painted[..., 16:] = -0.7
+    shifted = membrane(painted, painted + 0.2, sky, sky)
+    assert (shifted[..., 15] - (painted + 0.2)[..., 16]).abs().max() < 0.25  # of 1.1
 
 
 def stripes(*signs: float) -> torch.Tensor:
@@ -146,15 +157,15 @@ def test_a_step_that_changes_along_the_border_is_spread_over_some_pixels():
     """Dark rows meet light ones: a smooth shift alone would leave the whole step. The same for
     borders of another direction, and whatever is under the mask."""
     x, painted, marked = stripes(0.1), stripes(-0.1, 0.1), marked_right()
-    shifted = membrane(painted, x, marked)
+    shifted = membrane(painted, x, marked, EVERYTHING)
     steps = torch.where(marked, shifted, x).diff(dim=3).abs()[:, :, :, 15:21]
     assert (steps[0].amax((0, 1)) < 0.08).all()  # of 0.2 in all
     assert (steps[1] < 1e-3).all()
     torch.testing.assert_close(shifted[..., 21:], painted[..., 21:], atol=0.03, rtol=0)
     turned = [one.transpose(2, 3) for one in (painted, x, marked)]
-    torch.testing.assert_close(membrane(*turned).transpose(2, 3), shifted)
+    torch.testing.assert_close(membrane(*turned, EVERYTHING).transpose(2, 3), shifted)
     hidden = torch.where(marked, torch.nan, x)
-    assert torch.equal(membrane(painted, hidden, marked)[..., 16:], shifted[..., 16:])
+    assert torch.equal(membrane(painted, hidden, marked, EVERYTHING)[..., 16:], shifted[..., 16:])
 
 
 def test_a_marked_pixel_lacks_what_the_known_ones_beside_it_are_trusted_with():
@@ -180,8 +191,8 @@ def test_a_marked_pixel_lacks_what_the_known_ones_beside_it_are_trusted_with():
 
 def test_where_nothing_is_known_nothing_is_shifted():
     painted = torch.rand(1, 3, 8, 8)
-    everything = torch.ones(1, 1, 8, 8, dtype=torch.bool)
-    assert torch.equal(membrane(painted, torch.zeros(1, 3, 8, 8), everything), painted)
+    everything = EVERYTHING[..., :8, :8]
+    assert torch.equal(membrane(painted, torch.zeros(1, 3, 8, 8), everything, everything), painted)
 
 
 def test_a_border_is_softened_inside_the_mask():

@@ -208,13 +208,14 @@ class MaskedImage:
         other pixels are the image's.
         """
         part, marked = (..., *self.box.part(self.size)), self._marked_part()
+        redrawn = self.box.pixels(self.masked, self.size).to(marked.device)[None, None][part]
         fade = softened(marked, self.feather)
         known = None
         if self.model.vqgan.known is not None:
             known = self.known().expand(len(tokens), -1, -1, -1)
         for one in self.model.generate(tokens, known).split(1):
             painted = self.box.resized(one, self.size)
-            painted = membrane(painted, self.x[part], marked).clamp(-1, 1)
+            painted = membrane(painted, self.x[part], marked, redrawn).clamp(-1, 1)
             painted = self.filled[part].lerp(painted, fade)
             painted = self.x[part].lerp(painted, self.opacity[part])
             result = self.x.clone()

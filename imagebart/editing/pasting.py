@@ -177,9 +177,13 @@ def _touched(start: int, length: int, i: int, count: int, whole: int) -> slice:
 
 
 def membrane(
-    painted: Images, x: Float[Tensor, "1 3 H W"], marked: Bool[Tensor, "1 1 H W"]
+    painted: Images,
+    x: Float[Tensor, "1 3 H W"],
+    marked: Bool[Tensor, "1 1 H W"],
+    redrawn: Bool[Tensor, "1 1 H W"],
 ) -> Images:
-    """The painted pixels, shifted where `marked` so that their colours go on across its border.
+    """The painted pixels, shifted where `marked` so that their colours go on across its border;
+    `redrawn` are the pixels of masked tokens.
 
     The shift is the smoothest that equals x - painted at the known pixels along the border (the
     Poisson image editing of Pérez et al. 2003), as far as they show by how much the decoder misses
@@ -187,25 +191,30 @@ def membrane(
     shift dies out before the first marked pixel. So next to the border it is blended with
     `step_of_border`.
     """
-    trusted = trust(painted, x, marked)
+    trusted = trust(painted, x, marked, redrawn)
     shift = harmonic((x - painted) * trusted, marked)
     step, weight = step_of_border(painted, x, marked, trusted)
     return painted + shift.lerp(step, weight)
 
 
 def trust(
-    painted: Images, x: Float[Tensor, "1 3 H W"], marked: Bool[Tensor, "1 1 H W"]
+    painted: Images,
+    x: Float[Tensor, "1 3 H W"],
+    marked: Bool[Tensor, "1 1 H W"],
+    redrawn: Bool[Tensor, "1 1 H W"],
 ) -> Float[Tensor, "b 1 H W"]:
     """How far, 0 to 1, a known pixel beside marked ones shows the decoder's miss of a colour.
 
-    A large miss is another thing in its place: a bird that stands before a sky repainted without
-    it. And where what is painted has an edge between the two, as between a sky and its land, a
-    miss on one side says nothing of the other. Elsewhere the value has no meaning.
+    Of a known token the decoder paints what is there, and its miss is one of colour: 1. A token
+    that is `redrawn` knows nothing of its unmarked pixels. A large miss is another thing in their
+    place: a bird that stands before a sky repainted without it. And where what is painted has an
+    edge between the two, as between a sky and its land, a miss on one side says nothing of the
+    other. At pixels that are not beside marked ones the value has no meaning.
     """
     beside = four_neighbours(marked.to(x.dtype)).clamp(min=1)
     pairs = zip(neighbours(painted), neighbours(marked.to(x.dtype)), strict=True)
     same_side = sum(there * likeness(painted, other, EDGE) for other, there in pairs)
-    return likeness(painted, x, MISS) * same_side / beside
+    return (likeness(painted, x, MISS) * same_side / beside).where(redrawn, 1)
 
 
 def likeness(
