@@ -102,13 +102,15 @@ footer .divider { display: none; }
 }
 """.replace("PAINT", PAINT).replace("SEEN", str(SEEN))
 SCRIPT = """() => {
-  // Names: an empty picture is one, a button is called what is seen on it, and the arrow beside
-  // before and after does not take an edit back.
+  // Names: an empty picture is one, a button is called what is seen on it, also if that is a
+  // picture, and the arrow beside before and after does not take an edit back.
   const mend = () => {
     document.querySelectorAll('div.empty[aria-label]:not([role])').forEach(
       one => one.setAttribute('role', 'img'));
     document.querySelectorAll('button[aria-label]').forEach(
       one => one.textContent.trim() && one.removeAttribute('aria-label'));
+    document.querySelectorAll('button:not([aria-label]):has(img)').forEach(
+      one => one.textContent.trim() || one.setAttribute('aria-label', 'Picture'));
     document.querySelectorAll('#compare button[title=Undo]').forEach(one => {
       one.title = 'Reset the zoom';
       one.setAttribute('aria-label', one.title);

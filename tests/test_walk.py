@@ -139,6 +139,15 @@ def test_a_visitor_s_ten_minutes(shipped, size, colours, tmp_path):
         page.get_by_role("button", name="Upper half").click()
         page.wait_for_timeout(3000)
         shots.take("photograph")
+        folds = [tab.get_by_role("button", name=name) for name in ("The mask", "Extend beyond")]
+        for fold in folds:
+            fold.click()
+        tab.get_by_role("button", name="Preview", exact=True).click()
+        page.locator("#preview img").wait_for()
+        page.locator("#frame .size").get_by_text("{}×{} pixels".format(*PHOTO[::-1])).wait_for()
+        shots.take("previewed")
+        for fold in folds:
+            fold.click()
         repaint(page)
         page.wait_for_timeout(3000)
         shots.take("photograph-repainted")
@@ -185,11 +194,14 @@ def test_a_visitor_s_ten_minutes(shipped, size, colours, tmp_path):
         expect(page.get_by_label("Seed", exact=True).first).to_have_value(str(first_seed + 1))
         expect(prompt).to_have_value(words)
         page.get_by_role("button", name="How it works").first.click()
-        page.locator("#chain .thumbnail-item").first.wait_for()
+        page.locator("#chain .thumbnail-item").first.scroll_into_view_if_needed()
+        page.wait_for_function(LOADED.replace("samples", "chain"))
         shots.take("visit")
         for name in ("Paint a map", "Panorama", "Understand"):
             page.get_by_role("tab", name=name, exact=True).click()
             page.wait_for_timeout(2000)
+            if name == "Understand":
+                page.locator("#levels .thumbnail-item").first.wait_for()  # without a click
             shots.take(name.replace(" ", "-").lower())
         assert photo.size == PHOTO[::-1] and page.complaints == []
 
