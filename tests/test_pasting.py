@@ -140,7 +140,7 @@ def test_a_miss_does_not_go_on_across_an_edge(land, shift):
 
 
 def test_the_miss_of_a_known_token_always_counts():
-    """A sky whose light is not that of its land: what is painted has an edge at a token's border."""
+    """A sky in another light than its land: what is painted has an edge at a token's border."""
     painted, sky = torch.full((1, 3, 32, 32), 0.4), ~marked_right()
     painted[..., 16:] = -0.7
     shifted = membrane(painted, painted + 0.2, sky, sky)
