@@ -41,7 +41,7 @@ import watching
 folder, faults = sys.argv.pop(1), json.loads(sys.argv.pop(1))
 attempt = sum(name.startswith("fault_") for name in os.listdir(folder))
 rank = int(os.environ["RANK"])
-at = {{step: rest for who, step, *rest in faults[attempt : attempt + 1] if who == rank}}
+at = {{after: rest for who, after, *rest in faults[attempt : attempt + 1] if who == rank}}
 beat, first = watching.Watchdog.beat, []
 
 
@@ -53,9 +53,10 @@ def note(what, text=""):
 def faulty(watchdog, step):
     beat(watchdog, step)
     if not first:
-        first.append(note(f"began_{{attempt}}_{{rank}}", step))
-    if step in at:
-        seconds, number = at[step]
+        first.append(step)
+        note(f"began_{{attempt}}_{{rank}}", step)
+    if step - first[0] in at:
+        seconds, number = at[step - first[0]]
         note(f"fault_{{attempt}}", step)
         threading.Timer(seconds, os.kill, (os.getpid(), getattr(signal, number))).start()
 
@@ -63,8 +64,8 @@ def faulty(watchdog, step):
 watching.Watchdog.beat = faulty
 runpy.run_path({str(ROOT / "train" / "scale.py")!r}, run_name="__main__")
 """
-"""train/scale.py, whose rank WHO sends itself a signal SECONDS after step STEP has begun, in each
-attempt its own of `faults`: [WHO, STEP, SECONDS, SIGNAL]. It leaves notes in FOLDER."""
+"""train/scale.py, whose rank WHO sends itself a signal SECONDS after so many STEPS, in each attempt
+its own of `faults`: [WHO, STEPS, SECONDS, SIGNAL]. It leaves notes in FOLDER."""
 
 DOCUMENTED = ["--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-conf", "join_timeout=30"]
 
@@ -144,11 +145,11 @@ def run_of(out: Path) -> Path:
 
 def random_kills(count: int, seed: int) -> list[tuple]:
     """One in each attempt: any rank, one to six steps after the checkpoint it began with."""
-    choose, step, kills = random.Random(seed), 0, []
-    for _ in range(count):
-        step = step // 5 * 5 + choose.randint(1, 6)
-        kills.append((choose.randint(0, 1), step, 0.04 * choose.random(), "SIGKILL"))
-    return kills
+    choose = random.Random(seed)
+    return [
+        (choose.randint(0, 1), choose.randint(1, 6), 0.04 * choose.random(), "SIGKILL")
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("machines, kills", [(1, 10), (2, 3)])
@@ -156,7 +157,7 @@ def test_a_killed_rank_comes_back_at_the_first_restart(tokens, tmp_path, machine
     """One in every attempt, at random moments: each restart goes on within a minute, and the run
     ends as an undisturbed one does, bit for bit."""
     faults = random_kills(kills, seed=machines)
-    steps = faults[-1][1] + 6
+    steps = 15 * kills  # some may be made before a signal comes
     launchers = one_machine(restarts=kills) if machines == 1 else two_machines()
     for name, planned in (("whole", []), ("killed", faults)):
         folder = tmp_path / name

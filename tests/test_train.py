@@ -968,7 +968,8 @@ def test_a_chain_through_kills(chain, tmp_path):
         ROOT / "train/chain.py", *given, "--tokens", chain / "tokens", "--out", tmp_path
     )
 
-    def scale_that_learns(other_than: int = 0) -> int:
+    def scale_that_learns(since: float = 0.0) -> int:
+        """Its process, once it has made steps: the log that it found there is older."""
         deadline = time.monotonic() + 300
         while True:
             assert time.monotonic() < deadline and process.poll() is None
@@ -976,12 +977,14 @@ def test_a_chain_through_kills(chain, tmp_path):
             with contextlib.suppress(OSError, ValueError, IndexError):
                 pid = int((run / ".lock").read_text())
                 rows = metrics(run / "metrics.jsonl")
-                if pid != other_than and rows[-1]["step"] >= 10:
+                written = (run / "metrics.jsonl").stat().st_mtime
+                if written > since and rows[-1]["step"] >= 10:
                     return pid
 
     first = scale_that_learns()
     os.kill(first, signal.SIGKILL)
-    second = scale_that_learns(other_than=first)
+    second = scale_that_learns(since=time.time())
+    assert second != first
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 120
