@@ -3,7 +3,7 @@ draws of every x_t."""
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gradio as gr
 import torch
@@ -127,12 +127,7 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
         draw,
         [image, seed],
         [drawn_line, drawn],
-        preprocess=False,
-        api_name="draw_again",
-        api_description=inspect.cleandoc(draw_again.__doc__),
-        concurrency_limit=None,
-        show_progress="minimal",
-        show_progress_on=drawn_line,
+        **endpoint("draw_again", draw_again, drawn_line),
     )
 
 
@@ -149,14 +144,21 @@ def connect_levels(worker: Worker, model: ImageBART, inputs: list, outputs: list
         forget,
         inputs,
         outputs,
-        preprocess=False,
-        api_name="chain",
-        api_description=inspect.cleandoc(chain_levels.__doc__),
-        concurrency_limit=None,
-        show_progress="minimal",
-        show_progress_on=line,
         trigger_mode="always_last",
+        **endpoint("chain", chain_levels, line),
     )
+
+
+def endpoint(name: str, steps: Callable[..., Iterator[tuple]], line: gr.Markdown) -> dict:
+    """Options of the event that runs `steps`: what programs call it, and where progress shows."""
+    return {
+        "preprocess": False,
+        "api_name": name,
+        "api_description": inspect.cleandoc(steps.__doc__ or ""),
+        "concurrency_limit": None,
+        "show_progress": "minimal",
+        "show_progress_on": line,
+    }
 
 
 def picture_input(examples: list[Image.Image]) -> gr.Image:

@@ -211,8 +211,9 @@ def trust(
     edge between the two, as between a sky and its land, a miss on one side says nothing of the
     other. At pixels that are not beside marked ones the value has no meaning.
     """
-    beside = four_neighbours(marked.to(x.dtype)).clamp(min=1)
-    pairs = zip(neighbours(painted), neighbours(marked.to(x.dtype)), strict=True)
+    beyond = marked.to(x.dtype)
+    beside = four_neighbours(beyond).clamp(min=1)
+    pairs = zip(neighbours(painted), neighbours(beyond), strict=True)
     same_side = sum(there * likeness(painted, other, EDGE) for other, there in pairs)
     return (likeness(painted, x, MISS) * same_side / beside).where(redrawn, 1)
 
