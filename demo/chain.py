@@ -127,7 +127,7 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
         draw,
         [image, seed],
         [drawn_line, drawn],
-        **endpoint("draw_again", draw_again, drawn_line),
+        **event_options("draw_again", draw_again, drawn_line),
     )
 
 
@@ -145,11 +145,11 @@ def connect_levels(worker: Worker, model: ImageBART, inputs: list, outputs: list
         inputs,
         outputs,
         trigger_mode="always_last",
-        **endpoint("chain", chain_levels, line),
+        **event_options("chain", chain_levels, line),
     )
 
 
-def endpoint(name: str, steps: Callable[..., Iterator[tuple]], line: gr.Markdown) -> dict:
+def event_options(name: str, steps: Callable[..., Iterator[tuple]], line: gr.Markdown) -> dict:
     """Options of the event that runs `steps`: what programs call it, and where progress shows."""
     return {
         "preprocess": False,
