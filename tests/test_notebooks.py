@@ -476,16 +476,6 @@ def seams_differ() -> bool:
     return abs(fast["seam"] - exact["seam"]) > 2 * error or exact["seconds"] < 10 * fast["seconds"]
 
 
-def skies_found() -> float:
-    rows = record("scenery_edits")["rows"]
-    return sum(row["edits"] * row["found"] for row in rows) / sum(row["edits"] for row in rows)
-
-
-def weather_found() -> float:
-    """By samples of captions."""
-    return record("scenery_obedience_text")["rows"][1]["samples"]["weather"]
-
-
 def annealing_does_not_help() -> bool:
     (time, distance), (once, distance_once) = completed(ANNEALED), completed(PAPER)
     return time < once + 0.05 and distance > distance_once
@@ -494,8 +484,6 @@ def annealing_does_not_help() -> bool:
 PAPER, ANNEALED = "scenery_completion_paper", "scenery_completion_annealed"
 PARTICLES = "scenery_completion_particles"
 DID_NOT_WORK = {  # run record: what the page says of it
-    "scenery_edits": lambda: round(100 * skies_found()) == 78,
-    "scenery_obedience_text": lambda: round(100 * weather_found()) == 96,
     **dict.fromkeys((ANNEALED, PAPER), annealing_does_not_help),
     "passes": lambda: passes_by_scale()[0] == max(passes_by_scale()),
     PARTICLES: lambda: completed(PARTICLES, particles=8)[0] <= completed(PARTICLES)[0],
