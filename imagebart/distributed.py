@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -147,6 +147,46 @@ def of_all(value: Any, ranks: Ranks) -> list[Any]:
     values: list[Any] = [None] * ranks.world
     dist.all_gather_object(values, value)
     return values
+
+
+def by_main(function: Callable[[], Any], ranks: Ranks) -> Any:
+    """What `function` returns, on every rank: the main rank alone calls it, others call nothing.
+
+    It may be of any type that can be pickled; tensors, which lie on the CPU, are sent one after
+    another. Its ValueError is raised on every rank.
+    """
+    if ranks.world == 1:
+        return function()
+    result: Any = None
+    if ranks.is_main:
+        try:
+            result = function()
+        except ValueError as error:
+            result = error
+    told = [with_tensors(result, lambda x: x.to("meta"))]
+    dist.broadcast_object_list(told, src=0)
+    if isinstance(told[0], ValueError):
+        _until_all_know(ranks)
+        raise told[0]
+
+    def sent_by_main(x: Tensor) -> Tensor:
+        here = x if ranks.is_main else torch.empty_like(x, device="cpu")
+        packed = here.contiguous()
+        dist.broadcast(packed.flatten().view(torch.uint8), src=0)
+        return here if ranks.is_main else here.copy_(packed)
+
+    return with_tensors(result if ranks.is_main else told[0], sent_by_main)
+
+
+def with_tensors(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Nested dictionaries, lists and tuples in which `change` was called on every tensor."""
+    if isinstance(state, Tensor):
+        return change(state)
+    if isinstance(state, dict):
+        return {name: with_tensors(part, change) for name, part in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(with_tensors(part, change) for part in state)
+    return state
 
 
 def on_any_rank(flag: bool, ranks: Ranks) -> bool:

@@ -12,6 +12,7 @@ import torch
 from imagebart.distributed import (
     Ranks,
     autocast,
+    by_main,
     finish,
     mean,
     of_all,
@@ -33,7 +34,7 @@ WORKER = """
 import glob, os, sys, time, torch
 from torch.nn.parallel import DistributedDataParallel
 from imagebart.distributed import finish, gathered, mean, on_any_rank, require_same, share, start
-from imagebart.distributed import of_all, require_one_launcher, total
+from imagebart.distributed import by_main, of_all, require_one_launcher, total
 
 ranks = start("cpu")
 me = float(ranks.rank)
@@ -44,6 +45,18 @@ assert total(mine, ranks) == 1 and mine == me
 assert gathered(mine, ranks).tolist() == [0, 1]
 assert on_any_rank(ranks.rank == 1, ranks) and not on_any_rank(False, ranks)
 assert of_all([ranks.rank, "any"], ranks) == [[0, "any"], [1, "any"]]
+here = {"a": [mine, (torch.tensor(True), "b")], "c": torch.ones(2, 3, dtype=torch.int16).T}
+there = by_main(lambda: here, ranks)
+assert there["a"][0] == 0 and there["a"][1] == (True, "b") and there["c"].shape == (3, 2)
+assert there["c"].dtype == torch.int16 and there["c"].sum() == 6
+def refuse():
+    assert ranks.is_main
+    raise ValueError("no such state")
+try:
+    by_main(refuse, ranks)
+    raise AssertionError
+except ValueError as error:
+    assert str(error) == "no such state"
 require_one_launcher(True, ranks)
 os.environ["GROUP_WORLD_SIZE"] = "2"
 try:
@@ -144,6 +157,7 @@ def test_plain_python_is_one_rank_without_a_group(monkeypatch):
     assert not mean(torch.tensor(3.0, requires_grad=True), ranks).requires_grad
     assert on_any_rank(True, ranks) and not on_any_rank(False, ranks)
     assert sent(torch.tensor([3]), CPU) == 3 and of_all("any", ranks) == ["any"]
+    assert by_main(lambda: "any", ranks) == "any"
     finish(ranks)
 
 

@@ -123,18 +123,42 @@ def test_steps_without_gradients_lead_back_at_a_report(tmp_path):
     assert toy.made == [*range(1, 19), 17, 18, 19, 20, 21, 22]
 
 
-def test_ranks_wait_for_the_save_before_they_go_back(tmp_path, monkeypatch):
+def test_the_save_has_ended_before_a_run_goes_back(tmp_path, monkeypatch):
     """One that reads sooner would find the checkpoint before."""
     order = []
     toy = Toy(tmp_path)
     toy.run.publish = lambda _: None  # the toy's own reads too
     wait, newest = Saver.wait, Checkpoints.newest
     monkeypatch.setattr(Saver, "wait", lambda self: order.append("saved") or wait(self))
-    monkeypatch.setattr(distributed, "meet", lambda _: order.append("met"))
     monkeypatch.setattr(Checkpoints, "newest", lambda self: order.append("read") or newest(self))
     toy.learn(step_4=toy.spoil)
-    at = order.index("met")
-    assert "read" not in order[:at] and order[at - 1 : at + 2] == ["saved", "met", "read"]
+    at = order.index("read")
+    assert order[at - 1 : at + 1] == ["saved", "read"]
+
+
+def test_the_main_rank_alone_reads_checkpoints(tmp_path, monkeypatch):
+    """Others have what it has read, when the run begins and when it goes back."""
+    asked = []
+    monkeypatch.setattr(
+        distributed, "by_main", lambda function, _: asked.append(function.__name__) or function()
+    )
+    toy = Toy(tmp_path)
+    toy.learn(step_3=toy.spoil)
+    assert asked == ["latest", "newest", "latest"]
+
+
+def test_skipped_steps_are_counted_over_all_processes_of_a_run(tmp_path):
+    """Steps that come again are counted again: each of them was skipped."""
+
+    def skip() -> None:
+        toy.run.skips.note(torch.tensor(False))
+
+    toy = Toy(tmp_path, steps=10)
+    toy.learn(step_1=skip, step_3=toy.spoil, step_6=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    toy = Toy(tmp_path, steps=10)
+    toy.learn(step_7=skip)
+    assert toy.run.skips.all == 2
+    assert toy.checkpoints.latest()[1]["skipped"] == 2
 
 
 def test_a_report_is_a_line_a_scale(tmp_path):

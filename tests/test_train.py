@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from training import warmup_cosine
 from watching import Watchdog
 
-from imagebart import ImageBART, checkpoint, distributed, perceptual, presets
+from imagebart import ImageBART, checkpoint, perceptual, presets
 from imagebart.checkpoint import Checkpoints, read_json, run_lock, sha256_of
 from imagebart.conditions import ConditionShape, pieces_of, text_shape
 from imagebart.data import scenery
@@ -490,15 +490,6 @@ def test_a_run_is_resumed_as_what_it_was(chain, tmp_path, capsys):
     train_scale(chain, tmp_path, "--steps", 6, "--seed", 1, "--override")
     assert "resumed with steps 6, until now steps 5" in capsys.readouterr().err
     assert checkpoints.latest()[0] == 6
-
-
-def test_ranks_compare_the_step_they_resume_from(chain, monkeypatch):
-    """On machines without a shared disk one would go on where another begins."""
-    compared = []
-    monkeypatch.setattr(distributed, "require_same", lambda step, *_: compared.append(step))
-    train("compression", *SIZE, "--steps", 4, "--workers", 0, "--out", chain / "vqgan")
-    train_scale(chain, chain / "model", "--steps", 4)
-    assert compared == [4, 4]
 
 
 def spoiled_at(call: int, function, spoil):

@@ -86,12 +86,13 @@ class TrainingRun:
 
     def left_off(self) -> int:
         """Load the newest checkpoint; its step, at which the log goes on."""
-        step, state = self.checkpoints.latest() or (0, {})
+        newest = distributed.by_main(self.checkpoints.latest, self.ranks)
+        step, state = newest or (0, {})
         if state:
             require_same_run(state, self.must_stay, self.folder, self.config.override)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-        distributed.require_same(step, "the step to resume from", self.ranks)
+            self.skips.know(state.get("skipped", 0))
         log = self.folder / "metrics.jsonl"
         self.log = Log(log, step, self.ranks.is_main, self.config.tensorboard)
         return step
@@ -101,7 +102,7 @@ class TrainingRun:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         if not self.ranks.is_main:
             return
-        state = snapshot(state)
+        state = snapshot(state) | {"skipped": int(self.skips.all)}
 
         def write() -> None:
             self.publish(state)
@@ -134,8 +135,7 @@ class TrainingRun:
         """Load the last checkpoint; its step. ValueError if there is none, or none that is newer
         than where the run went back to before."""
         self.saver.wait()
-        distributed.meet(self.ranks)  # the others read what the main rank has written
-        newest = self.checkpoints.newest()
+        newest = distributed.by_main(self.checkpoints.newest, self.ranks)
         if newest is None or newest == self.went_back_to:
             raise ValueError(
                 f"weights and gradients must be finite, got NaN or infinity before step "

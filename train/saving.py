@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from training import say
 
+from imagebart import distributed
+
 MOST_FAILURES = 3
 """Saves in a row that may fail before the run ends."""
 MOST_SKIPPED = 10
@@ -78,21 +80,15 @@ def snapshot(state: Any) -> Any:
 
     Of a GPU's tensors into pinned memory, which is copied at the speed of the bus.
     """
-    copy = _copied(state)
+
+    def copied(x: Tensor) -> Tensor:
+        held = torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
+        return held.copy_(x.detach(), non_blocking=True)
+
+    copy = distributed.with_tensors(state, copied)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return copy
-
-
-def _copied(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        held = torch.empty_like(state, device="cpu", pin_memory=state.is_cuda)
-        return held.copy_(state.detach(), non_blocking=True)
-    if isinstance(state, dict):
-        return {name: _copied(part) for name, part in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(map(_copied, state))
-    return state
 
 
 class Skips:
@@ -111,6 +107,10 @@ class Skips:
         self.in_a_row += 1
         self.in_a_row *= skipped
         torch.maximum(self.most, self.in_a_row, out=self.most)
+
+    def know(self, before: int) -> None:
+        """A checkpoint says that there were `before` of them."""
+        self.all.clamp_(min=before)
 
     def begin_anew(self) -> None:
         """Nothing in a row."""
