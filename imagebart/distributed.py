@@ -163,11 +163,11 @@ def by_main(function: Callable[[], Any], ranks: Ranks) -> Any:
             result = function()
         except ValueError as error:
             result = error
-    told = [with_tensors(result, lambda x: x.to("meta"))]
-    dist.broadcast_object_list(told, src=0)
-    if isinstance(told[0], ValueError):
+    shapes = [with_tensors(result, lambda x: x.to("meta"))]
+    dist.broadcast_object_list(shapes, src=0)
+    if isinstance(shapes[0], ValueError):
         _until_all_know(ranks)
-        raise told[0]
+        raise shapes[0]
 
     def sent_by_main(x: Tensor) -> Tensor:
         here = x if ranks.is_main else torch.empty_like(x, device="cpu")
@@ -175,7 +175,7 @@ def by_main(function: Callable[[], Any], ranks: Ranks) -> Any:
         dist.broadcast(packed.flatten().view(torch.uint8), src=0)
         return here if ranks.is_main else here.copy_(packed)
 
-    return with_tensors(result if ranks.is_main else told[0], sent_by_main)
+    return with_tensors(result if ranks.is_main else shapes[0], sent_by_main)
 
 
 def with_tensors(state: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -138,13 +138,13 @@ def test_the_save_has_ended_before_a_run_goes_back(tmp_path, monkeypatch):
 
 def test_the_main_rank_alone_reads_checkpoints(tmp_path, monkeypatch):
     """Others have what it has read, when the run begins and when it goes back."""
-    asked = []
+    calls = []
     monkeypatch.setattr(
-        distributed, "by_main", lambda function, _: asked.append(function.__name__) or function()
+        distributed, "by_main", lambda function, _: calls.append(function.__name__) or function()
     )
     toy = Toy(tmp_path)
     toy.learn(step_3=toy.spoil)
-    assert asked == ["latest", "newest", "latest"]
+    assert calls == ["latest", "newest", "latest"]
 
 
 def test_skipped_steps_are_counted_over_all_processes_of_a_run(tmp_path):
