@@ -20,8 +20,9 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,14 @@ def split(part: range, batch: int) -> Iterator[range]:
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """A CPU's `x` on `device`; nothing waits for what a GPU still computes."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def gathering(module: nn.Module, is_last: bool) -> AbstractContextManager:
+    """Around a pass of several that make a step: DDP sums the gradients of all ranks in the last
+    one alone, and what is no DDP needs nothing."""
+    if isinstance(module, DistributedDataParallel) and not is_last:
+        return module.no_sync()
+    return nullcontext()
 
 
 def mean(value: Tensor, ranks: Ranks) -> Tensor:

@@ -7,6 +7,7 @@ needs the weights of a trained network on disk, `ImageNetFeatures`, whose weight
 and `RandomFeatures`, which needs nothing. Sampling never imports this file.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -23,17 +24,21 @@ VGG_ADDRESS = f"https://download.pytorch.org/models/{VGG_FILE}"
 class LPIPS(nn.Module):
     """Learned perceptual distance on VGG16 features, one number an image: f_rec.
 
-    Raises ValueError if the backbone's weights are not on disk: nothing is downloaded silently.
+    Raises ValueError if the backbone's weights are not on disk: nothing is downloaded silently. Not
+    `trained`, it needs none, and only its shape is right.
     """
 
-    def __init__(self):
+    def __init__(self, trained: bool = True):
         super().__init__()
         path = Path(torch.hub.get_dir()) / "checkpoints" / VGG_FILE
-        if not path.is_file():
+        if trained and not path.is_file():
             raise ValueError(f"LPIPS needs {VGG_ADDRESS} at {path}, or choose random features")
         import lpips
 
-        self.distance = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+        read = dict(pretrained=trained, pnet_rand=not trained)
+        with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of old options
+            self.distance = lpips.LPIPS(net="vgg", verbose=False, **read)
+        self.eval().requires_grad_(False)
 
     def forward(self, image: Images, reconstruction: Images) -> Float[Tensor, "b"]:
         return self.distance(image, reconstruction).flatten()
@@ -76,14 +81,16 @@ class ImageNetFeatures(nn.Module):
 
     As LPIPS without its learned weights: at every place of four maps, features are scaled to unit
     length; squared differences are summed over channels and averaged over places and maps.
-    Raises ValueError if the package with the weights is not installed.
+    Raises ValueError if the package with the weights is not installed. Not `trained`, it needs
+    none, and only its shape is right.
     """
 
-    def __init__(self):
+    def __init__(self, trained: bool = True):
         super().__init__()
         self.network = EfficientNetLite0()
-        weights = torch.load(find_weights(), map_location="cpu", weights_only=True)
-        self.network.load_published(weights)
+        if trained:
+            weights = torch.load(find_weights(), map_location="cpu", weights_only=True)
+            self.network.load_published(weights)
         self.eval().requires_grad_(False)
 
     def forward(self, image: Images, reconstruction: Images) -> Float[Tensor, "b"]:
@@ -101,6 +108,11 @@ def unit_length(h: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
 
 
 PERCEPTUAL = {"random": RandomFeatures, "imagenet": ImageNetFeatures, "lpips": LPIPS}
+
+
+def untrained(name: str) -> nn.Module:
+    """The perceptual network of that name, right in shape alone: for the memory that it takes."""
+    return RandomFeatures() if name == "random" else PERCEPTUAL[name](trained=False)
 
 
 class PatchDiscriminator(nn.Module):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from memory import GIB, Cost, cost_of
+from memory import GIB, Cost, cost_of, cost_of_compression
 from saving import Skips
 from test_train import script, train
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -15,6 +15,7 @@ from imagebart.checkpoint import EMA
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import Ranks, part_of, share, split
+from imagebart.vqgan import VQGAN
 
 PAPER = [name for name, row in presets.PRESETS.items() if row.vqgan.image_size == 256]
 
@@ -36,9 +37,27 @@ def test_more_images_take_more_and_recomputed_ones_less(capsys):
     assert 0.9 < plain.image_flops / (6 * plain.parameters * tokens) < 1.5
 
     train("plan", "--preset", "tiny", "--gpus", 64)
-    first, *_, last = capsys.readouterr().out.splitlines()
+    vqgan, first, last = capsys.readouterr().out.splitlines()
+    assert vqgan.startswith("tiny, VQGAN, 0 M parameters, ")
     assert first.startswith("tiny, t = 2, 0 M parameters, ")
     assert "64 GPUs: 1 images × 1 passes" in last
+
+
+def test_a_vqgan_and_its_judge_take_more_for_more_images():
+    """Of every perceptual network, without its weights on disk."""
+    tiny = presets.PRESETS["tiny"]
+    numbers = sum(p.numel() for p in VQGAN(tiny.vqgan).parameters())
+    costs = {
+        name: cost_of_compression(tiny.vqgan, replace(tiny.compression, perceptual=name))
+        for name in ("random", "imagenet", "lpips")
+    }
+    for one in costs.values():
+        assert one.parameters == numbers and one.state_bytes > 4 * 5 * numbers
+        pixels = 64 * 64 * 3
+        assert one.image_bytes > 4 * pixels and one.image_flops > pixels
+    assert costs["random"].bytes(8) < costs["imagenet"].bytes(8) < costs["lpips"].bytes(8)
+    full = replace(tiny.compression, precision="fp32")
+    assert cost_of_compression(tiny.vqgan, full, 2).bytes(8) > costs["random"].bytes(8)
 
 
 def test_as_many_images_as_fit_in_equal_parts():
@@ -109,6 +128,6 @@ def test_every_preset_of_the_paper_takes_a_step(name, capsys):
     train("plan", "--preset", name)
     lines = capsys.readouterr().out.splitlines()
     assert lines and all("passes, about" in line for line in lines)
-    for line in lines:
+    for line in (line for line in lines if "VQGAN" not in line):
         t, images = (int(re.search(x, line)[1]) for x in (r"t = (\d+)", r"(\d+) images"))
         fake_step(preset, t, images, preset.scale.precision, look=False)

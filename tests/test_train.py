@@ -1,6 +1,7 @@
 """The scripts: from an empty folder to pictures, through kills, signals and wrong inputs."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -12,9 +13,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from adversarial import Adversaries
+from memory import FILLED, cost_of_compression
 from PIL import Image
 from safetensors.torch import load_file
 from saving import are_finite
@@ -29,11 +33,13 @@ from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.tokens import TokenFile, TokenWriter
 from imagebart.denoiser import Denoiser
+from imagebart.distributed import Ranks
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.vqgan import VQGAN
 
 ROOT = Path(__file__).parents[1]
 ALONE = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ONE_RANK = Ranks(0, 1, torch.device("cpu"))
 SIZE = ("--preset", "tiny", "--batch", "4")
 
 
@@ -277,6 +283,56 @@ def test_the_discriminator_has_a_head_start(tmp_path, monkeypatch):
     monkeypatch.setattr(perceptual.PatchDiscriminator, "forward", spy)
     train("compression", *SIZE, "--steps", 4, "--workers", 0, "--out", tmp_path)
     assert judged == [8, 8, 4, 8]  # 4 images and 4 reconstructions; then 4 it has a word on
+
+
+def test_the_gradients_of_several_passes_are_those_of_one():
+    """Of both networks, the discriminator in its head start; the last pass is shorter."""
+    tiny = presets.PRESETS["tiny"]
+    options = dict(precision="fp32", adversarial_start=9, discriminator_head_start=9)
+    recipe = replace(tiny.compression, lecam_weight=0.1, **options)
+    torch.manual_seed(0)
+    vqgan, image = VQGAN(tiny.vqgan), torch.rand(8, 3, 64, 64) * 2 - 1
+    both, seen, codes = [], [], []
+    for at_once in (8, 3):
+        torch.manual_seed(0)
+        one = Adversaries(copy.deepcopy(vqgan), recipe, ONE_RANK, by_known=False, at_once=at_once)
+        one.judgements.averages.copy_(torch.tensor([0.2, -0.2]))
+        measured, finite = one.learn(image, True, 0, quantised=True)
+        assert finite
+        both.append(one)
+        seen.append(measured)
+        codes.append(one.usage.total())
+    torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(*(one.judgements.averages for one in both))
+    assert torch.equal(*codes) and codes[0].sum() == 8 * 64
+    for networks in zip(*((one.vqgan, one.discriminator) for one in both), strict=True):
+        for a, b in zip(*(network.parameters() for network in networks), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+    seed = torch.random.get_rng_state()
+    for one in both:
+        one.revive(image, 0, 0)
+    torch.testing.assert_close(*(one.vqgan.quantiser.token_vectors() for one in both))
+    assert torch.equal(torch.random.get_rng_state(), seed)
+
+
+def test_a_vqgan_learns_in_several_passes_a_step(tmp_path, monkeypatch, capsys):
+    """With the discriminator's word; as many as fit where there is a GPU, whose memory is said."""
+    tiny = presets.PRESETS["tiny"]
+    recipe = replace(tiny.compression, batch=4, adversarial_start=0)
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
+    few = ("--steps", 1, "--workers", 0)
+    given = ("compression", *SIZE, *few, "--out", tmp_path / "three")
+    train(*given, "--at-once", 3)
+    assert read_json(tmp_path / "three" / "run.json")["machine"]["images_at_once"] == 3
+    assert "at_once must be at least 1, got 0" in refusal(*given, "--at-once", 0)
+
+    images_at_once = script("compression")["images_at_once"]
+    needs = cost_of_compression(tiny.vqgan, recipe)
+    room = int(needs.bytes(2) / FILLED) + 1
+    monkeypatch.setitem(images_at_once.__globals__, "memory_of", lambda device: room)
+    config = SimpleNamespace(at_once=None)
+    assert images_at_once(config, VQGAN(tiny.vqgan), recipe, ONE_RANK) == 2
+    assert "batch 4: 1 ranks × 2 images × 2 passes, about" in capsys.readouterr().err
 
 
 def test_any_number_of_held_out_pictures_is_shown():

@@ -1,5 +1,6 @@
 """The VQGAN against its discriminator: a step of both, and codes brought back into use."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -60,12 +61,18 @@ class Adversaries:
     """The VQGAN and its discriminator, and what each learns by.
 
     `by_known`: the VQGAN repaints images where they are marked. What is frozen of it stays so.
+    `at_once`: images of a rank in one pass; a step sums the gradients of as many as it takes.
     """
 
     def __init__(
-        self, vqgan: VQGAN, recipe: CompressionRecipe, ranks: distributed.Ranks, by_known: bool
+        self,
+        vqgan: VQGAN,
+        recipe: CompressionRecipe,
+        ranks: distributed.Ranks,
+        by_known: bool,
+        at_once: int,
     ):
-        self.recipe, self.ranks = recipe, ranks
+        self.recipe, self.ranks, self.at_once = recipe, ranks, at_once
         shape = recipe.discriminator_channels, recipe.discriminator_layers
         features = perceptual.PERCEPTUAL[recipe.perceptual]
         networks = vqgan, perceptual.PatchDiscriminator(*shape), features()
@@ -130,37 +137,60 @@ class Adversaries:
     ) -> tuple[Images, Tensor, dict[str, Tensor], Tensor]:
         """A step of the VQGAN, x_0 → reconstruction: codes, losses, and whether it had finite
         gradients."""
-        recipe = self.recipe
-        with distributed.autocast(self.ranks.device, recipe.precision):
-            reconstruction, codebook, code = self.vqgan_ranks(image, how)
-            weights = recipe.perceptual_weight, recipe.detail, recipe.edges
-            rec = perceptual.reconstruction_loss(image, reconstruction, self.features, *weights)
-            loss, balance = rec + codebook, torch.zeros((), device=self.ranks.device)
-            if adversarial:
-                self.discriminator.requires_grad_(False)
-                adv = perceptual.generator_loss(self.discriminator(reconstruction))
-                balance = recipe.adversarial_weight * self._balanced(rec, adv)
-                loss = loss + balance * adv
-        norm, finite = descend(loss, self.vqgan, self.optimiser)
+        recipe, outputs = self.recipe, []
+        measured = dict.fromkeys(("rec", "codebook", "balance"), torch.zeros(()))
+        self.optimiser.zero_grad(set_to_none=True)
+        for rows, share, is_last in self._passes(image):
+            x, of_x = image[rows], how[rows] if isinstance(how, Tensor) else how
+            with distributed.gathering(self.vqgan_ranks, is_last):
+                with distributed.autocast(self.ranks.device, recipe.precision):
+                    reconstruction, codebook, code = self.vqgan_ranks(x, of_x)
+                    weights = recipe.perceptual_weight, recipe.detail, recipe.edges
+                    rec = perceptual.reconstruction_loss(x, reconstruction, self.features, *weights)
+                    loss, balance = rec + codebook, torch.zeros((), device=self.ranks.device)
+                    if adversarial:
+                        self.discriminator.requires_grad_(False)
+                        adv = perceptual.generator_loss(self.discriminator(reconstruction))
+                        balance = recipe.adversarial_weight * self._balanced(rec, adv)
+                        loss = loss + balance * adv
+                (share * loss).backward()
+            outputs.append((reconstruction.detach(), code))
+            of_pass = dict(rec=rec, codebook=codebook, balance=balance)
+            measured = {k: measured[k] + share * v.detach() for k, v in of_pass.items()}
+        norm, finite = descend(self.vqgan, self.optimiser)
         self.ema.update()
-        measured = dict(rec=rec, codebook=codebook, balance=balance, norm=norm)
-        return reconstruction, code, measured, finite
+        reconstruction, code = (torch.cat(each) for each in zip(*outputs, strict=True))
+        return reconstruction, code, measured | {"norm": norm}, finite
 
     def _judge(self, image: Images, reconstruction: Images) -> tuple[Tensor, Tensor, Tensor]:
         """A step of the discriminator, real or reconstructed: its loss, what it says of each, the
         mean over ranks, and whether its gradients are finite."""
+        loss, said = torch.zeros((), device=self.ranks.device), []
         self.discriminator.requires_grad_(True)
-        with distributed.autocast(self.ranks.device, self.recipe.precision):
-            both = self.discriminator_ranks(torch.cat([image, reconstruction]))
-            real, fake = both.chunk(2)
-            pull = perceptual.lecam(real, fake, self.judgements.averages)
-            loss = perceptual.discriminator_loss(real, fake) + self.recipe.lecam_weight * pull
-        said = [distributed.mean(x.detach().float().mean(), self.ranks) for x in (real, fake)]
-        _, finite = descend(loss, self.discriminator, self.discriminator_optimiser)
-        return loss, torch.stack(said), finite
+        self.discriminator_optimiser.zero_grad(set_to_none=True)
+        for rows, share, is_last in self._passes(image):
+            with distributed.gathering(self.discriminator_ranks, is_last):
+                with distributed.autocast(self.ranks.device, self.recipe.precision):
+                    both = self.discriminator_ranks(torch.cat([image[rows], reconstruction[rows]]))
+                    real, fake = both.chunk(2)
+                    pull = perceptual.lecam(real, fake, self.judgements.averages)
+                    hinge = perceptual.discriminator_loss(real, fake)
+                    of_pass = share * (hinge + self.recipe.lecam_weight * pull)
+                of_pass.backward()
+            loss = loss + of_pass.detach()
+            said.append(share * torch.stack([x.detach().float().mean() for x in (real, fake)]))
+        _, finite = descend(self.discriminator, self.discriminator_optimiser)
+        return loss, distributed.mean(torch.stack(said).sum(0), self.ranks), finite
+
+    def _passes(self, image: Images) -> Iterator[tuple[slice, float, bool]]:
+        """Rows of this rank's images that go through a network at once, which share of them all
+        they are, and whether they are the last."""
+        for piece in distributed.split(range(len(image)), self.at_once):
+            rows = slice(piece.start, piece.stop)
+            yield rows, len(piece) / len(image), piece.stop == len(image)
 
     def _balanced(self, rec: Tensor, adv: Tensor) -> Tensor:
-        """λ of eq. 4's two terms, from the gradients of the whole batch."""
+        """λ of eq. 4's two terms, from the gradients of a pass of all ranks."""
         at = self.vqgan.last_layer()
         gradients = (torch.autograd.grad(term, at, retain_graph=True)[0] for term in (rec, adv))
         over_all = (distributed.mean(gradient, self.ranks) for gradient in gradients)
@@ -171,19 +201,16 @@ class Adversaries:
         """Move codes unused since the last revival onto this batch's latents (the first time,
         all)."""
         dead = self.usage.total() < 1
-        z = distributed.gathered(self.vqgan.latents(image), self.ranks)
+        z = torch.cat([self.vqgan.latents(image[rows]) for rows, *_ in self._passes(image)])
+        z = distributed.gathered(z, self.ranks)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         self.vqgan.quantiser.revive(dead, z, generator)
         self.usage.counts.zero_()
 
 
-def descend(
-    loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[Tensor, Tensor]:
-    """A step down a loss's gradients: their norm, and whether they were finite; those that are not
-    are left out."""
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+def descend(network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
+    """A step down a network's gradients: their norm, and whether they were finite; those that are
+    not are left out."""
     norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
     finite = without_infinite(network.parameters(), norm)
     optimiser.step()

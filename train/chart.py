@@ -13,7 +13,8 @@ import tyro
 from matplotlib import pyplot as plt
 from stages import rows_of
 
-NUMBERS = ("rec", "psnr", "codes", "logit_real", "logit_fake", "loss", "held_out", "norm")
+OF_VQGAN = ("rec", "psnr", "perceptual", "codes", "logit_real", "logit_fake")
+NUMBERS = (*OF_VQGAN, "loss", "held_out", "norm")
 """What train/README.md says to watch."""
 
 

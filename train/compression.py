@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from adversarial import Adversaries, revival_is_due
 from einops import rearrange
+from memory import cost_of_compression, memory_line, memory_of
 from repainting import Repainter, marks_of, seeing_known
 from running import TrainingRun
 from torch.utils.data import DataLoader
@@ -70,6 +71,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     workers: int = 2  # processes that load images, a rank
+    at_once: int | None = None  # images of a rank in one pass; as many as fit unless given
     tensorboard: bool = False  # the log for TensorBoard too, beside metrics.jsonl
     override: bool = False  # resume although data or options are others than until now
     timeout: float = 600  # seconds without a step after which a run of several ranks ends
@@ -85,6 +87,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     torch.manual_seed(config.seed)
     if ranks.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
+    vqgan = vqgan_of(config, preset)
+    at_once = images_at_once(config, vqgan, recipe, ranks)
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     size = preset.vqgan.image_size
@@ -102,8 +106,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
     by_known, tokens_held = config.train == "known", config.train != "all"
-    vqgan = vqgan_of(config, preset)
-    both = Adversaries(vqgan, recipe, ranks, by_known)
+    both = Adversaries(vqgan, recipe, ranks, by_known, at_once)
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
     kept = must_stay(config, recipe, perceptual=recipe.perceptual, train=config.train)
@@ -111,7 +114,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         kept["data"] = train.digest()
         remove_drafts(config.out)
         remove_drafts(config.out / "checkpoints")
-        machine = {"ranks": ranks.world, "device": str(ranks.device)}
+        machine = {"ranks": ranks.world, "device": str(ranks.device), "images_at_once": at_once}
         write_run(config.out, config, recipe, kept, machine)
     checkpoints, saved = Checkpoints(config.out / "checkpoints"), copy.deepcopy(vqgan).cpu()
 
@@ -145,7 +148,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             if run.is_looked_at(done) and ranks.is_main:
                 same = averaged(vqgan, both.ema)
                 of_look = marks_of(range(len(look_at)), look_at, 0, 0) if by_known else None
-                log_reconstructions(same, look_at, quantised, of_look, done, run.log, ranks.device)
+                of_all = look_at, quantised, of_look, both.features
+                log_reconstructions(same, *of_all, done, run.log, ranks.device)
     if replaced := getattr(train, "unreadable_files", []):
         say(f"{len(replaced)} images could not be read and were replaced: {', '.join(replaced)}")
 
@@ -187,6 +191,22 @@ def vqgan_of(config: Config, preset: Preset) -> VQGAN:
     return vqgan
 
 
+def images_at_once(
+    config: Config, vqgan: VQGAN, recipe: CompressionRecipe, ranks: distributed.Ranks
+) -> int:
+    """Images of a rank in one pass, as many as fit into its GPU unless they are given."""
+    share, memory = recipe.batch // ranks.world, memory_of(ranks.device)
+    at_once = share if config.at_once is None else config.at_once
+    if at_once < 1:
+        raise ValueError(f"at_once must be at least 1, got {at_once}")
+    if memory is not None:
+        needs = cost_of_compression(vqgan.config, recipe, ranks.world)
+        at_once = needs.fitting(share, memory) if config.at_once is None else at_once
+        if ranks.is_main:
+            say(memory_line(needs, at_once, recipe.batch, ranks.world, memory))
+    return at_once
+
+
 def averaged(vqgan: VQGAN, ema: EMA) -> VQGAN:
     """A copy of the VQGAN with the averaged weights."""
     same = copy.deepcopy(vqgan)
@@ -196,7 +216,7 @@ def averaged(vqgan: VQGAN, ema: EMA) -> VQGAN:
 
 @torch.no_grad()
 def log_reconstructions(
-    vqgan: VQGAN, image, quantise: bool, marks, step: int, log: Log, device: torch.device
+    vqgan: VQGAN, image, quantise: bool, marks, features, step: int, log: Log, device: torch.device
 ) -> None:
     """Reconstruct held-out images, or what is marked of them: numbers to the log, a picture to
     look at."""
@@ -208,7 +228,9 @@ def log_reconstructions(
         back = torch.cat([learner(x.to(device), how)[0].cpu() for x, how in pairs])
         sharp = sharpness(back.clamp(-1, 1)).mean() / sharpness(image).mean()
         psnr = peak_signal_noise_ratio(back.clamp(-1, 1), image, data_range=2.0, dim=(1, 2, 3))
-        log.write(step, psnr=psnr, sharpness=sharp)
+        pairs = zip(image.split(1), back.split(1), strict=True)
+        far = torch.cat([features(x.to(device), y.to(device)) for x, y in pairs]).mean()
+        log.write(step, psnr=psnr, sharpness=sharp, perceptual=far)
         sheet = to_pil(sheet_of(image[:16], back[:16]))[0]
         with atomic_write(path) as draft:
             sheet.save(draft, format="PNG")

@@ -1,4 +1,5 @@
-"""What a step of train/scale.py takes on a GPU, before it is run: bytes and operations.
+"""What a step of train/scale.py or train/compression.py takes on a GPU, before it is run: bytes and
+operations.
 
 Shapes pass through the network as fake tensors (torch's FakeTensorMode): nothing is stored and
 nothing computed, so the largest preset is measured in seconds and without a GPU.
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,7 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from imagebart import distributed
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.perceptual import (
+    PatchDiscriminator,
+    generator_loss,
+    reconstruction_loss,
+    untrained,
+)
+from imagebart.presets import CompressionRecipe
 from imagebart.transformer import DecoderBlock, EncoderBlock
+from imagebart.vqgan import VQGAN, VQGANConfig
 
 GIB = 2**30
 FILLED = 0.85
@@ -62,6 +72,15 @@ class Cost:
             f"a GPU must have {self.bytes(1) / FILLED / GIB:.1f} GiB for this network, "
             f"got {memory / GIB:.1f}: --recompute and --precision bf16 need less"
         )
+
+
+def memory_line(needs: Cost, at_once: int, batch: int, ranks: int, memory: int) -> str:
+    """How a batch is computed, and the memory that it takes, in a line."""
+    accumulation = -(-batch // (ranks * at_once))
+    return (
+        f"batch {batch}: {ranks} ranks × {at_once} images × {accumulation} passes, "
+        f"about {needs.bytes(at_once) / GIB:.1f} GiB each of {memory / GIB:.0f} GiB"
+    )
 
 
 class Blocks:
@@ -120,7 +139,7 @@ def cost_of(
         with FlopCounterMode(display=False) as counter:
             one = kept_bytes(denoiser, 1, precision)
         two = kept_bytes(denoiser, 2, precision)
-    numbers = sum(p.numel() for p in denoiser.parameters())
+    numbers = numbers_of(denoiser)
     copies = 5 if ranks == 1 else 6  # several ranks sum their gradients in buckets
     flops = 3 * counter.get_total_flops()  # a backward pass is two forward passes
     return Cost(numbers, 4 * copies * numbers, max(0, 2 * one - two), two - one, flops)
@@ -136,6 +155,39 @@ def kept_bytes(denoiser: Denoiser, images: int, precision: str) -> int:
         kept = live.bytes()
     del loss
     return kept
+
+
+def cost_of_compression(config: VQGANConfig, recipe: CompressionRecipe, ranks: int = 1) -> Cost:
+    """Measure a step of the VQGAN against its discriminator: the pass that keeps most, of the
+    generator's loss. Weights of the perceptual network are not read: only their shapes count."""
+    with torch.random.fork_rng(), FakeTensorMode(allow_non_fake_inputs=True):
+        vqgan, features = VQGAN(config), untrained(recipe.perceptual)
+        shape = recipe.discriminator_channels, recipe.discriminator_layers
+        judge = PatchDiscriminator(*shape).requires_grad_(False)
+
+        def kept(images: int) -> int:
+            image = torch.zeros(images, 3, config.image_size, config.image_size)
+            with Live() as live, distributed.autocast(image.device, recipe.precision):
+                back, codebook, _ = vqgan(image)
+                weights = recipe.perceptual_weight, recipe.detail, recipe.edges
+                rec = reconstruction_loss(image, back, features, *weights)
+                loss = rec + codebook + generator_loss(judge(back))
+                bytes_kept = live.bytes()
+            del loss
+            return bytes_kept
+
+        with FlopCounterMode(display=False) as counter:
+            one = kept(1)
+        two = kept(2)
+    copies = 4 if ranks == 1 else 5  # of both networks; and the averaged weights of one
+    numbers = numbers_of(vqgan)
+    state = copies * (numbers + numbers_of(judge)) + numbers + numbers_of(features)
+    flops = 3 * counter.get_total_flops()
+    return Cost(numbers, 4 * state, max(0, 2 * one - two), two - one, flops)
+
+
+def numbers_of(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -1,4 +1,4 @@
-"""What a preset takes, before anything is run: memory of a GPU, and operations an image, a scale.
+"""What a preset takes, before anything is run: memory of a GPU, and operations an image, a stage.
 
     python train/plan.py --preset imagenet-5 --gpus 1 8 --memory 80
 
@@ -6,9 +6,9 @@ Measured with fake tensors (memory.py): it needs no GPU, and half a minute for t
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from memory import GIB, cost_of
+from memory import GIB, Cost, cost_of, cost_of_compression
 from training import read_options
 
 from imagebart.diffusion import MultinomialDiffusion
@@ -25,24 +25,33 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Print a line for each shape of the preset and each number of GPUs."""
+    """Print a line for each stage of the preset and each number of GPUs."""
     preset = find_preset(config.preset)
     precision = config.precision or preset.scale.precision
     diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
+    compression = replace(
+        preset.compression, precision=config.precision or preset.compression.precision
+    )
+    for gpus in config.gpus:
+        cost = cost_of_compression(preset.vqgan, compression, gpus)
+        print(plan_line(config, "VQGAN", cost, compression.batch, gpus))
     for t in [preset.T] if preset.joint else sorted({2, preset.T}):  # two shapes at most
         for gpus in config.gpus:
             cost = cost_of(preset.denoiser(t), diffusion, t, precision, config.recompute, gpus)
-            share = -(-preset.scale.batch // gpus)
-            head = f"{config.preset}, t = {t}, {cost.parameters / 1e6:.0f} M parameters, "
-            head += f"{cost.image_flops / 1e9:.0f} GFLOP an image, {gpus} GPUs: "
-            try:
-                at_once = cost.fitting(share, int(config.memory * GIB))
-            except ValueError as error:
-                print(f"{head}{error}")
-                continue
-            passes = -(-share // at_once)
-            used = cost.bytes(at_once) / GIB
-            print(f"{head}{at_once} images × {passes} passes, about {used:.1f} GiB each")
+            print(plan_line(config, f"t = {t}", cost, preset.scale.batch, gpus))
+
+
+def plan_line(config: Config, stage: str, cost: Cost, batch: int, gpus: int) -> str:
+    """What a stage takes on so many GPUs, or why it cannot be there."""
+    share = -(-batch // gpus)
+    head = f"{config.preset}, {stage}, {cost.parameters / 1e6:.0f} M parameters, "
+    head += f"{cost.image_flops / 1e9:.0f} GFLOP an image, {gpus} GPUs: "
+    try:
+        at_once = cost.fitting(share, int(config.memory * GIB))
+    except ValueError as error:
+        return f"{head}{error}"
+    used = cost.bytes(at_once) / GIB
+    return f"{head}{at_once} images × {-(-share // at_once)} passes, about {used:.1f} GiB each"
 
 
 if __name__ == "__main__":

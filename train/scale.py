@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from memory import GIB, Blocks, Cost, cost_of, memory_of, peak_flops
+from memory import Blocks, cost_of, memory_line, memory_of, peak_flops
 from running import TrainingRun
 from saving import Skips, without_infinite
 from torch import nn
@@ -115,8 +115,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         flops = needs.image_flops, peak_flops(device)
         at_once = needs.fitting(len(part), memory) if at_once is None else at_once
         if ranks.is_main:
-            line = memory_line(needs, at_once, recipe.batch, ranks.world)
-            say(f"{line} of {memory / GIB:.0f} GiB")
+            say(memory_line(needs, at_once, recipe.batch, ranks.world, memory))
     at_once = len(part) if at_once is None else at_once
     if at_once < 1:
         raise ValueError(f"at_once must be at least 1, got {at_once}")
@@ -196,8 +195,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             for piece in distributed.split(part, at_once):
                 rows = slice(piece.start, piece.stop)
                 share = len(piece) * ranks.world / recipe.batch  # DDP divides by the ranks
-                last = piece.stop == part.stop
-                with nullcontext() if last or ranks.world == 1 else loss_t.no_sync():
+                with distributed.gathering(loss_t, piece.stop == part.stop):
                     with distributed.autocast(device, recipe.precision):
                         of_piece = (distributed.sent(x[rows], device) for x in images)
                         mean = loss_t(*of_piece, t=t).mean() * share
@@ -272,15 +270,6 @@ def require_names(shapes: dict[str, ConditionShape], tokens: TokenFile) -> None:
                 f"{tokens.folder}: must have {shape.vocabulary} names of {name} for this preset, "
                 f"got {len(names)}"
             )
-
-
-def memory_line(needs: Cost, at_once: int, batch: int, ranks: int) -> str:
-    """How a batch is computed, and the memory that it takes, in a line."""
-    accumulation = -(-batch // (ranks * at_once))
-    return (
-        f"batch {batch}: {ranks} ranks × {at_once} images × {accumulation} passes, "
-        f"about {needs.bytes(at_once) / GIB:.1f} GiB each"
-    )
 
 
 def require_vqgan(tokens: TokenFile, digest: str) -> None:
