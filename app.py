@@ -32,12 +32,12 @@ from starlette.middleware import Middleware
 
 from demo.calls import functions_of
 from demo.chain import chain_tab
-from demo.edit import edit_tab
+from demo.change import change_tab
 from demo.files import private_folder, stored_files, tidy
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
 from demo.parts import title
-from demo.pictures import chosen_for_editor, example_pictures, for_editor, with_source
+from demo.pictures import example_pictures, for_editor, with_source
 from demo.ready import ready_pictures
 from demo.requests import Late, Ranker, sentences
 from demo.sample import sample_tab, settings_of_link
@@ -85,39 +85,33 @@ def build(
         with gr.Tabs() as tabs:
             with gr.Tab("Make", id="sample"):
                 samples = sample_tab(worker, model, ranker, first)
+                sent = [samples.sent]
             with gr.Tab("Change", id="edit"):
-                edits = edit_tab(worker, model, examples, ranker)
+                editor, views = change_tab(worker, model, examples, ranker)
             if painter is not None:
                 with gr.Tab("Paint a map", id="semantic"):
-                    semantic_tab(worker, painter, ranker)
+                    sent.append(semantic_tab(worker, painter, ranker))
             with gr.Tab("Panorama", id="panorama"):
-                panorama_tab(worker, model)
+                sent.append(panorama_tab(worker, model))
             with gr.Tab("Understand", id="chain") as tab:
                 chain_tab(worker, model, examples, tab)
-        page.load(
-            lambda: with_source(for_editor(examples[0])),
-            None,
-            edits.editor,
-            api_visibility="private",
-            show_progress="hidden",
-        )
+        private = {"api_visibility": "private", "show_progress": "hidden"}
+        page.load(lambda: with_source(for_editor(examples[0])), None, editor, **private)
         page.load(
             sentences()(partial(settings_of_link, samples.said.inputs)),
             samples.said.inputs["prompt"],  # in whose place the browser sends the address' query
             [*samples.said.inputs.values(), samples.said.fresh],
             js="() => [window.location.search]",
             preprocess=False,
-            api_visibility="private",
-            show_progress="hidden",
+            **private,
         )
-        samples.send.click(
-            lambda results, i: (*chosen_for_editor(results, i), gr.Tabs(selected="edit")),
-            [samples.gallery, samples.index],
-            [*edits.editor, tabs],
-            preprocess=False,
-            api_visibility="private",
-            show_progress="hidden",
-        )
+
+        def opened() -> tuple[gr.Tabs, gr.Tabs]:
+            return gr.Tabs(selected="edit"), gr.Tabs(selected="picture")
+
+        for button, chosen, inputs in sent:
+            event = button.click(chosen, inputs, editor, preprocess=False, **private)
+            event.success(opened, None, [tabs, views], **private)
     return page.queue(max_size=MOST_WAITING, api_open=False)
 
 

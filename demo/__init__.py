@@ -1,6 +1,8 @@
 """The tabs of the demo, one module each, and what they share.
 
-sample, edit, paint, panorama, chain    one tab each: its endpoint, then its page
+sample, paint, panorama, chain          one tab each: its endpoint, then its page
+edit, change                            the endpoints of Change, and its page
+editor                                  a picture, and what is painted over it
 frame                                   what is added around a picture, dragged
 requests                                arguments of visitors, checked
 pictures                                input and output images

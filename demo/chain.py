@@ -1,19 +1,18 @@
 """The tab Understand: x_t of an image for every t, bits per token of each scale, and what the model
 draws of every x_t."""
 
-import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import gradio as gr
 import torch
 from einops import rearrange
 from PIL import Image
 
-from demo.parts import in_turn, shelf_of
+from demo.parts import alone_with, job, run_buttons, shelf_of, stops
 from demo.pictures import read_picture, stored
 from demo.requests import picked, progress, read_int
-from demo.worker import Worker, alone
+from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import fit
 from imagebart.notation import Grid
@@ -97,18 +96,18 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             image = picture_input(examples)
-            about = f"Scale: 1 is the image's tokens, {model.T} is noise"
-            t = gr.Slider(1, model.T, 2, step=1, label="t", info=about, elem_id="level")
+            about = f"1 is the picture, in {model.T} nothing is left of it; called t in the paper"
+            t = gr.Slider(1, model.T, 2, step=1, label="Level", info=about, elem_id="level")
             seed = gr.Number(0, label="Seed of the noise", precision=0)
         with gr.Column(scale=3, min_width=320):
             plain = {"format": "png", "interactive": False, "height": 460, "buttons": []}
-            shown = gr.Image(label="x_t, decoded", elem_id="noisy", **plain)
+            shown = gr.Image(label="The picture at this level", elem_id="noisy", **plain)
             line = gr.Markdown(elem_id="chain-status", min_height=28)
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
     gr.Markdown("#### All levels")
     levels = shelf_of(label="Levels", elem_id="levels", **plain)
     gr.Markdown(ADDED)
-    again = gr.Button("Draw again from every level")
+    again, stop = run_buttons("Draw again from every level")
     drawn_line = gr.Markdown(elem_id="redrawn-status", min_height=28)
     drawn = shelf_of(label="Drawn again", elem_id="redrawn", **plain)
 
@@ -117,48 +116,16 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     tab.select(first, image, image, preprocess=False, queue=False, **private)
-    connect_levels(worker, model, [image, t, seed], [shown, line, levels])
-
-    async def draw(image=None, seed=0):
-        async for outputs in in_turn(worker, alone(lambda: draw_again(model, image, seed))):
-            yield outputs
-
-    again.click(
-        draw,
-        [image, seed],
-        [drawn_line, drawn],
-        **event_options("draw_again", draw_again, drawn_line),
-    )
-
-
-def connect_levels(worker: Worker, model: ImageBART, inputs: list, outputs: list) -> None:
-    """Levels follow the picture, t and the seed."""
-    (image, t, seed), line = inputs, outputs[1]
-
-    async def forget(image=None, t=2, seed=0):
-        async for outputs in in_turn(worker, alone(lambda: chain_levels(model, image, t, seed))):
-            yield outputs
-
+    inputs = {"image": image, "t": t, "seed": seed}
     gr.on(
         [image.change, t.change, seed.submit],
-        forget,
-        inputs,
-        outputs,
+        outputs=[shown, line, levels],
         trigger_mode="always_last",
-        **event_options("chain", chain_levels, line),
+        **job(chain_levels, inputs, worker, alone_with(chain_levels, model), line, name="chain"),
     )
-
-
-def event_options(name: str, steps: Callable[..., Iterator[tuple]], line: gr.Markdown) -> dict:
-    """Options of the event that runs `steps`: what programs call it, and where progress shows."""
-    return {
-        "preprocess": False,
-        "api_name": name,
-        "api_description": inspect.cleandoc(steps.__doc__ or ""),
-        "concurrency_limit": None,
-        "show_progress": "minimal",
-        "show_progress_on": line,
-    }
+    inputs = {"image": image, "seed": seed}
+    how = job(draw_again, inputs, worker, alone_with(draw_again, model), drawn_line)
+    stops(stop, again.click(outputs=[drawn_line, drawn], **how), drawn_line)
 
 
 def picture_input(examples: list[Image.Image]) -> gr.Image:

@@ -1,54 +1,23 @@
-"""The tab Change: inpaint a mask, outpaint beyond the borders, or reimagine the whole picture."""
+"""Endpoints of the tab Change: inpaint a mask, outpaint beyond the borders, or reimagine the whole
+picture."""
 
 import time
 from collections.abc import Iterator
 from functools import partial
-from types import SimpleNamespace
 
-import gradio as gr
 import numpy as np
 from PIL import Image
 
-from demo.frame import MOST_MARGIN, STEP_OF_MARGINS, frame_value, frame_view
-from demo.parts import (
-    Controls,
-    connect,
-    image_editor,
-    panel,
-    results_gallery,
-    run_buttons,
-    sentence,
-    settings_button,
-    shelf_of,
-    slider_of,
-)
-from demo.pictures import (
-    Throttle,
-    chosen_for_editor,
-    for_editor,
-    growing,
-    labelled,
-    marked_picture,
-    read_editor,
-    read_picture,
-    source_of,
-    stored,
-    token_map,
-    with_source,
-)
+from demo.pictures import Throttle, growing, labelled, read_editor, stored, token_map
 from demo.requests import (
-    LONGEST_PROMPT,
     MARGINS,
-    OPTIONS,
-    STEP,
+    MOST_MARGIN,
     Ranker,
     at_once,
-    bounds,
     caption,
     check_pixels,
     finished,
     options_of_best,
-    picked,
     progress,
     ranked,
     read_candidates,
@@ -58,14 +27,11 @@ from demo.requests import (
     read_request,
     read_words,
     real,
-    sentences,
     settings_of_each,
     status,
 )
-from demo.style import PAINT, SEEN
-from demo.worker import Worker
 from imagebart import ImageBART
-from imagebart.data.images import as_given, fit, to_rgb
+from imagebart.data.images import fit, to_rgb
 from imagebart.editing.inpainting import (
     MASK_OPTIONS,
     MaskedImage,
@@ -75,36 +41,9 @@ from imagebart.editing.inpainting import (
 )
 from imagebart.editing.process import refined_steps
 from imagebart.editing.reimagining import reimagine_steps
-from imagebart.options import ReimaginingOptions, rows
 
-MOST_UNDOS = 20
-MOST_OVERLAP = 128
 EVERY_STEP = 2**21
 """Results of at most so many pixels are stored after every step, others every few seconds."""
-MASKS = {  # in quarters of the image, # = repaint
-    "Upper half": "#### #### .... ....",
-    "Lower half": ".... .... #### ####",
-    "Left half": "##.. ##.. ##.. ##..",
-    "Right half": "..## ..## ..## ..##",
-    "Centre": ".... .##. .##. ....",
-    "Outer frame": "#### #..# #..# ####",
-}
-OF_THE_WHOLE = ("editor", "prompt", "num_images", "seed", "classes", "guidance", "temperature")
-"""Inputs of an edit that a reimagining has too."""
-INTO_VIEW = """() => {
-  document.querySelector("#views").scrollIntoView({block: "nearest", behavior: "smooth"});
-  return [];
-}"""
-SIDES = {  # what a button adds: left, right, above, below, in halves of the model's image size
-    "Left": (1, 0, 0, 0),
-    "Right": (0, 1, 0, 0),
-    "Above": (0, 0, 1, 0),
-    "Below": (0, 0, 0, 1),
-    "All": (1, 1, 1, 1),
-}
-
-
-# ── the endpoints ─────────────────────────────────────────────────────────────────────────────
 
 
 def inpaint(
@@ -259,267 +198,9 @@ def reimagine(
         yield status(step, options["seed"], count, began, remark), images, before
 
 
-# ── editor and results ────────────────────────────────────────────────────────────────────────
-
-
-def mask_layer(name: str, size: tuple[int, int]) -> Image.Image:
-    """One of `MASKS` as a layer for the editor, size = (W, H)."""
-    chart = [[int(255 * SEEN * (mark == "#")) for mark in row] for row in MASKS[name].split()]
-    alpha = Image.fromarray(np.array(chart, np.uint8)).resize(size, Image.Resampling.NEAREST)
-    layer = Image.new("RGB", size, PAINT)
-    layer.putalpha(alpha)
-    return layer
-
-
-@sentences()
-def with_mask(name: str, value: dict | None, source: str | None) -> tuple[dict, str]:
-    """The image in the editor with one of `MASKS` as its mask, and its source."""
-    image, _ = read_editor(value, source)
-    return with_source(for_editor(image, mask_layer(name, image.size)))
-
-
-def remembered(editor: dict | None, source: str | None, history: list[str]) -> list[str]:
-    """The last edited images, with the current one."""
-    if not editor or not editor.get("background"):
-        return history
-    return [*history, source_of(editor, source)][-MOST_UNDOS:]
-
-
-@sentences()
-def taken(
-    results: list | None, index: int, editor: dict | None, source: str | None, history: list[str]
-) -> tuple[dict, str, list[str]]:
-    """(selected result as the editor's value, its source, history with the current image); nothing
-    changes if there is no result."""
-    return *chosen_for_editor(results, index), remembered(editor, source, history)
-
-
 def masked(model: ImageBART, image: Image.Image, mask: np.ndarray, **how) -> MaskedImage:
     """The image with its mask; ValueError for an empty one."""
     edit = MaskedImage(model, image, mask, **how)
     if not edit.marked.any():
         raise ValueError("the mask is empty: paint over what should be repainted")
     return edit
-
-
-@sentences()
-def previewed(
-    model: ImageBART, editor: dict | None, source: str | None, context, feather, invert_mask
-) -> gr.Image:
-    """What inpainting would draw, before it does."""
-    how = {"context": read_number(model, "context", context)}
-    how["feather"] = read_number(model, "feather", feather)
-    how["invert_mask"] = read_flag(invert_mask, "invert_mask")
-    edit = masked(model, *read_editor(editor, source), **how)
-    return gr.Image(stored(marked_picture(edit)), visible=True)
-
-
-@sentences()
-def extended(
-    editor: dict | None, source: str | None, left, right, top, bottom, overlap
-) -> dict | None:
-    """The picture in the frame that outpainting would fill; None without a picture."""
-    if not editor or not editor.get("background"):
-        return None
-    given = zip(MARGINS, (left, right, top, bottom), strict=True)
-    margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given}
-    image = to_rgb(read_editor(editor, source)[0])
-    return frame_value(image, margins, read_int(overlap, "overlap", 0, min(image.size) // 4))
-
-
-@sentences()
-def undone(history: list[str]) -> tuple[dict, str, list[str]]:
-    """(previous image as the editor's value, its source, the history before it)."""
-    if not history:
-        raise ValueError("there is nothing to undo")
-    image = read_picture({"path": history[-1]}, as_given)
-    return *with_source(for_editor(image)), history[:-1]
-
-
-# ── the page ──────────────────────────────────────────────────────────────────────────────────
-
-
-def edit_tab(
-    worker: Worker, model: ImageBART, examples: list[Image.Image], ranker: Ranker | None = None
-) -> SimpleNamespace:
-    """The page; returns what the other tabs connect to."""
-    with gr.Row():
-        with (
-            gr.Column(scale=3, min_width=320, elem_classes="takes-files"),
-            gr.Tabs(elem_id="views") as views,
-        ):
-            with gr.Tab("Picture", id="picture"):
-                source = gr.State(None)
-                editor = picture_editor(model, examples, source)
-            with gr.Tab("Result", id="result"):
-                compare, gallery, index = result_view()
-                with gr.Row():
-                    again = gr.Button("Use the selected result as input", scale=3)
-                    undo = gr.Button("Undo", scale=1, elem_id="undo")
-        with gr.Column(scale=2, min_width=300, elem_classes="takes-files"):
-            said = panel(model, "Repaint", "edit-status", ranker, enlarge=False)
-            edits, mask = controls_of_edits(model, editor, source)
-            inputs = {"editor": editor, **said.inputs, **edits}
-            kept = {"source": source}  # at the end, where callers by name leave it out
-            with gr.Accordion("Extend beyond the borders", open=False) as fold:
-                margins = margins_in_frame(model, fold, editor, source)
-                beyond = run_buttons("Outpaint")
-            by_words = "text" in model.conditions and model.condition_dropout
-            if by_words:
-                with gr.Accordion("Change the whole picture", open=False):
-                    shows = controls_of_source()
-                    anew = run_buttons("Reimagine")
-            settings_button(said.inputs | edits, said.fresh)
-    with gr.Accordion("How it works: the first result, step by step", open=False), gr.Row():
-        plain = {"format": "png", "interactive": False, "height": 220, "buttons": []}
-        with gr.Column(scale=1, min_width=220):
-            shown = gr.Image(label="Tokens to repaint", elem_id="tokens", **plain)
-        with gr.Column(scale=4, min_width=320):
-            plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
-            strip = shelf_of(label="First result", elem_id="first-result", **plain)
-
-    before = gr.State(None)
-    outputs = [shown, strip, said.line, gallery, before]
-    how = said.buttons, inputs | mask | kept, said.fresh, outputs, index
-    painted = connect(worker, model, inpaint, *how, ranker=ranker)
-    how = beyond, inputs | margins | kept, said.fresh, [shown, said.line, gallery], index
-    grown = connect(worker, model, outpaint, *how, enter=False, ranker=ranker)
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    grown[0].then(lambda: ([], None), None, [strip, before], queue=False, **private)
-    runs = [painted, grown]
-    if by_words:
-        whole = {name: inputs[name] for name in OF_THE_WHOLE} | shows | kept
-        how = anew, whole, said.fresh, [said.line, gallery, before], index
-        runs.append(connect(worker, model, reimagine, *how, enter=False))
-    for begun, ended in runs:
-        begun.then(
-            lambda: gr.Tabs(selected="result"), None, views, js=INTO_VIEW, queue=False, **private
-        )
-        ended.failure(lambda: gr.Tabs(selected="picture"), None, views, queue=False, **private)
-    for change in (gallery.change, index.change):
-        seen = [before, gallery, index]
-        change(before_and_after, seen, compare, preprocess=False, queue=False, **private)
-    history = gr.State([])
-    chosen, back_to = [gallery, index, editor, source, history], [editor, source, history]
-    back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **private}
-    again.click(taken, chosen, back_to, preprocess=False, **private).success(**back)
-    undo.click(undone, history, back_to, **private).success(**back)
-    return SimpleNamespace(editor=[editor, source])
-
-
-def controls_of_edits(
-    model: ImageBART, editor: gr.ImageEditor, source: gr.State
-) -> tuple[Controls, Controls]:
-    """(how masked tokens are drawn, what the mask is), with a look at the mask."""
-    about = "How often the finest scale is drawn again, at most; ends once no token changes"
-    _, most = bounds(model, "passes")
-    with gr.Accordion("The mask", open=False):
-        passes = gr.Slider(0, most, 0, step=1, label="Refinement passes", info=about)
-        sliders = {name: slider_of(model, name) for name in ("context", "feather")}
-        about = sentence(OPTIONS["invert_mask"].option.meaning)
-        inverted = gr.Checkbox(label="Invert the mask", info=about)
-        look = gr.Button("Preview", size="sm")
-        plain = {"format": "png", "interactive": False, "height": 260, "buttons": []}
-        label = "Coloured: will be drawn. Dark: is not looked at"
-        preview = gr.Image(label=label, elem_id="preview", visible=False, **plain)
-    look.click(
-        partial(previewed, model),
-        [editor, source, *sliders.values(), inverted],
-        preview,
-        preprocess=False,
-        queue=False,
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    return {"passes": passes} | sliders, {"invert_mask": inverted}
-
-
-def controls_of_source() -> Controls:
-    """What the picture shows now, and how far it may change."""
-    about = "What it shows now, in words; the prompt says what it should show instead"
-    words = gr.Textbox("", label="The picture shows", info=about, max_length=LONGEST_PROMPT)
-    row = rows(ReimaginingOptions)["strength"].option
-    info = sentence(row.meaning)
-    strength = gr.Slider(0, row.most, row.default, step=STEP, label="Strength", info=info)
-    return {"source_prompt": words, "strength": strength}
-
-
-def result_view() -> tuple[gr.ImageSlider, gr.Gallery, gr.State]:
-    """(the input beside the selected result, all results, the index of the selected one)."""
-    plain = {"format": "png", "interactive": False, "buttons": ["fullscreen"], "max_height": 460}
-    compare = gr.ImageSlider(label="Before and after", elem_id="compare", visible=False, **plain)
-    return compare, *results_gallery(label="Results", elem_id="edits")
-
-
-def before_and_after(before: str | None, results: list | None, index: int) -> gr.ImageSlider:
-    """The input and the selected result, if both have one size."""
-    if not before or not results:
-        return gr.ImageSlider(visible=False)
-    after = results[min(index, len(results) - 1)]["image"]["path"]
-    return gr.ImageSlider((before, after), visible=True)
-
-
-def picture_editor(
-    model: ImageBART, examples: list[Image.Image], source: gr.State
-) -> gr.ImageEditor:
-    """The editor, with uploads, examples and preset masks; `source` is the file of its picture."""
-    H, W = model.image_size
-    editor = image_editor(W, H, "Mark what to change", [(PAINT, SEEN)], "editor")
-    names, masks = list(MASKS), []
-    for three in (names[:3], names[3:]):
-        with gr.Row():
-            masks += [gr.Button(name, size="sm", min_width=90) for name in three]
-    upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm")
-    gr.Markdown("Or drop or paste one above, or take one of these:")
-    plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
-    shelf = shelf_of(examples, elem_id="examples", **plain)
-
-    def pick(event: gr.SelectData) -> tuple[dict, str]:
-        return with_source(for_editor(picked(examples, event)))
-
-    @sentences()
-    def uploaded(file: dict) -> tuple[dict, str]:
-        return with_source(for_editor(read_picture(file, as_given)))
-
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    shown = [editor, source]
-    shelf.select(pick, None, shown, **private)
-    upload.upload(uploaded, upload, shown, preprocess=False, **private)
-    for name, button in zip(MASKS, masks, strict=True):
-        button.click(partial(with_mask, name), shown, shown, preprocess=False, **private)
-    return editor
-
-
-def margins_in_frame(
-    model: ImageBART, fold: gr.Accordion, editor: gr.ImageEditor, source: gr.State
-) -> Controls:
-    """The pixels to add on each side and to draw again, seen and dragged in a frame around the
-    picture, which is there once the `fold` is open."""
-    H, W = model.image_size
-    frame = frame_view()
-    gr.Markdown("Drag its edges, or say how much:")
-    with gr.Row():
-        buttons = [gr.Button(name, size="sm", min_width=60) for name in SIDES]
-    sliders = [
-        gr.Slider(0, MOST_MARGIN, 0, step=STEP_OF_MARGINS, label=f"Pixels {where}")
-        for where in ("to the left", "to the right", "above", "below")
-    ]
-    about = "Pixels of the picture that are drawn again where it grows, for what its border cuts"
-    overlap = gr.Slider(0, MOST_OVERLAP, 0, step=4, label="Overlap", info=about)
-    for button, halves in zip(buttons, SIDES.values(), strict=True):
-        pixels = [n * side // 2 for n, side in zip(halves, (W, W, H, H), strict=True)]
-        button.click(None, None, sliders, js=f"() => {pixels}", api_visibility="private")
-    dragged = f"frame => {list(MARGINS)}.map(side => frame[side])"
-    frame.input(None, frame, sliders, js=dragged, api_visibility="private")
-    gr.on(
-        [fold.expand, source.change, overlap.change, *(slider.change for slider in sliders)],
-        extended,
-        [editor, source, *sliders, overlap],
-        frame,
-        preprocess=False,
-        queue=False,
-        trigger_mode="always_last",
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    return dict(zip(MARGINS, sliders, strict=True)) | {"overlap": overlap}

@@ -11,9 +11,8 @@ from io import BytesIO
 import gradio as gr
 from PIL import Image
 
-from demo.requests import MARGINS
+from demo.requests import MARGINS, MOST_MARGIN
 
-MOST_MARGIN = 1024
 STEP_OF_MARGINS = 8
 MOST_SEEN = (384, 384)
 """Pixels of the copy of the picture that is shown."""

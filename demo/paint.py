@@ -8,14 +8,9 @@ from functools import partial
 import gradio as gr
 from PIL import Image
 
-from demo.parts import (
-    connect,
-    image_editor,
-    panel,
-    results_gallery,
-    shelf_of,
-)
-from demo.pictures import EXAMPLES, for_editor, labelled, read_picture, stored
+from demo.editor import brush_slider, image_editor
+from demo.parts import SEND, connect, panel, results_gallery, shelf_of
+from demo.pictures import EXAMPLES, chosen_for_editor, for_editor, labelled, read_picture, stored
 from demo.requests import (
     Ranker,
     options_of_best,
@@ -65,6 +60,8 @@ document.addEventListener('click', event => setTimeout(() => {
 """
 """The legend chooses the colour of the brush, by the palette of the editor, which names its colours
 and closes when one is chosen."""
+
+SAME_KIND = "() => document.querySelector('.legend [aria-pressed=true]').click()"
 
 
 def semantic(
@@ -123,7 +120,8 @@ def read_painting(editor: dict | None, size: tuple[int, int]) -> Image.Image:
 # ── the page ──────────────────────────────────────────────────────────────────────────────────
 
 
-def semantic_tab(worker: Worker, model: ImageBART, ranker: Ranker | None) -> None:
+def semantic_tab(worker: Worker, model: ImageBART, ranker: Ranker | None) -> tuple:
+    """The page; returns (button, function, inputs) of what is sent to Change."""
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
             editor = map_editor(model)
@@ -131,11 +129,13 @@ def semantic_tab(worker: Worker, model: ImageBART, ranker: Ranker | None) -> Non
             said = panel(model, "Draw the landscape", "semantic-status", ranker)
             inputs = {"editor": editor, **said.inputs}
             gallery, index = results_gallery(label="Results", elem_id="painted")
+            send = gr.Button(SEND)
     with gr.Accordion("How it works: the map as it was read", open=False):
         plain = {"format": "png", "interactive": False, "height": 250, "buttons": []}
         shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
     how = said.buttons, inputs, said.fresh, [shown, said.line, gallery], index
     connect(worker, model, semantic, *how, ranker=ranker)
+    return send, chosen_for_editor, [gallery, index]
 
 
 def map_editor(model: ImageBART) -> gr.ImageEditor:
@@ -145,6 +145,9 @@ def map_editor(model: ImageBART) -> gr.ImageEditor:
     codes = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in kind_colours(model.names["map"]).tolist()]
     blank = Image.new("RGB", (W, H), OPEN)
     editor = image_editor(W, H, "Paint what is where", codes, "painting", blank)
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    changed = brush_slider(editor, min(H, W), codes)
+    changed.then(None, None, None, js=SAME_KIND, **private)  # a new brush has the first colour
     gr.HTML(legend(model.names["map"], codes), js_on_load=CHOOSE_KIND)
     clear = gr.Button("Start from a blank map", size="sm")
     gr.Markdown("Or from one of these:", visible=bool(maps))
@@ -154,7 +157,6 @@ def map_editor(model: ImageBART) -> gr.ImageEditor:
     def pick(event: gr.SelectData) -> dict:
         return for_editor(picked(maps, event))
 
-    private = {"api_visibility": "private", "show_progress": "hidden"}
     shelf.select(pick, None, editor, **private)
     clear.click(lambda: for_editor(blank), None, editor, **private)
     return editor

@@ -13,7 +13,7 @@ from demo.parts import (
     run_buttons,
     seed_box,
 )
-from demo.pictures import Throttle, stored
+from demo.pictures import Throttle, chosen_for_editor, stored
 from demo.requests import LONGEST_PROMPT, read_flag, read_int, read_request, status
 from demo.worker import Worker
 from imagebart import ImageBART
@@ -58,7 +58,13 @@ def panorama(
         yield status(step, options["seed"], 1, began, remark), shown
 
 
-def panorama_tab(worker: Worker, model: ImageBART) -> None:
+def wide_for_editor(picture: dict | None) -> tuple[dict, str]:
+    """The panorama, for the editor."""
+    return chosen_for_editor([{"image": picture}] if picture else None, 0)
+
+
+def panorama_tab(worker: Worker, model: ImageBART) -> tuple:
+    """The page; returns (button, function, inputs) of what is sent to Change."""
     _, W = model.image_size
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -78,6 +84,8 @@ def panorama_tab(worker: Worker, model: ImageBART) -> None:
     line = gr.Markdown(elem_id="panorama-status", min_height=28)
     plain = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
     picture = gr.Image(label="Panorama", height="auto", elem_id="panorama", **plain)
+    send = gr.Button("Send the panorama to Change")
     inputs = {"prompts": prompts, "width": width, "seed": seed, **advanced}
     inputs |= {"wrap": wrap, "exact": exact}
     connect(worker, model, panorama, buttons, inputs, fresh, [line, picture])
+    return send, wide_for_editor, [picture]

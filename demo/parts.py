@@ -1,13 +1,12 @@
 """Parts of the tabs: controls, galleries, an editor, and buttons that run an endpoint."""
 
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import NamedTuple
 
 import gradio as gr
 from gradio.context import LocalContext
 from gradio.events import Dependency
-from PIL import Image
 
 from demo.pictures import read_picture
 from demo.requests import (
@@ -36,6 +35,7 @@ Controls = dict[str, gr.components.Component]
 MakeWork = Callable[..., Work]
 """What a job does with an endpoint's inputs, which are given by name."""
 
+SEND = "Send the selected image to Change"
 NO_TEXT = "This model takes no text"
 NEW_SEED = "(fresh, seed) => fresh ? Math.floor(Math.random() * 2 ** 31) : seed"
 IDEAS = {  # label of a button: its prompt, in scenery's vocabulary
@@ -255,33 +255,6 @@ def shelf_of(value: list | None = None, **options) -> gr.Gallery:
     return gr.Gallery(value, **plain, **options)
 
 
-def image_editor(
-    W: int,
-    H: int,
-    label: str,
-    colours: list[str | tuple[str, float]],
-    elem_id: str,
-    start: Image.Image | None = None,
-) -> gr.ImageEditor:
-    """An editor for painting in given colours, sized for W×H images."""
-    radius = max(2, W // 16)
-    return gr.ImageEditor(
-        start,
-        label=label,
-        format="png",  # the default is lossy
-        sources=["clipboard"],  # its own upload takes minutes to prepare a photograph
-        transforms=(),
-        layers=False,
-        height=460,
-        brush=gr.Brush(radius, colors=colours, color_mode="fixed"),
-        eraser=gr.Eraser(radius),
-        canvas_size=(W, H),
-        fixed_canvas=False,
-        buttons=[],
-        elem_id=elem_id,
-    )
-
-
 def run_buttons(label: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row():
         run = gr.Button(label, variant="primary", scale=3, min_width=140)
@@ -309,6 +282,39 @@ async def in_turn(worker: Worker, work: Work) -> AsyncIterator:
     with sentences():
         async for outputs in worker.results(work, *visitor):
             yield outputs
+
+
+def alone_with(steps: Callable[..., Iterator], model: ImageBART, **given) -> MakeWork:
+    """Work that runs alone: `steps` of the model, the inputs and what is `given`."""
+    return lambda **named: alone(lambda: steps(model, **named, **given))
+
+
+def job(
+    steps: Callable,
+    inputs: Controls,
+    worker: Worker,
+    work: MakeWork,
+    line: gr.Markdown,
+    name: str | None = None,
+) -> dict:
+    """Options of the event that calls the endpoint, which programs know by the `name`, by default
+    that of `steps`; its progress shows on `line`."""
+    return {
+        "fn": endpoint(steps, inputs, worker, work),
+        "inputs": [*inputs.values()],
+        "preprocess": False,  # the endpoint checks its arguments
+        "api_name": name or steps.__name__,
+        "api_description": described(steps, inputs),
+        "concurrency_limit": None,  # the worker has a queue of its own
+        "show_progress": "minimal",
+        "show_progress_on": line,
+    }
+
+
+def stops(stop: gr.Button, event: Dependency, line: gr.Markdown) -> None:
+    """The button ends the event's job at once."""
+    private = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    stop.click(lambda: "Stopped.", None, line, cancels=[event], **private)
 
 
 def described(steps: Callable, inputs: Controls) -> str:
@@ -339,9 +345,8 @@ def connect(
     seed.
 
     The status is the text output, the results are the last gallery, of which `selection` is the
-    selected item. `work` is what a job does with the
-    inputs, by default `steps` of the model, the inputs and what is `given`. Returns the event
-    before the job, and that of the job.
+    selected item. `work` is what a job does with the inputs, by default `alone_with` what is
+    `given`. Returns the event before the job, and that of the job.
     """
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
@@ -360,19 +365,8 @@ def connect(
 
         ready = begun.then(nothing_yet, None, [line, selection, gallery], **private)
 
-    def work_of(**named) -> Work:
-        return alone(lambda: steps(model, **named, **given))
-
-    event = ready.then(  # in turn: results must not be cleared
-        endpoint(steps, inputs, worker, work or work_of),
-        [*inputs.values()],
-        outputs,
-        preprocess=False,  # the endpoint checks its arguments
-        api_name=steps.__name__,
-        api_description=described(steps, inputs),
-        concurrency_limit=None,  # the worker has a queue of its own
-        show_progress="minimal",
-        show_progress_on=line,
-    )
-    stop.click(lambda: "Stopped.", None, line, cancels=[event], **private)
+    work = work or alone_with(steps, model, **given)
+    how = job(steps, inputs, worker, work, line)
+    event = ready.then(outputs=outputs, **how)  # in turn: results must not be cleared
+    stops(stop, event, line)
     return begun, event

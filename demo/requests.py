@@ -33,7 +33,8 @@ FILTERS = tuple(vars(Filter()))
 """Names of the options that filter a scale's logits."""
 OPTIONS = rows(InpaintOptions) | rows(ReimaginingOptions) | rows(OutputOptions)
 """The rows of all options that the page has."""
-MARGINS = ("left", "right", "top", "bottom")
+MARGINS, MOST_MARGIN = ("left", "right", "top", "bottom"), 1024
+"""Sides at which a picture grows, and by how many pixels at most."""
 CHUNK = 4
 """Maximum number of candidates between two status messages."""
 
@@ -291,7 +292,14 @@ def progress(done: float, began: float) -> str:
     if not done:
         return "Drawing …"
     left = (time.perf_counter() - began) * (1 - done) / done
-    return f"Drawing: {done:.0%}, about {max(1, round(left))} s left …"
+    return f"Drawing: {done:.0%}, {in_words(left)} left …"
+
+
+def in_words(seconds: float) -> str:
+    """About how long that is: seconds, from 90 on minutes."""
+    number, unit = (seconds, "second") if seconds < 90 else (seconds / 60, "minute")
+    number = max(1, round(number))
+    return f"about {number} {unit}{'s' * (number > 1)}"
 
 
 def finished(seed: int | list[int], count: int, began: float, remark: str) -> str:

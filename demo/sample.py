@@ -15,6 +15,7 @@ from gradio.events import Dependency
 from PIL import Image
 
 from demo.parts import (
+    SEND,
     Controls,
     Panel,
     connect,
@@ -25,7 +26,7 @@ from demo.parts import (
     shelf_of,
     values_of_fields,
 )
-from demo.pictures import labelled, opened_path
+from demo.pictures import chosen_for_editor, labelled, opened_path
 from demo.requests import (
     FILTERS,
     Ranker,
@@ -181,7 +182,7 @@ def sample_tab(
         with gr.Column(scale=3, min_width=320):
             plain = {"label": "Images", "elem_id": "samples", "columns": 2}
             gallery, index = results_gallery(first, **plain)
-            send = gr.Button("Send the selected image to Change")
+            send = gr.Button(SEND)
     with gr.Accordion("This visit", open=False):
         gr.Markdown("Your pictures of the last hour. Click one to get it and its settings back.")
         plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
@@ -194,7 +195,8 @@ def sample_tab(
     how = said.buttons, said.inputs, said.fresh, [chain, said.line, gallery], index, work
     _, ended = connect(worker, model, sample, *how)
     remember_visit(ended, said, gallery, index, visit)
-    return SimpleNamespace(send=send, gallery=gallery, index=index, said=said)
+    sent = send, chosen_for_editor, [gallery, index]
+    return SimpleNamespace(sent=sent, said=said)
 
 
 def remember_visit(

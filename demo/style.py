@@ -24,6 +24,9 @@ THEME = gr.themes.Default(primary_hue="teal", neutral_hue="slate", radius_size="
     input_placeholder_color="*neutral_500",
     input_placeholder_color_dark="*neutral_400",
     button_large_text_size="*text_md",
+    # empty boxes are seen: 4.8 and 5.7 to 1
+    checkbox_border_color="*neutral_500",
+    checkbox_border_color_dark="*neutral_400",
 )
 CSS = """
 .gradio-container, .gradio-container main { width: 100%; max-width: 1120px !important; }
@@ -60,6 +63,14 @@ CSS = """
 #panorama img { flex: none; width: auto; height: auto; min-width: 100%; min-height: 160px;
   max-width: none; max-height: none; object-fit: contain; }
 
+/* tools stand beside the picture that is painted on, not over it */
+#editor .pixi-target, #painting .pixi-target { left: 56px; width: calc(100% - 56px); }
+
+/* how far a job is */
+[id$=-status][style*=--done] { border-bottom: 3px solid var(--border-color-primary);
+  border-image: linear-gradient(to right, var(--primary-500) var(--done),
+    var(--border-color-primary) var(--done)) 1; }
+
 /* a picture that is extended, in its frame */
 #frame.empty, .empty > .stage { display: none; }
 .stage { position: relative; height: 280px; overflow: hidden; border-radius: 8px;
@@ -95,6 +106,16 @@ footer .divider { display: none; }
   #title p { font-size: var(--text-md); }
   .tab-container button { padding: 0 7px; font-size: var(--text-sm); }
 
+  /* the tools of an editor are a row below it */
+  #editor .pixi-target, #painting .pixi-target { left: 0; width: 100%;
+    height: calc(100% - 48px); }
+  .toolbar-wrap:has(> .half-container) { flex-direction: row !important; width: auto !important;
+    inset: auto 15px 8px !important; }
+  .toolbar-wrap > .half-container { flex-direction: row !important; justify-content: center;
+    position: static; padding: 0 4px; }
+  .toolbar-wrap > .half-container .wrap { inset: auto auto 36px 0 !important;
+    transform: none !important; }
+
   /* results come before what else can be said */
   #make > .column:first-child { display: contents; }
   #make > .column:first-child > :nth-child(n + 5) { order: 2; }
@@ -116,7 +137,14 @@ SCRIPT = """() => {
       one.setAttribute('aria-label', one.title);
     });
   };
-  new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
+  // The bar of a job: how far its status says that it is.
+  const measure = () => document.querySelectorAll('[id$=-status]').forEach(line => {
+    const done = /^Drawing: (\\d+%)/.exec(line.textContent.trim())?.[1];
+    if (done) line.style.setProperty('--done', done);
+    else line.style.removeProperty('--done');
+  });
+  new MutationObserver(() => { mend(); measure(); }).observe(
+    document.body, {childList: true, subtree: true, characterData: true});
   mend();
 
   // A file that is dropped goes to the upload button of its part of the page.

@@ -28,22 +28,15 @@ from server import Server
 from test_colours import PROFILE
 
 import app
-from demo import edit, parts, pictures, requests, serving
+from demo import change, edit, parts, pictures, requests, serving
+from demo import editor as editing
 from demo.chain import noisy
-from demo.edit import (
-    MASKS,
-    MOST_UNDOS,
-    inpaint,
-    mask_layer,
-    outpaint,
-    reimagine,
-    remembered,
-    taken,
-    undone,
-)
+from demo.change import MOST_UNDOS, remembered, taken, undone
+from demo.edit import inpaint, outpaint, reimagine
+from demo.editor import MASKS, mask_layer
 from demo.files import REFUSED
 from demo.paint import semantic
-from demo.panorama import panorama
+from demo.panorama import panorama, wide_for_editor
 from demo.parts import IDEAS, panel
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.ready import READY, draw_ready, ready_pictures
@@ -810,7 +803,7 @@ def test_stop_ends_the_run_it_stands_beside(make_model):
     functions = app.build(Worker(), model, painter=model).config["dependencies"]
     named = {f["api_name"]: f["id"] for f in functions if f["api_visibility"] == "public"}
     cancelled = [f["cancels"] for f in functions if f["cancels"]]
-    runs = ("sample", "inpaint", "outpaint", "semantic", "panorama")
+    runs = ("sample", "inpaint", "outpaint", "semantic", "panorama", "draw_again")
     assert cancelled == [[named[name]] for name in runs]
 
 
@@ -881,7 +874,7 @@ def test_what_will_be_added_is_seen_before(tmp_path):
     """In small, with the size of the picture itself; nothing without a picture."""
     image = picture(3000, 2000)
     request = request_of(image, None, tmp_path)
-    frame = edit.extended(request, None, 8, "2", 4, 0, 12)
+    frame = change.extended(request, None, 8, "2", 4, 0, 12)
     seen = Image.open(BytesIO(b64decode(frame.pop("picture").partition(",")[2])))
     assert seen.size == (384, 256)
     near = np.asarray(image.resize(seen.size)).astype(int) - np.asarray(seen)
@@ -889,13 +882,13 @@ def test_what_will_be_added_is_seen_before(tmp_path):
     assert frame == {"size": [3000, 2000], "left": 8, "right": 2, "top": 4, "bottom": 0} | {
         "overlap": 12
     }
-    assert edit.extended(None, None, 8, 0, 0, 0, 0) is None
+    assert change.extended(None, None, 8, 0, 0, 0, 0) is None
     for wrong, sentence in (
         ((1025, 0, 0, 0, 0), "left must be a whole number, from 0 to 1024, got 1025"),
         ((8, 0, 0, 0, 501), "overlap must be a whole number, from 0 to 500, got 501"),
     ):
         with pytest.raises(Error, match=sentence):
-            edit.extended(request, None, *wrong)
+            change.extended(request, None, *wrong)
 
 
 def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
@@ -905,7 +898,7 @@ def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
     request = request_of(image, Image.fromarray(layer), tmp_path)
 
     def look(context=0, feather=0, invert=False) -> np.ndarray:
-        shown = edit.previewed(model, request, None, context, feather, invert)
+        shown = change.previewed(model, request, None, context, feather, invert)
         assert shown.visible
         return np.asarray(Image.open(shown.value["path"])).astype(int)
 
@@ -919,9 +912,68 @@ def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
     assert (np.diff(soft) <= 0).all() and soft[0] > soft[-1] > own[0]
     assert (look(invert=True)[24, 10] != own).any() and (look(invert=True)[8, 10] == own).all()
     with pytest.raises(Error, match="the mask is empty"):
-        edit.previewed(model, request_of(image, None, tmp_path), None, 0, 0, False)
+        change.previewed(model, request_of(image, None, tmp_path), None, 0, 0, False)
     with pytest.raises(Error, match="context must be a whole number, from 0 to 4, got 5"):
         look(context=5)
+
+
+@pytest.mark.parametrize(("share", "radius"), [(6, 60), ("25", 250)])
+def test_a_brush_is_as_large_as_the_picture_asks(tmp_path, share, radius):
+    """In pixels of the picture; never so small that nothing is seen."""
+    picture(1600, 1000).save(tmp_path / "photo.png")
+    for path, expected in ((str(tmp_path / "photo.png"), radius), (None, max(2, radius // 50))):
+        brushed = editing.brushed(20, [(PAINT, SEEN)], share, path)
+        assert brushed.brush.default_size == brushed.eraser.default_size == expected
+        assert brushed.brush.colors == [(PAINT, SEEN)]
+    for wrong in (0, 31, "much"):
+        with pytest.raises(Error, match="the brush must be a number from 1 to 30"):
+            editing.brushed(20, [PAINT], wrong)
+
+
+def test_a_picture_is_resized_on_request(tmp_path):
+    """It keeps its shape, colours and transparency; Undo has the one before."""
+    given = picture(64, 32, "RGBA")
+    given.putalpha(picture(64, 32, seed=1).convert("L"))
+    given.info["icc_profile"] = PROFILE
+    given.save(tmp_path / "given.png", icc_profile=PROFILE)
+    path = str(tmp_path / "given.png")
+    value, source, history = change.at_length(40, {"background": {"path": path}}, path, [])
+    small = Image.open(source)
+    assert source == value["background"] and history == [path] and value["layers"] == []
+    assert small.size == (40, 20) and small.info["icc_profile"] == PROFILE
+    assert_same([small], [given.resize((40, 20), Image.Resampling.LANCZOS)])
+    alpha = given.resize((40, 20), Image.Resampling.LANCZOS).getchannel("A")
+    np.testing.assert_array_equal(np.asarray(small.getchannel("A")), np.asarray(alpha))
+    with pytest.raises(Error, match="the longer side must be a whole number, from 32 to 4096"):
+        change.at_length(31, {"background": {"path": path}}, path, [])
+    with pytest.raises(Error, match="there is no image yet"):
+        change.at_length(64, None, None, [])
+
+
+def test_a_panorama_goes_on_in_the_editor(tmp_path):
+    picture(96, 32).save(tmp_path / "wide.png")
+    value, source = wide_for_editor({"path": str(tmp_path / "wide.png")})
+    assert source == value["background"]
+    assert_same([Image.open(source)], [picture(96, 32)])
+    with pytest.raises(Error, match="there is no picture yet"):
+        wide_for_editor(None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "about 1 second"),
+        (40.4, "about 40 seconds"),
+        (89, "about 89 seconds"),
+        (91, "about 2 minutes"),
+        (600, "about 10 minutes"),
+    ],
+)
+def test_how_long_a_job_will_go_on_is_said_in_words(monkeypatch, seconds, words):
+    """At the pace so far: after a quarter three times as long as until then."""
+    monkeypatch.setattr(requests.time, "perf_counter", lambda: 100 + seconds / 3)
+    assert requests.progress(0.25, 100) == f"Drawing: 25%, {words} left …"
+    assert requests.progress(0, 100) == "Drawing …"
 
 
 def test_the_page_says_what_it_does_and_what_to_click(model, conditional):
@@ -1286,6 +1338,17 @@ def dab(page, row: int, column: int, model, where: str = "#editor") -> None:
     page.wait_for_timeout(500)
 
 
+def apart(page, where: str) -> None:
+    """The tools of an editor are seen, and not over its picture."""
+    tools, canvas = (
+        page.locator(f"{where} {one}").first.bounding_box()
+        for one in (".toolbar-wrap:has(> .half-container)", "canvas")
+    )
+    beside = tools["x"] + tools["width"] <= canvas["x"]
+    below = tools["y"] >= canvas["y"] + canvas["height"]
+    assert min(tools["width"], tools["height"]) > 20 and (beside or below)
+
+
 def pull(page, side: str, pixels: int) -> None:
     """Drag an edge of the frame by so many pixels of the screen, right or down."""
     handle = page.locator(f"#frame .handle.{side}")
@@ -1381,17 +1444,23 @@ def test_the_click_after_stop_counts(page, model):
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
     draw, line = page.get_by_role("button", name="Draw", exact=True), "#panorama-status"
     stop = page.get_by_role("button", name="Stop").locator("visible=true")
-    for _ in range(3):
+    for i in range(3):
         width.fill("4096")
         page.get_by_label("Exact").check()
         draw.click()
         page.locator(line).get_by_text("Drawing").wait_for()
+        if i == 0:
+            page.locator(line).get_by_text(re.compile(r"Drawing: \d+%, about .* left")).wait_for()
+            done = "line => parseInt(line.style.getPropertyValue('--done'))"
+            said = re.search(r"(\d+)%", page.locator(line).inner_text()).group(1)
+            assert page.locator(line).evaluate(done) >= int(said)  # the bar
         stop.click()
         page.locator(line).get_by_text("Stopped.").wait_for()
         width.fill("40")
         page.get_by_label("Exact").uncheck()
         draw.click()
         page.locator(line).get_by_text("Seed 0,").wait_for()
+        assert not page.locator(line).evaluate("line => line.style.getPropertyValue('--done')")
         assert_same([served(page, page.locator("#panorama img").first)], model.panorama(40))
     assert not page.get_by_test_id("toast-body").count() and page.complaints == []
 
@@ -1479,7 +1548,12 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
 
     same_seed(page, "Paint a map")
     page.get_by_role("group", name="Brush").get_by_role("button", name="water").press("Enter")
-    dab(page, 1, 2, conditional, "#painting")
+    size = page.get_by_role("spinbutton", name="Brush size").locator("visible=true")
+    size.fill("10")
+    size.press("Enter")
+    page.wait_for_timeout(2000)
+    apart(page, "#painting")
+    dab(page, 1, 2, conditional, "#painting")  # still of water
     page.locator("#painting").get_by_role("button", name="Color").click()
     page.locator("#painting").get_by_role("button", name="grass").click()
     dab(page, 2, 2, conditional, "#painting")  # the palette has closed, the stroke counts
@@ -1497,6 +1571,10 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
     assert np.flatnonzero((kinds == 1).any(1)).mean() < np.flatnonzero((kinds == 2).any(1)).mean()
     expected = conditional.sample(1, seed=0, prompt=words, semantic_map=kinds)
     np.testing.assert_array_equal(shown(page, "#painted"), pixels(expected)[0])
+    tab.get_by_role("button", name="Send the selected image to Change").click()
+    page.locator("#editor canvas").first.wait_for()
+    settled(page)
+    apart(page, "#editor")
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0 and page.complaints == []
 
@@ -1509,6 +1587,9 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
     page.locator("#panorama-status").get_by_text("Seed 0,").wait_for()
     seen = served(page, page.locator("#panorama img").first)
     assert_same([seen], model.panorama(80, seed=0))
+    page.get_by_role("button", name="Send the panorama to Change").click()
+    page.locator("#editor canvas").first.wait_for()
+    settled(page, least=2, most=8)  # wider than the picture before
 
     same_seed(page, "Change")
     page.locator("#examples .thumbnail-item").first.click()

@@ -60,13 +60,13 @@ def name_of(path: Path) -> str:
 FILES = {name_of(path): path for path in sorted(LIBRARY.rglob("*.py"))}
 MODULES = list(FILES)
 PACKAGES = [name for name, path in FILES.items() if path.stem == "__init__" and name != "__init__"]
-TABS = {"sample", "edit", "paint", "panorama", "chain"}
 DEMO = [
     {"style", "files", "calls", "worker"},
     {"requests", "serving"},
     {"pictures", "frame"},
-    {"parts"},
-    {"ready"} | TABS,
+    {"parts", "edit"},
+    {"ready", "editor"},
+    {"sample", "change", "paint", "panorama", "chain"},
 ]  # of the page, in the same way
 RUN = sorted([*ROOT.glob("train/*.py"), *ROOT.glob("eval/*.py"), *ROOT.glob("app.py")])
 STARTS = 'if __name__ == "__main__":'
