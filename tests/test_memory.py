@@ -32,6 +32,9 @@ def test_more_images_take_more_and_recomputed_ones_less(capsys):
     )
     assert less.image_bytes < plain.image_bytes / 2 and less.image_flops == plain.image_flops
     assert plain.image_bytes < more.image_bytes and plain.state_bytes < more.state_bytes
+    eight, cut = (cost_of(tiny.between, diffusion, 2, ranks=8, in_shards=x) for x in (False, True))
+    assert cut.image_bytes == eight.image_bytes and cut.state_bytes > plain.state_bytes / 8
+    assert cut.state_bytes < eight.state_bytes / 2
     # 6 operations a weight and token, and attention's, which are few of so few tokens
     tokens = tiny.between.grid[0] * tiny.between.grid[1]
     assert 0.9 < plain.image_flops / (6 * plain.parameters * tokens) < 1.5

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -138,13 +139,27 @@ def test_the_save_has_ended_before_a_run_goes_back(tmp_path, monkeypatch):
 
 def test_the_main_rank_alone_reads_checkpoints(tmp_path, monkeypatch):
     """Others have what it has read, when the run begins and when it goes back."""
-    calls = []
-    monkeypatch.setattr(
-        distributed, "by_main", lambda function, _: calls.append(function.__name__) or function()
-    )
+    inside, read = [], []
+
+    def by_main(function, ranks):
+        inside.append(True)
+        try:
+            return function()
+        finally:
+            inside.pop()
+
+    def reading(self, method) -> object:
+        read.append(bool(inside))
+        return method(self)
+
     toy = Toy(tmp_path)
+    toy.run.publish = lambda _: None  # the toy's own reads too
+    monkeypatch.setattr(distributed, "by_main", by_main)
+    for name in ("latest", "newest"):
+        method = getattr(Checkpoints, name)
+        monkeypatch.setattr(Checkpoints, name, partialmethod(reading, method))
     toy.learn(step_3=toy.spoil)
-    assert calls == ["latest", "newest", "latest"]
+    assert read == [True, True, True]
 
 
 def test_skipped_steps_are_counted_over_all_processes_of_a_run(tmp_path):

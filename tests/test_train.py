@@ -883,6 +883,35 @@ def test_several_ranks_learn_what_one_does(chain, tmp_path, monkeypatch, t, rank
         assert a == pytest.approx(b, rel=1e-4)
 
 
+def test_weights_in_shards_learn_the_same(chain, tmp_path):
+    """A checkpoint has them whole: two ranks go on from it bit for bit, and so does one."""
+    given = ("--preset", "tiny", "--t", 2, "--batch", 4, "--tokens", chain / "tokens")
+    given += ("--steps", 4, "--save-every", 2, "--look-every", 4, "--precision", "fp32", "--out")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    two_ranks = (*torchrun, ROOT / "train/scale.py", *given, tmp_path / "two")
+    run, name = Path("checkpoints", "scale_2"), "scale_2.safetensors"
+    ends = []
+    for _ in range(2):
+        process = launch(*two_ranks, "--shard", "--recompute", "--at-once", 1)
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+        ends.append(load_file(tmp_path / "two" / name))
+        shutil.copytree(tmp_path / "two", tmp_path / "more", dirs_exist_ok=True)
+        (tmp_path / "two" / run / "step_00000004.pt").unlink()
+    (tmp_path / "more" / run / "step_00000004.pt").unlink()
+    train("scale", *given, tmp_path / "one")
+    train("scale", *given, tmp_path / "more")
+    once, resumed = ends
+    one, more = (load_file(tmp_path / out / name) for out in ("one", "more"))
+    for key, weight in one.items():
+        assert torch.equal(once[key], resumed[key])
+        torch.testing.assert_close(once[key], weight, rtol=0, atol=2e-5)
+        torch.testing.assert_close(more[key], weight, rtol=0, atol=2e-5)
+    logs = [metrics(tmp_path / out / run / "metrics.jsonl") for out in ("one", "two")]
+    for a, b in zip(*logs, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
 def test_two_ranks_compress_as_one_does(tmp_path):
     """Codes are revived from the latents of all ranks, so they are the same ones; how often they
     were used is counted over all ranks, also in a run that was resumed.

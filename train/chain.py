@@ -48,6 +48,7 @@ class Config:
     at_once: int | None = None  # as of train/scale.py, as the following
     compile: bool = False
     recompute: bool = False
+    shard: bool = False
     override: bool = False
 
 
@@ -200,7 +201,7 @@ def start_scale(config: Config, t: str, share: list[str]) -> subprocess.Popen:
         if value is not None
         for x in (f"--{name.replace('_', '-')}", value)
     ]
-    flags = ("compile", "recompute", "override")
+    flags = ("compile", "recompute", "shard", "override")
     options += [f"--{name}" for name in flags if getattr(config, name)]
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(share)}
     output(config, t).parent.mkdir(parents=True, exist_ok=True)

@@ -127,6 +127,7 @@ def cost_of(
     precision: str = "bf16",
     recompute: bool = False,
     ranks: int = 1,
+    in_shards: bool = False,
 ) -> Cost:
     """Measure a step of scale t: an image, then two. Its output is taken to be the plain one: what
     others add is far below a hundredth, and needs numbers, which fake tensors have not."""
@@ -140,9 +141,13 @@ def cost_of(
             one = kept_bytes(denoiser, 1, precision)
         two = kept_bytes(denoiser, 2, precision)
     numbers = numbers_of(denoiser)
-    copies = 5 if ranks == 1 else 6  # several ranks sum their gradients in buckets
+    held = (5 if ranks == 1 else 6) * numbers  # several ranks sum their gradients in buckets
+    if in_shards:
+        blocks = [numbers_of(block) for block in Blocks(denoiser).blocks]
+        gathered = numbers - sum(blocks) + 2 * max(blocks)  # one computes, the next one comes
+        held = 5 * numbers // ranks + 2 * gathered  # weights and their gradients
     flops = 3 * counter.get_total_flops()  # a backward pass is two forward passes
-    return Cost(numbers, 4 * copies * numbers, max(0, 2 * one - two), two - one, flops)
+    return Cost(numbers, 4 * held, max(0, 2 * one - two), two - one, flops)
 
 
 def kept_bytes(denoiser: Denoiser, images: int, precision: str) -> int:

@@ -22,6 +22,7 @@ class Config:
     memory: float = 80  # GiB of a GPU
     precision: str | None = None  # instead of the preset's: "fp32" or "bf16"
     recompute: bool = False  # with activation checkpointing
+    shard: bool = False  # a part of the weights on each GPU
 
 
 def main(config: Config) -> None:
@@ -37,7 +38,8 @@ def main(config: Config) -> None:
         print(plan_line(config, "VQGAN", cost, compression.batch, gpus))
     for t in [preset.T] if preset.joint else sorted({2, preset.T}):  # two shapes at most
         for gpus in config.gpus:
-            cost = cost_of(preset.denoiser(t), diffusion, t, precision, config.recompute, gpus)
+            how = precision, config.recompute, gpus, config.shard and gpus > 1
+            cost = cost_of(preset.denoiser(t), diffusion, t, *how)
             print(plan_line(config, f"t = {t}", cost, preset.scale.batch, gpus))
 
 

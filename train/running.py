@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from saving import CHECK_EVERY, MOST_SKIPPED, Saver, Skips, are_finite, checksum, snapshot
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from training import Log, Pace, is_reported, require_same_run, say, stop_early, versions
 from watching import Watchdog
@@ -36,8 +38,8 @@ class TrainingRun:
     ranks: distributed.Ranks
     folder: Path  # of metrics.jsonl
     checkpoints: Checkpoints
-    parts: dict[str, Any]  # of a checkpoint, each with state_dict, called on all ranks
-    learned: list[Tensor]  # what must be finite, and the same on all ranks
+    parts: dict[str, Any]  # of a checkpoint; state_dict and its load are called on all ranks
+    learned: list[Tensor]  # what must be finite, and the same on all ranks if not in shards
     must_stay: dict[str, Any]  # what the run is resumed with again
     publish: Callable[[dict[str, Any]], None]  # write the model's files from the state of `parts`
     in_a_row: int = 1  # steps that are reported one after another
@@ -85,14 +87,27 @@ class TrainingRun:
         self.bar.set_postfix(said | self.pace.at(done), refresh=False)
 
     def left_off(self) -> int:
-        """Load the newest checkpoint; its step, at which the log goes on."""
-        newest = distributed.by_main(self.checkpoints.latest, self.ranks)
-        step, state = newest or (0, {})
-        if state:
-            require_same_run(state, self.must_stay, self.folder, self.config.override)
+        """Load the newest checkpoint; its step, at which the log goes on.
+
+        The main rank reads it, and sends one part after another: each may be large.
+        """
+        state: dict[str, Any] = {}
+
+        def read() -> int:
+            step, newest = self.checkpoints.latest() or (0, {})
+            state.update(newest)
+            return step
+
+        def rest() -> dict[str, Any]:
+            return {name: state[name] for name in state.keys() - self.parts.keys()}
+
+        step = distributed.by_main(read, self.ranks)
+        if step:
+            made_by = distributed.by_main(rest, self.ranks)
+            require_same_run(made_by, self.must_stay, self.folder, self.config.override)
             for name, part in self.parts.items():
-                part.load_state_dict(state[name])
-            self.skips.know(state.get("skipped", 0))
+                part.load_state_dict(distributed.by_main(partial(state.pop, name), self.ranks))
+            self.skips.know(made_by.get("skipped", 0))
         log = self.folder / "metrics.jsonl"
         self.log = Log(log, step, self.ranks.is_main, self.config.tensorboard)
         return step
@@ -118,7 +133,9 @@ class TrainingRun:
         """Save if that is due after `step` steps; the step to go on from, an earlier one if the
         state is no numbers."""
         save_is_due = step % self.config.save_every == 0 or step == self.recipe.steps
-        if self.ranks.world > 1 and (save_is_due or step % CHECK_EVERY == 0):
+        all_hold_the_same = not any(isinstance(x, DTensor) for x in self.learned)
+        check_is_due = save_is_due or step % CHECK_EVERY == 0
+        if self.ranks.world > 1 and all_hold_the_same and check_is_due:
             weights = checksum(self.learned)
             distributed.require_same(weights, f"the weights after step {step}", self.ranks)
         if not save_is_due and not self.is_reported(step):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from training import say
 
 from imagebart import distributed
@@ -134,8 +135,9 @@ def without_infinite(parameters: Iterable[Tensor], norm: Tensor) -> Tensor:
 
 @torch.no_grad()
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all numbers are."""
-    floats = [x.detach() for x in tensors if x.is_floating_point() and x.numel()]
+    """Whether all numbers that this rank holds are."""
+    here = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]  # of shards, its own
+    floats = [x.detach() for x in here if x.is_floating_point() and x.numel()]
     largest = [x.float() for x in torch._foreach_norm(floats, float("inf"))] if floats else []
     return all(torch.stack(largest).isfinite().tolist()) if largest else True
 

@@ -12,7 +12,8 @@ itself lies under OUT/checkpoints/scale_T, or scale_joint: checkpoints, metrics.
 best.safetensors, the weights of the lowest held-out loss, which may replace those in OUT.
 
 The batch is the preset's on any number of GPUs: batch = ranks × images at once × accumulation, as
-even as can be. How many fit is estimated from fake tensors (memory.py), and said.
+even as can be. How many fit is estimated from fake tensors (memory.py), and said. Where none
+does, it may with --recompute, and with --shard over several GPUs.
 """
 
 import math
@@ -25,6 +26,7 @@ import torch
 from memory import Blocks, cost_of, memory_line, memory_of, peak_flops
 from running import TrainingRun
 from saving import Skips, without_infinite
+from sharding import Whole, shard, whole
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training import must_stay, read_options, report, say, warmup_cosine, write_run
@@ -67,6 +69,7 @@ class Config:
     at_once: int | None = None  # images of a rank in one pass; as many as fit unless given
     compile: bool = False  # compile the blocks of the network: slow to start, faster then
     recompute: bool = False  # activation checkpointing: less memory, a third more time
+    shard: bool = False  # each of several ranks holds a part of the weights (FSDP2, sharding.py)
     tensorboard: bool = False  # the log for TensorBoard too, beside metrics.jsonl
     override: bool = False  # resume although data or options are others than until now
     timeout: float = 600  # seconds without a step after which a run of several ranks ends
@@ -82,7 +85,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     names = ("steps", "batch", "learning_rate", "precision")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     recipe = replace(preset.scale, **given)
-    part = distributed.part_of(recipe.batch, ranks)
+    part, in_shards = distributed.part_of(recipe.batch, ranks), config.shard and ranks.world > 1
+    if in_shards and recipe.muon:
+        raise ValueError(f"--shard must be given for AdamW alone, got {config.preset} with Muon")
     if not part:
         raise ValueError(f"batch must be an image a rank, got {recipe.batch} over {ranks.world}")
     torch.manual_seed(config.seed)
@@ -110,7 +115,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     at_once, flops = config.at_once, None
     if (memory := memory_of(device)) is not None:
         torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
-        how = recipe.precision, config.recompute, ranks.world
+        how = recipe.precision, config.recompute, ranks.world, in_shards
         needs = cost_of(shape, diffusion, scales[-1], *how)
         flops = needs.image_flops, peak_flops(device)
         at_once = needs.fitting(len(part), memory) if at_once is None else at_once
@@ -135,19 +140,23 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         start_from(
             denoiser, config.init if one_scale else config.init / scale_file(shape, scales[-1])
         )
-    ema = EMA(denoiser, recipe.ema_decay)
     if config.recompute:
         Blocks(denoiser).recompute()
     if config.compile:
         Blocks(denoiser).compile()
     loss_t = Loss(denoiser)
-    loss_t = DistributedDataParallel(loss_t) if ranks.world > 1 else loss_t
+    if in_shards:
+        shard(loss_t, Blocks(denoiser).blocks, ranks)
+    elif ranks.world > 1:
+        loss_t = DistributedDataParallel(loss_t)
+    ema = EMA(denoiser, recipe.ema_decay)
     optimisers = optimisers_of(denoiser, recipe)
     rates = {"optimiser": recipe.learning_rate, "muon": recipe.muon}
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
     folder = run_folder(config)
     parts = {"denoiser": denoiser, "ema": ema} | optimisers
+    parts = {name: Whole(x, ranks) for name, x in parts.items()} if in_shards else parts
     kept = must_stay(config, recipe, vqgan=digest)
     if ranks.is_main:
         kept["data"] = tokens.digest()
@@ -208,10 +217,14 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 numbers = dict(norm=norm, learning_rate=recipe.learning_rate * factor)
                 numbers |= dict(t=t, loss=distributed.mean(loss, ranks))
                 run.report(done, {f"nats at t = {t}": f"{loss.item():.3f}"}, **numbers)
-            if run.is_looked_at(done) and ranks.is_main:
-                held = x_1_held_out, held_out_condition
-                with report("the held-out loss"):
-                    log_held_out(denoiser, ema, scales, *held, run.log, done, recipe.precision)
+            if run.is_looked_at(done):
+                average = parts["ema"].state_dict()["average"]  # all ranks have a part of it
+                if ranks.is_main:
+                    averaged = Denoiser(shape, diffusion, denoiser.t).to(device)
+                    held = x_1_held_out, held_out_condition
+                    with report("the held-out loss"):
+                        averaged.load_state_dict(average)
+                        log_held_out(averaged, scales, *held, run.log, done, recipe.precision)
 
 
 class Loss(nn.Module):
@@ -233,7 +246,7 @@ def learn(
     skips: Skips,
 ) -> torch.Tensor:
     """A step along the gradients that are finite; the gradients' norm."""
-    norm = nn.utils.clip_grad_norm_(denoiser.parameters(), clip)
+    norm = whole(nn.utils.clip_grad_norm_(denoiser.parameters(), clip))
     skips.note(without_infinite(denoiser.parameters(), norm))
     for optimiser in optimisers.values():
         optimiser.step()
@@ -316,12 +329,9 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
 
 
 @torch.no_grad()
-def log_held_out(denoiser, ema, scales, x_1, condition, log, step: int, precision: str) -> None:
+def log_held_out(averaged, scales, x_1, condition, log, step: int, precision: str) -> None:
     """Held-out nats/token of the averaged weights, on the same noise every time; keep the best."""
-    diffusion = denoiser.diffusion
-    averaged = Denoiser(denoiser.config, diffusion, denoiser.t).to(x_1.device)
-    ema.copy_to(averaged)
-    nats = 0.0
+    diffusion, nats = averaged.diffusion, 0.0
     for t in scales:
         x_prev, x_t = diffusion.q_sample_pair(x_1.cpu(), t, torch.Generator().manual_seed(0))
         total = 0.0
@@ -333,16 +343,16 @@ def log_held_out(denoiser, ema, scales, x_1, condition, log, step: int, precisio
             total += losses.sum().item()
         log.write(step, t=t, held_out=total / x_1.numel())
         nats += total / x_1.numel() / len(scales)
-    keep_best_scale(ema, nats, step, log.path.parent)
+    keep_best_scale(averaged, nats, step, log.path.parent)
 
 
-def keep_best_scale(ema: EMA, nats: float, step: int, folder: Path) -> None:
+def keep_best_scale(averaged: Denoiser, nats: float, step: int, folder: Path) -> None:
     """best.safetensors: the averaged weights of the lowest held-out loss; best.json says which."""
     path = folder / "best.json"
     if path.exists() and not nats < read_json(path)["held_out"]:
         return
     if math.isfinite(nats):
-        save_tensors(ema.average, folder / "best.safetensors")
+        save_tensors(averaged.state_dict(), folder / "best.safetensors")
         write_json({"step": step, "held_out": nats}, path)
 
 
