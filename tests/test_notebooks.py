@@ -354,6 +354,10 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         r"true past ([\d.]+) nats per token, its own past ([\d.]+)",
         lambda true, own: own > 3 * true,
     ),
+    ("04_forget", "the first step may take more tokens than a geometric one"): (
+        r"equal degradation, T = 5: ᾱ = \[1\.0, ([\d.]+),",
+        lambda first: first < 0.75,
+    ),
     ("05_the_bound", "one number, and it is almost 0"): (
         r"eq\. 9: ([\d.]+) nats\nL_2 \+ L_3 - H\(p\): ([\d.]+) nats",
         lambda nine, two: nine == two < 0.02,
