@@ -1,10 +1,12 @@
 """The scripts: from an empty folder to pictures, through kills, signals and wrong inputs."""
 
+import ast
 import contextlib
 import copy
 import hashlib
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -15,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from adversarial import Adversaries
@@ -33,6 +36,7 @@ from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.tokens import TokenFile, TokenWriter
 from imagebart.denoiser import Denoiser
+from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import Ranks
 from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.vqgan import VQGAN
@@ -447,6 +451,23 @@ def test_a_killed_compression_resumes_as_if_never_stopped(tmp_path, monkeypatch)
 
 
 ENCODE = ("--count", 24, "--validation", 16, "--batch", 8, "--workers", 0)
+
+
+def test_a_schedule_of_equal_degradation(chain, capsys):
+    """ᾱ from 1 to 0, at equal heights of the measured curve."""
+    given = ("schedule", "--tokens", chain / "tokens", "--perceptual", "random", "--n", 8)
+    train(*given, "--T", 4)
+    *curve, last = capsys.readouterr().out.splitlines()
+    alpha_bar = ast.literal_eval(last.removeprefix("alpha_bar="))
+    assert len(alpha_bar) == 4 and MultinomialDiffusion(alpha_bar, 4).T == 4
+    at, heights = zip(*(map(float, re.findall(r"[\d.]+", line)[:2]) for line in curve), strict=True)
+    measured = np.interp(alpha_bar[::-1], at[::-1], heights[::-1])[::-1]
+    wanted = np.linspace(0, heights[-1], 4)
+    np.testing.assert_allclose(measured, wanted, atol=1e-3 * heights[-1] + 2e-4)
+    assert "T must be at least 2, got 1" in refusal(*given, "--T", 1)
+    assert "n must lie in [2, 16]" in refusal(*given[:-1], 17)
+    with pytest.raises(ValueError, match="the distance must rise as ᾱ falls"):
+        script("schedule")["equal_degradation"]([0.0, 2.0, 1.0], 3)
 
 
 def test_a_killed_encode_goes_on(chain, tmp_path, monkeypatch):
