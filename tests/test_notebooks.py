@@ -371,7 +371,7 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         lambda right, wrong: right > 0.5 > 2 * wrong,
     ),
     ("06_remember", "below both guesses"): (
-        r"as in x₂: ([\d.]+) .*\n.*frequent: ([\d.]+) .*\n.*240 steps: ([\d.]+)",
+        r"as in x₂: ([\d.]+) .*\n.*frequent: ([\d.]+) .*\n.*200 steps: ([\d.]+)",
         lambda as_it_stands, frequent, network: network < frequent - 0.1 < as_it_stands - 0.1,
     ),
     ("06_remember", "within two tokens lies a tenth of all places, and over a third"): (
