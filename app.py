@@ -13,7 +13,6 @@ at the foot of the page), so they check all arguments.
 
 import asyncio
 import ctypes
-import gc
 import os
 import signal
 import sys
@@ -123,11 +122,9 @@ def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
 
     @asynccontextmanager
     async def tidied(_) -> AsyncIterator[None]:
-        gc.freeze()  # a million objects that stay: what calls leave behind is found without them
         task = asyncio.create_task(keep_tidy(page, kept))
         yield
         task.cancel()
-        gc.unfreeze()
 
     guard = Middleware(Guard, worker=worker, site=site, functions=functions, kept=kept)
     return page.launch(
@@ -192,9 +189,7 @@ def forget(page: gr.Blocks, idle: set[str]) -> set[str]:
 
 
 def give_back() -> None:
-    """Free memory goes back to the system: Python keeps cycles of objects until there are a quarter
-    more than it had, glibc keeps pieces that grow with every call."""
-    gc.collect()
+    """Free memory goes back to the system: glibc keeps it, in pieces that grow with every call."""
     with suppress(AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -1,13 +1,11 @@
 """The demo: what programs get from its endpoints, what a visitor gets in a browser."""
 
 import ctypes
-import gc
 import inspect
 import re
 import socket
 import time
 import warnings
-import weakref
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
@@ -741,23 +739,6 @@ def test_free_memory_is_given_back():
     before = psutil.Process().memory_info().rss
     app.give_back()
     assert before - psutil.Process().memory_info().rss > 50e6 and last
-
-
-def test_cycles_of_objects_are_given_back():
-    """Python itself may keep them for thousands of calls."""
-
-    class Kept:
-        def __init__(self):
-            self.itself = self
-
-    gc.disable()
-    try:
-        kept = weakref.ref(Kept())
-        assert kept() is not None
-        app.give_back()
-        assert kept() is None
-    finally:
-        gc.enable()
 
 
 def test_pictures_lie_in_a_folder_of_ones_own(client, server):
