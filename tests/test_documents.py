@@ -98,3 +98,7 @@ def test_the_python_of_the_documents_runs(make_model, tmp_path, monkeypatch):
     assert said["wide"].size == (96, 32) and len(said["edits"]) == 1
     assert said["best"][0].image.size == (40, 36)
     assert set(said["bits"]) == {2, 3}
+
+
+def test_the_readme_is_read_in_five_minutes():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
