@@ -465,7 +465,10 @@ def test_a_schedule_of_equal_degradation(chain, capsys):
     wanted = np.linspace(0, heights[-1], 4)
     np.testing.assert_allclose(measured, wanted, atol=1e-3 * heights[-1] + 2e-4)
     assert "T must be at least 2, got 1" in refusal(*given, "--T", 1)
-    assert "n must lie in [2, 16]" in refusal(*given[:-1], 17)
+    assert "n must be at least 1, got 0" in refusal(*given[:-1], 0)
+    train(*given[:-1], 99)  # of 16
+    assert "alpha_bar=(1.0, " in capsys.readouterr().out
+    assert "take a larger --n" in refusal(*given[:-1], 1)
     with pytest.raises(ValueError, match="the distance must rise as ᾱ falls"):
         script("schedule")["equal_degradation"]([0.0, 2.0, 1.0], 3)
 

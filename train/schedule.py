@@ -32,7 +32,7 @@ ALPHA_BAR = (*(1.0, 0.98, 0.95), *(k / 10 for k in range(9, -1, -1)))
 class Config:
     tokens: Path  # what train/encode.py wrote
     T: int = 5
-    n: int = 32  # held-out pictures
+    n: int = 32  # held-out pictures, or all if there are fewer
     perceptual: Literal["lpips", "imagenet", "random"] = "imagenet"  # by which features
     seed: int = 0
     device: str = "auto"
@@ -43,7 +43,7 @@ def main(config: Config) -> None:
         raise ValueError(f"T must be at least 2, got {config.T}")
     distance = degradation(config)
     mean = distance.mean(1)
-    error = distance.std(1) / config.n**0.5
+    error = distance.std(1, correction=0) / max(1, distance.shape[1] - 1) ** 0.5
     for alpha_bar, height, of_height in zip(ALPHA_BAR, mean, error, strict=True):
         print(f"ᾱ = {alpha_bar:.2f}: {height:.4f} ± {of_height:.4f}")
     print(f"alpha_bar={equal_degradation(mean.tolist(), config.T)}")
@@ -53,15 +53,15 @@ def main(config: Config) -> None:
 def degradation(config: Config) -> Tensor:
     """ALPHA_BAR × n: how far each picture is from the one of its own tokens."""
     held_out = TokenFile(config.tokens / "validation")
-    if not 2 <= config.n <= len(held_out):
-        raise ValueError(f"n must lie in [2, {len(held_out)}], the held-out ones, got {config.n}")
+    if config.n < 1:
+        raise ValueError(f"n must be at least 1, got {config.n}")
     device = pick_device(config.device)
     vqgan = load_vqgan(config.tokens / "vqgan").to(device).eval()
     features = PERCEPTUAL[config.perceptual]().to(device)
     chains = {a: MultinomialDiffusion([1, a, 0], held_out.K) for a in ALPHA_BAR if 0 < a < 1}
     chains[0.0] = MultinomialDiffusion([1, 0], held_out.K)
     columns = []
-    for i in range(config.n):
+    for i in range(min(config.n, len(held_out))):
         x_1 = held_out.batch([i])
 
         def picture(x: Tensor) -> Tensor:
