@@ -6,6 +6,7 @@ nothing computed, so the largest preset is measured in seconds and without a GPU
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -137,20 +138,27 @@ def cost_of(
         denoiser._checked = lambda condition: condition  # the values of a fake are not known
         if recompute:
             Blocks(denoiser).recompute()
-        with FlopCounterMode(display=False) as counter:
-            one = kept_bytes(denoiser, 1, precision)
-        two = kept_bytes(denoiser, 2, precision)
+        passes = measured(partial(kept_bytes, denoiser, precision))
     numbers = numbers_of(denoiser)
     held = (5 if ranks == 1 else 6) * numbers  # several ranks sum their gradients in buckets
     if in_shards:
         blocks = [numbers_of(block) for block in Blocks(denoiser).blocks]
         gathered = numbers - sum(blocks) + 2 * max(blocks)  # one computes, the next one comes
         held = 5 * numbers // ranks + 2 * gathered  # weights and their gradients
+    return Cost(numbers, 4 * held, *passes)
+
+
+def measured(kept: Callable[[int], int]) -> tuple[int, int, int]:
+    """`fixed_bytes`, `image_bytes` and `image_flops` of a cost, by the bytes that a forward pass of
+    one image keeps, and of two."""
+    with FlopCounterMode(display=False) as counter:
+        one = kept(1)
+    two = kept(2)
     flops = 3 * counter.get_total_flops()  # a backward pass is two forward passes
-    return Cost(numbers, 4 * held, max(0, 2 * one - two), two - one, flops)
+    return max(0, 2 * one - two), two - one, flops
 
 
-def kept_bytes(denoiser: Denoiser, images: int, precision: str) -> int:
+def kept_bytes(denoiser: Denoiser, precision: str, images: int) -> int:
     """Bytes that a forward pass keeps for the backward pass."""
     tokens = torch.zeros(images, denoiser.n, dtype=torch.int64)
     lengths = [shape.length for shape in denoiser.config.conditions.values()]
@@ -181,14 +189,11 @@ def cost_of_compression(config: VQGANConfig, recipe: CompressionRecipe, ranks: i
             del loss
             return bytes_kept
 
-        with FlopCounterMode(display=False) as counter:
-            one = kept(1)
-        two = kept(2)
+        passes = measured(kept)
     copies = 4 if ranks == 1 else 5  # of both networks; and the averaged weights of one
     numbers = numbers_of(vqgan)
     state = copies * (numbers + numbers_of(judge)) + numbers + numbers_of(features)
-    flops = 3 * counter.get_total_flops()
-    return Cost(numbers, 4 * state, max(0, 2 * one - two), two - one, flops)
+    return Cost(numbers, 4 * state, *passes)
 
 
 def numbers_of(network: nn.Module) -> int:

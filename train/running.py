@@ -49,6 +49,7 @@ class TrainingRun:
         self.skips = Skips(self.ranks.device)
         self.pace = Pace(self.recipe.batch, self.ranks.world, self.flops)
         self.went_back_to: int | None = None
+        self.in_shards = any(isinstance(x, DTensor) for x in self.learned)
         self.first = self.left_off()
         shown = dict(total=self.recipe.steps, initial=self.first, unit="step", mininterval=5)
         self.bar = tqdm(**shown, disable=not self.ranks.is_main)
@@ -133,9 +134,8 @@ class TrainingRun:
         """Save if that is due after `step` steps; the step to go on from, an earlier one if the
         state is no numbers."""
         save_is_due = step % self.config.save_every == 0 or step == self.recipe.steps
-        all_hold_the_same = not any(isinstance(x, DTensor) for x in self.learned)
         check_is_due = save_is_due or step % CHECK_EVERY == 0
-        if self.ranks.world > 1 and all_hold_the_same and check_is_due:
+        if self.ranks.world > 1 and check_is_due and not self.in_shards:
             weights = checksum(self.learned)
             distributed.require_same(weights, f"the weights after step {step}", self.ranks)
         if not save_is_due and not self.is_reported(step):
