@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from progress import CHAIN_COLUMNS, Progress, duration
 from stages import rows_of, stop_with_the_parent
-from training import read_options
+from training import errors_said, read_options
 
 from imagebart.checkpoint import StopSignal, read_json
 from imagebart.folders import JOINT
@@ -222,7 +222,5 @@ def output(config: Config, t: str) -> Path:
 
 if __name__ == "__main__":
     config = read_options(Config, __doc__)
-    try:
+    with errors_said():
         sys.exit(1 if main(config) else 0)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -15,7 +15,6 @@ reconstructions below. Of a folder without a folder `validation`, a share is hel
 
 import copy
 import math
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from repainting import Repainter, marks_of, seeing_known
 from running import TrainingRun
 from torch.utils.data import DataLoader
 from torchmetrics.functional.image import peak_signal_noise_ratio
-from training import Log, must_stay, read_options, report, say, write_run
+from training import Log, errors_said, must_stay, read_options, report, say, write_run
 
 from imagebart import distributed
 from imagebart.checkpoint import (
@@ -257,10 +256,8 @@ def sheet_of(image: Images, back: Images) -> Images:
 
 if __name__ == "__main__":
     config = read_options(Config, __doc__)
-    try:
+    with errors_said():
         ranks = distributed.start(config.device, config.timeout)
         with run_lock(config.out) if ranks.is_main else nullcontext():
             main(config, ranks)
         distributed.finish(ranks)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -10,7 +10,6 @@ encode their parts of every batch, and the first one writes.
 """
 
 import re
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from training import located
+from training import errors_said, located
 
 from imagebart import distributed
 from imagebart.checkpoint import run_lock, sha256_of
@@ -196,10 +195,8 @@ def require_same_tokens(tokens: TokenFile, wanted: dict) -> None:
 
 if __name__ == "__main__":
     config = tyro.cli(Config, description=__doc__)
-    try:
+    with errors_said():
         ranks = distributed.start(config.device)
         with run_lock(config.out) if ranks.is_main else nullcontext():
             main(config, ranks)
         distributed.finish(ranks)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -5,11 +5,10 @@
 Measured with fake tensors (memory.py): it needs no GPU, and half a minute for the largest scale.
 """
 
-import sys
 from dataclasses import dataclass, replace
 
 from memory import GIB, Cost, cost_of, cost_of_compression
-from training import read_options
+from training import errors_said, read_options
 
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.presets import find_preset
@@ -58,7 +57,5 @@ def plan_line(config: Config, stage: str, cost: Cost, batch: int, gpus: int) -> 
 
 if __name__ == "__main__":
     config = read_options(Config, __doc__)
-    try:
+    with errors_said():
         main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

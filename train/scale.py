@@ -17,7 +17,6 @@ does, it may with --recompute, and with --shard over several GPUs.
 """
 
 import math
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from saving import Skips, without_infinite
 from sharding import Whole, shard, whole
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training import must_stay, read_options, report, say, warmup_cosine, write_run
+from training import errors_said, must_stay, read_options, report, say, warmup_cosine, write_run
 
 from imagebart import distributed
 from imagebart.checkpoint import (
@@ -362,10 +361,8 @@ def run_folder(config: Config) -> Path:
 
 if __name__ == "__main__":
     config = read_options(Config, __doc__)
-    try:
+    with errors_said():
         ranks = distributed.start(config.device, config.timeout)
         with run_lock(run_folder(config)) if ranks.is_main else nullcontext():
             main(config, ranks)
         distributed.finish(ranks)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -7,7 +7,6 @@ distance, by features of a network, is a curve over ᾱ. The ᾱ_t lie where it 
 Printed are the curve, with the error of its mean, and a line for imagebart/presets.py.
 """
 
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor
+from training import errors_said
 
 from imagebart.data.tokens import TokenFile
 from imagebart.diffusion import MultinomialDiffusion
@@ -90,7 +90,5 @@ def equal_degradation(distance: list[float], T: int) -> tuple[float, ...]:
 
 if __name__ == "__main__":
     config = tyro.cli(Config, description=__doc__)
-    try:
+    with errors_said():
         main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

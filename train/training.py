@@ -37,14 +37,20 @@ def read_options(config: type[Config], description: str) -> Config:
     return tyro.cli(config, description=description)
 
 
+@contextmanager
+def errors_said() -> Iterator[None]:
+    """A ValueError in the block ends the process with its message."""
+    try:
+        yield
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
 def run_alone(main: Callable[[Any], None], config: Any) -> None:
     """`main(config)`, the only run in the folder `config.out`; a ValueError ends the process with
     its message."""
-    try:
-        with run_lock(config.out):
-            main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    with errors_said(), run_lock(config.out):
+        main(config)
 
 
 def located(data: str) -> str:
