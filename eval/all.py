@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from records import same_code
+from reporting import run
 
 from imagebart.checkpoint import read_json
 from imagebart.folders import model_sha256
@@ -196,7 +196,4 @@ def after_interval(record: dict, place: tuple) -> list[float] | None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, Config, __doc__)

@@ -15,7 +15,6 @@ One line per metric is printed; intervals, hashes, seeds, options, versions, har
 --out.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ from inputs import (
 from metrics import MIN_IMAGES, Statistics
 from networks import TITLES, open_network
 from records import Run, folder_of_rows, image_digest, sha256_of_images
-from reporting import write_report
+from reporting import run, write_report
 from rows import Columns, ImageRows
 from torch import nn
 from torch.utils.data import Dataset
@@ -461,7 +460,4 @@ def digest_of(rows: ImageRows) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, Config, __doc__)

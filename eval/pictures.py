@@ -11,13 +11,12 @@ maps.png              semantic maps above a sample for each, without and with tw
 panorama.png          eight times as wide as the model's pictures, from two prompts if it takes text
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from PIL import Image
+from reporting import run
 
 from imagebart import ImageBART, show
 from imagebart.data import scenery
@@ -121,8 +120,4 @@ def half(size: tuple[int, int], name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    config = tyro.cli(Config, description=__doc__)
-    try:
-        main(config)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, Config, __doc__)

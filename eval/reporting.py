@@ -13,21 +13,21 @@ from imagebart.checkpoint import write_json
 
 
 def run(
-    main: Callable[..., dict],
+    main: Callable[..., dict | None],
     options: type,
     description: str,
     summary: Callable[[dict], str] | None = None,
 ) -> None:
     """Run `main` with the command line's `options`; print its report and write it to their `out`.
 
-    A ValueError ends the process with its message. An empty report is not written.
+    A ValueError ends the process with its message. No report, or an empty one, is not written.
     """
     config = tyro.cli(options, description=description)
     try:
         report = main(config)
         if summary:
             print(summary(report))
-        if config.out and report:
+        if report and config.out:
             write_report(report, config.out)
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -9,14 +9,13 @@ row of `layouts.TABLES`.
 """
 
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from layouts import TABLES
 from paper import PAPER_FIGURES, PAPER_TABLES
+from reporting import run
 
 from imagebart.checkpoint import atomic_write
 
@@ -73,7 +72,4 @@ def due(name: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run(main, Config, __doc__)

@@ -59,6 +59,11 @@ class ScaleRecipe:
     condition_dropout: dict[str, float] = field(default_factory=dict)
     """Chance that an image is learned without its class, its text, its map (or a box of it)."""
 
+    def at_rate(self, learning_rate: float) -> "ScaleRecipe":
+        """The same recipe at another learning rate, Muon's in proportion."""
+        muon = self.muon * learning_rate / self.learning_rate
+        return replace(self, learning_rate=learning_rate, muon=muon)
+
 
 @dataclass(frozen=True)
 class Preset:

@@ -825,6 +825,11 @@ def test_matrices_decay_and_vectors_do_not(make_denoiser):
         assert len(decay) == len(list(denoiser.parameters()))
 
 
+def test_another_learning_rate_changes_muon_in_proportion():
+    recipe = presets.ScaleRecipe(10, 4, learning_rate=0.5, muon=0.2, clip=2.0).at_rate(0.25)
+    assert recipe == presets.ScaleRecipe(10, 4, learning_rate=0.25, muon=0.1, clip=2.0)
+
+
 def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
     """One step: nearer to an orthogonal one, singular values more alike; AdamW's elsewhere.
 
@@ -934,6 +939,13 @@ def test_weights_in_shards_learn_the_same(chain, tmp_path):
     logs = [metrics(tmp_path / out / run / "metrics.jsonl") for out in ("one", "two")]
     for a, b in zip(*logs, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_shards_are_refused_for_muon(tmp_path):
+    scale, ranks = script("scale"), Ranks(0, 2, torch.device("cpu"))
+    config = scale["Config"](tokens=tmp_path, out=tmp_path, preset="scenery", shard=True)
+    with pytest.raises(ValueError, match="--shard must be given for AdamW alone, got scenery with"):
+        scale["main"](config, ranks)
 
 
 def test_two_ranks_compress_as_one_does(tmp_path):

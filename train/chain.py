@@ -41,7 +41,7 @@ class Config:
     preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     steps: int | None = None  # instead of the preset's, for every scale
     batch: int | None = None  # instead of the preset's, over all ranks of a scale
-    learning_rate: float | None = None  # instead of the preset's
+    learning_rate: float | None = None  # as of train/scale.py
     precision: str | None = None  # instead of the preset's: "fp32" or "bf16"
     seed: int = 0
     gpus: int | None = None  # how many to deal out; all unless given, 0 for the CPU

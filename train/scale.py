@@ -61,7 +61,7 @@ class Config:
     init: Path | None = None  # a model whose scale t to start from, or the file of any scale
     steps: int | None = None  # instead of the preset's
     batch: int | None = None  # instead of the preset's, over all ranks
-    learning_rate: float | None = None  # instead of the preset's
+    learning_rate: float | None = None  # instead of the preset's; Muon's changes in proportion
     precision: str | None = None  # instead of the preset's: "fp32" or "bf16"
     seed: int = 0
     device: str = "auto"
@@ -81,9 +81,11 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     preset, device = find_preset(config.preset), ranks.device
     scales = scales_of(preset, config)
     require_apart(preset, config.out)
-    names = ("steps", "batch", "learning_rate", "precision")
+    names = ("steps", "batch", "precision")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     recipe = replace(preset.scale, **given)
+    if config.learning_rate is not None:
+        recipe = recipe.at_rate(config.learning_rate)
     part, in_shards = distributed.part_of(recipe.batch, ranks), config.shard and ranks.world > 1
     if in_shards and recipe.muon:
         raise ValueError(f"--shard must be given for AdamW alone, got {config.preset} with Muon")
