@@ -7,6 +7,7 @@ tidy               bounds the age and the total size of all files
 """
 
 import fcntl
+import heapq
 import os
 import shutil
 import stat
@@ -24,6 +25,7 @@ MOST_FILE = 80 * 2**20
 MOST_STORED = 2**30
 """Bytes of all files together."""
 MOST_FILES = 20_000
+MOST_SORTED = 1000
 MOST_SECONDS = 3600
 MOST_NAMED = 256
 """Files that a request may name."""
@@ -150,8 +152,8 @@ def tidy(kept: frozenset[str] = frozenset(), room: int = 0) -> None:
     """Delete files older than `MOST_SECONDS`, and the oldest if there are more than `MOST_FILES`
     or if all together exceed `MOST_STORED`.
 
-    `kept` are files of the page itself; `room` is the size of a file about to come. Files are
-    listed in memory only if there are too many: it runs often, and as many as there are.
+    `kept` are files of the page itself; `room` is the size of a file about to come. The files are
+    read one at a time, and the oldest sorted a few at a time: a list of all would stay with Python.
     """
     count, total, too_old = 0, room, time.time() - MOST_SECONDS
     for changed, size, path in stored_files(kept):
@@ -159,8 +161,11 @@ def tidy(kept: frozenset[str] = frozenset(), room: int = 0) -> None:
             remove(path)
         else:
             count, total = count + 1, total + size
-    if count > MOST_FILES or total > MOST_STORED:
-        for _, size, path in sorted(stored_files(kept)):
+    while count > MOST_FILES or total > MOST_STORED:
+        oldest = heapq.nsmallest(MOST_SORTED, stored_files(kept))
+        if not oldest:
+            break
+        for _, size, path in oldest:
             remove(path)
             count, total = count - 1, total - size
             if count <= MOST_FILES and total <= MOST_STORED:

@@ -104,6 +104,7 @@ def test_every_file_of_a_request_must_be_an_upload(folder):
 def test_the_oldest_files_make_room(folder, monkeypatch):
     """Files of the page stay, whatever their age; those of visitors stay for an hour at most."""
     monkeypatch.setattr(files, "MOST_STORED", 400)
+    monkeypatch.setattr(files, "MOST_SORTED", 1)  # it goes on until they fit
     paths = [folder / str(i) / "image.png" for i in range(6)]
     for path in paths:
         path.parent.mkdir()
@@ -123,8 +124,11 @@ def test_the_oldest_files_make_room(folder, monkeypatch):
     assert [path.exists() for path in paths] == [True] + [False] * 5
 
 
-def test_looking_through_all_files_takes_little_memory(folder):
-    """Else the memory of the server grows with them."""
+@pytest.mark.parametrize("left", [1001, 800])
+def test_looking_through_all_files_takes_little_memory(folder, monkeypatch, left):
+    """Also when the oldest go: else the memory of the server grows with the files."""
+    monkeypatch.setattr(files, "MOST_FILES", left)
+    monkeypatch.setattr(files, "MOST_SORTED", 50)
     for i in range(1000):
         (folder / f"{i:032}").mkdir()
         (folder / f"{i:032}" / "image.png").touch()
@@ -134,7 +138,7 @@ def test_looking_through_all_files_takes_little_memory(folder):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(list(folder.glob("*/image.png"))) == 1001 and peak < 50_000
+    assert len(list(folder.glob("*/image.png"))) == left and peak < 50_000
 
 
 def test_a_start_removes_what_dead_processes_left(tmp_path, monkeypatch):
