@@ -152,14 +152,18 @@ def test_memory_does_not_grow_with_calls(server):
     values = defaults(page)
 
     def resident_after(n: int) -> int:
-        """Bytes of the server's own memory after so many pairs of calls, when it has tidied up;
-        pages of files that it has mapped come and go as the system likes."""
+        """Bytes of the server's own memory after so many pairs of calls, the least while it tidies
+        up: Python moves its table of names, 7 MB, now and then, and the old place is given back at
+        the next tidy. Pages of files that it has mapped come and go as the system likes."""
         for i in range(n):
             assert "complete" in called(page, "sample", values["sample"] | {"seed": i})[1]
             assert "there is no image yet" in called(page, "chain", values["chain"])[1]
-        time.sleep(3 * SECONDS_BETWEEN_TIDIES)
-        memory = psutil.Process(server.process.pid).memory_info()
-        return memory.rss - memory.shared
+        seen = []
+        for _ in range(10):
+            time.sleep(0.4 * SECONDS_BETWEEN_TIDIES)
+            memory = psutil.Process(server.process.pid).memory_info()
+            seen.append(memory.rss - memory.shared)
+        return min(seen)
 
     before = resident_after(250)
     grown = (resident_after(2500) - before) / 5000
