@@ -1,6 +1,7 @@
 """The page in a process of its own, for tests that use it as visitors do."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[1]
+OWN = {"PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
 
 
 def free_port() -> int:
@@ -30,7 +32,7 @@ class Server:
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
                 [*command, *arguments],
-                env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)} | environment,
+                env=os.environ | OWN | {"TMPDIR": str(folder)} | environment,
                 stdout=log,
                 stderr=log,
             )
@@ -47,4 +49,10 @@ class Server:
 
     def __exit__(self, *_) -> None:
         self.process.terminate()
-        self.process.wait(timeout=60)
+        try:
+            self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # its log says then where every thread is
+            self.process.wait()
+            where = self.log.read_text()[-8000:]
+            raise AssertionError(f"the app must end within 60 s of SIGTERM, got {where}") from None
