@@ -47,6 +47,11 @@ class EncodedCondition:
         )
         return EncodedCondition(condition, negative, self.guidance)
 
+    def same_as(self, other: "EncodedCondition") -> bool:
+        pairs = (self.condition, other.condition), (self.negative, other.negative)
+        same = all((a is b) if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+        return same and self.guidance == other.guidance
+
     def guided(self, denoiser: Denoiser) -> Decodable:
         """The denoiser, guided where the guidance is not 1."""
         scale = self.guidance[denoiser.t]

@@ -156,6 +156,22 @@ def test_weights_go_over_from_condition_to_condition():
     assert wrapped[2, 0] > 0 and wrapped[0, 15] > 0
 
 
+def test_neighbours_of_one_condition_are_one(asking):
+    """A class that is repeated to hold it costs no more than one, and draws the same."""
+    encoded = [encode_condition(asking, 1, classes=k, guidance=2.0) for k in (0, 0, 1, 1)]
+    conditions, columns = ConditionsAlongX(encoded, 16, False), torch.arange(16)
+    (held,) = conditions.counted(columns[:6])
+    assert held[0] is encoded[0] and held[1].eq(1).all()
+    counted = conditions.counted(columns)
+    assert [one for one, _ in counted] == [encoded[0], encoded[2]]
+    weights = conditions.weights(columns)
+    assert torch.equal(counted[0][1], weights[0] + weights[1])
+    scale, condition = conditions.at(asking.denoisers[2], columns[:4])
+    assert not isinstance(scale, Blended) and torch.equal(condition, encoded[0].condition)
+    others = [encode_condition(asking, 1, classes=k, guidance=g) for k, g in ((0, 3.0), (2, 2.0))]
+    assert not any(encoded[0].same_as(other) for other in others)
+
+
 def test_blended_logits_are_the_weighted_ones(asking):
     encoded = [encode_condition(asking, 1, classes=k, guidance=2.0) for k in (0, 1)]
     weights = torch.rand(16, generator=torch.Generator().manual_seed(0))

@@ -127,7 +127,7 @@ class WideScale:
         places = list(itertools.product(tops, lefts))
         for i, (top, left) in enumerate(places, 1):
             at = self.view(top, left)
-            scale, condition = self.conditions.at(self.denoiser, at[1], self.x_t.device)
+            scale, condition = self.conditions.at(self.denoiser, at[1])
             flat = (part[at].reshape(1, -1) for part in (self.x_t, self.drawn, self.x_prev))
             x_t, known, x_known = flat
             noise = self.noise.window(self.denoiser.t, *at).to(x_t.device)
@@ -146,7 +146,7 @@ class WideScale:
                 if left != here:  # another window: read from its start
                     here, read = left, 0
                     at = self.view(top, left)
-                    scale, condition = self.conditions.at(self.denoiser, at[1], self.x_t.device)
+                    scale, condition = self.conditions.at(self.denoiser, at[1])
                     decoding = scale.start(self.x_t[at].reshape(1, -1), condition)
                     noise = self.noise.window(self.denoiser.t, *at).to(self.x_t.device)
                 i = (row - top) * w + column - left
@@ -267,17 +267,32 @@ class ConditionsAlongX:
         return (1 - away).clamp(min=0) if count > 1 else torch.ones_like(away)
 
     def at(
-        self, denoiser: Denoiser, columns: Int[Tensor, " w"], device
+        self, denoiser: Denoiser, columns: Int[Tensor, " w"]
     ) -> tuple[Decodable, Condition | None]:
         """(scale that decodes a window of these columns, its condition)."""
-        weights = self.weights(columns)
-        counted = [k for k in range(len(self.encoded)) if weights[k].any()]
+        counted = self.counted(columns)
         if len(counted) == 1:
-            alone = self.encoded[counted[0]]
+            ((alone, _),) = counted
             return alone.guided(denoiser), alone.condition
-        rows = denoiser.config.grid[0]
-        places = weights[counted].repeat(1, rows)
-        return Blended([self.encoded[k] for k in counted], denoiser, places), None
+        weights = torch.stack([weight for _, weight in counted])
+        places = weights.repeat(1, denoiser.config.grid[0])
+        return Blended([one for one, _ in counted], denoiser, places), None
+
+    def counted(
+        self, columns: Int[Tensor, " w"]
+    ) -> list[tuple[EncodedCondition, Float[Tensor, " w"]]]:
+        """The conditions that count at these columns, and their weights; equal ones are one."""
+        found: list[tuple[EncodedCondition, Tensor]] = []
+        for one, weight in zip(self.encoded, self.weights(columns), strict=True):
+            if not weight.any():
+                continue
+            for k, (other, before) in enumerate(found):
+                if one.same_as(other):
+                    found[k] = other, before + weight
+                    break
+            else:
+                found.append((one, weight))
+        return found
 
 
 class Blended(Decodable):
