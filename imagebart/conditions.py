@@ -94,7 +94,7 @@ class PlacedVectors(nn.Module):
     def __init__(self, shape: ConditionShape, width: int):
         super().__init__()
         self.tokens = nn.Embedding(shape.vocabulary, width)
-        self.positions = nn.Parameter(0.02 * torch.randn(shape.length, width))
+        self.positions = nn.Parameter(nn.init.normal_(torch.empty(shape.length, width), std=0.02))
 
     def forward(self, tokens: Int[Tensor, "b m"]) -> Embedded:
         return self.tokens(tokens.clamp(min=0)) + self.positions, tokens != ABSENT

@@ -346,7 +346,7 @@ class Start(nn.Module):
 
     def __init__(self, width: int, scales: tuple[int, ...] = ()):
         super().__init__()
-        self.vector = nn.Parameter(0.02 * torch.randn(*scales, width))
+        self.vector = nn.Parameter(nn.init.normal_(torch.empty(*scales, width), std=0.02))
 
     def forward(
         self, batch: int, condition: None = None, t: int | None = None
@@ -397,7 +397,7 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
-        self.table = nn.Parameter(0.02 * torch.randn(config.n, config.width))
+        self.table = nn.Parameter(nn.init.normal_(torch.empty(config.n, config.width), std=0.02))
 
     def forward(self) -> Float[Tensor, "n c"]:
         return self.table
@@ -409,8 +409,8 @@ class AxialPositions(nn.Module):
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         h, w = config.grid
-        self.rows = nn.Parameter(0.02 * torch.randn(h, config.width))
-        self.columns = nn.Parameter(0.02 * torch.randn(w, config.width))
+        self.rows = nn.Parameter(nn.init.normal_(torch.empty(h, config.width), std=0.02))
+        self.columns = nn.Parameter(nn.init.normal_(torch.empty(w, config.width), std=0.02))
 
     def forward(self) -> Float[Tensor, "n c"]:
         return rearrange(self.rows[:, None] + self.columns, "h w c -> (h w) c")
@@ -441,8 +441,9 @@ def encoder_places(config: DenoiserConfig) -> Places | None:
     """Where the encoder's slots lie, if positions are rotary: the condition's, the start, x_t's."""
     if not config.rotary:
         return None
-    start = torch.zeros(1, 2, dtype=torch.int64)
-    return torch.cat([condition_places(config), start, grid_places(config.grid)])
+    with torch.device("cpu"):  # as `turns_of`
+        start = torch.zeros(1, 2, dtype=torch.int64)
+        return torch.cat([condition_places(config), start, grid_places(config.grid)])
 
 
 def decoder_places(config: DenoiserConfig, sees_x_t: bool) -> Places | None:
@@ -452,8 +453,9 @@ def decoder_places(config: DenoiserConfig, sees_x_t: bool) -> Places | None:
     """
     if not config.rotary:
         return None
-    before = [] if sees_x_t else [condition_places(config)]
-    return torch.cat([*before, grid_places(config.grid)])
+    with torch.device("cpu"):  # as `turns_of`
+        before = [] if sees_x_t else [condition_places(config)]
+        return torch.cat([*before, grid_places(config.grid)])
 
 
 def condition_places(config: DenoiserConfig) -> Places:

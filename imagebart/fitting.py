@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from imagebart.arguments import shown
 from imagebart.checkpoint import read_header
@@ -71,8 +72,19 @@ def _require_bound(sizes: Sequence[int], most: int, where: str) -> None:
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """A module without memory for its weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), Undrawn():
         return build()
+
+
+class Undrawn(TorchFunctionMode):
+    """`nn.init.normal_` leaves a tensor as it is: where there is no memory it would only load
+    PyTorch's compiler, in two seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def require_weights(path: Path, wanted: dict[str, Tensor]) -> None:

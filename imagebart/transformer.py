@@ -466,8 +466,15 @@ def normalised(x: Heads) -> Heads:
 
 
 def turns_of(places: Places | None, head_width: int) -> Rotation | None:
-    """The turns of slots at these places; none where positions are not rotary."""
-    return None if places is None else rotation(places, head_width)
+    """The turns of slots at these places; none where positions are not rotary.
+
+    They are computed on the CPU: on the meta device such tables would load PyTorch's compiler.
+    """
+    if places is None:
+        return None
+    with torch.device("cpu"):
+        turns = rotation(places, head_width)
+    return turns.to(torch.get_default_device())
 
 
 def seen_by_all(present: Present) -> Bool[Tensor, "b 1 1 _"] | None:

@@ -221,12 +221,17 @@ image, = model.sample(seed=1)
 model.inpaint(image, image.convert("L"), seed=2)
 heavy = {"lpips", "imagebart.perceptual", "imagebart.show", "torchvision", "torchmetrics"}
 heavy |= {"gradio", "tyro", "matplotlib", "scipy", "transformers", "open_clip", "pytest"}
+heavy |= {"torch._dynamo"}  # two seconds of every start
 print(sorted(heavy & sys.modules.keys()))
 """
 
 
-def test_inference_loads_nothing_that_only_training_needs(tiny, tmp_path):
-    tiny.save_pretrained(tmp_path)
+JOINT = dict(joint=True, rotary=True, qk_norm=True, conditions={"class": 3, "text": 6, "map": 4})
+
+
+@pytest.mark.parametrize("shape", [{}, JOINT | {"condition_dropout": True}], ids=["plain", "joint"])
+def test_inference_loads_nothing_that_only_training_needs(make_model, tmp_path, shape):
+    make_model(**shape).save_pretrained(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", INFERENCE, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
