@@ -1573,10 +1573,15 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
     settled(page, least=2, most=8)  # wider than the picture before
 
     same_seed(page, "Change")
-    page.locator("#examples .thumbnail-item").first.click()
-    page.locator("#editor canvas").first.wait_for()
     page.get_by_role("button", name="Extend beyond the borders").click()
-    page.locator("#frame .size").get_by_text("32×32 pixels").wait_for()
+    small = page.locator("#frame .size").get_by_text("32×32 pixels")
+    for _ in range(10):  # a click may come before the panorama is in the editor
+        page.locator("#examples .thumbnail-item").first.click()
+        page.locator("#editor canvas").first.wait_for()
+        page.wait_for_timeout(2000)
+        if small.is_visible():
+            break
+    small.wait_for()
     pull(page, "left", -60)
     left = page.get_by_role("spinbutton", name="Pixels to the left")
     (wide,) = re.findall(r"(\d+)×32 pixels", page.locator("#frame .size").inner_text())
