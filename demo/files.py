@@ -26,6 +26,7 @@ MOST_STORED = 2**30
 """Bytes of all files together."""
 MOST_FILES = 20_000
 MOST_SORTED = 1000
+"""Files that are sorted at once."""
 MOST_SECONDS = 3600
 MOST_NAMED = 256
 """Files that a request may name."""
@@ -161,15 +162,15 @@ def tidy(kept: frozenset[str] = frozenset(), room: int = 0) -> None:
             remove(path)
         else:
             count, total = count + 1, total + size
-    while count > MOST_FILES or total > MOST_STORED:
-        oldest = heapq.nsmallest(MOST_SORTED, stored_files(kept))
-        if not oldest:
-            break
+
+    def too_many() -> bool:
+        return count > MOST_FILES or total > MOST_STORED
+
+    while too_many() and (oldest := heapq.nsmallest(MOST_SORTED, stored_files(kept))):
         for _, size, path in oldest:
-            remove(path)
-            count, total = count - 1, total - size
-            if count <= MOST_FILES and total <= MOST_STORED:
-                break
+            if too_many():
+                remove(path)
+                count, total = count - 1, total - size
 
 
 def remove(path: str) -> None:

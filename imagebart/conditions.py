@@ -26,6 +26,7 @@ from imagebart.data.images import fit_box
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.text import END, TEXT_IDS, TEXT_LENGTH, decode_ids, encode_text
 from imagebart.notation import Bool, Float, Int, Mask
+from imagebart.transformer import normal_parameter
 
 if TYPE_CHECKING:
     from imagebart.model import ImageBART
@@ -94,7 +95,7 @@ class PlacedVectors(nn.Module):
     def __init__(self, shape: ConditionShape, width: int):
         super().__init__()
         self.tokens = nn.Embedding(shape.vocabulary, width)
-        self.positions = nn.Parameter(nn.init.normal_(torch.empty(shape.length, width), std=0.02))
+        self.positions = normal_parameter(shape.length, width)
 
     def forward(self, tokens: Int[Tensor, "b m"]) -> Embedded:
         return self.tokens(tokens.clamp(min=0)) + self.positions, tokens != ABSENT

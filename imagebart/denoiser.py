@@ -38,6 +38,7 @@ from imagebart.transformer import (
     Present,
     Sequence,
     in_tiles,
+    normal_parameter,
     one_by_one,
 )
 
@@ -346,7 +347,7 @@ class Start(nn.Module):
 
     def __init__(self, width: int, scales: tuple[int, ...] = ()):
         super().__init__()
-        self.vector = nn.Parameter(nn.init.normal_(torch.empty(*scales, width), std=0.02))
+        self.vector = normal_parameter(*scales, width)
 
     def forward(
         self, batch: int, condition: None = None, t: int | None = None
@@ -397,7 +398,7 @@ class LearnedPositions(nn.Module):
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
-        self.table = nn.Parameter(nn.init.normal_(torch.empty(config.n, config.width), std=0.02))
+        self.table = normal_parameter(config.n, config.width)
 
     def forward(self) -> Float[Tensor, "n c"]:
         return self.table
@@ -409,8 +410,8 @@ class AxialPositions(nn.Module):
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         h, w = config.grid
-        self.rows = nn.Parameter(nn.init.normal_(torch.empty(h, config.width), std=0.02))
-        self.columns = nn.Parameter(nn.init.normal_(torch.empty(w, config.width), std=0.02))
+        self.rows = normal_parameter(h, config.width)
+        self.columns = normal_parameter(w, config.width)
 
     def forward(self) -> Float[Tensor, "n c"]:
         return rearrange(self.rows[:, None] + self.columns, "h w c -> (h w) c")

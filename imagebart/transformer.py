@@ -465,6 +465,11 @@ def normalised(x: Heads) -> Heads:
     return F.layer_norm(x, x.shape[-1:]).to(x.dtype)
 
 
+def normal_parameter(*shape: int) -> nn.Parameter:
+    """A table that begins as normal(0, 0.02), as all weights of a scale do."""
+    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
+
+
 def turns_of(places: Places | None, head_width: int) -> Rotation | None:
     """The turns of slots at these places; none where positions are not rotary.
 
