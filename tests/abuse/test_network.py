@@ -115,8 +115,9 @@ def outcome(page: httpx.Client, answer: str, expected: np.ndarray) -> str:
 
 @pytest.mark.slow
 def test_requests_at_once_take_less_time_than_one_after_another(tmp_path):
-    """Of 8 visitors who ask again as soon as they are answered, and the shipped model: a picture
-    takes the server at most 1/1.6 of the processor time that it takes for one such visitor."""
+    """Of 8 visitors who ask again as soon as they are answered, and the shipped model: 1.6 times as
+    many pictures a second as of one such visitor, by the median of three rounds. The processor time
+    of a picture is noted beside it: other work on the machine does not change that."""
     if not (SHIPPED / "config.json").exists():
         pytest.skip("no shipped model in this checkout")
     with Server(tmp_path, OMP_NUM_THREADS=str(os.cpu_count())) as server:
@@ -139,10 +140,11 @@ def test_requests_at_once_take_less_time_than_one_after_another(tmp_path):
             return (used() - before) / (6 * clients)
 
         seconds_a_picture(1)  # the first calls take longer
-        times, processor_times = (seconds_a_picture(1) / seconds_a_picture(8)).round(2).tolist()
-    failed = {"processor time": processor_times} if processor_times < 1.6 else {}
+        rounds = [seconds_a_picture(1) / seconds_a_picture(8) for _ in range(3)]
+    times, processor_times = np.median(rounds, 0).round(2).tolist()
+    failed = {"pictures a second": times} if times < 1.6 else {}
     faster = {"times_faster": times, "times_faster_by_processor_time": processor_times}
-    conclude("visitors at once", 60, failed, True, **faster)
+    conclude("visitors at once", 3 * 54, failed, True, **faster)
 
 
 @pytest.mark.slow
