@@ -1,16 +1,17 @@
-"""Does a longer chain help? Table 3 in small: T = 2, 3, 5, 9 at equal parameters and equal compute.
+"""Does a longer chain help, and does one network for all scales? Table 3 and section 4.4 in small.
 
     python eval/trend.py --runs runs/trend --out eval/results/scenery_trend.json
 
-One VQGAN and its tokens for all; then, for every T and training seed, the chain of preset `mini-T`
-(3 million parameters in all; every scale as many steps), measured by the probe: unconditional
-samples (probe-FID, probe-IS), and upper halves completed by a single pass, as in the paper, by
-resampling passes, and by a conditional draw at t = T. A chain takes about 15 minutes of one core,
-the whole table about 4 hours.
+One VQGAN and its tokens for all; then, for T = 2, 3, 5, 9 and every training seed, the chain of
+preset `mini-T` (3 million parameters in all; every scale as many steps: equal parameters and equal
+compute), measured by the probe: unconditional samples (probe-FID, probe-IS), and upper halves
+completed by a single pass, as in the paper, by resampling passes, and by a conditional draw at
+t = T. `mini-5-joint` is one network of the size of each of `mini-5`'s four, trained for as many
+steps as all of them. A chain takes about 15 minutes of one core, the whole table about 5 hours.
 
-Reported are the mean over training seeds with its 95 % interval (Student's t), and for every T the
-differences from T = 2, seed by seed: `distinct` if their interval does not hold 0. Every step
-resumes: run the same command again.
+Reported are the mean over training seeds with its 95 % interval (Student's t), and the differences
+from T = 2, of the joint network from `mini-5`, seed by seed: `distinct` if their interval does not
+hold 0. Every step resumes: run the same command again.
 """
 
 import subprocess
@@ -26,7 +27,7 @@ from scipy.stats import t as students_t
 
 from imagebart.checkpoint import read_json
 from imagebart.distributed import pick_device
-from imagebart.presets import find_preset
+from imagebart.presets import PRESETS, find_preset
 
 ROOT = Path(__file__).parents[1]
 TREND_COLUMNS = {
@@ -56,6 +57,27 @@ class Config:
 def main(config: Config) -> dict:
     if len(config.seeds) < 2 or 2 not in config.T:
         raise ValueError(f"seeds must be two at least, T have 2, got {config.seeds}, {config.T}")
+    tokens = tokens_of_all(config)
+    names = [f"mini-{T}" for T in config.T]
+    names += [name for T in config.T if (name := f"mini-{T}-joint") in PRESETS]
+    each = {name: seed_by_seed(name, tokens, config) for name in names}
+    rows = []
+    for name, seeds in each.items():
+        other = name.removesuffix("-joint") if name.endswith("-joint") else "mini-2"
+        row = {"preset": name, "seeds": seeds, **summary_over_seeds(seeds)}
+        if other != name:
+            row["against"] = {"preset": other, **paired_over_seeds(seeds, each[other])}
+        rows.append(row)
+    models = [folder(name, seed, config) for name in names for seed in config.seeds]
+    data = each[names[0]][0]["data"]
+    record = Run(config, models).record(
+        pick_device(config.device), data=data, n=config.n, seeds=(0, config.n - 1)
+    )
+    return {"rows": rows, **record}
+
+
+def tokens_of_all(config: Config) -> Path:
+    """The tokens that every chain learns from, and the one VQGAN: made if they are not there."""
     first = f"mini-{config.T[0]}"
     images = config.images or find_preset(first).token_images
     steps = ["--steps", config.steps] if config.steps else []
@@ -63,28 +85,29 @@ def main(config: Config) -> dict:
     script("train/compression.py", "--preset", first, *steps, "--out", vqgan)
     validation = ["--validation", max(20, images // 20)]
     script("train/encode.py", "--vqgan", vqgan, "--count", images, *validation, "--out", tokens)
-    rows, models = [], []
-    for T in config.T:
-        each = []
-        for seed in config.seeds:
-            model = config.runs / f"T{T}-seed{seed}"
-            preset = ["--preset", f"mini-{T}", "--seed", seed, *steps]
-            for t in range(2, T + 1):
-                script("train/scale.py", *preset, "--t", t, "--tokens", tokens, "--out", model)
-            each.append(figures_of_chain(model, config.n))
-            models.append(model)
-        rows.append({"T": T, "seeds": each, **summary_over_seeds(each)})
-    plain = next(row for row in rows if row["T"] == 2)
-    for row in rows:
-        if row is not plain:
-            row["against_2"] = {
-                name: paired_over_seeds(row["seeds"], plain["seeds"], name)
-                for name in TREND_COLUMNS
-            }
-    record = Run(config, models).record(
-        pick_device(config.device), data=each[0]["data"], n=config.n, seeds=(0, config.n - 1)
-    )
-    return {"rows": rows, **record}
+    return tokens
+
+
+def seed_by_seed(name: str, tokens: Path, config: Config) -> list[dict]:
+    """The figures of a preset's chains, one trained by each seed."""
+    preset, figures = find_preset(name), []
+    scales = range(2, preset.T + 1)
+    for seed in config.seeds:
+        model = folder(name, seed, config)
+        what = ["--preset", name, "--seed", seed, "--tokens", tokens, "--out", model]
+        if preset.joint:
+            steps = ["--steps", config.steps * len(scales)] if config.steps else []
+            script("train/scale.py", *what, *steps)
+        else:
+            steps = ["--steps", config.steps] if config.steps else []
+            for t in scales:
+                script("train/scale.py", *what, *steps, "--t", t)
+        figures.append(figures_of_chain(model, config.n))
+    return figures
+
+
+def folder(name: str, seed: int, config: Config) -> Path:
+    return config.runs / f"{name}-seed{seed}"
 
 
 def script(name: str, *options) -> None:
@@ -125,12 +148,15 @@ def summary_over_seeds(each: list[dict]) -> dict:
     return {name: over_seeds([one[name] for one in each]) for name in TREND_COLUMNS}
 
 
-def paired_over_seeds(ours: list[dict], theirs: list[dict], name: str) -> dict:
-    """The difference of two chains, seed by seed."""
-    pairs = zip(ours, theirs, strict=True)
-    found = over_seeds([a[name] - b[name] for a, b in pairs])
-    low, high = found["interval"]
-    return found | {"distinct": not low <= 0 <= high}
+def paired_over_seeds(ours: list[dict], theirs: list[dict]) -> dict:
+    """{figure: the difference of two chains, seed by seed, and whether it is distinct from 0}."""
+    differences = {}
+    for name in TREND_COLUMNS:
+        pairs = zip(ours, theirs, strict=True)
+        found = over_seeds([a[name] - b[name] for a, b in pairs])
+        low, high = found["interval"]
+        differences[name] = found | {"distinct": not low <= 0 <= high}
+    return differences
 
 
 def over_seeds(values: Iterable[float]) -> dict:
@@ -149,7 +175,7 @@ def summary(report: dict) -> str:
             f"{row[name]['interval'][1]:.3g})"
             for name, label in TREND_COLUMNS.items()
         ]
-        lines.append(f"T = {row['T']}: " + "; ".join(parts))
+        lines.append(f"{row['preset']}: " + "; ".join(parts))
     return "\n".join(lines)
 
 

@@ -249,6 +249,20 @@ def _mini(T: int) -> Preset:
     )
 
 
+def _mini_joint(T: int) -> Preset:
+    """`mini-T` with one network for all scales, as large as one of those at t < T, and as many
+    steps as all of them together: equal compute in training and in sampling."""
+    apart = _mini(T)
+    one = replace(apart.between, joint=True)
+    return replace(
+        apart,
+        about=f"64×64 scenery, T = {T}, one network for all scales: joint training in small",
+        between=one,
+        last=one,
+        scale=replace(apart.scale, steps=(T - 1) * apart.scale.steps),
+    )
+
+
 PRESETS = {
     "tiny": Preset(
         about="64×64 scenery in minutes: shows that every part runs, not what it can do",
@@ -272,6 +286,7 @@ PRESETS = {
         token_images=2_000,
     ),
     **{f"mini-{T}": _mini(T) for T in _MINI_SHAPES},
+    "mini-5-joint": _mini_joint(5),
     "scenery": _SCENERY,
     "scenery-2": _SCENERY_2,
     "scenery-semantic": _SCENERY_SEMANTIC,

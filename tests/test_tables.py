@@ -104,18 +104,20 @@ def test_the_paper_s_numbers_are_in_their_table():
 
 
 def test_a_trend_within_the_noise_is_called_so(tmp_path, monkeypatch):
-    def row(T: int, distinct: bool | None) -> dict:
+    def row(preset: str, value: float, other: str = "", distinct: bool = False) -> dict:
         keys = ("probe_fid", "completion_fid")
-        found = {key: {"value": 10.0 * T, "interval": [9.0 * T, 11.0 * T]} for key in keys}
-        apart = {} if distinct is None else {"against_2": {k: {"distinct": distinct} for k in keys}}
-        return {"T": T, **found, **apart}
+        found = {key: {"value": value, "interval": [value - 1, value + 1]} for key in keys}
+        apart = {"preset": other} | {key: {"distinct": distinct} for key in keys}
+        return {"preset": preset, **found} | ({"against": apart} if other else {})
 
-    rows = [row(2, None), row(3, False), row(5, True), row(9, True)]
+    rows = [row("mini-2", 20.0), row("mini-3", 30.0, "mini-2"), row("mini-5", 50.0, "mini-2", True)]
+    rows += [row("mini-9", 90.0, "mini-2", True), row("mini-5-joint", 40.0, "mini-5", True)]
     write_json({"rows": rows, "models": {}}, tmp_path / "scenery_trend.json")
     monkeypatch.setattr(layouts, "RESULTS", tmp_path)
     table = paper.table_3()
-    assert "probe-FID 30.0 (27.0 to 33.0), T = 2 within the noise" in table
-    assert "probe-FID 50.0 (45.0 to 55.0), differs from T = 2" in table
+    assert "probe-FID 30.0 (29.0 to 31.0), T = 2 within the noise" in table
+    assert "probe-FID 50.0 (49.0 to 51.0), differs from T = 2" in table
+    assert "4.4 |  | probe-FID 40.0 (39.0 to 41.0), differs from T = 5" in table
 
 
 # ── all records again ─────────────────────────────────────────────────────────────────────────

@@ -1,5 +1,7 @@
 """eval/trend.py: the rows of table 3 are at equal parameters, and are compared over seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import trend
 from imagebart.checkpoint import save_tensors, write_json
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.presets import PRESETS
+from imagebart.presets import PRESETS, find_preset
 
 
 def test_chains_of_all_lengths_have_equal_parameters_and_steps():
@@ -36,8 +38,8 @@ def scripts(monkeypatch) -> list[str]:
             save_tensors({"a": torch.zeros(1)}, out / "scale_2.safetensors")
             write_json({}, out / "config.json")
         if name.startswith("eval/"):
-            T, seed = (int(one) for one in out.parent.name[1:].split("-seed"))
-            value = 20 - T + 0.1 * seed
+            chain, seed = out.parent.name.split("-seed")
+            value = 20 - find_preset(chain).T + 0.1 * int(seed) + 5 * chain.endswith("joint")
             measured = {"value": value, "interval": [0.0, 0.0]}
             rows = [{"probe_fid": value + k, "found": {"time": 0.5}} for k in (1, 0, 2)]
             metrics = {"probe-fid": measured, "probe-is": measured}
@@ -51,19 +53,43 @@ def test_every_length_is_trained_by_several_seeds_and_compared_with_t_2(scripts,
     report = trend.main(trend.Config(runs=tmp_path, T=(2, 3), seeds=(0, 1, 2), device="cpu"))
     trained = [line for line in scripts if line.startswith("train/scale.py")]
     assert len(trained) == 3 * 1 + 3 * 2
-    assert f"--preset mini-3 --seed 2 --t 3 --tokens {tmp_path}/tokens" in trained[-1]
+    assert trained[-1].startswith(f"train/scale.py --preset mini-3 --seed 2 --tokens {tmp_path}/")
+    assert trained[-1].endswith("mini-3-seed2 --t 3")
     plain, longer = report["rows"]
     assert plain["probe_fid"]["value"] == pytest.approx(18.1)
     half = 4.302653 * np.std([18, 18.1, 18.2], ddof=1) / 3**0.5  # Student's t, two degrees
     assert plain["probe_fid"]["interval"] == pytest.approx([18.1 - half, 18.1 + half])
-    apart = longer["against_2"]["probe_fid"]
-    assert apart["value"] == pytest.approx(-1) and apart["distinct"]
-    assert not longer["against_2"]["completion_time"]["distinct"]
+    apart = longer["against"]
+    assert apart["preset"] == "mini-2" and "against" not in plain
+    assert apart["probe_fid"]["value"] == pytest.approx(-1) and apart["probe_fid"]["distinct"]
+    assert not apart["completion_time"]["distinct"]
     assert longer["resampled_fid"]["value"] == pytest.approx(longer["completion_fid"]["value"] - 1)
     assert len(report["models"]) == 6 and report["data"] == "digest"
-    assert "T = 3: probe-FID 17.1" in trend.summary(report)
+    assert "mini-3: probe-FID 17.1" in trend.summary(report)
     with pytest.raises(ValueError, match="seeds must be two at least, T have 2"):
         trend.main(trend.Config(runs=tmp_path, seeds=(0,)))
+
+
+def test_a_joint_network_is_trained_as_long_as_all_scales_and_compared_with_them(scripts, tmp_path):
+    options = dict(T=(2, 5), seeds=(0, 1), steps=3, device="cpu")
+    *_, joint = trend.main(trend.Config(runs=tmp_path, **options))["rows"]
+    assert scripts[-3].startswith("train/scale.py --preset mini-5-joint --seed 1 --tokens")
+    assert scripts[-3].endswith("--steps 12") and "--t " not in scripts[-3]
+    assert joint["preset"] == "mini-5-joint" and joint["against"]["preset"] == "mini-5"
+    assert joint["against"]["probe_fid"]["value"] == pytest.approx(5)
+
+
+def test_joint_and_independent_scales_are_trained_by_equal_compute():
+    apart, joint = PRESETS["mini-5"], PRESETS["mini-5-joint"]
+    assert joint.joint and joint.scale.steps == 4 * apart.scale.steps
+    assert replace(joint.between, joint=False) == apart.between == apart.denoiser(3)
+    assert joint.vqgan == apart.vqgan and joint.alpha_bar == apart.alpha_bar
+    diffusion = MultinomialDiffusion(apart.alpha_bar, apart.K)
+    with torch.device("meta"):
+        scales = [Denoiser(apart.denoiser(t), diffusion, t) for t in range(2, 6)]
+        one = Denoiser(joint.last, diffusion, 5)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (*scales, one)]
+    assert sizes[-1] == pytest.approx(sum(sizes[:-1]) / 4, rel=0.1)
 
 
 @pytest.mark.slow
@@ -72,4 +98,4 @@ def test_two_chains_of_a_few_steps_are_measured(tmp_path):
     report = trend.main(trend.Config(runs=tmp_path / "runs", **small, device="cpu"))
     (row,) = report["rows"]
     assert row["probe_fid"]["interval"][0] <= row["probe_fid"]["value"]
-    assert [*report["models"]] == [str(tmp_path / "runs" / f"T2-seed{seed}") for seed in (0, 1)]
+    assert [*report["models"]] == [str(tmp_path / "runs" / f"mini-2-seed{seed}") for seed in (0, 1)]
