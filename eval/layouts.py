@@ -36,6 +36,9 @@ UNNAMED = (
     "split_752",
 )
 """Records that were measured before records named their model, its hash and the commit."""
+OTHER = ("ffhq-4_speed", "ffhq-4_speed_bf16", "passes_equal_training", "split", "split_752")
+"""Of these, the ones whose transformers are not those of a model that was shipped."""
+FORMER = "the former model (T = 4, commit e6f7da6)"
 
 # ── the parts of a table ──────────────────────────────────────────────────────────────────────
 
@@ -84,6 +87,8 @@ def provenance(*names: str) -> str:
         one = record(name)
         hardware = re.sub(r"\b1 threads", "1 thread", one["hardware"])  # older records
         where = f"{hardware}, {day(one['date'])}"
+        if name in UNNAMED and name not in OTHER:
+            where += f", {FORMER}"
         if one.get("commit"):
             where += f", commit {one['commit']['id'][:7]}"
         for path, digest in one.get("models", {}).items():
@@ -121,10 +126,12 @@ def unnamed_table() -> str:
     """Which records do not name their model."""
     if not UNNAMED:
         return "Every record names its models."
-    names = ", ".join(f"`{name}`" for name in UNNAMED)
+    names = ", ".join(f"`{name}`" for name in UNNAMED if name not in OTHER)
+    others = ", ".join(f"`{name}`" for name in OTHER)
     return (
-        f"These records name no model: {names}. Where they measure the shipped model it is the "
-        "former one, of T = 4 and 1024 codes (commit e6f7da6); all other records name theirs."
+        f"These records are of {FORMER}, and do not hold its hash: {names}. These are of shapes with "
+        f"random weights, or of chains that are not in the repository: {others}. All other records "
+        "name their models."
     )
 
 
@@ -151,6 +158,13 @@ def held_out_table() -> str:
             within(nats(bound["sum"]), bound.get("sum_interval"), nats)
             + f"; {bound['bits_per_token']:.3f} bits",
             f"closed-form predictor {sum(s['closed_form'] for s in bound['scales'].values()):.3f}",
+        ),
+        (
+            f"… less by {bound['importance']['chains']} weighted chains an image",
+            within(
+                nats(bound["importance"]["gained"]), bound["importance"]["gained_interval"], nats
+            ),
+            "the bound is loose by this at least",
         ),
         (
             f"reconstruction PSNR ({back['n']} images)",
@@ -247,6 +261,14 @@ def found_in(row: dict, digits: int = 1) -> str:
     return within(show(row["found"]), row.get("found_interval"), show)
 
 
+def erasing_table() -> str:
+    name = "scenery_erasing"
+    one = record(name)
+    rows = [(row["object"], row["edits"], percent(row["gone"], 0)) for row in one["rows"]]
+    gone = within(percent(one["gone"]), one["gone_interval"], percent)
+    return markdown("object | edits | no longer found", [*rows, ("all", one["n"], gone)], name)
+
+
 # ── masks and windows ─────────────────────────────────────────────────────────────────────────
 
 COMPLETION = "seam | probe-FID | attributes found | … time of day | passes"
@@ -340,6 +362,37 @@ def seams_table() -> str:
 
 
 # ── speed ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def joints_table() -> str:
+    name = "scenery_joints"
+    labels = {"frame": "the frame of the original", "windows": "borders of windows", "all": "all"}
+    rows = [
+        (
+            labels[row["joints"]],
+            within(percent(row["share_invisible"]), row["share_invisible_interval"], percent),
+            within(f"{row['step']:.2f}", row["step_interval"], "{:.2f}".format),
+            f"{row['median']:.2f}",
+        )
+        for row in record_rows(name)
+    ]
+    head = f"joints of {record(name)['n']} outpaintings | step at most 1.5 times the median nearby"
+    return markdown(f"{head} | mean step | median", rows, name)
+
+
+def first_picture_table() -> str:
+    name = "first_picture"
+    labels = {
+        "server": "the server answers",
+        "page": "Sample can be clicked",
+        "first_picture": "a first picture is seen, of t = T",
+        "finished": "all four pictures are finished",
+    }
+    rows = [
+        (labels[row["until"]], f"{row['seconds']:.1f} s", f"{row['cpu_s']:.1f} s")
+        for row in record_rows(name)
+    ]
+    return markdown(f"until | median of {record(name)['n']} starts | of the processor", rows, name)
 
 
 def speed_table(name: str) -> str:
@@ -455,7 +508,7 @@ def highlights_table() -> str:
     classes = record_row("scenery_obedience_class", condition="class")
     rows = [
         (
-            "one image",
+            "one image" + (f", {FORMER}" if "scenery_speed" in UNNAMED else ""),
             f"{seconds(one['parallel']['median_s'])}, {one['parallel']['passes']} passes",
             f"{other_ways(fast)}; {one['sequential']['passes']} tokens in all",
         ),
@@ -468,9 +521,8 @@ def highlights_table() -> str:
         ),
         (
             "upper halves, unconditional: right time of day",
-            percent(ours["found"]["time"]),
-            f"the paper's chain (`resampling_passes=0`) {percent(paper['found']['time'])}"
-            + time_by_chance(ours),
+            time_of(ours),
+            f"the paper's chain (`resampling_passes=0`) {time_of(paper)}" + time_by_chance(ours),
         ),
         (
             "reconstructions: PSNR",
@@ -483,6 +535,12 @@ def highlights_table() -> str:
 
 def sky_by_chance(one: dict) -> str:
     return f", chance {percent(one['chance'])}" if "chance" in one else ""
+
+
+def time_of(row: dict) -> str:
+    """How often the time of day is right."""
+    interval = row.get("found_interval", {}).get("time")
+    return within(percent(row["found"]["time"]), interval, percent)
 
 
 def time_by_chance(row: dict) -> str:
@@ -518,11 +576,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "rejection": rejection_table,
     "re-ranking": re_ranking_table,
     "edits": edits_table,
+    "erasing": erasing_table,
     "completion": completion_table,
     "completion-resampling": completion_resampling_table,
     "completion-particles": completion_particles_table,
     "completion-filling": completion_filling_table,
     "seams": seams_table,
+    "joints": joints_table,
+    "first-picture": first_picture_table,
     "speed": partial(speed_table, "scenery_speed"),
     "speed-window": partial(speed_table, "scenery_speed_window32"),
     "speed-scales": speed_scales_table,

@@ -27,7 +27,7 @@ DOCUMENTS = (
     PRETRAINED / "scenery" / "README.md",
     PRETRAINED / "scenery-semantic" / "README.md",
 )
-PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ def main(config: Config) -> None:
 def tables_in(text: str) -> list[tuple[str, str, str]]:
     """(name, current table, table computed from its records) of every place."""
     places = [(place, due(place[2])) for place in PLACE.finditer(text)]
-    return [(place[2], place[0].removeprefix(place[1]), table) for place, table in places]
+    return [(place[2], place[3].removesuffix("\n"), table) for place, table in places]
 
 
 def fill(text: str) -> str:
-    return PLACE.sub(lambda place: place[1] + due(place[2]), text)
+    return PLACE.sub(lambda place: f"{place[1]}{due(place[2])}\n", text)
 
 
 def due(name: str) -> str:

@@ -68,7 +68,7 @@ def main(config: Config) -> dict:
         if other != name:
             row["against"] = {"preset": other, **paired_over_seeds(seeds, each[other])}
         rows.append(row)
-    models = [folder(name, seed, config) for name in names for seed in config.seeds]
+    models = [chain_folder(name, seed, config) for name in names for seed in config.seeds]
     data = each[names[0]][0]["data"]
     record = Run(config, models).record(
         pick_device(config.device), data=data, n=config.n, seeds=(0, config.n - 1)
@@ -93,7 +93,7 @@ def seed_by_seed(name: str, tokens: Path, config: Config) -> list[dict]:
     preset, figures = find_preset(name), []
     scales = range(2, preset.T + 1)
     for seed in config.seeds:
-        model = folder(name, seed, config)
+        model = chain_folder(name, seed, config)
         what = ["--preset", name, "--seed", seed, "--tokens", tokens, "--out", model]
         if preset.joint:
             steps = ["--steps", config.steps * len(scales)] if config.steps else []
@@ -106,7 +106,7 @@ def seed_by_seed(name: str, tokens: Path, config: Config) -> list[dict]:
     return figures
 
 
-def folder(name: str, seed: int, config: Config) -> Path:
+def chain_folder(name: str, seed: int, config: Config) -> Path:
     return config.runs / f"{name}-seed{seed}"
 
 
