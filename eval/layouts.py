@@ -129,9 +129,9 @@ def unnamed_table() -> str:
     names = ", ".join(f"`{name}`" for name in UNNAMED if name not in OTHER)
     others = ", ".join(f"`{name}`" for name in OTHER)
     return (
-        f"These records are of {FORMER}, and do not hold its hash: {names}. These are of shapes with "
-        f"random weights, or of chains that are not in the repository: {others}. All other records "
-        "name their models."
+        f"These records are of {FORMER}, and do not hold its hash: {names}. These are of shapes "
+        f"with random weights, or of chains that are not in the repository: {others}. All other "
+        "records name their models."
     )
 
 

@@ -191,7 +191,7 @@ def test_what_was_tried_is_quoted():
     held = [f"{name} {row['held']:,} of {row['tried']:,}" for name, row in summary.items()]
     assert f"When last tried these held: {', '.join(held)}." in words_of("SECURITY.md")
     numbers = [sum(row[key] for row in summary.values()) for key in ("held", "tried")]
-    total = "{0:,} of {1:,} attacks and calls held".format(*numbers)
+    total = "{:,} of {:,} attacks and calls held".format(*numbers)
     assert total in words_of("README.md")
 
 
