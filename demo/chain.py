@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from demo.parts import alone_with, job, run_buttons, shelf_of, stops
+from demo.parts import Controls, alone_with, job, run_buttons, shelf_of, stops
 from demo.pictures import read_picture, stored
 from demo.requests import picked, progress, read_int
 from demo.worker import Worker
@@ -83,7 +83,7 @@ def noisy(model: ImageBART, x_1: torch.Tensor, t: int, seed: int) -> torch.Tenso
 
 def bits_line(model: ImageBART, x_1: torch.Tensor, seed: int) -> str:
     """Bits per token of each scale, the terms of the bound, as a sentence.   [eq. 2]"""
-    if model.conditions and not model.condition_dropout:
+    if not samples_freely(model):
         return ""
     bits = model.bits_per_token_of(x_1, seed=seed)
     terms = ", ".join(f"{value.item():.2f} at t = {t}" for t, value in bits.items())
@@ -106,10 +106,6 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
     gr.Markdown("#### All levels")
     levels = shelf_of(label="Levels", elem_id="levels", **plain)
-    gr.Markdown(ADDED)
-    again, stop = run_buttons("Draw again from every level")
-    drawn_line = gr.Markdown(elem_id="redrawn-status", min_height=28)
-    drawn = shelf_of(label="Drawn again", elem_id="redrawn", **plain)
 
     def first(image: dict | None) -> str | dict:
         return gr.skip() if image else stored(examples[0])
@@ -123,9 +119,24 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
         trigger_mode="always_last",
         **job(chain_levels, inputs, worker, alone_with(chain_levels, model), line, name="chain"),
     )
-    inputs = {"image": image, "seed": seed}
-    how = job(draw_again, inputs, worker, alone_with(draw_again, model), drawn_line)
-    stops(stop, again.click(outputs=[drawn_line, drawn], **how), drawn_line)
+    if samples_freely(model):
+        added_by_scales(worker, model, {"image": image, "seed": seed})
+
+
+def added_by_scales(worker: Worker, model: ImageBART, inputs: Controls) -> None:
+    """What the model draws of every level."""
+    gr.Markdown(ADDED)
+    again, stop = run_buttons("Draw again from every level")
+    line = gr.Markdown(elem_id="redrawn-status", min_height=28)
+    plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
+    drawn = shelf_of(label="Drawn again", elem_id="redrawn", **plain)
+    how = job(draw_again, inputs, worker, alone_with(draw_again, model), line)
+    stops(stop, again.click(outputs=[line, drawn], **how), line)
+
+
+def samples_freely(model: ImageBART) -> bool:
+    """Whether it takes no condition, or can do without."""
+    return not model.conditions or model.condition_dropout
 
 
 def picture_input(examples: list[Image.Image]) -> gr.Image:

@@ -33,6 +33,7 @@ from demo.requests import (
     LONGEST_PROMPT,
     MARGINS,
     MOST_MARGIN,
+    MOST_OVERLAP,
     OPTIONS,
     STEP,
     Ranker,
@@ -41,6 +42,7 @@ from demo.requests import (
     read_flag,
     read_int,
     read_number,
+    read_overlap,
     sentences,
 )
 from demo.worker import Worker
@@ -49,7 +51,6 @@ from imagebart.data.images import as_given, to_rgb
 from imagebart.options import ReimaginingOptions, rows
 
 MOST_UNDOS = 20
-MOST_OVERLAP = 128
 SIDE_RANGE = 32, 4096
 """Pixels of the longer side of a picture that is resized."""
 OF_THE_WHOLE = ("editor", "prompt", "num_images", "seed", "classes", "guidance", "temperature")
@@ -108,7 +109,7 @@ def extended(
     given = zip(MARGINS, (left, right, top, bottom), strict=True)
     margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given}
     image = to_rgb(read_editor(editor, source)[0])
-    return frame_value(image, margins, read_int(overlap, "overlap", 0, min(image.size) // 4))
+    return frame_value(image, margins, read_overlap(overlap, image.size))
 
 
 @sentences()
@@ -162,7 +163,7 @@ def change_tab(
             with gr.Accordion("Extend beyond the borders", open=False) as fold:
                 margins = margins_in_frame(model, fold, editor, source)
                 beyond = run_buttons("Outpaint")
-            by_words = "text" in model.conditions and model.condition_dropout
+            by_words, shows = "text" in model.conditions and model.condition_dropout, {}
             if by_words:
                 with gr.Accordion("Change the whole picture", open=False):
                     shows = controls_of_source()
@@ -170,7 +171,7 @@ def change_tab(
             with gr.Accordion("Resize the picture", open=False):
                 longer = gr.Slider(*SIDE_RANGE, 512, step=8, label="Longer side in pixels")
                 resize = gr.Button("Resize", size="sm")
-            settings_button(said.inputs | edits, said.fresh)
+            settings_button(said.inputs | edits | mask | margins | shows, said.fresh)
     shown, strip = how_it_works()
 
     before = gr.State(None)
@@ -260,7 +261,7 @@ def result_view() -> tuple[gr.ImageSlider, gr.Gallery, gr.State]:
 
 
 def before_and_after(before: str | None, results: list | None, index: int) -> gr.ImageSlider:
-    """The input and the selected result, if both have one size."""
+    """The input and the selected result."""
     if not before or not results:
         return gr.ImageSlider(visible=False)
     after = results[min(index, len(results) - 1)]["image"]["path"]

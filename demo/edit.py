@@ -24,6 +24,7 @@ from demo.requests import (
     read_flag,
     read_int,
     read_number,
+    read_overlap,
     read_request,
     read_words,
     real,
@@ -129,9 +130,9 @@ def outpaint(
     """Outpaint beyond the borders: (input, status, images), after every window.
 
     left, right, top, bottom: pixels to add, 0 to 1024 each; overlap: pixels of the image that are
-    drawn anew at the sides that grow, at most a quarter of its shorter side; at most 16 million
-    pixels in all images drawn together, candidates included. Other arguments as in `inpaint`, whose
-    mask is ignored.
+    drawn anew at the sides that grow, at most 128 and a quarter of its shorter side; at most 16
+    million pixels in all images drawn together, candidates included. Other arguments as in
+    `inpaint`, whose mask is ignored.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     given = dict(zip(MARGINS, (left, right, top, bottom), strict=True))
@@ -140,7 +141,7 @@ def outpaint(
     how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, _ = read_editor(editor, source)
-    overlap = read_int(overlap, "overlap", 0, min(image.size) // 4)
+    overlap = read_overlap(overlap, image.size)
     if not any(margins.values()):
         raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
     check_pixels(count * candidates, *grown_size(model, image, margins)[::-1])

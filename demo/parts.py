@@ -12,6 +12,7 @@ from demo.pictures import read_picture
 from demo.requests import (
     FILTERS,
     LONGEST_PROMPT,
+    MOST_CANDIDATES,
     MOST_IMAGES,
     OPTIONS,
     STEP,
@@ -152,17 +153,22 @@ def values_of_fields(inputs: Controls, said: dict) -> list:
     """A value for each field: what a file or a link says, else its usual one.
 
     Numbers may be text. ValueError for a value that the field cannot have, as for a request; what
-    is neither number nor text is left out.
+    is neither number, text nor a yes or no is left out.
     """
     values = []
     for name, field in inputs.items():
         value = said.get(name)
-        given = isinstance(value, int | float | str) and not isinstance(value, bool)
+        yes_or_no = isinstance(value, bool) == isinstance(field, gr.Checkbox)
+        given = isinstance(value, int | float | str) and yes_or_no
         values.append(value_of_field(name, field, value) if given else field.value)
     return values
 
 
-def value_of_field(name: str, field: gr.components.Component, value: float | str) -> float | str:
+def value_of_field(
+    name: str, field: gr.components.Component, value: float | str | bool
+) -> float | str | bool:
+    if isinstance(field, gr.Checkbox):
+        return value
     if isinstance(field, gr.Slider) and field.step != 1:
         return read_real(value, name, field.minimum, field.maximum)
     if isinstance(field, gr.Slider):
@@ -170,10 +176,12 @@ def value_of_field(name: str, field: gr.components.Component, value: float | str
     if isinstance(field, gr.Number):
         return read_int(value, name, 0, 2**63 - 1)
     if isinstance(field, gr.Dropdown):
-        known = [one for _, one in field.choices]
-        if str(value) not in known:
-            raise ValueError(f"{name} must be one of {len(known) - 1} classes, got {short(value)}")
-        return str(value)
+        _, *known = (one for _, one in field.choices)  # the first is any
+        if str(value) in ("", *known):
+            return str(value)
+        if str(value).isdecimal() and int(value) < len(known):
+            return known[int(value)]
+        raise ValueError(f"{name} must be one of {len(known)} classes, got {short(value)}")
     if not isinstance(value, str) or len(value) > LONGEST_PROMPT:
         raise ValueError(f"{name} must be text of at most {LONGEST_PROMPT} characters")
     return value
@@ -209,7 +217,7 @@ def controls_of_words(model: ImageBART) -> Controls:
     )
     about = "1 is plain conditional sampling; higher values follow the prompt more closely"
     how = {"label": "Guidance", "info": about, "visible": conditional}
-    guidance = gr.Slider(0, 8, model.guidance, step=0.1, **how)
+    guidance = gr.Slider(*bounds(model, "guidance"), model.guidance, step=0.1, **how)
     return {"negative_prompt": negative, "guidance": guidance}
 
 
@@ -233,7 +241,8 @@ def sentence(meaning: str) -> str:
 def candidates_slider(ranker: Ranker | None) -> gr.Slider:
     """Number of candidates per image; hidden without a ranker."""
     about = "Candidates per image; those most similar to the prompt are shown"
-    return gr.Slider(1, 16, 1, step=1, label="Best of", info=about, visible=ranker is not None)
+    how = {"label": "Best of", "info": about, "visible": ranker is not None}
+    return gr.Slider(1, MOST_CANDIDATES, 1, step=1, **how)
 
 
 def results_gallery(value: list | None = None, **options) -> tuple[gr.Gallery, gr.State]:

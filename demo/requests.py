@@ -35,6 +35,7 @@ OPTIONS = rows(InpaintOptions) | rows(ReimaginingOptions) | rows(OutputOptions)
 """The rows of all options that the page has."""
 MARGINS, MOST_MARGIN = ("left", "right", "top", "bottom"), 1024
 """Sides at which a picture grows, and by how many pixels at most."""
+MOST_OVERLAP = 128
 CHUNK = 4
 """Maximum number of candidates between two status messages."""
 
@@ -139,6 +140,7 @@ def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | N
         any_class = model.condition_dropout
         return None if any_class else [(seed + i) % known for i in range(count)]
     number = isinstance(name, int) or (isinstance(name, str) and name.isdecimal())
+    number = number and name not in model.names["class"]
     return [read_int(name, "classes", 0, known - 1) if number else name] * count
 
 
@@ -166,6 +168,11 @@ def read_enlarge(model: ImageBART, value: Any, count: int) -> int:
     H, W = model.image_size
     check_pixels(count, W * times, H * times)
     return times
+
+
+def read_overlap(value: Any, size: tuple[int, int]) -> int:
+    """Pixels of an image of this size that are drawn anew at the sides that grow."""
+    return read_int(value, "overlap", 0, min(MOST_OVERLAP, min(size) // 4))
 
 
 def at_once(width: int, height: int) -> int:

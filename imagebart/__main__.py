@@ -185,7 +185,8 @@ class Edit(Command, EditFields):
         options = checked_options(self, InpaintOptions, prompt=self.words)
         if "passes" in options:
             options.setdefault("process", "refined")
-        files = Files(self, options)
+        where = margins | {"overlap": self.overlap, "keep": self.keep}
+        files = Files(self, options | {name: given for name, given in where.items() if given})
         files.require_new(range(self.num_images))
         image = read_image(self.image, convert=as_given)
         mask = None if self.mask is None else pixel_mask(read_mask(self.mask), image.size)
@@ -243,7 +244,8 @@ class Panorama(Command, PanoramaFields, OutputFields):
         model = self.load()
         with passes_shown(options) as how:
             (image,) = model.panorama(self.width, self.height, **how)
-        options |= output | {"seed": self.seed}
+        size = {"width": self.width, "height": self.height or model.image_size[0]}
+        options |= output | size | {"seed": self.seed}
         self.save(enlarged(image, self.enlarge), self.out, options)
         self.report(self.out, options)
 

@@ -28,8 +28,8 @@ from test_colours import PROFILE
 import app
 from demo import change, edit, parts, pictures, requests, serving
 from demo import editor as editing
-from demo.chain import noisy
-from demo.change import MOST_UNDOS, remembered, taken, undone
+from demo.chain import chain_tab, noisy
+from demo.change import MOST_UNDOS, change_tab, remembered, taken, undone
 from demo.edit import inpaint, outpaint, reimagine
 from demo.editor import MASKS, mask_layer
 from demo.files import REFUSED
@@ -38,12 +38,12 @@ from demo.panorama import panorama, wide_for_editor
 from demo.parts import IDEAS, panel
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.ready import READY, draw_ready, ready_pictures
-from demo.requests import FILTERS, MARGINS, Late
+from demo.requests import FILTERS, MARGINS, Late, read_classes
 from demo.sample import sample, sampling_work, settings_of_link
 from demo.style import PAINT, SEEN
 from demo.worker import Worker
 from imagebart import ImageBART
-from imagebart.conditions import text_shape, text_tokens
+from imagebart.conditions import class_id, text_shape, text_tokens
 from imagebart.data import scenery
 from imagebart.data.images import as_given, to_rgb
 from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
@@ -60,7 +60,7 @@ from imagebart.options import (
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 from imagebart.sampling import Filter, Request, reverse_steps
-from imagebart.settings import settings_of
+from imagebart.settings import chunk_of, settings_of
 
 ROOT = Path(__file__).parents[1]
 AXE = ROOT / "node_modules/axe-core/axe.min.js"
@@ -1258,6 +1258,41 @@ def test_a_link_restores_settings(conditional):
     ):
         with pytest.raises(ValueError, match=re.escape(sentence)):
             settings_of_link(inputs, query)
+
+
+def test_settings_of_an_edit_come_back_with_margins_mask_and_words(make_model, tmp_path):
+    """All that the page writes, yes and no too; and a class by its id, as the shell says it."""
+    shapes = {"class": 2, "text": 6}
+    model = make_model(T=3, conditions=shapes, condition_dropout=True)
+    model.names["class"] = ["city", "lake"]
+    with gr.Blocks() as page:
+        change_tab(Worker(), model, [Image.new("RGB", (32, 32))])
+    (read,) = (one for one in page.fns.values() if len(one.outputs) > 20)  # all fields
+    about = {"command": "edit", "seed": 4, "classes": 1, "guidance": 12.0, "strength": 0.5}
+    about |= {"right": 64, "overlap": 8, "invert_mask": True, "source_prompt": "noon"}
+    path = tmp_path / "edit.png"
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunk_of(about))
+    said = read.fn({"path": str(path), "meta": {"_type": "gradio.FileData"}})
+    back = {one.label: value for one, value in zip(read.outputs, said, strict=True)}
+    assert back["Class"] == "lake" and back["Guidance"] == 12 and back["Seed"] == 4
+    assert back["Pixels to the right"] == 64 and back["Overlap"] == 8 and back["Strength"] == 0.5
+    assert back["Invert the mask"] is True and back["The picture shows"] == "noon"
+    assert back["New seed each time"] is False and back["Pixels above"] == 0
+
+
+def test_a_class_named_with_a_digit_is_that_class(make_model):
+    model = make_model(conditions={"class": 3})
+    model.names["class"] = ["1", "2", "3"]
+    assert read_classes(model, "1", 0, 1) == ["1"] and read_classes(model, 1, 0, 1) == [1]
+    assert class_id(model, read_classes(model, "3", 0, 1)[0], "classes") == 2
+
+
+def test_a_model_that_must_have_a_class_draws_nothing_without_one(make_model):
+    for dropout in (False, True):
+        model = make_model(T=3, conditions={"class": 3}, condition_dropout=dropout)
+        with gr.Blocks() as page, gr.Tab("Understand") as tab:
+            chain_tab(Worker(), model, [Image.new("RGB", (32, 32))], tab)
+        assert ("draw_again" in {fn.api_name for fn in page.fns.values()}) is dropout
 
 
 def test_the_best_of_several_are_shown(make_model, clip):

@@ -93,6 +93,23 @@ def test_a_picture_holds_its_settings(folder, tmp_path, capsys):
         assert found == {"command": "sample", "model": base[1], **said}
 
 
+def test_an_edit_and_a_panorama_hold_where_they_were_drawn(folder, tmp_path):
+    _, base = folder
+    picture(32, 32).save(tmp_path / "image.png")
+    edited = ["edit", str(tmp_path / "image.png"), *base, "--overwrite", "-o", str(tmp_path)]
+    for words, where in (
+        (["--keep", "lower"], {"keep": "lower"}),
+        (["--right", "8", "--overlap", "4"], {"right": 8, "overlap": 4}),
+    ):
+        main([*edited, *words])
+        own = {"command": "edit", "model": base[1], "seed": 0}
+        assert settings_of(Image.open(tmp_path / "seed0.png")) == own | where
+    main(["panorama", *base, "--width", "48", "-o", str(tmp_path / "wide.png")])
+    assert {"width": 48, "height": 32}.items() <= settings_of(
+        Image.open(tmp_path / "wide.png")
+    ).items()
+
+
 @pytest.mark.parametrize(
     "text", [None, "Steps: 20, Seed: 1", "[1]", "[" * 10_000, "{" + " " * 10**6]
 )

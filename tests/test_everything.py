@@ -20,6 +20,7 @@ from progress import Progress, duration
 from stages import Metrics, Stage, run_stage
 
 from imagebart.checkpoint import read_json, sha256_of, write_json
+from imagebart.data.sources import open_data
 from imagebart.presets import find_preset
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +77,28 @@ def test_minutes_are_shared_between_the_stages(rehearsed, tmp_path):
     assert plan["expected_seconds"] <= 600
     with pytest.raises(ValueError, match="minutes must leave time after the rehearsal, got 0 s"):
         everything.plan(replace(config, minutes=1), find_preset("tiny"), CPU, rehearsed, spent)
+
+
+def test_minutes_bound_the_images_of_a_folder_too(rehearsed, tmp_path):
+    """A preset that wants all images: as many as there are, with minutes those that fit."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(300):
+        Image.new("RGB", (8, 8), (i % 256, 0, 0)).save(data / f"{i}.png")
+    config = everything.Config(tmp_path, "photos", data=str(data))
+    photos = find_preset("photos")
+    plan = everything.plan(config, photos, CPU, rehearsed, {})
+    there = len(open_data(str(data), None, "train"))
+    assert plan["images"] == there >= 285 and plan["held_out"] == max(64, there // 10)
+    slow = replace(CPU, encoded_while_one_is_learned=0.1)
+    plan = everything.plan(replace(config, minutes=10), photos, slow, rehearsed, {})
+    assert plan["images"] == int(0.1 * 600 * 2 * photos.compression.batch * 0.1) < there
+
+
+def test_the_chain_has_a_tenth_of_its_steps_whatever_is_left(rehearsed, tmp_path):
+    config = everything.Config(tmp_path, "tiny", minutes=1)
+    record = {"rehearsal": {}, "stages": {"vqgan": {"seconds": 90.0}}, "plan": {"chain": 540}}
+    assert everything.chain_steps(config, find_preset("tiny"), rehearsed, record) == 54
 
 
 def options_of(computer: everything.Computer, tmp_path: Path) -> dict[str, dict]:

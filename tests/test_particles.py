@@ -41,6 +41,14 @@ def test_weights_are_tempered_as_little_as_needed():
     assert sizes[2].item() == pytest.approx(4)
 
 
+def test_of_two_particles_the_known_tokens_prefer_one():
+    """Their effective sample size may not be 2: then both would weigh the same."""
+    weights = tempered(torch.tensor([[-900.0, -400.0], [-400.0, -400.0]]).double())
+    assert effective_size(weights).tolist() == pytest.approx([1.5, 2])
+    assert weights[0, 1] > 0.7
+    assert tempered(torch.zeros(1, 1)).tolist() == [[1.0]]
+
+
 def test_many_particles_are_the_conditional_distribution():
     """Three fillings of one token and what they make of the known one: 4000 draws against Bayes,
     within 5 standard deviations (0.04)."""

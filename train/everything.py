@@ -29,6 +29,7 @@ from stages import Metrics, Stage, begin_anew, run_stage
 from training import located, read_options, run_alone
 
 from imagebart.checkpoint import StopSignal, read_json, write_json
+from imagebart.data.sources import open_data
 from imagebart.presets import Preset, find_preset
 
 VQGAN_SHARE, ENCODE_SHARE, CHAIN_SHARE = 0.35, 0.1, 0.45
@@ -139,12 +140,11 @@ def training(
         batch=batch["vqgan"],
         gpus=computer.gpus,
     )
-    count = {"--count": plan["images"]} if plan["images"] else {}  # 0: all that there are
     yield Stage(
         "tokens",
         ("train/encode.py",),
         made
-        | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], **count}
+        | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], "--count": plan["images"]}
         | {"--out": out / "tokens"},
         gpus=computer.gpus,
     )
@@ -192,7 +192,7 @@ def plan(
     encode_rate = vqgan_rate * computer.batches(preset)["vqgan"]
     encode_rate *= computer.encoded_while_one_is_learned
     steps = {"vqgan": preset.compression.steps, "chain": preset.scale.steps}
-    images = computer.larger["vqgan"] * preset.token_images
+    images = computer.larger["vqgan"] * preset.token_images or images_in(config.data)
     if config.minutes is not None:
         left = 60 * config.minutes - seconds_of(spent)
         if left < 30:
@@ -202,18 +202,25 @@ def plan(
         images = min(
             images, max(computer.rehearsal["images"], int(ENCODE_SHARE * left * encode_rate))
         )
-    held_out = max(computer.rehearsal["held_out"], min(2000, images // 10 or 2000))
+    held_out = max(computer.rehearsal["held_out"], min(2000, images // 10))
     seconds = steps["vqgan"] / vqgan_rate + steps["chain"] * runs_of(preset) / chain_rate
     seconds += (images + held_out) / encode_rate
     return {**steps, "images": images, "held_out": held_out, "expected_seconds": round(seconds)}
 
 
+def images_in(data: str) -> int:
+    """Images that a chain can learn from, in a folder or tar files."""
+    return len(open_data(data, None, "train"))
+
+
 def chain_steps(config: Config, preset: Preset, rehearsal: Path, record: dict) -> int:
-    """Steps of each scale in the minutes that VQGAN and tokens, as they came, have left."""
+    """Steps of each scale in the minutes that VQGAN and tokens, as they came, have left; a tenth
+    of those that were planned at least, whatever is left."""
     left = 60 * config.minutes - seconds_of(record["rehearsal"]) - seconds_of(record["stages"])
     _, rate = rates(rehearsal)
     share = CHAIN_SHARE / (1 - VQGAN_SHARE - ENCODE_SHARE)
-    return max(1, int(share * left * rate / runs_of(preset)))
+    least = max(1, record["plan"]["chain"] // 10)
+    return max(least, int(share * left * rate / runs_of(preset)))
 
 
 def rates(rehearsal: Path) -> tuple[float, float]:

@@ -11,7 +11,8 @@ the known tokens after the mask choose what makes them probable. It needs no tra
 holds for a mask of any shape, and approaches the conditional distribution as particles are added.
 
 Weights of a hundred tokens differ by many nats. They are tempered, w ∝ p^γ with γ ≤ 1, so far that
-the effective sample size 1 / Σ w² is at least `LEAST_EFFECTIVE`: the best of all is not a draw.
+the effective sample size 1 / Σ w² of M particles is at least 2, or (1 + M) / 2 of fewer than three:
+the best of all is not a draw, nor is equal weight a choice.
 """
 
 from collections.abc import Sequence
@@ -24,8 +25,6 @@ from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
 from imagebart.notation import Float, Int, Mask, Tokens
 from imagebart.sampling import generator_of, span
-
-LEAST_EFFECTIVE = 2.0
 
 
 def known_log_probability(
@@ -44,9 +43,10 @@ def known_log_probability(
     return each.masked_fill(~known[:, first:], 0).double().sum(1)
 
 
-def tempered(log_p: Float[Tensor, "b j"], least: float = LEAST_EFFECTIVE) -> Float[Tensor, "b j"]:
+def tempered(log_p: Float[Tensor, "b j"], least: float | None = None) -> Float[Tensor, "b j"]:
     """Weights w_j ∝ p_j^γ of the particles of each image, with the largest γ ≤ 1 (by bisection)
-    whose effective sample size is at least `least`."""
+    whose effective sample size is at least `least`, by default min(2, (1 + j) / 2)."""
+    least = min(2.0, (1 + log_p.shape[1]) / 2) if least is None else least
     low, high = torch.zeros_like(log_p[:, :1]), torch.ones_like(log_p[:, :1])
     gamma = high
     for _ in range(40):
