@@ -179,6 +179,18 @@ def inpaint_options(config: Config) -> list[dict]:
     ]
 
 
+def in_words(how: dict) -> str:
+    """A method, as a caption of its row of the picture."""
+    if how["process"] == "annealed":
+        return "several passes at every scale"
+    if "particles" in how:
+        return f"one of {how['particles']} fillings"
+    passes = how.get("resampling_passes")
+    if passes is None:
+        return "the default"
+    return f"{passes} resampling passes" if passes else "every scale once"
+
+
 def complete_images(
     model: ImageBART,
     probe: Probe,
@@ -360,9 +372,9 @@ def main(config: Config) -> dict:
                 rows[-1]["against_first"] = compared(kept, firsts[family], renders)
             firsts.setdefault(family, kept)
             pictures += completed
-            given = ", ".join(f"{name.replace('_', ' ')} {how[name]}" for name in how)
-            caption = f"T = {model.T}, {family}, {given}"
-            captions += [caption, *[""] * (min(config.n, PICTURED) - 1)]
+            several = [f"T = {model.T}"] * (len(models) > 1) + [family] * (len(config.masks) > 1)
+            captions += [", ".join([*several, in_words(how)])]
+            captions += [""] * (min(config.n, PICTURED) - 1)
             print(summary_line(rows[-1]), flush=True)
     if config.picture:
         show.grid(pictures, min(config.n, PICTURED), captions).save(config.picture)
