@@ -35,6 +35,7 @@ from imagebart.folders import SHIPPED
 
 MILESTONES = ("server", "page", "first_picture", "finished")
 VIEWPORT = {"width": 1280, "height": 800}
+PHOTOGRAPH = {"width": 1280, "height": 920}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MOST_WAITED = 120
 """Seconds that one step of a start may take."""
@@ -136,7 +137,8 @@ def answers(address: str) -> bool:
 
 
 def photograph(page: Page, config: Config) -> None:
-    """The tab Change after the upper half was repainted."""
+    """The whole page, the tab Change after the upper half was repainted."""
+    page.set_viewport_size(PHOTOGRAPH)
     page.get_by_role("tab", name="Change", exact=True).click()
     tab = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Repaint"))
     page.locator("#editor canvas").first.wait_for()
@@ -148,6 +150,7 @@ def photograph(page: Page, config: Config) -> None:
     page.locator("#edit-status").get_by_text("Seed 0").wait_for()
     page.locator("#compare img").first.wait_for()
     page.mouse.move(0, 0)
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(1000)
     page.screenshot(path=config.picture)
 
