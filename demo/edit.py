@@ -130,7 +130,7 @@ def outpaint(
     """Outpaint beyond the borders: (input, status, images), after every window.
 
     left, right, top, bottom: pixels to add, 0 to 1024 each; overlap: pixels of the image that are
-    drawn anew at the sides that grow, at most 128 and a quarter of its shorter side; at most 16
+    drawn anew at the sides that grow, at most 512 and a quarter of its shorter side; at most 16
     million pixels in all images drawn together, candidates included. Other arguments as in
     `inpaint`, whose mask is ignored.
     """

@@ -35,7 +35,7 @@ OPTIONS = rows(InpaintOptions) | rows(ReimaginingOptions) | rows(OutputOptions)
 """The rows of all options that the page has."""
 MARGINS, MOST_MARGIN = ("left", "right", "top", "bottom"), 1024
 """Sides at which a picture grows, and by how many pixels at most."""
-MOST_OVERLAP = 128
+MOST_OVERLAP = 512
 CHUNK = 4
 """Maximum number of candidates between two status messages."""
 
