@@ -77,7 +77,7 @@ MEASUREMENTS = (
     Measurement("passes", "eval/passes.py --n 8 --guess draft x_t", 3),
     Measurement(
         "scenery_completion_resampling",
-        "eval/completion.py --masks upper blob10 --process single --resampling-passes 2 4 8",
+        "eval/completion.py --masks upper blob10 --process single --resampling-passes 2 4 8 --n 100",
         15,
     ),
     Measurement(
