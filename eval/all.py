@@ -77,7 +77,8 @@ MEASUREMENTS = (
     Measurement("passes", "eval/passes.py --n 8 --guess draft x_t", 3),
     Measurement(
         "scenery_completion_resampling",
-        "eval/completion.py --masks upper blob10 --process single --resampling-passes 2 4 8 --n 100",
+        "eval/completion.py --masks upper blob10 --process single --n 100 "
+        "--resampling-passes 2 4 8",
         15,
     ),
     Measurement(
