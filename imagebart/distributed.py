@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from imagebart.arguments import as_int
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -108,8 +110,7 @@ def part_of(total: int, ranks: Ranks) -> range:
 
 def split(part: range, batch: int) -> Iterator[range]:
     """A stretch in batches, the last one shorter; ValueError if there is nothing in a batch."""
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
+    batch = as_int(batch, "batch", 1)
     return (part[k : k + batch] for k in range(0, len(part), batch))
 
 

@@ -294,11 +294,7 @@ class ImageBART(nn.Module):
     def generate(self, tokens: Grid, known: Known | None = None) -> Images:
         """G(x_1), as the network gives it: about [-1, 1]; made to fit the `known` pixels of
         these images by a VQGAN that has learned to (known_pixels.py)."""
-        if tokens.ndim != 3 or tokens.numel() == 0:
-            raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.K:
-            raise ValueError(f"tokens must lie in [0, {self.K}), got {low} to {high}")
+        require_tokens(tokens, self.K)
         parts = self.parts(tokens.to(self.device))
         if known is None:
             return torch.cat([self.vqgan.decode(part).float() for part in parts])
@@ -364,6 +360,7 @@ class ImageBART(nn.Module):
             (h, w), (H, W) = self.grid, self.image_size
             got = f"got shape {tuple(tokens.shape)}"
             raise ValueError(f"tokens must be b×{h}×{w}, of images of {W}×{H} pixels, {got}")
+        require_tokens(tokens, self.K)
         x_1 = rearrange(tokens, "b h w -> b (h w)").to(self.device)
         seeds = image_seeds(seed, len(x_1))
         condition = encode_condition(self, len(x_1), guidance=1.0, **conditions).condition
@@ -475,6 +472,25 @@ def require_output(output_type: str) -> None:
     """ValueError for what `decode` does not give."""
     if output_type not in OUTPUT_TYPES:
         raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
+
+
+def require_tokens(tokens: Tensor, K: int) -> None:
+    """ValueError unless these are (b, h, w), at least one, whole numbers in [0, K)."""
+    if tokens.ndim != 3 or tokens.numel() == 0:
+        raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise ValueError(f"tokens must be whole numbers, got {tokens.dtype}")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= K:
+        raise ValueError(f"tokens must lie in [0, {K}), got {low} to {high}")
+
+
+def require_x_1(model: ImageBART, x_1: Tensor) -> None:
+    """ValueError unless these are the tokens (1, h, w) of one image of the model's size."""
+    if tuple(x_1.shape) != (1, *model.grid):
+        (h, w), got = model.grid, tuple(x_1.shape)
+        raise ValueError(f"x_1 must be (1, {h}, {w}) tokens, got shape {got}")
+    require_tokens(x_1, model.K)
 
 
 def require_pixels(images: Tensor) -> None:

@@ -59,16 +59,27 @@ def batches(
     batch: int | None = None,
     part: range | None = None,
 ) -> Iterator[tuple[int, dict]]:
-    """(how many, their options) of `batch` images after another, as many as fit unless given."""
+    """(how many, their options) of `batch` images after another, as many as fit unless given.
+
+    ValueError unless `part` is a range of them, without gaps.
+    """
     rest: dict[str, Any] = {**options}
     each = {"seed": image_seeds(rest.pop("seed", 0), num_images)}
     words = {name: rest.pop(name, None) for name in WORDS}
     encode_condition(model, num_images, guidance=rest.get("guidance"), **words)
     each |= {name: each_of(words[name], num_images, kind, name) for name, kind in WORDS.items()}
     part = range(num_images) if part is None else part
+    require_part(part, num_images)
     for images in split(part, fitting(model) if batch is None else batch):
         cut = {name: [values[i] for i in images] for name, values in each.items()}
         yield len(images), cut | rest
+
+
+def require_part(part: range, num_images: int) -> None:
+    """ValueError unless `part` is a stretch of 0 .. num_images - 1, which may be empty."""
+    fits = isinstance(part, range) and part.step == 1
+    if not fits or not 0 <= part.start <= num_images or not 0 <= part.stop <= num_images:
+        raise ValueError(f"part must be a range of step 1 in 0..{num_images}, got {part!r:.60}")
 
 
 # ── how many at a time ────────────────────────────────────────────────────────────────────────

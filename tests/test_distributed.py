@@ -183,7 +183,7 @@ def test_parts_tile_any_number_in_order():
 def test_batches_tile_a_part():
     assert [*split(range(4, 11), 3)] == [range(4, 7), range(7, 10), range(10, 11)]
     assert [*split(range(0), 3)] == []
-    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch must be a whole number, at least 1, got 0"):
         split(range(3), 0)
 
 

@@ -20,6 +20,7 @@ from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.fitting import LIMITS
 from imagebart.folders import load_vqgan, save_vqgan
+from imagebart.model import require_tokens
 from imagebart.sampling import generator_of
 from imagebart.vqgan import VQGANConfig
 
@@ -479,8 +480,15 @@ def test_an_image_is_decoded_as_if_alone(tiny, make_vqgan):
     ],
 )
 def test_what_are_no_tokens_is_refused(tiny, tokens, says):
-    with pytest.raises(ValueError, match=says):
-        tiny.decode(tokens)
+    for function in (tiny.decode, tiny.bits_per_token_of):
+        with pytest.raises(ValueError, match=says):
+            function(tokens)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_tokens_are_whole_numbers(dtype):
+    with pytest.raises(ValueError, match=f"tokens must be whole numbers, got {dtype}"):
+        require_tokens(torch.zeros(1, 4, 4, dtype=dtype), 12)
 
 
 def test_what_is_no_image_is_refused(tiny):

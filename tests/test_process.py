@@ -17,6 +17,7 @@ from imagebart.editing.process import (
     redraw,
     refined_steps,
     released_chains,
+    require_masked,
 )
 from imagebart.sampling import Filter, decode_parallel, decode_sequential, gumbel, uniform_tokens
 
@@ -45,6 +46,29 @@ def test_known_tokens_survive(tiny, method):
         noise = uniform_tokens([5, 6, 7], 4, 16, 12).view(3, 4, 4)
         assert torch.equal(steps[0].tokens[here], noise[here])
         assert not masked.any() or not torch.equal(steps[-1].tokens[here], steps[0].tokens[here])
+
+
+@pytest.mark.parametrize("steps", [edit_steps, annealed_steps, refined_steps])
+@pytest.mark.parametrize(
+    "x_1, says",
+    [
+        (torch.full((1, 4, 4), 12), r"tokens must lie in \[0, 12\), got 12 to 12"),
+        (tokens().expand(2, -1, -1), r"x_1 must be \(1, 4, 4\) tokens, got shape \(2, 4, 4\)"),
+    ],
+)
+def test_what_are_no_tokens_of_an_image_is_refused(tiny, steps, x_1, says):
+    with pytest.raises(ValueError, match=says):
+        next(steps(tiny, x_1, masks(1)[0]))
+
+
+def test_a_mask_has_a_truth_value_for_every_token(tiny, monkeypatch):
+    (masked,) = masks(1)
+    for wrong in (masked[:, :3], masked[0], masked.float(), masked.expand(2, -1, -1)):
+        with pytest.raises(ValueError, match=r"masked must be \(1, 4, 4\) truth values, got torch"):
+            require_masked(wrong, tiny.grid)
+    monkeypatch.setattr(process, "require_masked", lambda masked, grid: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(edit_steps(tiny, tokens(), masked))
 
 
 @pytest.mark.parametrize("choice", [dict(), dict(temperature=0.6, top_k=4)])

@@ -162,3 +162,5 @@ def test_what_cannot_be_is_refused(conditional, tiny):
             model.reimagine(picture(), **how)
     with pytest.raises(ValueError, match=r"x_1 must be \(1, 4, 4\) tokens, got shape"):
         last(tiny, tokens().expand(2, -1, -1))
+    with pytest.raises(ValueError, match=r"tokens must lie in \[0, 12\), got 12 to 12"):
+        last(tiny, torch.full((1, 4, 4), 12))

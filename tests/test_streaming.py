@@ -87,6 +87,21 @@ def test_no_more_noise_is_drawn_than_a_batch_needs(tiny, monkeypatch):
     assert [seeds[0] for seeds in asked] == [50] * 3 + [54] * 3 + [58] * 3
 
 
+@pytest.mark.parametrize("batch", ["2", 2.5, 0, True])
+def test_a_batch_is_a_number_of_images(tiny, batch):
+    with pytest.raises(ValueError, match="batch must be a whole number, at least 1, got"):
+        list(tiny.sample_stream(4, batch=batch))
+
+
+@pytest.mark.parametrize(
+    "part", [range(5, 8), range(-1, 2), range(2, 5), range(0, 4, 2), range(2, -1), [0, 1], slice(2)]
+)
+def test_a_part_is_a_stretch_of_the_images(tiny, part):
+    with pytest.raises(ValueError, match=r"part must be a range of step 1 in 0\.\.4, got"):
+        list(tiny.sample_stream(4, part=part))
+    assert list(tiny.sample_stream(4, part=range(4, 4))) == []
+
+
 MEMORY = """
 import resource, sys
 from imagebart import ImageBART
@@ -180,7 +195,7 @@ def test_bits_come_in_batches_that_fit(tiny, two_at_a_time, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (dict(batch=0), "batch must be at least 1, got 0"),
+        (dict(batch=0), "batch must be a whole number, at least 1, got 0"),
         (dict(seed=[1, 2]), "seed must be one number or 3 of them, got 2"),
         (dict(prompt=["a lake"] * 2), "prompt must be one, or 3 of them"),
         (dict(classes=[0, 1, 2]), r"classes must be ids in \[0, 2\)"),

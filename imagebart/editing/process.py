@@ -30,7 +30,7 @@ from imagebart.editing.particles import (
 )
 from imagebart.guidance import per_scale
 from imagebart.isolation import isolated
-from imagebart.model import ImageBART
+from imagebart.model import ImageBART, require_x_1
 from imagebart.notation import Bool, Float, Grid, Int, Tokens
 from imagebart.options import (
     AnnealedOptions,
@@ -67,7 +67,8 @@ def edit_steps(
     """p_θ^{t-1|t,m} for t = T .. 2: the chain run once with the known tokens fixed.
 
     x_1 (1, h, w) are the image's tokens, `masked` (1, h, w) is True where they are sampled. Yields
-    x_T, then x_{t-1} of every scale. ValueError if an option is out of range.
+    x_T, then x_{t-1} of every scale. ValueError for what are no tokens or no mask of the model's
+    grid, and if an option is out of range.
 
     At t = T a token attends only to the tokens before it: a sky is sampled without the land below
     it, and finer scales change little of it. So, if any token is known and T > 2, the masked tokens
@@ -166,6 +167,8 @@ class MaskedProcess:
         num_images: int,
         **options: Unpack[SamplingOptions],
     ):
+        require_x_1(model, x_1)
+        require_masked(masked, model.grid)
         self.model, self.draft = model, Draft(model.diffusion)
         self.request = Request.of(model, num_images, options)
         self.x_known = repeat(x_1, "1 h w -> b (h w)", b=num_images)
@@ -275,6 +278,13 @@ class MaskedProcess:
         """x with every token redrawn with probability part · β_t."""
         probability = part * float(self.model.diffusion.beta[t])
         return redraw(x, probability, self.model.K, self.request.seeds, t, pass_index)
+
+
+def require_masked(masked: Tensor, grid: tuple[int, int]) -> None:
+    """ValueError unless this is a mask (1, h, w) of tokens."""
+    if tuple(masked.shape) != (1, *grid) or masked.dtype != torch.bool:
+        (h, w), got = grid, f"{masked.dtype} of shape {tuple(masked.shape)}"
+        raise ValueError(f"masked must be (1, {h}, {w}) truth values, got {got}")
 
 
 PROCESSES: dict[str, Callable[..., Iterator[Step]]] = {

@@ -32,7 +32,7 @@ from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import EncodedCondition, encode_condition, guidance_of
 from imagebart.isolation import isolated
-from imagebart.model import ImageBART
+from imagebart.model import ImageBART, require_x_1
 from imagebart.notation import Grid, Images, Logits, Tokens
 from imagebart.options import Conditions, ReimaginingOptions, rows, with_options
 from imagebart.sampling import (
@@ -127,9 +127,7 @@ def reimagine_steps(
 
 def noised(model: ImageBART, x_1: Grid, most: int, seeds: Sequence[int]) -> dict[int, Tensor]:
     """{t: x_t (b, n)} for t = 1 .. `most`, each by `q_sample_step` with its image's seed."""
-    if tuple(x_1.shape) != (1, *model.grid):
-        (h, w), got = model.grid, tuple(x_1.shape)
-        raise ValueError(f"x_1 must be (1, {h}, {w}) tokens, got shape {got}")
+    require_x_1(model, x_1)
     x = repeat(x_1, "1 h w -> b (h w)", b=len(seeds)).cpu()
     levels = {1: x.to(model.device)}
     for t in range(2, most + 1):
