@@ -182,6 +182,13 @@ def test_metrics_count_whole_lines_of_all_runs(rehearsed):
         file.write('{"step": 40, "sec')  # cut short
     metrics = Metrics(rehearsed, pattern)
     assert metrics.steps() == 42 and metrics.loss() == 1 and metrics.steps_a_second() == 4
+    fourth = rehearsed / "model" / "checkpoints" / "scale_4" / "metrics.jsonl"
+    lines(fourth, {"step": 1, "seconds": 5.0, "loss": 7})
+    for seconds, loss in ((2e9, 7), (1e9, 1)):  # the last by name, changed last and changed first
+        os.utime(fourth, (seconds, seconds))
+        for t in (2, 3):
+            os.utime(fourth.parents[1] / f"scale_{t}" / "metrics.jsonl", (1.5e9, 1.5e9))
+        assert Metrics(rehearsed, pattern).loss() == loss
     assert Metrics(rehearsed, "nowhere/*.jsonl").steps() == 0
 
 

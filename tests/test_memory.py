@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from memory import GIB, Cost, cost_of, cost_of_compression
+from memory import CHAIN_ADVICE, GIB, Cost, cost_of, cost_of_compression, peak_flops
 from saving import Skips
-from test_train import script, train
+from test_train import refusal, script, train
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from imagebart import distributed, presets
@@ -66,11 +66,48 @@ def test_a_vqgan_and_its_judge_take_more_for_more_images():
 def test_as_many_images_as_fit_in_equal_parts():
     cost = Cost(1, state_bytes=10 * GIB, fixed_bytes=GIB, image_bytes=2 * GIB, image_flops=1)
     assert cost.bytes(3) == 17 * GIB
-    assert cost.fitting(32, 100 * GIB) == 32
-    assert cost.fitting(32, 40 * GIB) == 11  # 33 of 34 GiB: three passes of 11, 11 and 10
-    assert cost.fitting(5, 40 * GIB) == 5
-    with pytest.raises(ValueError, match=r"a GPU must have 15\.3 GiB for this network, got 14\.0"):
-        cost.fitting(32, 14 * GIB)
+    assert cost.fitting(32, 100 * GIB, CHAIN_ADVICE) == 32
+    assert cost.fitting(32, 40 * GIB, CHAIN_ADVICE) == 11  # 33 of 34 GiB: passes of 11, 11 and 10
+    assert cost.fitting(5, 40 * GIB, CHAIN_ADVICE) == 5
+    says = r"a GPU must have 15\.3 GiB for this network, got 14\.0: buy another$"
+    with pytest.raises(ValueError, match=says):
+        cost.fitting(32, 14 * GIB, "buy another")
+
+
+def test_advice_names_options_that_the_stage_has(capsys):
+    train("plan", "--preset", "tiny", "--gpus", 1, "--memory", 0)
+    vqgan, *chain = capsys.readouterr().out.splitlines()
+    options = {"compression": [vqgan], "scale": chain}
+    for name, said in options.items():
+        fields = script(name)["Config"].__dataclass_fields__
+        for line in said:
+            asked = re.findall(r"--(\w+)", line)
+            assert "precision" in asked and set(asked) <= set(fields)
+    assert all("--recompute" in line for line in chain)
+
+
+def test_a_plan_is_for_a_gpu_at_least():
+    said = refusal("plan", "--preset", "tiny", "--gpus", 1, 0)
+    assert "--gpus must be a whole number, at least 1, got 0" in said
+
+
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA L400", None),
+    ],
+)
+def test_a_gpu_is_known_by_whole_words(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == peak
+    assert peak_flops(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 8])

@@ -234,7 +234,7 @@ def test_only_the_decoder_learns(chain, tmp_path, monkeypatch):
     recipe = replace(tiny.compression, **options)
     monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, compression=recipe))
     few = ("--train", "decoder", "--steps", 5, "--workers", 0, "--out", tmp_path)
-    assert "needs a trained one, --init" in refusal("compression", *SIZE, *few)
+    assert "needs a trained VQGAN, --init" in refusal("compression", *SIZE, *few)
     train("compression", *SIZE, "--init", chain / "vqgan", *few)
 
     old, new = (load_file(folder / "vqgan.safetensors") for folder in (chain / "vqgan", tmp_path))
@@ -1178,6 +1178,26 @@ def refusal(*arguments) -> str:
     said = raised.value.code
     assert isinstance(said, str) and said.startswith("error: ") and "\n" not in said
     return said
+
+
+@pytest.mark.parametrize("part", ["decoder", "known"])
+def test_a_part_is_learned_of_a_trained_vqgan(tmp_path, part):
+    said = refusal("compression", *SIZE, "--out", tmp_path, "--train", part)
+    assert f"--train {part} needs a trained VQGAN, --init, got none" in said
+
+
+def test_a_chart_is_of_folders_with_a_log(tmp_path):
+    said = refusal("chart", "--runs", tmp_path, "--out", tmp_path / "a.png")
+    assert f"{tmp_path}: must be a run's folder with a metrics.jsonl, got none" in said
+
+
+def test_what_stops_a_measured_run_is_said(tmp_path):
+    given = ("pace", "--tokens", tmp_path, "--preset", "tiny", "--device", "cpu")
+    assert "rounds must be a whole number, at least 1, got 0" in refusal(*given, "--rounds", 0)
+    assert str(tmp_path) in refusal(*given)
+    pace = script("pace")
+    with pytest.raises(ValueError, match=rf"train/scale\.py must succeed, it says: {tmp_path}.*"):
+        pace["real_seconds"](pace["Config"](tmp_path, "tiny", 1, "cpu"))
 
 
 @pytest.mark.parametrize("script", ["compression", "scale", "chain"])

@@ -12,6 +12,7 @@ import matplotlib
 import tyro
 from matplotlib import pyplot as plt
 from stages import rows_of
+from training import errors_said
 
 OF_VQGAN = ("rec", "psnr", "perceptual", "codes", "logit_real", "logit_fake")
 NUMBERS = (*OF_VQGAN, "loss", "held_out", "norm")
@@ -26,7 +27,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    logs = [rows_of(run / "metrics.jsonl") for run in config.runs]
+    logs = [log_of(run) for run in config.runs]
     there = [x for x in config.numbers if any(points_of(log, x) for log in logs)]
     if not there:
         raise ValueError(f"logs must have one of {', '.join(config.numbers)}, got none")
@@ -46,10 +47,20 @@ def main(config: Config) -> None:
     figure.savefig(config.out, dpi=80)
 
 
+def log_of(run: Path) -> list[dict]:
+    """The lines of a run's log; ValueError for a folder that has none."""
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{run}: must be a run's folder with a metrics.jsonl, got none")
+    return rows_of(path)
+
+
 def points_of(log: list[dict], name: str) -> list[tuple[int, float]]:
     """(step, value) of every line that has the number."""
     return [(line["step"], line[name]) for line in log if line.get(name) is not None]
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    config = tyro.cli(Config, description=__doc__)
+    with errors_said():
+        main(config)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from adversarial import Adversaries, revival_is_due
 from einops import rearrange
-from memory import cost_of_compression, memory_line, memory_of
+from memory import VQGAN_ADVICE, cost_of_compression, memory_line, memory_of
 from repainting import Repainter, marks_of, seeing_known
 from running import TrainingRun
 from torch.utils.data import DataLoader
@@ -178,7 +178,7 @@ def recipe_of(config: Config, preset: Preset) -> CompressionRecipe:
 def vqgan_of(config: Config, preset: Preset) -> VQGAN:
     """A new VQGAN, or that of `--init`, of which only what is to learn is not frozen."""
     if config.train != "all" and not config.init:
-        raise ValueError("to learn a VQGAN's decoder needs a trained one, --init, got none")
+        raise ValueError(f"--train {config.train} needs a trained VQGAN, --init, got none")
     vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
     if config.train == "known":
         vqgan = seeing_known(vqgan)
@@ -200,7 +200,7 @@ def images_at_once(
         raise ValueError(f"at_once must be at least 1, got {at_once}")
     if memory is not None:
         needs = cost_of_compression(vqgan.config, recipe, ranks.world)
-        at_once = needs.fitting(share, memory) if config.at_once is None else at_once
+        at_once = needs.fitting(share, memory, VQGAN_ADVICE) if config.at_once is None else at_once
         if ranks.is_main:
             say(memory_line(needs, at_once, recipe.batch, ranks.world, memory))
     return at_once

@@ -5,6 +5,7 @@ Shapes pass through the network as fake tensors (torch's FakeTensorMode): nothin
 nothing computed, so the largest preset is measured in seconds and without a GPU.
 """
 
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,11 +36,17 @@ GIB = 2**30
 FILLED = 0.85
 """Part of a GPU's memory that a step may fill; the rest is CUDA's, and lost between blocks."""
 
+CHAIN_ADVICE = "--recompute and --precision bf16 need less"
+VQGAN_ADVICE = "--precision bf16 needs less"
+"""What helps where a step does not fit: the options of train/scale.py, of train/compression.py."""
+
 PEAK_FLOPS = {
+    "GH200": 989e12,
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
@@ -62,16 +69,16 @@ class Cost:
         """All that is there when the backward pass of so many images begins."""
         return self.state_bytes + self.fixed_bytes + images * self.image_bytes
 
-    def fitting(self, share: int, memory: int) -> int:
+    def fitting(self, share: int, memory: int, advice: str) -> int:
         """The most images at once, at most `share`, that fit into `memory` bytes, in equal parts;
-        ValueError if one does not."""
+        ValueError if one does not, which ends with the `advice`."""
         for parts in range(1, share + 1):
             images = -(-share // parts)
             if self.bytes(images) <= FILLED * memory:
                 return images
         raise ValueError(
             f"a GPU must have {self.bytes(1) / FILLED / GIB:.1f} GiB for this network, "
-            f"got {memory / GIB:.1f}: --recompute and --precision bf16 need less"
+            f"got {memory / GIB:.1f}: {advice}"
         )
 
 
@@ -210,4 +217,5 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+    found = (peak for known, peak in PEAK_FLOPS.items() if re.search(rf"\b{known}\b", name))
+    return next(found, None)

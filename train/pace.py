@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 from stages import ROOT, rows_of
-from training import read_options
+from training import errors_said, read_options
 
 from imagebart import distributed
+from imagebart.arguments import as_int
 from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
@@ -38,6 +39,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Print the two paces and their ratio."""
+    as_int(config.rounds, "rounds", 1)
     bare = min(bare_seconds(config) for _ in range(config.rounds))
     real = min(real_seconds(config) for _ in range(config.rounds))
     print(f"seconds a step: bare {bare:.3f}, train/scale.py {real:.3f}: {bare / real:.0%} of it")
@@ -79,7 +81,12 @@ def real_seconds(config: Config) -> float:
         command += [] if preset.joint else ["--t", str(preset.T)]
         command += ["--tokens", str(config.tokens), "--out", out, "--steps", str(STEPS)]
         command += ["--device", config.device, "--save-every", "1000", "--look-every", "1000"]
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or ["nothing"]
+            raise ValueError(
+                f"train/scale.py must succeed, it says: {said[-1].removeprefix('error: ')}"
+            )
         (log,) = Path(out).rglob("metrics.jsonl")
         seconds = {row["step"]: row["seconds"] for row in rows_of(log) if row.get("loss")}
     first = max(step for step in seconds if step <= FIRST)
@@ -87,4 +94,6 @@ def real_seconds(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    main(read_options(Config, __doc__))
+    config = read_options(Config, __doc__)
+    with errors_said():
+        main(config)

@@ -7,9 +7,10 @@ Measured with fake tensors (memory.py): it needs no GPU, and half a minute for t
 
 from dataclasses import dataclass, replace
 
-from memory import GIB, Cost, cost_of, cost_of_compression
+from memory import CHAIN_ADVICE, GIB, VQGAN_ADVICE, Cost, cost_of, cost_of_compression
 from training import errors_said, read_options
 
+from imagebart.arguments import as_int
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.presets import find_preset
 
@@ -27,6 +28,8 @@ class Config:
 def main(config: Config) -> None:
     """Print a line for each stage of the preset and each number of GPUs."""
     preset = find_preset(config.preset)
+    for gpus in config.gpus:
+        as_int(gpus, "--gpus", 1)
     precision = config.precision or preset.scale.precision
     diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
     compression = replace(
@@ -34,21 +37,21 @@ def main(config: Config) -> None:
     )
     for gpus in config.gpus:
         cost = cost_of_compression(preset.vqgan, compression, gpus)
-        print(plan_line(config, "VQGAN", cost, compression.batch, gpus))
+        print(plan_line(config, "VQGAN", cost, compression.batch, gpus, VQGAN_ADVICE))
     for t in [preset.T] if preset.joint else sorted({2, preset.T}):  # two shapes at most
         for gpus in config.gpus:
             how = precision, config.recompute, gpus, config.shard and gpus > 1
             cost = cost_of(preset.denoiser(t), diffusion, t, *how)
-            print(plan_line(config, f"t = {t}", cost, preset.scale.batch, gpus))
+            print(plan_line(config, f"t = {t}", cost, preset.scale.batch, gpus, CHAIN_ADVICE))
 
 
-def plan_line(config: Config, stage: str, cost: Cost, batch: int, gpus: int) -> str:
+def plan_line(config: Config, stage: str, cost: Cost, batch: int, gpus: int, advice: str) -> str:
     """What a stage takes on so many GPUs, or why it cannot be there."""
     share = -(-batch // gpus)
     head = f"{config.preset}, {stage}, {cost.parameters / 1e6:.0f} M parameters, "
     head += f"{cost.image_flops / 1e9:.0f} GFLOP an image, {gpus} GPUs: "
     try:
-        at_once = cost.fitting(share, int(config.memory * GIB))
+        at_once = cost.fitting(share, int(config.memory * GIB), advice)
     except ValueError as error:
         return f"{head}{error}"
     used = cost.bytes(at_once) / GIB

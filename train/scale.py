@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from memory import Blocks, cost_of, memory_line, memory_of, peak_flops
+from memory import CHAIN_ADVICE, Blocks, cost_of, memory_line, memory_of, peak_flops
 from running import TrainingRun
 from saving import Skips, without_infinite
 from sharding import Whole, shard, whole
@@ -119,7 +119,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         how = recipe.precision, config.recompute, ranks.world, in_shards
         needs = cost_of(shape, diffusion, scales[-1], *how)
         flops = needs.image_flops, peak_flops(device)
-        at_once = needs.fitting(len(part), memory) if at_once is None else at_once
+        at_once = needs.fitting(len(part), memory, CHAIN_ADVICE) if at_once is None else at_once
         if ranks.is_main:
             say(memory_line(needs, at_once, recipe.batch, ranks.world, memory))
     at_once = len(part) if at_once is None else at_once

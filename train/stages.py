@@ -47,10 +47,11 @@ class Stage:
 
 
 class Metrics:
-    """The metrics.jsonl of a stage's runs, as they stand."""
+    """The metrics.jsonl of a stage's runs, as they stand; the one changed last is the last."""
 
     def __init__(self, out: Path, pattern: str):
-        paths = sorted(Path(out).glob(pattern)) if pattern else []
+        paths = Path(out).glob(pattern) if pattern else []
+        paths = sorted(paths, key=lambda path: path.stat().st_mtime)
         self.runs = [[row for row in rows_of(path) if "step" in row] for path in paths]
 
     def steps(self) -> int:
