@@ -41,6 +41,7 @@ In reading order, with the ideas that each file has:
     drawing         a mask painted by hand, in a notebook
     checkpoint      files written whole, checkpoints of a run, EMA, locks
     distributed     devices and ranks
+    cache           where downloads lie
     arguments       checks of what a caller gives
     settings        how a picture was made, in its file
     __main__        the command line

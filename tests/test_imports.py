@@ -15,7 +15,7 @@ LIBRARY = ROOT / "imagebart"
 
 # From the ground up: a module imports from its own layer or from those below it.
 LAYERS = [
-    {"notation", "arguments", "settings", "data", "editing", "released"},
+    {"notation", "arguments", "cache", "settings", "data", "editing", "released"},
     {"linear", "rotary", "efficientnet", "decodable", "options", "quantiser", "isolation"}
     | {"known_pixels", "int8", "released.pickled"},
     {"vqgan", "perceptual", "diffusion", "transformer", "distributed", "checkpoint"}

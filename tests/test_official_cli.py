@@ -780,6 +780,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(scales, tmp_path, monkeypatch):
+    monkeypatch.delenv("IMAGEBART_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
     server.data = zipped(scales, tmp_path / "small.zip").read_bytes()

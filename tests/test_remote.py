@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from test_shards import shards  # noqa: F401
 
+from imagebart.cache import cache_folder
+from imagebart.data import remote
 from imagebart.data.remote import addresses
 from imagebart.data.shards import ShardFolder
 from imagebart.data.sources import open_data
+from imagebart.released import importing
 
 
 class Counting(http.server.SimpleHTTPRequestHandler):
@@ -41,6 +44,17 @@ def served(shards, tmp_path, monkeypatch):  # noqa: F811
         yield f"http://127.0.0.1:{server.server_port}/s-", handler.asked, shards
         server.shutdown()
         thread.join()
+
+
+def test_all_downloads_lie_in_one_folder(monkeypatch, tmp_path):
+    for name in ("IMAGEBART_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder() == Path.home() / ".cache" / "imagebart"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "imagebart"
+    monkeypatch.setenv("IMAGEBART_CACHE", "~/own")
+    assert cache_folder() == Path.home() / "own"
+    assert remote.cache_folder is importing.cache_folder is cache_folder
 
 
 def test_shards_of_a_server_are_those_of_a_folder(served):

@@ -1,7 +1,6 @@
 """Shards that lie on a web server: fetched once, whole, then read as a folder of shards."""
 
 import hashlib
-import os
 import re
 import shutil
 import urllib.error
@@ -9,6 +8,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from imagebart.cache import cache_folder
 from imagebart.checkpoint import atomic_write, run_lock
 from imagebart.data.shards import parts_of
 
@@ -29,11 +29,10 @@ def fetched(address: str) -> Path:
     webdataset writes it: https://host/shard-{00..99}.tar. What is there already is not fetched;
     other ranks of this machine wait.
 
-    It lies below IMAGEBART_CACHE, or ~/.cache/imagebart. ValueError for a range that is none, and
-    for a shard that cannot be fetched, or is not a whole tar file.
+    It lies below `cache_folder()`. ValueError for a range that is none, and for a shard that cannot
+    be fetched, or is not a whole tar file.
     """
-    cache = Path(os.environ.get("IMAGEBART_CACHE", "~/.cache/imagebart")).expanduser()
-    folder = cache / "shards" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    folder = cache_folder() / "shards" / hashlib.sha256(address.encode()).hexdigest()[:16]
     with run_lock(folder, wait=True), ThreadPoolExecutor(AT_ONCE) as threads:
         for _ in threads.map(lambda one: fetch(one, folder), addresses(address)):
             pass

@@ -31,6 +31,7 @@ import torch
 from safetensors import SafetensorError
 
 from imagebart.arguments import shown
+from imagebart.cache import cache_folder
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import save_scale, save_vqgan
@@ -347,11 +348,6 @@ LOST = (
     *(urllib.error.URLError, http.client.HTTPException),
     *(ssl.SSLError, TimeoutError, ConnectionError),
 )
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "imagebart"
 
 
 @contextmanager
