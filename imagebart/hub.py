@@ -19,7 +19,7 @@ TAGS = ["imagebart", "image-inpainting", "discrete-diffusion", "arxiv:2108.08827
 BODY = """
 # {name}
 
-An ImageBART: images of {side}×{side} pixels as {h}×{w} tokens of {K} codes, and a chain of T = {T}.
+An ImageBART: images of {W}×{H} pixels as {h}×{w} tokens of {K} codes, and a chain of T = {T}.
 {conditions}
 
 ```python
@@ -89,11 +89,12 @@ def model_card(model: "ImageBART", repo_id: str) -> str:
         pipeline_tag="text-to-image" if text else "unconditional-image-generation",
         tags=TAGS,
     )
-    (h, w), kinds = model.grid, " and ".join(model.conditions)
+    (h, w), (H, W), kinds = model.grid, model.image_size, " and ".join(model.conditions)
     body = BODY.format(
         name=repo_id.split("/")[1],
         repo_id=repo_id,
-        side=model.vqgan.config.image_size,
+        H=H,
+        W=W,
         h=h,
         w=w,
         K=model.K,

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 import card
 import everything
 import pytest
+import tyro
 from PIL import Image
 from progress import Progress, duration
 from stages import Metrics, Stage, run_stage
@@ -250,8 +253,9 @@ def test_progress_tells_what_is_left(capsys):
     assert duration(3661) == "1:01:01"
 
 
-def test_the_card_says_what_the_records_say(tiny, tmp_path):
-    tiny.save_pretrained(tmp_path / "model")
+def test_the_card_says_what_the_records_say(make_model, tmp_path):
+    wide = make_model(T=2, grid=(2, 4))
+    wide.save_pretrained(tmp_path / "model")
     samples = tmp_path / "figures" / "samples"
     samples.mkdir(parents=True)
     for seed in range(4):
@@ -264,9 +268,13 @@ def test_the_card_says_what_the_records_say(tiny, tmp_path):
         "stages": {name: {"seconds": 12.0} for name in ("vqgan", "tokens", "chain")},
     }
     tiny_preset = find_preset("tiny")
-    card.write_card(tmp_path, tiny_preset, CPU.batches(tiny_preset), record)
+    config = everything.Config(tmp_path, "tiny", "my photos", compile=True, figures=7, seed=3)
+    card.write_card(vars(config), tiny_preset, CPU.batches(tiny_preset), record)
     text = (tmp_path / "model" / "README.md").read_text()
-    assert "python train/everything.py --preset tiny --data scenery --seed 3\n" in text
+    (line,) = re.findall("^python train/everything.py .*$", text, re.MULTILINE)
+    given = shlex.split(line)[2:]
+    assert tyro.cli(everything.Config, args=given) == config and "--compile" in given
+    assert "32×16 pixels: a VQGAN" in text  # not those that the VQGAN learned of
     assert "| vqgan | 400 × 16 | 12 |" in text and "| chain | 300 × 64" in text
     assert "| PSNR of reconstructions, dB | 21.500 | 7 held-out pictures, a chip |" in text
     assert "the bound" not in text  # not measured

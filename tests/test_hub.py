@@ -44,10 +44,10 @@ def test_the_card_says_what_the_model_is(make_model, hub):
     assert card.data.library_name == "imagebart" and card.data.pipeline_tag == "text-to-image"
     assert "T = 3" in card.text and "Conditional on class and text." in card.text
     assert 'from_pretrained("anna/words")' in card.text
-    make_model(T=2).push_to_hub("anna/plain")
+    make_model(T=2, grid=(2, 4)).push_to_hub("anna/plain")
     plain = ModelCard.load(hub / "anna" / "plain" / "README.md")
     assert plain.data.pipeline_tag == "unconditional-image-generation"
-    assert "Unconditional." in plain.text
+    assert "Unconditional." in plain.text and "images of 32×16 pixels as 2×4" in plain.text
 
 
 def test_a_card_of_one_s_own_is_kept(tiny, hub):

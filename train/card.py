@@ -1,5 +1,6 @@
 """The card of a model: README.md of its folder, from the records of train/everything.py."""
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from imagebart.show import Picture, grid
 
 CARD = """# {name}
 
-{size}×{size} pixels: a VQGAN (f = {f}, {h}×{w} tokens of {K} codes) and a chain of T = {T}.
+{W}×{H} pixels: a VQGAN (f = {f}, {h}×{w} tokens of {K} codes) and a chain of T = {T}.
 {conditions}
 
 ![Samples](samples.png)
@@ -41,18 +42,21 @@ chain {chain_parameters:.1f} M. Seed {seed}, {date}.
 """
 
 
-def write_card(out: Path, preset: Preset, batch: dict[str, int], record: dict) -> None:
-    """OUT/model/README.md and the picture in it; everything in them stands in OUT's records.
+def write_card(options: dict, preset: Preset, batch: dict[str, int], record: dict) -> None:
+    """OUT/model/README.md and the picture in it; everything in them stands in OUT's records, but
+    for the `options` of the command.
 
     `batch` is the images a step of the VQGAN and of the chain.
     """
+    out = options["out"]
     model, plan = ImageBART.from_pretrained(out / "model"), record["plan"]
     samples = sorted((out / "figures" / "samples").glob("*.png"))
     contact_sheet(samples).save(out / "model" / "samples.png")
-    (h, w), side = model.grid, model.vqgan.config.image_size
+    (h, w), (H, W) = model.grid, model.image_size
     text = CARD.format(
         name=out.resolve().name,
-        size=side,
+        H=H,
+        W=W,
         f=model.vqgan.f,
         h=h,
         w=w,
@@ -61,7 +65,7 @@ def write_card(out: Path, preset: Preset, batch: dict[str, int], record: dict) -
         conditions=conditions_of(model),
         samples=len(samples),
         last=len(samples) - 1,
-        command=command(record["options"]),
+        command=command(options),
         stages="\n".join(stage_rows(preset, batch, record)),
         images=plan["images"],
         vqgan_parameters=millions(model.vqgan),
@@ -75,9 +79,14 @@ def write_card(out: Path, preset: Preset, batch: dict[str, int], record: dict) -
 
 
 def command(options: dict) -> str:
-    """What was typed."""
-    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    return " ".join(["python", "train/everything.py", *given])
+    """What makes the same again, for a shell."""
+    words = ["python", "train/everything.py"]
+    for name, value in options.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def contact_sheet(paths: list[Path]) -> Picture:

@@ -100,7 +100,7 @@ def main(config: Config) -> None:
                 record["plan"]["chain"] = chain_steps(config, preset, rehearsal, record)
         for stage in measuring(config):
             run_stage(stage, config.out, record["stages"], save, progress, stop)
-    write_card(config.out, preset, computer.batches(preset), record)
+    write_card(vars(config), preset, computer.batches(preset), record)
     model = config.out / "model"
     print(f"done: python app.py --model {model}")
 
