@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from numbers import Real
 from types import UnionType
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
+
+import numpy as np
 
 
 def as_int(value: Any, name: str, least: float = 0, most: float | None = None) -> int:
@@ -46,9 +48,21 @@ def shown(text: str, most: int = 100) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
+def quoted(value: Any, most: int = 60) -> str:
+    """A value, as an error may quote it; what it is where that would be long."""
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    text = repr(value)
+    if len(text) <= most:
+        return text
+    return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else text[:most]
+
+
 def to_builtin(value, kind: type | UnionType):
-    """NumPy's and torch's numbers and arrays as Python's, unless they are of the kind wanted."""
-    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, kind) else value
+    """NumPy's and torch's numbers and arrays as Python's, unless arrays are what is wanted."""
+    if kind is np.ndarray or not hasattr(value, "tolist") or isinstance(value, kind):
+        return value
+    return value.tolist()
 
 
 def is_several(value) -> TypeGuard[Sequence]:
@@ -56,12 +70,20 @@ def is_several(value) -> TypeGuard[Sequence]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
+KINDS = {int: "a whole number", str: "text", np.ndarray: "a NumPy array H×W"}
+"""What one value is called in an error."""
+
+
 def each_of(given, batch: int, kind: type | UnionType, name: str) -> list:
-    """One given for all or one each, as a list of `batch`; nothing given is None for each."""
+    """One given for all or one each, as a list of `batch`; nothing given is None for each.
+
+    ValueError for another number of them, and for one that is not of the kind.
+    """
     given = to_builtin(given, kind)
     if given is None or isinstance(given, kind):
         return [given] * batch
     values = [to_builtin(one, kind) for one in given] if is_several(given) else []
     if len(values) != batch or not all(one is None or isinstance(one, kind) for one in values):
-        raise ValueError(f"{name} must be one, or {batch} of them, got {given!r:.200}")
+        what = " or ".join(KINDS.get(one, one.__name__) for one in get_args(kind) or [kind])
+        raise ValueError(f"{name} must be {what}: one, or {batch} of them, got {quoted(given)}")
     return values

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: what a caller wants to see, and how strongly.   [section 4.1]
+"""Classifier-free guidance: what a caller wants to see, and how strongly.
 
     z = z_negative + guidance · ( z_condition - z_negative )
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagebart.arguments import each_of, is_several, to_builtin
+from imagebart.arguments import each_of, is_several, quoted, to_builtin
 from imagebart.conditions import ABSENT, CONDITIONS, Condition, option_names
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Denoiser
@@ -113,7 +113,8 @@ def encode_condition(
             if name in shapes:
                 parts.append(kind.encode(model, values, option))
             elif any(one is not None for one in values):
-                raise ValueError(f"this model takes no {name}, got {option} {given[option]!r:.200}")
+                said = quoted(given[option])
+                raise ValueError(f"this model takes no {name}, got {option} {said}")
         absent = name in shapes and (positive[-1] == ABSENT).all(1).any()  # of an image
         if absent and not model.condition_dropout:
             raise ValueError(

@@ -118,8 +118,10 @@ class Probe(CLIP):
 
         reject(model, 4, 0.25, Probe().being("kind", "lake"), classes="lake")
         """
-        if value not in ATTRIBUTES.get(name, ()):
-            raise ValueError(f"{name} must be one of {ATTRIBUTES.get(name)}, got {value!r}")
+        if name not in ATTRIBUTES:
+            raise ValueError(f"an attribute must be one of {', '.join(ATTRIBUTES)}, got {name!r}")
+        if value not in ATTRIBUTES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(ATTRIBUTES[name])}, got {value!r}")
         i = ATTRIBUTES[name].index(value)
         return lambda images: self.predict(images).attributes[name][:, i].tolist()
 

@@ -1,9 +1,10 @@
-"""Whole numbers that a caller gives."""
+"""What a caller gives: whole numbers, and one of a thing or several."""
 
 import numpy as np
 import pytest
+import torch
 
-from imagebart.arguments import as_int
+from imagebart.arguments import as_int, each_of
 
 
 @pytest.mark.parametrize("value, least", [(0, 0), (1, 1), (2**70, 3), (np.int64(5), 0)])
@@ -24,3 +25,38 @@ def test_the_bounds_are_said():
     with pytest.raises(ValueError, match="t must be a whole number, from 1 to 4, got 5"):
         as_int(5, "t", 1, 4)
     assert as_int(4, "t", 1, 4) == 4
+
+
+def test_one_is_for_all_and_several_are_for_one_each():
+    numbers = np.array([3, 4])
+    assert each_of(numbers, 2, int | str, "classes") == [3, 4]
+    assert each_of("night", 2, str, "prompt") == ["night"] * 2
+    assert each_of(None, 2, str, "prompt") == [None] * 2
+    assert each_of([numbers, None], 2, np.ndarray, "semantic_map")[0] is numbers
+
+
+class Listed(torch.Tensor):
+    """A map of torch's, which nobody makes a list of."""
+
+    def tolist(self):
+        raise AssertionError("a list of all kinds")
+
+
+@pytest.mark.parametrize(
+    "given, kind, says",
+    [
+        (5, str, "x must be text: one, or 2 of them, got 5"),
+        (1.5, int | str, "x must be a whole number or text: one, or 2 of them, got 1.5"),
+        (["a"] * 99, str, "x must be text: one, or 2 of them, got list of 99"),
+        (
+            Listed(torch.zeros(8, 8)),
+            np.ndarray,
+            r"x must be a NumPy array H×W: one, or 2 of them, got Listed of shape \(8, 8\)",
+        ),
+        ([Listed(torch.zeros(8, 8))] * 2, np.ndarray, "x must be a NumPy array H×W: one, or 2 of"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_in_a_short_sentence(given, kind, says):
+    with pytest.raises(ValueError, match=says) as raised:
+        each_of(given, 2, kind, "x")
+    assert len(str(raised.value)) < 150

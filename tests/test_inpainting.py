@@ -533,7 +533,7 @@ def test_every_image_of_an_outpainting_has_its_own_words(make_model):
     for classes in ((1, 3), np.array([1, 3])):
         others = model.outpaint(image, 2, right=32, seed=[9, 9], classes=classes)
         assert all(map(same, others, two))
-    with pytest.raises(ValueError, match=r"classes must be one, or 2 of them, got \[1, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"text: one, or 2 of them, got \[1, 2, 3\]"):
         model.outpaint(image, 2, right=16, classes=[1, 2, 3])
 
 

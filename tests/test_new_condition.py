@@ -144,7 +144,7 @@ def test_a_registered_condition_is_encoded_trained_dropped_and_sampled_with(
     assert not torch.equal(drawn(depth=near), drawn())
     assert torch.equal(drawn(depth=near, guidance=0.0), drawn())
     assert not torch.equal(drawn(depth=near, guidance=4.0), drawn(depth=near))
-    with pytest.raises(ValueError, match="depth must be one, or 2 of them"):
+    with pytest.raises(ValueError, match="depth must be a NumPy array H×W: one, or 2 of them"):
         drawn(depth=[near])
 
 

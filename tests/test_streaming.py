@@ -197,7 +197,7 @@ def test_bits_come_in_batches_that_fit(tiny, two_at_a_time, monkeypatch):
     [
         (dict(batch=0), "batch must be a whole number, at least 1, got 0"),
         (dict(seed=[1, 2]), "seed must be one number or 3 of them, got 2"),
-        (dict(prompt=["a lake"] * 2), "prompt must be one, or 3 of them"),
+        (dict(prompt=["a lake"] * 2), "prompt must be text: one, or 3 of them"),
         (dict(classes=[0, 1, 2]), r"classes must be ids in \[0, 2\)"),
         (dict(output_type="jpg"), "output_type must be one of"),
         (dict(num_images=0), "num_images must be a whole number"),
