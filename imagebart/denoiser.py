@@ -324,8 +324,9 @@ class Denoiser(nn.Module, Decodable):
         this denoiser learned without it. On a GPU whoever trains has looked before."""
         for name, part in split_condition(tokens, self.config.conditions).items():
             count = self.config.conditions[name].vocabulary
-            if part.min() < ABSENT or part.max() >= count:
-                raise ValueError(f"{name} must lie in [0, {count}), got {part.tolist()}")
+            low, high = int(part.min()), int(part.max())
+            if low < ABSENT or high >= count:
+                raise ValueError(f"{name} must lie in [0, {count}), got {low} to {high}")
             if not self.config.condition_dropout and (part == ABSENT).all(1).any():
                 raise ValueError(f"this denoiser was trained to have {name} always, got none")
 

@@ -63,7 +63,8 @@ class ImageBART(nn.Module):
     `conditions` are those that it takes, {name: shape}; `names["class"]` are its classes and
     `names["map"]` the kinds of a semantic map; `guidance` is what sampling takes if nobody says.
 
-    Raises ValueError if a scale is missing or if the parts do not fit each other.
+    Raises ValueError if a scale is missing, if the parts do not fit each other, and for names that
+    are not of a condition, or not as many as it has tokens.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ImageBART(nn.Module):
     ):
         super().__init__()
         require_fit(vqgan, diffusion, denoisers)
+        require_names(names or {}, denoisers[2].config.conditions)
         self.vqgan, self.diffusion = vqgan, diffusion
         self.names = {name: tuple((names or {}).get(name, ())) for name in CONDITIONS}
         self.guidance = guidance
@@ -466,6 +468,16 @@ def require_fit(
                 raise ValueError(f"{name} of scale {t} must be {wanted}, got {got}")
         if shape.joint and denoiser.head is not denoisers[2].head:
             raise ValueError(f"scale {t} must share the joint network's weights, got its own")
+
+
+def require_names(names: dict[str, Sequence[str]], conditions: dict[str, ConditionShape]) -> None:
+    """ValueError unless names are of conditions, and none or one a token of a model's own."""
+    for name, given in names.items():
+        if name not in CONDITIONS:
+            raise ValueError(f"names must be of {', '.join(CONDITIONS)}, got {name!r}")
+        if given and name in conditions and len(given) != conditions[name].vocabulary:
+            count = conditions[name].vocabulary
+            raise ValueError(f"names of {name} must be none or {count}, got {len(given)}")
 
 
 def require_output(output_type: str) -> None:

@@ -112,6 +112,8 @@ def test_what_a_denoiser_cannot_take_is_refused(make_denoiser):
             ValueError, match=r"must lie in \[0, 3\)|this denoiser takes|to have class always"
         ):
             denoiser(x, x, condition)
+    with pytest.raises(ValueError, match=r"class must lie in \[0, 3\), got 0 to 3$"):
+        conditional(x, x, torch.tensor([0, 3]))
 
 
 SIZES = ("width", "heads", "head_width", "decoder_depth")

@@ -431,6 +431,21 @@ def test_scales_that_are_not_of_one_chain_are_refused(tiny, make_denoiser, t, sh
         ImageBART(tiny.vqgan, tiny.diffusion, tiny.denoisers | {3: odd})
 
 
+@pytest.mark.parametrize(
+    "names, says",
+    [
+        ({"clas": ["a", "b", "c"]}, "names must be of class, text, map, got 'clas'"),
+        ({"class": ["a", "b"]}, "names of class must be none or 3, got 2"),
+    ],
+)
+def test_names_that_are_not_of_the_conditions_are_refused(make_model, names, says):
+    model = make_model(T=2, conditions={"class": 3})
+    parts = model.vqgan, model.diffusion, model.denoisers
+    with pytest.raises(ValueError, match=says):
+        ImageBART(*parts, names=names)
+    assert ImageBART(*parts, names={"class": "abc", "map": []}).names["class"] == ("a", "b", "c")
+
+
 # ── x_0 ↔ x_1 ─────────────────────────────────────────────────────────────────────────────────
 
 
