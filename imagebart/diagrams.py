@@ -141,7 +141,8 @@ def cross_attention(
         q = rearrange(layer.q(x), "b s (h d) -> b s h d", h=layer.heads)
         k, _ = rearrange(layer.kv(memory), "b s (two h d) -> two b s h d", two=2, h=layer.heads)
         q, k = layer.queries(q, turns).transpose(1, 2), layer.keys(k, memory_turns).transpose(1, 2)
-        each = torch.eye(k.shape[2]).expand(1, layer.heads, -1, -1)  # a value for every slot
+        one = torch.eye(k.shape[2], device=k.device, dtype=k.dtype)  # a value for every slot
+        each = one.expand(1, layer.heads, -1, -1)
         weights = F.scaled_dot_product_attention(q, k, each, attn_mask=visible)
         seen.append(weights[0, :, -denoiser.n :, -denoiser.n :])
 

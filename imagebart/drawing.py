@@ -55,10 +55,13 @@ class MaskCanvas(anywidget.AnyWidget, ValueWidget):
 def covered(
     strokes: Sequence[Stroke], size: tuple[int, int], brush: int
 ) -> Bool[np.ndarray, "H W"]:
-    """The pixels of a picture of `size` (width, height) that strokes with round ends cover."""
+    """The pixels of a picture of `size` (width, height) that strokes with round ends cover.
+
+    A stroke without points covers none.
+    """
     sheet = Image.new("1", size)
     pen, r = ImageDraw.Draw(sheet), brush / 2
-    for stroke in strokes:
+    for stroke in filter(len, strokes):
         points = [(float(x), float(y)) for x, y in stroke]
         pen.line(points, fill=1, width=brush, joint="curve")
         for x, y in (points[0], points[-1]):

@@ -209,12 +209,16 @@ def strip(
 
 
 def chain(model: ImageBART, steps: Iterable, height: int | None = None) -> Picture:
-    """x_T … x_1, decoded: one row per image, one column per step of `sample_steps`."""
+    """x_T … x_1, decoded: one row per image, one column per step of `sample_steps`.
+
+    ValueError if there is no step.
+    """
     steps = list(steps)
     decoded = [cast(list[Image.Image], model.decode(step.tokens)) for step in steps]
     names = [step_name(step.t, model.T) for step in steps]
-    blank = [""] * len(steps) * (len(decoded[0]) - 1) if decoded else []
-    images = [column[row] for row in range(len(decoded[0])) for column in decoded]
+    rows = len(decoded[0]) if decoded else 1
+    blank = [""] * len(steps) * (rows - 1)
+    images = [column[row] for row in range(rows) for column in decoded]
     return grid(images, len(steps), names + blank, height)
 
 

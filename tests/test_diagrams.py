@@ -54,6 +54,12 @@ def test_attention_is_that_which_the_decoder_uses(make_denoiser):
     torch.testing.assert_close(block.cross.out(mixed), seen["out"][0], atol=1e-4, rtol=1e-4)
 
 
+def test_attention_is_seen_in_the_networks_own_type(make_denoiser):
+    denoiser = make_denoiser(2).to(torch.bfloat16)
+    weights = diagrams.cross_attention(denoiser, *torch.zeros(2, 1, 16, dtype=torch.int64))
+    assert weights.dtype == torch.bfloat16 and weights.isfinite().all()
+
+
 def test_attention_needs_an_encoder(make_denoiser):
     with pytest.raises(ValueError, match="encoder and one image, got t = 3, 1 images"):
         diagrams.cross_attention(make_denoiser(3), *torch.zeros(2, 1, 16, dtype=torch.int64))

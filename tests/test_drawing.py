@@ -35,7 +35,7 @@ def test_strokes_add_up_and_none_covers_nothing():
     both = covered([LINE, [[5, 5], [5, 30]]], (64, 32), brush=4)
     each = [covered([one], (64, 32), brush=4) for one in (LINE, [[5, 5], [5, 30]])]
     assert np.array_equal(both, each[0] | each[1])
-    assert not covered([], (64, 32), brush=4).any()
+    assert not covered([], (64, 32), brush=4).any() and not covered([[]], (64, 32), brush=4).any()
 
 
 def test_the_mask_follows_the_strokes():

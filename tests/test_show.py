@@ -195,6 +195,11 @@ def test_a_chain_is_a_row_an_image_and_a_column_a_scale():
     assert [picture.getpixel((x, y)) for y in ys for x in xs] == [RED, BLUE, GREEN, GREY]
 
 
+def test_a_chain_of_no_step_is_refused():
+    with pytest.raises(ValueError, match="grid needs an image and a column, got 0 and 0"):
+        show.chain(Painter(), [])
+
+
 def test_scales_are_called_by_their_symbols():
     names = [show.step_name(t, 12) for t in (12, 5, 1)]
     assert names == ["x₁₂ (noise)", "x₅", "x₁ (clean)"]

@@ -1,4 +1,4 @@
-"""Prompts as ids of CLIP's byte-pair encoding, identical to OpenAI's.   [section 4.1]
+"""Prompts as ids of CLIP's byte-pair encoding, identical to OpenAI's.   [section 4.2]
 
 text  → clean, lower-case  → words  → bytes of each word  → merged into pieces  → ids
 """
