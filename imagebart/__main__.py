@@ -8,7 +8,7 @@
     data        what is in a folder of images, and which of them cannot be read
     serve       the page, with the options of app.py, from a copy of the repository
 
-Pictures are PNG files that hold their settings (settings.py). No file is overwritten unless
+Pictures are PNG files that hold their settings. No file is overwritten unless
 `--overwrite` is given. `imagebart serve` runs the page; `imagebart --tyro-print-completion bash`
 prints what a shell completes.
 """
@@ -159,7 +159,8 @@ class Edit(Command, EditFields):
 
     image: tyro.conf.Positional[Path] = tyro.MISSING
     words: Words = None  # the same as --prompt
-    # every scale once, then refined, or as released; single unless this or --passes is given
+    # single: every scale once; refined: then more passes at t = 2; annealed: several passes at
+    # every scale, as released. single if nothing is given, refined if --passes is
     process: Literal["single", "refined", "annealed"] | None = None
     # a picture as large as the image: what is opaque at least half is repainted, whatever its
     # colour; if nothing is transparent, what is white (grey of more than half fades)
@@ -275,8 +276,8 @@ class Data:
             raise ValueError(f"{self.folder}: all images must be readable, got {bad} that are not")
 
 
-def serve(arguments: list[str]) -> None:
-    """Run app.py with these arguments."""
+def serve(arguments: tyro.conf.Positional[list[str]]) -> None:
+    """The page, with the options of app.py, from a copy of the repository."""
     page = Path(__file__).parents[1] / "app.py"
     if not page.is_file():
         sys.exit("error: serve must run in a copy of the repository, which has app.py, got none")
@@ -292,6 +293,7 @@ COMMANDS: dict[str, Callable] = {
     "panorama": Panorama,
     "import": Import,
     "data": Data,
+    "serve": serve,
 }
 
 

@@ -70,7 +70,7 @@ def is_several(value) -> TypeGuard[Sequence]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-KINDS = {int: "a whole number", str: "text", np.ndarray: "a NumPy array H×W"}
+CALLED: dict[Any, str] = {int: "a whole number", str: "text", np.ndarray: "a NumPy array H×W"}
 """What one value is called in an error."""
 
 
@@ -84,6 +84,7 @@ def each_of(given, batch: int, kind: type | UnionType, name: str) -> list:
         return [given] * batch
     values = [to_builtin(one, kind) for one in given] if is_several(given) else []
     if len(values) != batch or not all(one is None or isinstance(one, kind) for one in values):
-        what = " or ".join(KINDS.get(one, one.__name__) for one in get_args(kind) or [kind])
+        kinds: Sequence[Any] = get_args(kind) or [kind]
+        what = " or ".join(CALLED.get(one, one.__name__) for one in kinds)
         raise ValueError(f"{name} must be {what}: one, or {batch} of them, got {quoted(given)}")
     return values

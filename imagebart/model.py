@@ -78,7 +78,7 @@ class ImageBART(nn.Module):
     ):
         super().__init__()
         require_fit(vqgan, diffusion, denoisers)
-        require_names(names or {}, denoisers[2].config.conditions)
+        require_names_fit(names or {}, denoisers[2].config.conditions)
         self.vqgan, self.diffusion = vqgan, diffusion
         self.names = {name: tuple((names or {}).get(name, ())) for name in CONDITIONS}
         self.guidance = guidance
@@ -470,7 +470,9 @@ def require_fit(
             raise ValueError(f"scale {t} must share the joint network's weights, got its own")
 
 
-def require_names(names: dict[str, Sequence[str]], conditions: dict[str, ConditionShape]) -> None:
+def require_names_fit(
+    names: dict[str, Sequence[str]], conditions: dict[str, ConditionShape]
+) -> None:
     """ValueError unless names are of conditions, and none or one a token of a model's own."""
     for name, given in names.items():
         if name not in CONDITIONS:

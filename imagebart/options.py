@@ -7,6 +7,8 @@
     InpaintOptions     … and which side of a mask is repainted
     ReimaginingOptions what a picture shows, what it is to show, and how far it may change
     PanoramaOptions    a wide picture: conditions from left to right, and how it is put together
+    OutpaintOptions    one larger picture: an edit's, of one seed
+    CandidateOptions   many samples of which the best are kept; and EditCandidateOptions, of edits
     OutputOptions      what becomes of a picture that is drawn
     RankingOptions     how many are drawn for one that is kept
 
@@ -99,7 +101,7 @@ class NoiseOptions(TypedDict, total=False):
     ]
     method: Annotated[
         Literal["parallel", "sequential"] | Callable,
-        Option("parallel", "how a scale is decoded: same tokens, another speed; or a function"),
+        Option("parallel", "how a scale is decoded: same tokens, another speed"),
     ]
 
 
@@ -184,7 +186,8 @@ class EditingOptions(RefinedOptions, AnnealedOptions, total=False):
         Literal["single", "refined", "annealed"],
         Option(
             "single",
-            "how masked tokens are sampled: every scale once, then refined, or as released",
+            "how masked tokens are sampled; single: every scale once; refined: then more passes at "
+            "t = 2; annealed: several passes at every scale, as released",
         ),
     ]
     context: Annotated[int, Option(0, "tokens by which the mask is dilated")]
@@ -219,15 +222,40 @@ class ReimaginingOptions(Conditions, NoiseOptions, total=False):
     ]
 
 
+OneSeed = Annotated[int, Option(0, "one number; another is another picture")]
+CandidateSeed = Annotated[int, Option(0, "one number: candidate i has seed + i")]
+"""Rows of tables where a list of seeds has no meaning."""
+
+
+class OutpaintOptions(EditingOptions, total=False):
+    """What `inpainting.outpaint_steps` takes."""
+
+    seed: OneSeed  # type: ignore[misc]  # in place of the row above
+
+
+class CandidateOptions(SamplingOptions, total=False):
+    """What `ranking.best_of` takes."""
+
+    seed: CandidateSeed  # type: ignore[misc]
+
+
+class EditCandidateOptions(InpaintOptions, total=False):
+    """What `ranking.best_edits` takes."""
+
+    seed: CandidateSeed  # type: ignore[misc]
+
+
 class PanoramaOptions(ChainOptions, total=False):
     """What a panorama takes."""
 
+    seed: OneSeed  # type: ignore[misc]
     prompts: Annotated[Texts, Option(None, "what it shows, in words", per="place")]
     classes: Annotated[Classes, Option(None, "its class, an id or a name", per="place")]
     mode: Annotated[
         Literal["fast", "exact"],
         Option(
-            "fast", "windows that overlap by half, or a window for every token (many times slower)"
+            "fast",
+            "windows that overlap by half or more, or a window for every token (many times slower)",
         ),
     ]
     wrap: Annotated[bool, Option(False, "the right end continues at the left end")]
@@ -326,10 +354,11 @@ def with_options(function: Function) -> Function:
 
 
 def documentation(table: type) -> str:
-    """A paragraph for every option."""
+    """A paragraph for every option; of a function it says so, which a command line cannot take."""
     lines = ["Options:"]
-    for name, (_, option) in rows(table).items():
+    for name, (type, option) in rows(table).items():
         text = f"{name} = {option.default!r}: {option.about}"
+        text += "; or a function" if Callable in get_args(type) else ""
         lines.append(textwrap.fill(text, 96, initial_indent=" " * 4, subsequent_indent=" " * 8))
     return "\n".join(lines)
 

@@ -26,7 +26,7 @@ from imagebart.data.text import TEXT_IDS, encode_text
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Float
-from imagebart.options import InpaintOptions, Marks, SamplingOptions, with_options
+from imagebart.options import CandidateOptions, EditCandidateOptions, Marks, with_options
 from imagebart.sampling import image_seeds
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
@@ -53,12 +53,12 @@ def best_of(
     score: Score,
     *,
     chunk: int = 16,
-    **options: Unpack[SamplingOptions],
+    **options: Unpack[CandidateOptions],
 ) -> list[Ranked]:
     """The `num_images` best of `candidates` samples, seeds seed, seed + 1, …; the best first.
 
     They are drawn `chunk` at a time and only the best so far are kept. The options
-    are one for all, `seed` one number. Of equal scores the higher seed wins.
+    are one for all. Of equal scores the higher seed wins.
     """
     seed = as_int(options.pop("seed", 0), "seed")
     draw = cast(Draw, partial(model.sample, **options))
@@ -76,7 +76,7 @@ def best_edits(
     score: Score,
     *,
     chunk: int = 16,
-    **options: Unpack[InpaintOptions],
+    **options: Unpack[EditCandidateOptions],
 ) -> list[Ranked]:
     """The `num_images` best of `candidates` ways to repaint a picture; the best first.
 
@@ -118,7 +118,7 @@ def reject(
     score: Score,
     *,
     chunk: int = 16,
-    **options: Unpack[SamplingOptions],
+    **options: Unpack[CandidateOptions],
 ) -> list[Ranked]:
     """Rejection at an acceptance rate in (0, 1]: the best `num_images` of num_images / rate.
 

@@ -186,6 +186,20 @@ def test_serve_is_app_py(monkeypatch, capsys):
         main(["serve"])
 
 
+def help_of(capsys, *command: str) -> str:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    return " ".join(word for word in capsys.readouterr().out.split() if word != "│")
+
+
+def test_help_is_what_a_shell_can_use(capsys):
+    assert "serve The page" in help_of(capsys) and "settings.py" not in help_of(capsys)
+    edit = help_of(capsys, "edit")
+    assert "single: every scale once; refined: then more passes at t = 2; annealed: several" in edit
+    assert "single if nothing is given, refined if --passes is" in edit
+    assert "another speed" in edit and "or a function" not in edit
+
+
 def test_an_unknown_command_is_named(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["smaple", "a lake"])

@@ -81,8 +81,8 @@ def test_advice_names_options_that_the_stage_has(capsys):
     for name, said in options.items():
         fields = script(name)["Config"].__dataclass_fields__
         for line in said:
-            asked = re.findall(r"--(\w+)", line)
-            assert "precision" in asked and set(asked) <= set(fields)
+            named = re.findall(r"--(\w+)", line)
+            assert "precision" in named and set(named) <= set(fields)
     assert all("--recompute" in line for line in chain)
 
 

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -24,9 +25,12 @@ from imagebart.__main__ import Edit, Panorama, Reimagine, Sample
 from imagebart.editing import inpainting, panorama, process, reimagining
 from imagebart.options import (
     AnnealedOptions,
+    CandidateOptions,
     Conditions,
+    EditCandidateOptions,
     EditingOptions,
     InpaintOptions,
+    OutpaintOptions,
     PanoramaOptions,
     RankingOptions,
     RefinedOptions,
@@ -56,14 +60,14 @@ TAKES = {
     process.annealed_steps: AnnealedOptions,
     inpainting.inpaint: InpaintOptions,
     inpainting.outpaint: EditingOptions,
-    inpainting.outpaint_steps: EditingOptions,
+    inpainting.outpaint_steps: OutpaintOptions,
     reimagining.reimagine: ReimaginingOptions,
     reimagining.reimagine_steps: ReimaginingOptions,
     panorama.panorama: PanoramaOptions,
     panorama.panorama_steps: PanoramaOptions,
-    ranking.best_of: SamplingOptions,
-    ranking.best_edits: InpaintOptions,
-    ranking.reject: SamplingOptions,
+    ranking.best_of: CandidateOptions,
+    ranking.best_edits: EditCandidateOptions,
+    ranking.reject: CandidateOptions,
 }
 IMAGE, MASK = Image.new("RGB", (32, 32)), np.eye(32, dtype=bool)
 
@@ -80,6 +84,20 @@ def test_a_signature_lists_the_options_that_a_function_takes(function):
         assert f"\n    {name} = {option.default!r}: {option.meaning[:20]}" in function.__doc__
     assert not [p for p in shown.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
     assert not [p for p in shown.values() if p.annotation is p.empty and p.name != "self"]
+
+
+@pytest.mark.parametrize("function", TAKES, ids=lambda function: function.__qualname__)
+def test_a_list_of_seeds_is_offered_where_it_is_taken(function):
+    one = {OutpaintOptions, CandidateOptions, EditCandidateOptions, PanoramaOptions}
+    about = re.sub(r"\s+", " ", function.__doc__)
+    several = "seed" in rows(TAKES[function]) and TAKES[function] not in one
+    assert ("seed = 0: image i has seed + i; or a list, one an image" in about) == several
+    assert ("seed = 0: one number" in about) == (TAKES[function] in one)
+
+
+def test_only_python_is_offered_a_function():
+    assert "another speed; or a function" in re.sub(r"\s+", " ", ImageBART.sample.__doc__)
+    assert not any("function" in row.option.meaning for row in rows(SamplingOptions).values())
 
 
 def functions_of_the_library() -> list[tuple[str, ast.FunctionDef]]:

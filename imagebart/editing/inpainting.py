@@ -38,7 +38,7 @@ from imagebart.isolation import isolated
 from imagebart.known_pixels import Known, known_pixels
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Grid, Images
-from imagebart.options import EditingOptions, InpaintOptions, Marks, with_options
+from imagebart.options import EditingOptions, InpaintOptions, Marks, OutpaintOptions, with_options
 from imagebart.sampling import Step, generator_of, image_seeds
 from imagebart.streaming import WORDS, batches
 
@@ -296,7 +296,7 @@ def outpaint_steps(
     top: int = 0,
     bottom: int = 0,
     overlap: int = 0,
-    **options: Unpack[EditingOptions],
+    **options: Unpack[OutpaintOptions],
 ) -> Iterator[tuple[Image.Image, float]]:
     """Add these pixels to each side: yields (the larger image so far, the fraction done).
 
@@ -306,9 +306,8 @@ def outpaint_steps(
     The model inpaints windows as large as fit into the image, which move outwards by half their
     size (`pasting.outward`). At least half of each window is known; known pixels stay, bit for bit.
     Pixels not painted yet repeat the nearest known one. Pictures are like the one that was given
-    (`images.restored`). `seed` is one number; a `semantic_map`
-    covers the result. ValueError for negative margins, an image that is too small, a result that is
-    too large (`grown_size`), and as in `inpaint`.
+    (`images.restored`). A `semantic_map` covers the result. ValueError for negative margins, an
+    image that is too small, a result that is too large (`grown_size`), and as in `inpaint`.
     """
     given: dict[str, Any] = {**options}
     seed = given.pop("seed", 0)

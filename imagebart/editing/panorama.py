@@ -59,7 +59,7 @@ def panorama_steps(
 
     Tokens are (1, h, w), those of x_t where x_{t-1} is not sampled yet; `done` is the fraction of
     the chain. `width` and `height` are pixels, at least the training size; if they are no multiples
-    of f, the tokens cover a larger image, which `panorama` crops. `seed` is one number.
+    of f, the tokens cover a larger image, which `panorama` crops.
 
     Between two prompts or classes log-probabilities are interpolated (`ConditionsAlongX`). With
     `wrap` the width must be a multiple of f. ValueError if a size or an option is out of range.
