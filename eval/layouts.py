@@ -21,8 +21,6 @@ UNNAMED = (
     "ffhq-4_speed_bf16",
     "passes",
     "passes_equal_training",
-    "scenery_blind",
-    "scenery_blind_reconstructions",
     "scenery_completion_filling",
     "scenery_completion_particles",
     "scenery_completion_resampling",
@@ -31,7 +29,6 @@ UNNAMED = (
     "scenery_selection",
     "scenery_speed",
     "scenery_speed_window32",
-    "semantic_obedience",
     "split",
     "split_752",
 )
@@ -267,6 +264,27 @@ def erasing_table() -> str:
     rows = [(row["object"], row["edits"], percent(row["gone"], 0)) for row in one["rows"]]
     gone = within(percent(one["gone"]), one["gone_interval"], percent)
     return markdown("object | edits | no longer found", [*rows, ("all", one["n"], gone)], name)
+
+
+def blind_table() -> str:
+    records = {
+        "samples for captions": "scenery_blind",
+        "reconstructions": "scenery_blind_reconstructions",
+        "edits, unprompted": "scenery_blind_edits",
+    }
+    rows = [
+        (
+            label,
+            one["n"] // 2,
+            within(percent(one["right_share"]), one["right_interval"], percent),
+            one["sure"],
+        )
+        for label, one in ((label, record(name)) for label, name in records.items())
+    ]
+    head = (
+        "mixed with as many renders | of each | labelled rightly (50 % by chance) | labelled surely"
+    )
+    return markdown(head, rows, *records.values())
 
 
 # ── masks and windows ─────────────────────────────────────────────────────────────────────────
@@ -577,6 +595,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "re-ranking": re_ranking_table,
     "edits": edits_table,
     "erasing": erasing_table,
+    "blind": blind_table,
     "completion": completion_table,
     "completion-resampling": completion_resampling_table,
     "completion-particles": completion_particles_table,

@@ -493,6 +493,7 @@ DID_NOT_WORK = {  # run record: what the page says of it
     PARTICLES: lambda: completed(PARTICLES, particles=8)[0] <= completed(PARTICLES)[0],
     "scenery_blind": lambda: blind("scenery_blind"),
     "scenery_blind_reconstructions": lambda: blind("scenery_blind_reconstructions"),
+    "scenery_blind_edits": lambda: blind("scenery_blind_edits"),
     "scenery_seams_exact": lambda: not seams_differ(),
 }
 

@@ -128,10 +128,9 @@ REMADE = importlib.import_module("all")
 
 def test_every_record_of_scenery_is_remade_by_one_command():
     names = {one.name for one in REMADE.MEASUREMENTS}
-    by_hand = {"scenery_blind", "scenery_blind_reconstructions"}  # somebody has to look
     own = {"passes_equal_training"}  # chains that are not shipped
     larger = {"ffhq-4_speed_bf16", "split_752"}  # shapes with random weights
-    assert {*layouts.UNNAMED} - names == by_hand | own | larger
+    assert {*layouts.UNNAMED} - names == own | larger
     for one in REMADE.MEASUREMENTS:
         assert (layouts.ROOT / one.command.split()[0]).exists()
 
