@@ -179,7 +179,7 @@ def inpaint_options(config: Config) -> list[dict]:
     ]
 
 
-def caption_of(how: dict) -> str:
+def method_name(how: dict) -> str:
     """A method, as a caption of its row of the picture."""
     if how["process"] == "annealed":
         return "several passes at every scale"
@@ -373,7 +373,7 @@ def main(config: Config) -> dict:
             firsts.setdefault(family, kept)
             pictures += completed
             several = [f"T = {model.T}"] * (len(models) > 1) + [family] * (len(config.masks) > 1)
-            captions += [", ".join([*several, caption_of(how)])]
+            captions += [", ".join([*several, method_name(how)])]
             captions += [""] * (min(config.n, PICTURED) - 1)
             print(summary_line(rows[-1]), flush=True)
     if config.picture:
