@@ -23,7 +23,6 @@ UNNAMED = (
     "passes_equal_training",
     "scenery_completion_filling",
     "scenery_completion_particles",
-    "scenery_completion_resampling",
     "scenery_seams",
     "scenery_seams_exact",
     "scenery_selection",
