@@ -245,7 +245,7 @@ class Panorama(Command, PanoramaFields, OutputFields):
         model = self.load()
         with passes_shown(options) as how:
             (image,) = model.panorama(self.width, self.height, **how)
-        size = {"width": self.width, "height": self.height or model.image_size[0]}
+        size = {"width": self.width, "height": image.height}
         options |= output | size | {"seed": self.seed}
         self.save(enlarged(image, self.enlarge), self.out, options)
         self.report(self.out, options)
