@@ -21,8 +21,6 @@ UNNAMED = (
     "ffhq-4_speed_bf16",
     "passes",
     "passes_equal_training",
-    "scenery_completion_filling",
-    "scenery_completion_particles",
     "scenery_seams",
     "scenery_seams_exact",
     "scenery_selection",
