@@ -33,8 +33,15 @@ def browsing(url: str, size: tuple[int, int], colours: str = "light"):
 
 
 def shown(page, gallery: str) -> np.ndarray:
-    """The first picture of a gallery, as the browser got it."""
-    return np.asarray(served(page, page.locator(f"{gallery} .grid-container img").first))
+    """The first picture of a gallery, as the browser got it, once it stays: the status may tell of
+    a picture a moment before it is there."""
+    picture, source = page.locator(f"{gallery} .grid-container img").first, None
+    for _ in range(20):
+        before, source = source, picture.get_attribute("src")
+        if source == before:
+            return np.asarray(served(page, picture))
+        page.wait_for_timeout(500)
+    raise AssertionError(f"the first picture of {gallery} never stayed")
 
 
 def served(page, picture) -> Image.Image:
