@@ -68,7 +68,7 @@ MEASUREMENTS = (
         "eval/generation.py --features probe --reference scenery --n 2000 --metrics all",
         15,
     ),
-    Measurement("scenery_speed", "eval/speed.py", 15),
+    Measurement("scenery_speed", "eval/speed.py --batches 1 8 --repeats 3", 8),
     Measurement("scenery_seams", "eval/seams.py --n 48", 8),
     Measurement(
         "scenery_selection", "eval/selection.py --per-class 40 --captions 40 --candidates 8", 8
@@ -92,7 +92,11 @@ MEASUREMENTS = (
         "--filling harmonic nearest none",
         2,
     ),
-    Measurement("scenery_speed_window32", "eval/speed.py --window 32 --no-rivals", 5),
+    Measurement(
+        "scenery_speed_window32",
+        "eval/speed.py --window 32 --no-rivals --batches 1 8 --repeats 3",
+        3,
+    ),
     Measurement("scenery_seams_exact", "eval/seams.py --width 512 --n 2 --modes fast exact", 3),
     Measurement(
         "ffhq-4_speed",

@@ -24,7 +24,6 @@ UNNAMED = (
     "scenery_seams",
     "scenery_seams_exact",
     "scenery_selection",
-    "scenery_speed",
     "scenery_speed_window32",
     "split",
     "split_752",
@@ -523,7 +522,7 @@ def highlights_table() -> str:
     classes = record_row("scenery_obedience_class", condition="class")
     rows = [
         (
-            "one image" + (f", {FORMER}" if "scenery_speed" in UNNAMED else ""),
+            "one image",
             f"{seconds(one['parallel']['median_s'])}, {one['parallel']['passes']} passes",
             f"{other_ways(fast)}; {one['sequential']['passes']} tokens in all",
         ),
