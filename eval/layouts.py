@@ -24,7 +24,6 @@ UNNAMED = (
     "scenery_seams",
     "scenery_seams_exact",
     "scenery_selection",
-    "scenery_speed_window32",
     "split",
     "split_752",
 )
