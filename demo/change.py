@@ -163,7 +163,8 @@ def change_tab(
             with gr.Accordion("Extend beyond the borders", open=False) as fold:
                 margins = margins_in_frame(model, fold, editor, source)
                 beyond = run_buttons("Outpaint")
-            by_words, shows = "text" in model.conditions and model.condition_dropout, {}
+            shows: Controls = {}
+            by_words = "text" in model.conditions and model.condition_dropout
             if by_words:
                 with gr.Accordion("Change the whole picture", open=False):
                     shows = controls_of_source()

@@ -36,6 +36,7 @@ OPTIONS = rows(InpaintOptions) | rows(ReimaginingOptions) | rows(OutputOptions)
 MARGINS, MOST_MARGIN = ("left", "right", "top", "bottom"), 1024
 """Sides at which a picture grows, and by how many pixels at most."""
 MOST_OVERLAP = 512
+"""Pixels of an image that are drawn anew where it grows."""
 CHUNK = 4
 """Maximum number of candidates between two status messages."""
 

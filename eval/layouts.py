@@ -288,14 +288,18 @@ COMPLETION = "seam | probe-FID | attributes found | … time of day | passes"
 
 
 def completed(row: dict) -> tuple:
-    intervals = row.get("found_interval", {})
-    found = (within(percent(row["found"][k]), intervals.get(k), percent) for k in ("all", "time"))
+    found = (share_found(row, key) for key in ("all", "time"))
     seam = within(f"{row['seam']:.2f}", row.get("seam_interval"), "{:.2f}".format)
     distance = within(f"{row['probe_fid']:.1f}", row.get("probe_fid_interval"), "{:.1f}".format)
     apart = row.get("against_first", {}).get("probe_fid")
     if apart and not apart["distinct"]:
         distance += ", the first row's within the noise"
     return seam, distance, *found, f"{row['passes']:.0f}"
+
+
+def share_found(row: dict, key: str) -> str:
+    """How often an attribute is right in the completions, or "all" of them are."""
+    return within(percent(row["found"][key]), row.get("found_interval", {}).get(key), percent)
 
 
 def completion_table() -> str:
@@ -374,9 +378,6 @@ def seams_table() -> str:
     return markdown(header, rows, *names)
 
 
-# ── speed ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def joints_table() -> str:
     name = "scenery_joints"
     labels = {"frame": "the frame of the original", "windows": "borders of windows", "all": "all"}
@@ -391,6 +392,9 @@ def joints_table() -> str:
     ]
     head = f"joints of {record(name)['n']} outpaintings | step at most 1.5 times the median nearby"
     return markdown(f"{head} | mean step | median", rows, name)
+
+
+# ── speed ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def first_picture_table() -> str:
@@ -534,8 +538,9 @@ def highlights_table() -> str:
         ),
         (
             "upper halves, unconditional: right time of day",
-            time_of(ours),
-            f"the paper's chain (`resampling_passes=0`) {time_of(paper)}" + time_by_chance(ours),
+            share_found(ours, "time"),
+            f"the paper's chain (`resampling_passes=0`) {share_found(paper, 'time')}"
+            + time_by_chance(ours),
         ),
         (
             "reconstructions: PSNR",
@@ -548,12 +553,6 @@ def highlights_table() -> str:
 
 def sky_by_chance(one: dict) -> str:
     return f", chance {percent(one['chance'])}" if "chance" in one else ""
-
-
-def time_of(row: dict) -> str:
-    """How often the time of day is right."""
-    interval = row.get("found_interval", {}).get("time")
-    return within(percent(row["found"]["time"]), interval, percent)
 
 
 def time_by_chance(row: dict) -> str:

@@ -126,8 +126,8 @@ def trend_of(one: dict, preset: str, key: str) -> str:
     text = f"probe-FID {figure(row[key], 1)}"
     if against := row.get("against"):
         other = f"T = {against['preset'].removeprefix('mini-')}"
-        text += f", differs from {other}" if against[key]["distinct"] else ""
-        text += f", {other} within the noise" if not against[key]["distinct"] else ""
+        distinct = against[key]["distinct"]
+        text += f", differs from {other}" if distinct else f", {other} within the noise"
     return text
 
 

@@ -92,16 +92,13 @@ def seed_by_seed(name: str, tokens: Path, config: Config) -> list[dict]:
     """The figures of a preset's chains, one trained by each seed."""
     preset, figures = find_preset(name), []
     scales = range(2, preset.T + 1)
+    count = (config.steps or 0) * (len(scales) if preset.joint else 1)
+    steps = ["--steps", count] if count else []
     for seed in config.seeds:
         model = chain_folder(name, seed, config)
         what = ["--preset", name, "--seed", seed, "--tokens", tokens, "--out", model]
-        if preset.joint:
-            steps = ["--steps", config.steps * len(scales)] if config.steps else []
-            script("train/scale.py", *what, *steps)
-        else:
-            steps = ["--steps", config.steps] if config.steps else []
-            for t in scales:
-                script("train/scale.py", *what, *steps, "--t", t)
+        for which in [[]] if preset.joint else [["--t", t] for t in scales]:
+            script("train/scale.py", *what, *steps, *which)
         figures.append(figures_of_chain(model, config.n))
     return figures
 
