@@ -11,12 +11,12 @@ import gradio as gr
 
 from imagebart import ImageBART
 from imagebart.arguments import as_int
+from imagebart.choice import Filter
 from imagebart.conditions import class_count
 from imagebart.editing.inpainting import each_image
 from imagebart.guidance import encode_condition
 from imagebart.options import InpaintOptions, OutputOptions, ReimaginingOptions, rows
 from imagebart.ranking import Draw, Ranked, Score, best_so_far
-from imagebart.sampling import Filter
 
 MOST_IMAGES = 16
 MOST_CANDIDATES = 64

@@ -32,6 +32,7 @@ from rivals import bart_seconds, ddpm_seconds, naive_seconds
 from timing import DTYPES, ceilings, roofline, timed, with_passes
 
 from imagebart import ImageBART, distributed
+from imagebart.choice import Filter
 from imagebart.conditions import ABSENT
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
@@ -41,7 +42,6 @@ from imagebart.presets import find_preset
 from imagebart.sampling import (
     METHODS,
     Decode,
-    Filter,
     OnPass,
     decode_parallel,
     decode_sequential,

@@ -24,19 +24,13 @@ from timing import DTYPES, timed, with_passes
 from tqdm import tqdm
 
 from imagebart import ImageBART, show
+from imagebart.choice import Filter
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
 from imagebart.presets import find_preset
-from imagebart.sampling import (
-    METHODS,
-    Filter,
-    decode_sequential,
-    default_window,
-    gumbel,
-    uniform_tokens,
-)
+from imagebart.sampling import METHODS, decode_sequential, default_window, gumbel, uniform_tokens
 
 
 @dataclass(frozen=True)

@@ -218,10 +218,15 @@ class Denoiser(nn.Module, Decodable):
         self, x_prev: Tokens, at: Int[Tensor, "b s"], state: "Decoding"
     ) -> Float[Tensor, "b s K"]:
         """As `Decodable.step`."""
+        return self.logits(self.predict(x_prev, at, state), state.x_t.gather(1, at))
+
+    def predict(
+        self, x_prev: Tokens, at: Int[Tensor, "b s"], state: "Decoding"
+    ) -> Float[Tensor, "b s K"]:
+        """The network's output f of a `step`, which `logits` makes logits of."""
         hidden = self.decoder.step(*self._inputs(x_prev, at, state), state.cache)
         f = in_tiles(self.head, rearrange(hidden, "b s c -> (b s) c"), self.decoder.tile)
-        f = rearrange(f, "(b s) K -> b s K", b=len(at))
-        return self.logits(f, state.x_t.gather(1, at))
+        return rearrange(f, "(b s) K -> b s K", b=len(at)).float()
 
     def read(self, x_prev: Tokens, end: int, state: "Decoding") -> None:
         """As `Decodable.read`."""
@@ -268,6 +273,11 @@ class Denoiser(nn.Module, Decodable):
             alpha_bar = float(diffusion.alpha_bar[t - 1])
             f = (alpha_bar * f.softmax(-1) + (1 - alpha_bar) / self.K).log()
         return f + diffusion.log_likelihood(x_t, t) if self.sees_x_t and x_t is not None else f
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether `logits` adds the noise of x_{t-1} to f, which is a prediction of x_1 then."""
+        return self.config.output == "posterior" and self.t > 2
 
     def initialise_from_codebook(
         self, codes: Float[Tensor, "K c"], generator: torch.Generator | None = None

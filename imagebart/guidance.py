@@ -1,9 +1,11 @@
 """Classifier-free guidance: what a caller wants to see, and how strongly.
 
-    z = z_negative + guidance · ( z_condition - z_negative )
+    f = f_negative + guidance · ( f_condition - f_negative )
 
-z are the logits at one scale. The negative condition is the unconditional one (every token absent),
-but for a negative prompt; guidance 1 is plain conditional sampling.
+f is the network's output at one scale, before `Denoiser.logits` makes logits of x_{t-1} of it: with
+the output `posterior` a prediction of x_1, so that guidance leaves the noise alone which x_{t-1}
+must carry. The negative condition is the unconditional one (every token absent), but for a negative
+prompt; guidance 1 is plain conditional sampling.
 """
 
 import warnings
@@ -15,12 +17,16 @@ import torch
 from torch import Tensor
 
 from imagebart.arguments import each_of, is_several, quoted, to_builtin
+from imagebart.choice import Filter
 from imagebart.conditions import ABSENT, CONDITIONS, Condition, option_names
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Denoiser
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Float, Int, Tokens
 from imagebart.options import ChainOptions, rows
+
+PLAIN = Filter()
+"""It leaves logits as they are."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,50 @@ class EncodedCondition:
         same = all((a is b) if a is None or b is None else torch.equal(a, b) for a, b in pairs)
         return same and self.guidance == other.guidance
 
-    def guided(self, denoiser: Denoiser) -> Decodable:
-        """The denoiser, guided where the guidance is not 1."""
+    def steered(self, denoiser: Denoiser, choose: Filter = PLAIN) -> tuple[Decodable, Filter]:
+        """(the denoiser, guided where the guidance is not 1 and filtered where it predicts x_1,
+        what is left of the filter for its logits)."""
         scale = self.guidance[denoiser.t]
-        if scale == 1 or self.negative is None:
-            return denoiser
-        return Guided(denoiser, self.negative, scale)
+        of_predictions, of_logits = (choose, PLAIN) if denoiser.adds_noise else (PLAIN, choose)
+        steered: Decodable = denoiser
+        if scale != 1 and self.negative is not None:
+            steered = Guided(denoiser, of_predictions, self.negative, scale)
+        elif of_predictions != PLAIN:
+            steered = Filtered(denoiser, of_predictions)
+        return steered, of_logits
 
 
-class Guided(Decodable):
-    """A denoiser with guided logits; decoded as any other. Both conditions go in one batch."""
+class Filtered(Decodable):
+    """A denoiser whose predictions are filtered; decoded as any other."""
 
-    def __init__(self, denoiser: Decodable, negative: Condition, scale: float):
-        self.denoiser, self.negative, self.scale = denoiser, negative, scale
+    def __init__(self, denoiser: Denoiser, choose: Filter):
+        self.denoiser, self.choose = denoiser, choose
         self.n, self.K, self.t = denoiser.n, denoiser.K, denoiser.t
+
+    def start(self, x_t: Tokens, condition: Condition | None = None) -> Any:
+        """As `Decodable.start`."""
+        return self.denoiser.start(x_t, condition)
+
+    def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], state: Any) -> Float[Tensor, "b s K"]:
+        """As `Decodable.step`."""
+        f = self.choose.applied(self.denoiser.predict(x_prev, at, state))
+        return self.denoiser.logits(f, state.x_t.gather(1, at))
+
+    def read(self, x_prev: Tokens, end: int, state: Any) -> None:
+        """As `Decodable.read`."""
+        self.denoiser.read(x_prev, end, state)
+
+    def keep(self, rows: Bool[Tensor, " b"], state: Any) -> None:
+        """As `Decodable.keep`."""
+        self.denoiser.keep(rows, state)
+
+
+class Guided(Filtered):
+    """A denoiser with guided predictions. Both conditions go in one batch."""
+
+    def __init__(self, denoiser: Denoiser, choose: Filter, negative: Condition, scale: float):
+        super().__init__(denoiser, choose)
+        self.negative, self.scale = negative, scale
 
     def start(self, x_t: Tokens, condition: Condition | None = None) -> Any:
         """As `Decodable.start`, for twice the rows: with the condition, then with the negative."""
@@ -75,8 +111,10 @@ class Guided(Decodable):
 
     def step(self, x_prev: Tokens, at: Int[Tensor, "b s"], state: Any) -> Float[Tensor, "b s K"]:
         """As `Decodable.step`."""
-        z, z_negative = self.denoiser.step(twice(x_prev), twice(at), state).chunk(2)
-        return (z - z_negative).mul_(self.scale).add_(z_negative)
+        f, f_negative = self.denoiser.predict(twice(x_prev), twice(at), state).chunk(2)
+        f = (f - f_negative).mul_(self.scale).add_(f_negative)
+        x_t = state.x_t[: len(at)].gather(1, at)
+        return self.denoiser.logits(self.choose.applied(f), x_t)
 
     def read(self, x_prev: Tokens, end: int, state: Any) -> None:
         """As `Decodable.read`."""

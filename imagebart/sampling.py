@@ -11,7 +11,6 @@ passes, `sequential` in n, and both give the same tokens.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Unpack
@@ -21,21 +20,20 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.arguments import as_int, is_several, to_builtin
+from imagebart.choice import Filter, draw
 from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
+from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.guidance import EncodedCondition, encode_condition, per_scale
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Float, Grid, Int, Logits, Mask, Tokens
-from imagebart.options import ChainOptions, SamplingOptions, rows, with_defaults, with_options
+from imagebart.options import SamplingOptions, with_defaults, with_options
 
 WINDOW = {"cpu": 16, "cuda": 64}
 """Positions that a parallel pass reads: more than it will settle, for what is drawn again is the
 better guess. A CPU pays for each of them, a GPU for the pass (eval/passes.py)."""
-
-COLDEST = 1e-30
-"""The lowest temperature that divides logits up to 1e8 to float32 numbers; less is 0."""
 
 Noise = Float[Tensor, "b upto K"]
 
@@ -45,20 +43,6 @@ arguments, such as `partial(decode_parallel, window=32)`."""
 
 OnPass = Callable[[int, Int[Tensor, "b s"]], None]
 """Called before every pass with t and the positions (b, s) that it reads in the rows not done."""
-
-
-@dataclass(frozen=True)
-class Filter:
-    """How one scale's logits become a choice; off by default. The options of these names."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-
-    def __post_init__(self):
-        for name, value in vars(self).items():
-            rows(ChainOptions)[name].check(value, name)
 
 
 @dataclass(frozen=True)
@@ -94,8 +78,8 @@ def reverse_steps(model: ImageBART, request: "Request", x_t: Tokens, start: int)
     for t in range(start, 1, -1):
         denoiser = model.denoisers[t]
         noise = gumbel(request.seeds, t, denoiser.n, model.K).to(model.device)
-        guided, condition = request.encoded.guided(denoiser), request.encoded.condition
-        x_t = request.decode(guided, x_t, noise, request.filters[t], condition, draft=draft)
+        scale, choose = request.scale(denoiser)
+        x_t = request.decode(scale, x_t, noise, choose, request.encoded.condition, draft=draft)
         yield step_of(model, t - 1, x_t)
 
 
@@ -116,6 +100,10 @@ class Request:
         filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
         decode = decoder(given.pop("method"))
         return cls(seeds, filters, decode, encode_condition(model, num_images, **given))
+
+    def scale(self, denoiser: Denoiser) -> tuple[Decodable, Filter]:
+        """The denoiser under this request's guidance and filter, and the filter of its logits."""
+        return self.encoded.steered(denoiser, self.filters[denoiser.t])
 
 
 def step_of(model: ImageBART, t: int, x_t: Tokens) -> Step:
@@ -281,37 +269,6 @@ def decoder(method: str | Decode) -> Decode:
     if method not in METHODS:
         raise ValueError(f"method must be one of {tuple(METHODS)}, got {method!r}")
     return METHODS[method]
-
-
-# ── one token ─────────────────────────────────────────────────────────────────────────────────
-
-
-def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:
-    """argmax(filtered logits / temperature + noise); without noise at temperature 0, and at one so
-    small that logits divided by it may be no numbers."""
-    if choose.temperature < COLDEST:
-        return logits.argmax(-1)
-    if choose.temperature != 1:
-        logits = logits / choose.temperature
-    kept = filtered(logits, choose.top_k, choose.top_p, choose.min_p)
-    return (kept + noise).argmax(-1)
-
-
-def filtered(logits: Logits, top_k: int, top_p: float, min_p: float = 0.0) -> Logits:
-    """-inf outside the k likeliest codes, outside the fewest that hold a mass of p, and where
-    p_k < min_p · max p."""
-    if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        p = ordered.softmax(-1)
-        outside = p.cumsum(-1) - p >= top_p
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
-    if min_p > 0:
-        least = logits.amax(-1, keepdim=True) + math.log(min_p)
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    return logits
 
 
 # ── noise, drawn first ────────────────────────────────────────────────────────────────────────

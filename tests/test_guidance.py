@@ -39,10 +39,10 @@ def test_guidance_extrapolates_the_logits(conditional):
         at = torch.arange(16)[None]
         z = denoiser(x_prev, x_t, encoded.condition)
         z_negative = denoiser(x_prev, x_t, encoded.negative)
-        guided = encoded.guided(denoiser)
+        guided = encoded.steered(denoiser)[0]
         got = guided.step(x_prev, at, guided.start(x_t, encoded.condition))
         torch.testing.assert_close(got, z_negative + scale * (z - z_negative), rtol=0, atol=1e-3)
-    assert encoded.guided(conditional.denoisers[4]) is conditional.denoisers[4]
+    assert encoded.steered(conditional.denoisers[4])[0] is conditional.denoisers[4]
 
 
 @pytest.mark.parametrize("t", [2, 4])
@@ -56,7 +56,7 @@ def test_guided_decoding_is_the_fixed_point_of_the_guided_logits(conditional, t)
         conditional, 3, prompt=[TEXT, None, "a"], classes="lake", negative_prompt="a", guidance=2
     )
     denoiser, noise = conditional.denoisers[t], gumbel(range(3), t, 16, 12)
-    guided, condition = encoded.guided(denoiser), encoded.condition
+    guided, condition = encoded.steered(denoiser)[0], encoded.condition
     assert (guided.n, guided.K, guided.t) == (16, 12, t)
     for decode in (decode_sequential, decode_parallel):
         x = decode(guided, x_t, noise, Filter(), condition, known, x_known)

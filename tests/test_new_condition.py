@@ -136,7 +136,7 @@ def test_a_registered_condition_is_encoded_trained_dropped_and_sampled_with(
 
     def drawn(**given) -> torch.Tensor:
         encoded = encode_condition(model, 2, **given)
-        guided = encoded.guided(model.denoisers[2])
+        guided = encoded.steered(model.denoisers[2])[0]
         return decode_parallel(guided, x_T, noise, Filter(), encoded.condition)
 
     near, far = ramp(0), ramp(1)

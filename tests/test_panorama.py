@@ -182,7 +182,7 @@ def test_blended_logits_are_the_weighted_ones(asking):
     got = blended.step(x_prev, at, blended.start(x_t))
     each = []
     for one in encoded:
-        guided = one.guided(denoiser)
+        guided = one.steered(denoiser)[0]
         each.append(guided.step(x_prev, at, guided.start(x_t, one.condition)).log_softmax(-1))
     expected = weights[0][:, None] * each[0] + weights[1][:, None] * each[1]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)

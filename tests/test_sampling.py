@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagebart import ImageBART, sampling
+from imagebart.choice import Filter, draw, filtered
 from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.editing.panorama import Blended
@@ -20,14 +21,11 @@ from imagebart.guidance import Guided
 from imagebart.sampling import (
     METHODS,
     Draft,
-    Filter,
     Request,
     decode_parallel,
     decode_sequential,
     decoder,
     default_window,
-    draw,
-    filtered,
     generator_of,
     gumbel,
     image_seeds,

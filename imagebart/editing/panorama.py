@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from imagebart.arguments import as_int, is_several, to_builtin
+from imagebart.choice import Filter, draw
 from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Denoiser
@@ -30,7 +31,7 @@ from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
 from imagebart.options import Classes, PanoramaOptions, Texts, with_defaults, with_options
-from imagebart.sampling import Filter, Step, decoder, draw, generator_of, gumbel, scale_filters
+from imagebart.sampling import Step, decoder, generator_of, gumbel, scale_filters
 from imagebart.sampling import uniform_tokens as uniform
 
 MODES = ("fast", "exact")
@@ -76,8 +77,8 @@ def panorama_steps(
     x = noise.tokens()
     yield Step(model.T, x[None], 0.0)
     for t in range(model.T, 1, -1):
-        scale = WideScale(model.denoisers[t], conditions, x, noise, wrap)
-        pieces = scale.windows(decode, filters[t]) if mode == "fast" else scale.tokens(filters[t])
+        scale = WideScale(model.denoisers[t], filters[t], conditions, x, noise, wrap)
+        pieces = scale.windows(decode) if mode == "fast" else scale.tokens()
         for part in pieces:
             yield Step(t - 1, scale.x_prev[None].clone(), (model.T - t + part) / (model.T - 1))
         x = scale.x_prev
@@ -110,16 +111,18 @@ class WideScale:
     def __init__(
         self,
         denoiser: Denoiser,
+        choose: Filter,
         conditions: "ConditionsAlongX",
         x_t: Int[Tensor, "h w"],
         noise: "WideNoise",
         wrap: bool,
     ):
-        self.denoiser, self.conditions, self.noise, self.wrap = denoiser, conditions, noise, wrap
+        self.denoiser, self.choose, self.conditions = denoiser, choose, conditions
+        self.noise, self.wrap = noise, wrap
         self.x_t, self.x_prev = x_t, x_t.clone()
         self.drawn = torch.zeros_like(x_t, dtype=torch.bool)
 
-    def windows(self, decode, choose) -> Iterator[float]:
+    def windows(self, decode) -> Iterator[float]:
         """fast: window after window, with the tokens drawn before it as known tokens."""
         (h, w), (H, W) = self.denoiser.config.grid, self.x_t.shape
         tops = origins(H, h, False, self.noise.strides(self.denoiser.t, h, "down"))
@@ -127,7 +130,7 @@ class WideScale:
         places = list(itertools.product(tops, lefts))
         for i, (top, left) in enumerate(places, 1):
             at = self.view(top, left)
-            scale, condition = self.conditions.at(self.denoiser, at[1])
+            scale, choose, condition = self.conditions.at(self.denoiser, self.choose, at[1])
             flat = (part[at].reshape(1, -1) for part in (self.x_t, self.drawn, self.x_prev))
             x_t, known, x_known = flat
             noise = self.noise.window(self.denoiser.t, *at).to(x_t.device)
@@ -136,7 +139,7 @@ class WideScale:
             self.drawn[at] = True
             yield i / len(places)
 
-    def tokens(self, choose) -> Iterator[float]:
+    def tokens(self) -> Iterator[float]:
         """exact: token after token, each in the window centred on it."""
         (h, w), (H, W) = self.denoiser.config.grid, self.x_t.shape
         for row in range(H):
@@ -146,7 +149,7 @@ class WideScale:
                 if left != here:  # another window: read from its start
                     here, read = left, 0
                     at = self.view(top, left)
-                    scale, condition = self.conditions.at(self.denoiser, at[1])
+                    scale, choose, condition = self.conditions.at(self.denoiser, self.choose, at[1])
                     decoding = scale.start(self.x_t[at].reshape(1, -1), condition)
                     noise = self.noise.window(self.denoiser.t, *at).to(self.x_t.device)
                 i = (row - top) * w + column - left
@@ -267,16 +270,18 @@ class ConditionsAlongX:
         return (1 - away).clamp(min=0) if count > 1 else torch.ones_like(away)
 
     def at(
-        self, denoiser: Denoiser, columns: Int[Tensor, " w"]
-    ) -> tuple[Decodable, Condition | None]:
-        """(scale that decodes a window of these columns, its condition)."""
+        self, denoiser: Denoiser, choose: Filter, columns: Int[Tensor, " w"]
+    ) -> tuple[Decodable, Filter, Condition | None]:
+        """(scale that decodes a window of these columns, the filter of its logits, its
+        condition)."""
         counted = self.counted(columns)
         if len(counted) == 1:
             ((alone, _),) = counted
-            return alone.guided(denoiser), alone.condition
+            return *alone.steered(denoiser, choose), alone.condition
         weights = torch.stack([weight for _, weight in counted])
         places = weights.repeat(1, denoiser.config.grid[0])
-        return Blended([one for one, _ in counted], denoiser, places), None
+        blended = Blended([one for one, _ in counted], denoiser, choose, places)
+        return blended, blended.of_logits, None
 
     def counted(
         self, columns: Int[Tensor, " w"]
@@ -302,10 +307,13 @@ class Blended(Decodable):
         self,
         encoded: list[EncodedCondition],
         denoiser: Denoiser,
+        choose: Filter,
         weights: Float[Tensor, "k n"],
     ):
+        steered = [one.steered(denoiser, choose) for one in encoded]
+        self.of_logits = steered[0][1]
         self.parts: list[tuple[Decodable, Condition | None]] = [
-            (one.guided(denoiser), one.condition) for one in encoded
+            (scale, one.condition) for (scale, _), one in zip(steered, encoded, strict=True)
         ]
         self.weights, self.n, self.K, self.t = weights, denoiser.n, denoiser.K, denoiser.t
 

@@ -257,7 +257,7 @@ class MaskedProcess:
     def log_probability(self, x_t: Tokens, x_prev: Tokens, t: int) -> Float[Tensor, "b"]:
         """Of the known tokens of x_{t-1} after the first masked one."""
         encoded = self.request.encoded
-        scale = encoded.guided(self.model.denoisers[t])
+        scale, _ = self.request.scale(self.model.denoisers[t])
         return known_log_probability(scale, x_t, x_prev, encoded.condition, self.known)
 
     def resample(self, x: Tokens, t: int, pass_index: Sequence[int]) -> Tokens:
@@ -270,9 +270,9 @@ class MaskedProcess:
         request, denoiser = self.request, self.model.denoisers[t]
         each = zip(request.seeds, pass_index, strict=True)
         noise = torch.cat([gumbel([seed], t, self.end, denoiser.K, i) for seed, i in each])
-        how = request.filters[t], request.encoded.condition, self.known, self.x_known
-        guided = request.encoded.guided(denoiser)
-        return request.decode(guided, x_t, noise.to(x_t.device), *how, draft=self.draft)
+        scale, choose = request.scale(denoiser)
+        how = choose, request.encoded.condition, self.known, self.x_known
+        return request.decode(scale, x_t, noise.to(x_t.device), *how, draft=self.draft)
 
     def add_noise(self, x: Tokens, t: int, pass_index: Sequence[int], part: float = 1.0) -> Tokens:
         """x with every token redrawn with probability part · β_t."""

@@ -26,6 +26,7 @@ from einops import repeat
 from PIL import Image
 from torch import Tensor
 
+from imagebart.choice import COLDEST, Filter
 from imagebart.conditions import Condition
 from imagebart.data.images import to_rgb
 from imagebart.decodable import Decodable
@@ -36,9 +37,7 @@ from imagebart.model import ImageBART, require_x_1
 from imagebart.notation import Grid, Images, Logits, Tokens
 from imagebart.options import Conditions, ReimaginingOptions, rows, with_options
 from imagebart.sampling import (
-    COLDEST,
     Draft,
-    Filter,
     Noise,
     Request,
     Step,
@@ -107,18 +106,21 @@ def reimagine_steps(
     if any(choose.temperature < COLDEST for choose in request.filters.values()):
         raise ValueError("temperature must be more than 0, where noise decides, got 0")
     encoded = EncodedCondition(request.encoded.condition, picture, scales)
+    as_seen = EncodedCondition(picture, None, scales)
     start = 1 + round(strength * (model.T - 1))
     levels = noised(model, x_1, start, request.seeds)
     x = levels[start]
     yield replace(step_of(model, start, x), done=float(start == 1))
     for t in range(start, 1, -1):
-        denoiser, observed, choose = model.denoisers[t], levels[t - 1], request.filters[t]
-        logits = logits_of(denoiser, levels[t], observed, picture)
+        denoiser, observed = model.denoisers[t], levels[t - 1]
+        plain, choose = as_seen.steered(denoiser, request.filters[t])
+        scale, _ = encoded.steered(denoiser, request.filters[t])
+        logits = logits_of(plain, levels[t], observed, picture)
         prior = gumbel(request.seeds, t, denoiser.n, denoiser.K).to(model.device)
         noise = posterior_gumbel(logits / choose.temperature, observed, prior)
         how = noise, choose, encoded.condition
         guess = Unchanged(model.diffusion, observed)
-        x = request.decode(encoded.guided(denoiser), x, *how, draft=guess)
+        x = request.decode(scale, x, *how, draft=guess)
         yield replace(step_of(model, t - 1, x), done=(start - t + 1) / (start - 1))
 
 
