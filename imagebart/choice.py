@@ -45,6 +45,8 @@ class Filter:
 def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:
     """argmax_k( filtered logits_k / temperature + noise_k ); without noise at temperature 0, and at
     one so small that logits divided by it may be no numbers."""
+    if choose.temperature < COLDEST:
+        return logits.argmax(-1)
     return (choose.applied(logits) + noise).argmax(-1)
 
 

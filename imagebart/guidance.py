@@ -62,13 +62,18 @@ class EncodedCondition:
         """(the denoiser, guided where the guidance is not 1 and filtered where it predicts x_1,
         what is left of the filter for its logits)."""
         scale = self.guidance[denoiser.t]
-        of_predictions, of_logits = (choose, PLAIN) if denoiser.adds_noise else (PLAIN, choose)
+        of_predictions, of_logits = filters(denoiser, choose)
         steered: Decodable = denoiser
         if scale != 1 and self.negative is not None:
             steered = Guided(denoiser, of_predictions, self.negative, scale)
         elif of_predictions != PLAIN:
             steered = Filtered(denoiser, of_predictions)
         return steered, of_logits
+
+
+def filters(denoiser: Denoiser, choose: Filter) -> tuple[Filter, Filter]:
+    """A scale's filter as (that of its predictions, that of its logits): one of them is plain."""
+    return (choose, PLAIN) if denoiser.adds_noise else (PLAIN, choose)
 
 
 class Filtered(Decodable):

@@ -85,7 +85,7 @@ def test_tokens_are_drawn_where_the_noise_is(diffusion, gpu, output, t, said):
     """As `decode_parallel` goes: a draft, a start, a read, steps, and an update of the draft."""
     denoiser, draft = scale(t, diffusion, output=output, **said), Draft(diffusion)
     encoded = condition_of(denoiser)
-    ways = [denoiser] if encoded is None else [denoiser, Guided(denoiser, encoded, 2.0)]
+    ways = [denoiser] if encoded is None else [denoiser, Guided(denoiser, CHOOSE, encoded, 2.0)]
     with torch.inference_mode():
         for way in ways:
             x_prev = draft.propose(tokens(), t, noise(), CHOOSE)
@@ -102,8 +102,9 @@ def test_tokens_are_drawn_where_the_noise_is(diffusion, gpu, output, t, said):
 
 def test_conditions_are_blended_where_the_tokens_are(diffusion, gpu):
     denoiser = scale(2, diffusion, **SAID)
-    encoded = SimpleNamespace(guided=lambda scale: scale, condition=condition_of(denoiser)[:1])
-    blended = Blended([encoded, encoded], denoiser, noise(2, N))
+    own = condition_of(denoiser)[:1]
+    encoded = SimpleNamespace(steered=lambda scale, choose: (scale, choose), condition=own)
+    blended = Blended([encoded, encoded], denoiser, Filter(), noise(2, N))
     decoding = blended.start(tokens(1, N))
     at = torch.arange(4, device="cuda")[None]
     assert blended.step(tokens(1, N), at, decoding).device.type == "cuda"

@@ -28,27 +28,49 @@ def test_guidance_1_is_conditional_sampling_and_0_is_unconditional(conditional):
     assert torch.equal(tokens_of(conditional, classes=[2, 2, 2]), lake)
 
 
-def test_guidance_extrapolates_the_logits(conditional):
-    """z_negative + s·(z - z_negative), by hand, at every scale its own s."""
+def predicted(denoiser, x_prev, x_t, condition) -> torch.Tensor:
+    """The network's output f at all positions, in one pass."""
+    return denoiser.head(denoiser.features(x_prev, x_t, condition))
+
+
+def test_guidance_extrapolates_the_predictions(conditional):
+    """f_negative + s·(f - f_negative), by hand, at every scale its own s; then noise is added."""
     encoded = encode_condition(
         conditional, 1, prompt=TEXT, negative_prompt="a", classes="lake", guidance=[2, 3, 1]
     )
-    for t, scale in ((2, 2), (3, 3)):
+    for t, s in ((2, 2), (3, 3)):
         denoiser = conditional.denoisers[t]
         x_prev, x_t = torch.randint(12, (2, 1, 16), generator=torch.Generator().manual_seed(t))
         at = torch.arange(16)[None]
-        z = denoiser(x_prev, x_t, encoded.condition)
-        z_negative = denoiser(x_prev, x_t, encoded.negative)
-        guided = encoded.steered(denoiser)[0]
+        f = predicted(denoiser, x_prev, x_t, encoded.condition)
+        f_negative = predicted(denoiser, x_prev, x_t, encoded.negative)
+        guided, choose = encoded.steered(denoiser)
         got = guided.step(x_prev, at, guided.start(x_t, encoded.condition))
-        torch.testing.assert_close(got, z_negative + scale * (z - z_negative), rtol=0, atol=1e-3)
+        expected = denoiser.logits(f_negative + s * (f - f_negative), x_t)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+        assert choose == Filter()
     assert encoded.steered(conditional.denoisers[4])[0] is conditional.denoisers[4]
 
 
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_what_the_process_leaves_open_stays_open(conditional, guidance):
+    """However strong guidance and filter are, x_{t-1} has the noise that q(x_{t-1} | x_1) gives it:
+    at t = T, where x_t says nothing, a share ᾱ_{T-1} of predictions and the rest anything."""
+    denoiser, alpha_bar = conditional.denoisers[4], float(conditional.diffusion.alpha_bar[3])
+    encoded = encode_condition(conditional, 1, prompt=TEXT, guidance=guidance)
+    scale, choose = encoded.steered(denoiser, Filter(temperature=0))
+    x = torch.zeros(1, 16, dtype=torch.int64)
+    at, state = torch.arange(16)[None], scale.start(x, encoded.condition)
+    p = scale.step(x, at, state).softmax(-1)
+    assert choose == Filter()
+    noise = torch.full_like(p[..., 0], (1 - alpha_bar) / 12)
+    torch.testing.assert_close(p.amin(-1), noise)
+    torch.testing.assert_close(p.amax(-1), noise + alpha_bar)
+
+
 @pytest.mark.parametrize("t", [2, 4])
-def test_guided_decoding_is_the_fixed_point_of_the_guided_logits(conditional, t):
-    """With a known start, and rows that are done early: x = draw(z_negative + s·(z - z_negative)),
-    whose logits are those of the whole x."""
+def test_guided_decoding_is_the_fixed_point_of_the_guided_predictions(conditional, t):
+    """With a known start, and rows that are done early: x = draw(logits of the guided f)."""
     x_t, x_known = uniform_tokens(range(3), t, 16, 12), uniform_tokens(range(3), 1, 16, 12)
     known = torch.arange(16).expand(3, 16) < 4
     known = known | (torch.arange(3)[:, None] == 1) & (torch.arange(16) > 5)
@@ -60,8 +82,8 @@ def test_guided_decoding_is_the_fixed_point_of_the_guided_logits(conditional, t)
     assert (guided.n, guided.K, guided.t) == (16, 12, t)
     for decode in (decode_sequential, decode_parallel):
         x = decode(guided, x_t, noise, Filter(), condition, known, x_known)
-        z, z_negative = (denoiser(x, x_t, one) for one in (condition, encoded.negative))
-        drawn = (2 * z - z_negative + noise).argmax(-1)
+        f, f_negative = (predicted(denoiser, x, x_t, one) for one in (condition, encoded.negative))
+        drawn = (denoiser.logits(2 * f - f_negative, x_t) + noise).argmax(-1)
         assert torch.equal(x, torch.where(known, x_known, drawn))
 
 

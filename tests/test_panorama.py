@@ -80,8 +80,8 @@ def test_exact_draws_each_token_in_the_window_around_it(tiny):
     noise = WideNoise(7, tiny, (4, 9))
     x_T = noise.tokens()
     conditions = ConditionsAlongX(encode_along_x(tiny, 9, None, None), 9, False)
-    scale = WideScale(tiny.denoisers[3], conditions, x_T, noise, False)
-    for _ in scale.tokens(Filter()):
+    scale = WideScale(tiny.denoisers[3], Filter(), conditions, x_T, noise, False)
+    for _ in scale.tokens():
         pass
     for row, column in ((0, 0), (2, 5), (3, 8), (1, 7)):
         left = min(max(column - 2, 0), 5)
@@ -166,7 +166,7 @@ def test_neighbours_of_one_condition_are_one(asking):
     assert [one for one, _ in counted] == [encoded[0], encoded[2]]
     weights = conditions.weights(columns)
     assert torch.equal(counted[0][1], weights[0] + weights[1])
-    scale, condition = conditions.at(asking.denoisers[2], columns[:4])
+    scale, _, condition = conditions.at(asking.denoisers[2], Filter(), columns[:4])
     assert not isinstance(scale, Blended) and torch.equal(condition, encoded[0].condition)
     others = [encode_condition(asking, 1, classes=k, guidance=g) for k, g in ((0, 3.0), (2, 2.0))]
     assert not any(encoded[0].same_as(other) for other in others)
@@ -178,7 +178,7 @@ def test_blended_logits_are_the_weighted_ones(asking):
     weights = torch.stack([weights, 1 - weights])
     x_prev, x_t = torch.randint(12, (2, 1, 16), generator=torch.Generator().manual_seed(1))
     denoiser, at = asking.denoisers[2], torch.arange(16)[None]
-    blended = Blended(encoded, denoiser, weights)
+    blended = Blended(encoded, denoiser, Filter(), weights)
     got = blended.step(x_prev, at, blended.start(x_t))
     each = []
     for one in encoded:

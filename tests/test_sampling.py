@@ -17,7 +17,7 @@ from imagebart.choice import Filter, draw, filtered
 from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.editing.panorama import Blended
-from imagebart.guidance import Guided
+from imagebart.guidance import Filtered, Guided
 from imagebart.sampling import (
     METHODS,
     Draft,
@@ -307,11 +307,11 @@ def test_the_span_goes_from_the_first_masked_position_to_the_last():
 
 def test_all_that_is_decoded_is_decodable(make_denoiser):
     denoiser = make_denoiser(2)
-    guided = Guided(denoiser, torch.zeros(1, 1, dtype=torch.int64), 2.0)
-    blended = Blended([], denoiser, torch.ones(1, 16))
-    for scale in (denoiser, guided, blended):
+    filtered_one = Filtered(denoiser, Filter())
+    guided = Guided(denoiser, Filter(), torch.zeros(1, 1, dtype=torch.int64), 2.0)
+    blended = Blended([], denoiser, Filter(), torch.ones(1, 16))
+    for scale in (denoiser, filtered_one, guided, blended):
         assert isinstance(scale, Decodable) and (scale.n, scale.K, scale.t) == (16, 12, 2)
-        assert {"start", "step", "read", "keep"} <= vars(type(scale)).keys()
 
 
 def test_image_i_of_one_seed_has_its_own(tiny):
@@ -429,9 +429,14 @@ def test_temperature_zero_is_greedy(temperature):
     assert torch.equal(drawn, logits.argmax(-1))
 
 
-def test_a_greedy_chain_differs_only_by_where_it_starts(tiny, monkeypatch):
+def test_at_temperature_0_predictions_are_the_likeliest(tiny, monkeypatch):
+    """The finest scale, whose tokens carry no noise, needs none; those of the others do."""
     greedy = run(tiny, [1, 2], temperature=0)
-    monkeypatch.setattr(sampling, "gumbel", lambda seeds, t, n, K: torch.full((2, n, K), torch.nan))
+
+    def gumbel_but_the_finest(seeds, t, n, K):
+        return torch.full((2, n, K), torch.nan) if t == 2 else gumbel(seeds, t, n, K)
+
+    monkeypatch.setattr(sampling, "gumbel", gumbel_but_the_finest)
     assert equal(run(tiny, [1, 2], temperature=0), greedy)
 
 

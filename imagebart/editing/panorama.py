@@ -26,7 +26,7 @@ from imagebart.choice import Filter, draw
 from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Denoiser
-from imagebart.guidance import EncodedCondition, encode_condition
+from imagebart.guidance import EncodedCondition, encode_condition, filters
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
@@ -281,7 +281,7 @@ class ConditionsAlongX:
         weights = torch.stack([weight for _, weight in counted])
         places = weights.repeat(1, denoiser.config.grid[0])
         blended = Blended([one for one, _ in counted], denoiser, choose, places)
-        return blended, blended.of_logits, None
+        return blended, filters(denoiser, choose)[1], None
 
     def counted(
         self, columns: Int[Tensor, " w"]
@@ -310,10 +310,8 @@ class Blended(Decodable):
         choose: Filter,
         weights: Float[Tensor, "k n"],
     ):
-        steered = [one.steered(denoiser, choose) for one in encoded]
-        self.of_logits = steered[0][1]
         self.parts: list[tuple[Decodable, Condition | None]] = [
-            (scale, one.condition) for (scale, _), one in zip(steered, encoded, strict=True)
+            (one.steered(denoiser, choose)[0], one.condition) for one in encoded
         ]
         self.weights, self.n, self.K, self.t = weights, denoiser.n, denoiser.K, denoiser.t
 
