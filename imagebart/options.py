@@ -97,7 +97,8 @@ class NoiseOptions(TypedDict, total=False):
     ]
     seed: Annotated[int | Sequence[int], Option(0, "image i has seed + i", per="seed")]
     temperature: Annotated[
-        float | Sequence[float], Option(1.0, "divides the logits; 0 is greedy", per="scale")
+        float | Sequence[float],
+        Option(1.0, "divides the prediction's logits; 0 takes the likeliest", per="scale"),
     ]
     method: Annotated[
         Literal["parallel", "sequential"] | Callable,
