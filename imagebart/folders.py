@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ CONFIG_FORMAT = 2  # of config.json; raised when an old reader would misread a n
 JOINT = "joint"
 """What stands for t where one network serves all scales."""
 
-OPTIONAL_ENTRIES = ("names", "guidance")
+OPTIONAL_ENTRIES = ("names", "guidance", "draws_class")
 """Optional entries of config.json."""
 
 MOST_SCALES = 100
@@ -124,6 +124,7 @@ ENTRIES: dict[str, Any] = {
     "alpha_bar": tuple[float, ...],
     "names": dict[str, tuple[str, ...]],
     "guidance": float,
+    "draws_class": bool,
 }
 TYPE_WORDS = {
     int: "a whole number",
@@ -292,14 +293,14 @@ def save_scale(
     t: int,
     folder: Path,
     dtype: torch.dtype | None = None,
-    names: dict[str, Sequence[str]] | None = None,
+    **entries,
 ) -> None:
     """Write scale t of a model, or the joint network of all scales: its weights, and its rows of
-    config.json; `names` are those of its classes and of its maps' kinds."""
+    config.json, with these of OPTIONAL_ENTRIES."""
     save_tensors(_as(tensors, dtype), Path(folder) / scale_file(config, t))
     schedule = diffusion.alpha_bar[1:].tolist()
-    entries = {"alpha_bar": schedule, "denoisers": {scale_name(config, t): asdict(config)}}
-    update_config(Path(folder), entries | ({} if names is None else {"names": names}))
+    rows = {"alpha_bar": schedule, "denoisers": {scale_name(config, t): asdict(config)}}
+    update_config(Path(folder), rows | entries)
 
 
 def update_config(folder: Path, entries: dict) -> None:

@@ -135,10 +135,18 @@ def twice(x: Tensor) -> Tensor:
 
 
 def encode_condition(
-    model: ImageBART, batch: int, *, guidance: float | Sequence[float] | None = None, **given
+    model: ImageBART,
+    batch: int,
+    *,
+    guidance: float | Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None,
+    **given,
 ) -> EncodedCondition:
     """A caller's words as tokens: `given` by the options of the table of conditions (`classes`,
     `prompt`, `negative_prompt`, `semantic_map`), one for all or one for each of `batch` images.
+
+    With `seeds`, one for each image, those of which nothing is said have a class by their seed if
+    the model draws classes (`classes_of_seeds`).
 
     ValueError if they do not fit the model, TypeError for an option that is not in the table.
     """
@@ -168,11 +176,25 @@ def encode_condition(
     condition, unconditional = (
         torch.cat(parts, dim=1).to(model.device) for parts in (positive, negative)
     )
+    if seeds is not None and model.draws_class:
+        unsaid = (condition == ABSENT).all(1)
+        condition = torch.where(unsaid[:, None], classes_of_seeds(model, seeds), condition)
     if (unconditional != ABSENT).any() and all(scale == 1 for scale in scales.values()):
         warnings.warn("negative_prompt: not read at guidance 1", stacklevel=2)
     if torch.equal(condition, unconditional):  # nothing to guide to
         scales = dict.fromkeys(scales, 1.0)
     return EncodedCondition(condition, unconditional, scales)
+
+
+def classes_of_seeds(model: ImageBART, seeds: Sequence[int]) -> Condition:
+    """The condition of nothing but a class: seed modulo classes, so that seeds in turn show all.
+
+    p(x) = Σ_c p(c) p(x | c),    p(c) = 1 / classes
+    """
+    shapes = model.conditions
+    row = {name: torch.full((len(seeds), shape.length), ABSENT) for name, shape in shapes.items()}
+    row["class"][:, 0] = torch.tensor([seed % shapes["class"].vocabulary for seed in seeds])
+    return torch.cat([row[name] for name in CONDITIONS if name in row], dim=1).to(model.device)
 
 
 def guidance_of(model: ImageBART, guidance: float | Sequence[float] | None) -> dict[int, float]:

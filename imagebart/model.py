@@ -62,9 +62,11 @@ class ImageBART(nn.Module):
 
     `conditions` are those that it takes, {name: shape}; `names["class"]` are its classes and
     `names["map"]` the kinds of a semantic map; `guidance` is what sampling takes if nobody says.
+    With `draws_class` a sample of which nothing is said shows the class of its seed
+    (`guidance.classes_of_seeds`); without, whatever the chain makes of no condition.
 
-    Raises ValueError if a scale is missing, if the parts do not fit each other, and for names that
-    are not of a condition, or not as many as it has tokens.
+    Raises ValueError if a scale is missing, if the parts do not fit each other, for names that are
+    not of a condition, or not as many as it has tokens, and if it draws classes but has none.
     """
 
     def __init__(
@@ -75,13 +77,16 @@ class ImageBART(nn.Module):
         *,
         names: dict[str, Sequence[str]] | None = None,
         guidance: float = 1.0,
+        draws_class: bool = False,
     ):
         super().__init__()
         require_fit(vqgan, diffusion, denoisers)
         require_names_fit(names or {}, denoisers[2].config.conditions)
+        if draws_class and "class" not in denoisers[2].config.conditions:
+            raise ValueError("draws_class must be false for a model without classes, got true")
         self.vqgan, self.diffusion = vqgan, diffusion
         self.names = {name: tuple((names or {}).get(name, ())) for name in CONDITIONS}
-        self.guidance = guidance
+        self.guidance, self.draws_class = guidance, draws_class
         self._scales = nn.ModuleDict({str(t): denoisers[t] for t in sorted(denoisers)})
         self.eval().requires_grad_(False)
 

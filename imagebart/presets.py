@@ -80,6 +80,8 @@ class Preset:
     codes_in_use: int = 0  # tokens left once the codebook is shrunk; 0: all of it
     train_images: int = 0  # images of the procedural data set that the VQGAN learns from
     token_images: int = 0  # of these, images that the chain learns from
+    guidance: float = 1.0  # of sampling, unless a caller says otherwise
+    draws_class: bool = False  # a sample of which nothing is said has the class of its seed
 
     @property
     def T(self) -> int:
@@ -164,6 +166,7 @@ _SCENERY_SEMANTIC = replace(
     between=replace(_PAINTER, encoder_depth=4, decoder_depth=3),
     last=replace(_PAINTER, decoder_depth=7),
     scale=replace(_BY_MUON, steps=1_600, condition_dropout={"text": 0.5, "map": 0.4}),
+    guidance=2.0,
 )
 
 _ONE = DenoiserConfig(
@@ -200,6 +203,8 @@ _SCENERY = Preset(
     scale=replace(_BY_MUON, condition_dropout={"class": 0.5, "text": 0.25}),
     train_images=1_000_000,
     token_images=40_000,
+    guidance=4.0,
+    draws_class=True,
 )
 
 _ALONE = replace(_ONE, conditions={}, condition_dropout=False)
@@ -212,6 +217,8 @@ _PHOTOS = replace(
     scale=replace(_SCENERY.scale, steps=20_000, condition_dropout={}),
     train_images=0,
     token_images=0,
+    guidance=1.0,
+    draws_class=False,
 )
 
 _MINI_VQGAN = replace(_TINY_VQGAN, K=256)

@@ -65,7 +65,7 @@ def sample_steps(
     model: ImageBART, num_images: int = 1, **options: Unpack[SamplingOptions]
 ) -> Iterator[Step]:
     """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each."""
-    request = Request.of(model, num_images, options)
+    request = Request.of(model, num_images, options, draw_classes=True)
     x_t = uniform_tokens(request.seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
     yield step_of(model, model.T, x_t)
     yield from reverse_steps(model, request, x_t, model.T)
@@ -94,11 +94,19 @@ class Request:
     encoded: EncodedCondition
 
     @classmethod
-    def of(cls, model: ImageBART, num_images: int, options: Mapping[str, object]) -> "Request":
+    def of(
+        cls,
+        model: ImageBART,
+        num_images: int,
+        options: Mapping[str, object],
+        draw_classes: bool = False,
+    ) -> "Request":
+        """With `draw_classes`, as `encode_condition` with the seeds."""
         given = with_defaults(SamplingOptions, options)
         seeds = image_seeds(given.pop("seed"), num_images)
         filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
         decode = decoder(given.pop("method"))
+        given["seeds"] = seeds if draw_classes else None
         return cls(seeds, filters, decode, encode_condition(model, num_images, **given))
 
     def scale(self, denoiser: Denoiser) -> tuple[Decodable, Filter]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import TEXT, tokens_of
 
+from imagebart import ImageBART
+from imagebart.editing.process import edit_steps
 from imagebart.guidance import encode_condition, per_scale
 from imagebart.sampling import (
     Filter,
@@ -16,6 +18,7 @@ from imagebart.sampling import (
     sample_steps,
     uniform_tokens,
 )
+from imagebart.streaming import sample_stream
 
 # ── guidance ──────────────────────────────────────────────────────────────────────────────────
 
@@ -26,6 +29,51 @@ def test_guidance_1_is_conditional_sampling_and_0_is_unconditional(conditional):
     assert torch.equal(tokens_of(conditional, classes="lake", guidance=0.0), nothing)
     assert torch.equal(tokens_of(conditional, guidance=3.0), nothing)  # nothing to guide to
     assert torch.equal(tokens_of(conditional, classes=[2, 2, 2]), lake)
+
+
+@pytest.fixture
+def drawing(conditional):
+    """`conditional`, which draws the class of a sample of which nothing is said."""
+    parts = conditional.vqgan, conditional.diffusion, conditional.denoisers
+    return ImageBART(*parts, names=conditional.names, guidance=2.0, draws_class=True)
+
+
+def test_a_sample_of_which_nothing_is_said_shows_the_class_of_its_seed(drawing, conditional):
+    count = conditional.conditions["class"].vocabulary
+    seeds = [5, count + 1, 2**62]
+    classes = [seed % count for seed in seeds]
+    said = tokens_of(conditional, classes=classes, seed=seeds, guidance=2.0)
+    assert torch.equal(tokens_of(drawing, seed=seeds), said)
+    assert torch.equal(tokens_of(drawing, seed=seeds, prompt=""), said)
+    assert torch.equal(torch.cat([*sample_stream(drawing, 3, seed=seeds, batch=1)]), said)
+    assert not torch.equal(tokens_of(conditional, seed=seeds, guidance=2.0), said)
+
+
+def test_a_class_is_drawn_for_those_images_alone_of_which_nothing_is_said(drawing, conditional):
+    words = {"prompt": [TEXT, None, None], "classes": [None, "lake", None], "seed": 4}
+    some = tokens_of(drawing, **words)
+    words["classes"][2] = 6 % conditional.conditions["class"].vocabulary
+    assert torch.equal(some, tokens_of(conditional, **words, guidance=2.0))
+
+
+def test_a_panorama_of_which_nothing_is_said_shows_one_class(drawing, conditional):
+    wide = drawing.panorama(48, seed=7, output_type="pt")
+    classes = 7 % conditional.conditions["class"].vocabulary
+    said = conditional.panorama(48, seed=7, classes=classes, guidance=2.0, output_type="pt")
+    assert torch.equal(wide, said)
+
+
+def test_an_edit_of_which_nothing_is_said_has_no_class(drawing, conditional):
+    x_1 = tokens_of(conditional)[:1]
+    masked = torch.zeros(1, 4, 4, dtype=torch.bool)
+    masked[:, :2] = True
+    ours, theirs = ([*edit_steps(one, x_1, masked)][-1] for one in (drawing, conditional))
+    assert torch.equal(ours.tokens, theirs.tokens)
+
+
+def test_drawing_classes_is_kept_in_the_folder(drawing, tmp_path):
+    drawing.save_pretrained(tmp_path)
+    assert ImageBART.from_pretrained(tmp_path).draws_class
 
 
 def predicted(denoiser, x_prev, x_t, condition) -> torch.Tensor:

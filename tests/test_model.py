@@ -244,6 +244,7 @@ def value_at(*path, value):
         ),
         (("guidance",), None, "guidance must be a finite number, got None"),
         (("guidance",), [1, "2"], r"guidance must be finite numbers, got \[1, '2'\]"),
+        (("draws_class",), 1, "draws_class must be true or false, got 1"),
         (("denoisers",), {"a": {}}, r"denoisers must be \{t: shape\} or .*, got \{'a': \{\}\}"),
         (("denoisers", "2"), 5, r"denoisers must be \{t: shape\}"),
         (("denoisers", "2", "width"), 16.0, "width must be a whole number, got 16.0"),
@@ -604,6 +605,13 @@ def test_a_class_decides_and_is_asked_for(make_model):
     for classes in (None, 3, -1, [0], [0, 1, 2]):
         with pytest.raises(ValueError, match="classes"):
             model.sample(2, classes=classes)
+
+
+def test_only_a_model_with_classes_draws_one(tiny):
+    parts = tiny.vqgan, tiny.diffusion, tiny.denoisers
+    says = "draws_class must be false for a model without classes, got true"
+    with pytest.raises(ValueError, match=says):
+        ImageBART(*parts, draws_class=True)
 
 
 def test_a_folder_may_share_the_vqgan_of_the_one_beside_it(tiny, tmp_path):

@@ -79,7 +79,7 @@ def test_exact_draws_each_token_in_the_window_around_it(tiny):
     """A token by hand: the window centred at it, all tokens before it in that window."""
     noise = WideNoise(7, tiny, (4, 9))
     x_T = noise.tokens()
-    conditions = ConditionsAlongX(encode_along_x(tiny, 9, None, None), 9, False)
+    conditions = ConditionsAlongX(encode_along_x(tiny, 9, 0, None, None), 9, False)
     scale = WideScale(tiny.denoisers[3], Filter(), conditions, x_T, noise, False)
     for _ in scale.tokens():
         pass

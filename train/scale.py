@@ -171,9 +171,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         with run_lock(config.out, wait=True):  # scales share the folder
             remove_drafts(config.out)
             save_vqgan(vqgan, config.out)
-            names = {name: tokens.names[name] for name in shape.conditions}
+            entries = {"names": {name: tokens.names[name] for name in shape.conditions}}
+            entries |= {"guidance": preset.guidance, "draws_class": preset.draws_class}
             weights = state["ema"]["average"]
-            save_scale(weights, shape, diffusion, denoiser.t, config.out, names=names)
+            save_scale(weights, shape, diffusion, denoiser.t, config.out, **entries)
 
     saves = Checkpoints(folder), parts, learned, kept, publish
     run = TrainingRun(config, recipe, ranks, folder, *saves, in_a_row=len(scales), flops=flops)

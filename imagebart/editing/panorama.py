@@ -72,7 +72,7 @@ def panorama_steps(
     size = wide_grid(model, width, height, wrap)
     filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
     decode = decoder(given.pop("method"))
-    conditions = ConditionsAlongX(encode_along_x(model, size[1], **given), size[1], wrap)
+    conditions = ConditionsAlongX(encode_along_x(model, size[1], seed, **given), size[1], wrap)
     noise = WideNoise(seed, model, size)
     x = noise.tokens()
     yield Step(model.T, x[None], 0.0)
@@ -339,10 +339,11 @@ class Blended(Decodable):
 
 
 def encode_along_x(
-    model: ImageBART, columns: int, prompts: Texts, classes: Classes, **options
+    model: ImageBART, columns: int, seed: int, prompts: Texts, classes: Classes, **options
 ) -> list[EncodedCondition]:
-    """One per prompt or class, with the options of `encode_condition`; ValueError if there are more
-    than columns, or if two lists differ in length."""
+    """One per prompt or class, with the options of `encode_condition`, and by this seed the class
+    of what nothing is said of; ValueError if there are more than columns, or if two lists differ in
+    length."""
     given = {"prompt": to_builtin(prompts, str), "classes": to_builtin(classes, str)}
     lists = {name: list(v) if is_several(v) else [v] for name, v in given.items()}
     counts = {len(values) for values in lists.values()} - {1}
@@ -351,10 +352,8 @@ def encode_along_x(
     count = counts.pop() if counts else 1
     if count > columns:
         raise ValueError(f"prompts and classes must be at most {columns}, got {count}")
-    return [
-        encode_condition(model, 1, **{name: v[k % len(v)] for name, v in lists.items()}, **options)
-        for k in range(count)
-    ]
+    rows = [{name: v[k % len(v)] for name, v in lists.items()} for k in range(count)]
+    return [encode_condition(model, 1, seeds=[seed], **options, **row) for row in rows]
 
 
 # ── from wide tokens to an image ──────────────────────────────────────────────────────────────
