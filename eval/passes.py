@@ -25,6 +25,7 @@ import torch
 from matplotlib.figure import Figure
 from records import Run, recorded
 from reporting import run
+from timing import open_unconditional
 from tqdm import tqdm
 from uncertainty import mean_interval
 
@@ -52,7 +53,7 @@ def main(config: Config) -> dict:
     device = pick_device(config.device)
     measured, rows = Run(config, config.model), []
     for source in config.model:
-        model = ImageBART.from_pretrained(source, device=device)
+        model = open_unconditional(source, device)
         for guess, width in product(config.guess, config.windows):
             rows += count_passes(model, source, width, guess, config, measured)
             for row in rows[1 - model.T :]:

@@ -29,7 +29,7 @@ from records import PACKAGES, Run, recorded
 from replay import decode_replayed, plans_of, profile
 from reporting import run
 from rivals import bart_seconds, ddpm_seconds, naive_seconds
-from timing import DTYPES, ceilings, roofline, timed, with_passes
+from timing import DTYPES, ceilings, open_unconditional, roofline, timed, with_passes
 
 from imagebart import ImageBART, distributed
 from imagebart.choice import Filter
@@ -101,9 +101,9 @@ def main(config: Config) -> dict:
 def open_chain(config: Config, device: torch.device, window: int) -> tuple[ImageBART, Decode, dict]:
     """(chain, its parallel decoding, the report's entries on its passes)."""
     if config.shape is None:
-        model = ImageBART.from_pretrained(config.model, device=device)
+        model = open_unconditional(config.model, device)
         return model, decode_parallel, {"weights": "trained"}
-    trained = ImageBART.from_pretrained(config.passes_of, device=device)
+    trained = open_unconditional(config.passes_of, device)
     tenths = profile(trained, config.passes_n, config.seed)
     model = random_model(config.shape)
     plans = plans_of(model, tenths, window)

@@ -20,10 +20,10 @@ import torch
 from records import Run
 from replay import BETWEEN, decode_replayed, pass_starts, profile
 from reporting import run
-from timing import DTYPES, timed, with_passes
+from timing import DTYPES, open_unconditional, timed, with_passes
 from tqdm import tqdm
 
-from imagebart import ImageBART, show
+from imagebart import show
 from imagebart.choice import Filter
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
@@ -52,7 +52,7 @@ def main(config: Config) -> dict:
     device, preset = pick_device(config.device), find_preset(config.shape)
     measured = Run(config, [config.passes_of])
     diffusion = MultinomialDiffusion(preset.alpha_bar, preset.K)
-    trained = ImageBART.from_pretrained(config.passes_of, device=device)
+    trained = open_unconditional(config.passes_of, device)
     tenths = profile(trained, config.passes_n, config.seed)
     if BETWEEN not in tenths:
         raise ValueError(f"passes_of must have scales t < T, got a chain of T = {trained.T}")

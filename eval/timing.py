@@ -5,14 +5,23 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from imagebart import ImageBART
 from imagebart.denoiser import Denoiser
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in one of ru_maxrss
+
+
+def open_unconditional(source: str | Path, device: torch.device) -> ImageBART:
+    """A model whose samples are unconditional, so that a pass reads every image once."""
+    model = ImageBART.from_pretrained(source, device=device)
+    model.draws_class = False
+    return model
 
 
 def timed(run: Callable, repeats: int, device: torch.device, batch: int) -> dict:

@@ -16,9 +16,10 @@ import speed
 import split
 import timing
 import torch
+from conftest import tokens_of
 from PIL import Image
 
-from imagebart import linear, sampling, show
+from imagebart import ImageBART, linear, sampling, show
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.folders import SHIPPED
 from imagebart.presets import find_preset
@@ -40,6 +41,15 @@ def measured(**options) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rivals, "DDPM", rivals.DDPM | NARROW)
         return speed.main(speed.Config(repeats=2, device="cpu", **options))
+
+
+def test_what_is_timed_is_unconditional_whatever_the_model_draws(conditional, tmp_path):
+    parts = conditional.vqgan, conditional.diffusion, conditional.denoisers
+    drawing = ImageBART(*parts, names=conditional.names, draws_class=True)
+    drawing.save_pretrained(tmp_path)
+    timed = timing.open_unconditional(tmp_path, torch.device("cpu"))
+    assert torch.equal(tokens_of(timed), tokens_of(conditional))
+    assert not torch.equal(tokens_of(timed), tokens_of(drawing))
 
 
 @pytest.fixture(scope="module")

@@ -161,7 +161,8 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
     with pytest.raises(SystemExit, match="condition_dropout must be False for chances of"):
         train_scale(chain, tmp_path / "none", "--steps", 1)
     drops = replace(tiny.scale, condition_dropout={"class": 0.5, "text": 0.25})
-    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **shapes, scale=drops))
+    defaults = {"guidance": 2.0, "draws_class": True}
+    monkeypatch.setitem(presets.PRESETS, "tiny", replace(tiny, **shapes, scale=drops, **defaults))
 
     frozen = ("--steps", 1, "--learning-rate", 0, "--init", chain / "model")
     for t in (2, 3):
@@ -170,6 +171,8 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
         ImageBART.from_pretrained(folder / "model", device="cpu") for folder in (tmp_path, chain)
     )
     assert conditional.names["class"] == tuple(scenery.KINDS) and plain.names["class"] == ()
+    assert {name: getattr(conditional, name) for name in defaults} == defaults
+    conditional.draws_class = False
     for a, b in zip(
         conditional.sample_steps(2, seed=3), plain.sample_steps(2, seed=3), strict=True
     ):
