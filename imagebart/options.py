@@ -147,16 +147,16 @@ class SingleOptions(SamplingOptions, total=False):
         int | None,
         Option(
             None,
-            "passes at t = T - 1, which sees all known tokens, in place of t = T; 0 is the paper's "
-            "chain; unless given, by the size of the mask, and 0 with a condition",
+            "passes at t = T - 1, which sees all known tokens, in place of t = T and its "
+            "particles; 0 is the paper's chain",
         ),
     ]
     particles: Annotated[
         int | None,
         Option(
             None,
-            "fillings drawn at t = T, in place of resampling passes: the known tokens after them "
-            "choose one",
+            "fillings drawn at t = T, of which the known tokens after them choose one; unless "
+            "given, 8 without a condition, 1 with one",
             least=1,
         ),
     ]

@@ -166,47 +166,43 @@ def scales_that_ran(model, **options) -> list[int]:
     return ran
 
 
-def test_a_mask_is_first_sampled_by_the_scale_that_sees_all_known_tokens(tiny, make_model):
-    """T = 4: t = 3 as often as asked, and never t = 4; unless nothing is known, or something is
-    said, or T is 2."""
+def test_scales_run_once_but_where_passes_are_asked_for(tiny, make_model):
+    """T = 4: t = 3 as often as asked, and then never t = 4; unless nothing is known, or T is 2."""
     mask, everything = corner(), np.ones((32, 32), bool)
-    assert scales_that_ran(tiny, mask=mask) == [3] * 4 + [2]
+    assert scales_that_ran(tiny, mask=mask) == [4, 3, 2]
+    assert scales_that_ran(tiny, mask=mask, resampling_passes=4) == [3] * 4 + [2]
     assert scales_that_ran(tiny, mask=mask, resampling_passes=1) == [3, 2]
     assert scales_that_ran(tiny, mask=mask, resampling_passes=0) == [4, 3, 2]
-    assert scales_that_ran(tiny, mask=everything) == [4, 3, 2]
-    assert scales_that_ran(make_model(T=2), mask=mask) == [2]
+    assert scales_that_ran(tiny, mask=everything, resampling_passes=4) == [4, 3, 2]
+    assert scales_that_ran(make_model(T=2), mask=mask, resampling_passes=4) == [2]
     conditional = make_model(conditions={"class": 3}, condition_dropout=True)
-    assert scales_that_ran(conditional, mask=mask) == [3] * 4 + [2]
-    assert scales_that_ran(conditional, mask=mask, classes=1) == [4, 3, 2]
     assert scales_that_ran(conditional, mask=mask, classes=1, resampling_passes=2) == [3, 3, 2]
     refined = dict(process="refined", passes=2, resampling_passes=2)
     assert scales_that_ran(make_model(T=3), mask=mask, **refined) == [2] * 4
 
 
 @pytest.mark.parametrize("T", [2, 3, 4])
-def test_passes_are_those_of_each_image(make_model, T):
-    """Those that are asked for, or those of its condition; none where t = T - 1 knows no more."""
+def test_particles_are_those_of_each_image(make_model, T):
+    """Those that are asked for, or by default eight of an image of which nothing is said; one where
+    no known token comes after the mask."""
     model = make_model(T=T, conditions={"class": 3}, condition_dropout=True)
-    (masked,) = masks(1)
-    masked[0, 0, 0], once = True, {t: [1, 1] for t in range(T, 1, -1)}
+    first, last, everything = (torch.zeros(1, 4, 4, dtype=torch.bool) for _ in range(3))
+    first[0, 0, 0] = last[0, 3, 3] = everything[:] = True
 
-    def passes(masked, resampling=None, classes=(None, 2)):
+    def particles(*how, masked=first, classes=(None, 2)):
         own = process.MaskedProcess(model, tokens(), masked, 2, classes=list(classes))
-        return own.schedule(resampling, None)
+        return own.particles(*how)
 
-    def instead(*n):
-        """n passes at t = T - 1 in place of t = T."""
-        return once | {T: [0 if i else 1 for i in n], T - 1: [i or 1 for i in n]}
-
-    assert passes(masked, 0) == passes(masked, classes=(1, 2)) == once
-    assert passes(torch.ones(1, 4, 4, dtype=torch.bool)) == once
-    assert passes(masked, 3) == (once if T == 2 else instead(3, 3))
-    assert passes(masked) == (once if T == 2 else instead(2, 0))
+    assert particles(None, None) == [process.PARTICLES, 1]
+    assert particles(None, None, classes=(1, 2)) == [1, 1]
+    assert particles(None, 5) == particles(0, 5) == [5, 5]
+    assert particles(0, None) == particles(3, None) == [1, 1]
+    assert particles(None, None, masked=last) == particles(None, 5, masked=everything) == [1, 1]
 
 
 @pytest.mark.parametrize("T", [3, 4])
 @pytest.mark.parametrize("how", [{}, dict(process="refined", passes=2)], ids=["single", "refined"])
-def test_an_image_is_resampled_by_its_own_condition_alone(make_model, T, how):
+def test_an_image_is_edited_by_its_own_condition_alone(make_model, T, how):
     """Beside images with a condition, one without is edited as it is alone, and they too."""
     model = make_model(T=T, conditions={"class": 3}, condition_dropout=True)
     classes = [1, None, 2]
@@ -214,14 +210,6 @@ def test_an_image_is_resampled_by_its_own_condition_alone(make_model, T, how):
     for i, one in enumerate(classes):
         (alone,) = model.inpaint(picture(), corner(), seed=4 + i, classes=one, **how)
         assert same(alone, together[i])
-
-
-@pytest.mark.parametrize("share, passes", [(1, 2), (32, 2), (64, 4), (96, 6), (128, 8), (255, 8)])
-def test_a_larger_mask_is_resampled_more_often(share, passes):
-    """`share` tokens of 256 are masked."""
-    masked = torch.zeros(2, 256, dtype=torch.bool)
-    masked[:, :share] = True
-    assert process.default_resampling(masked) == passes
 
 
 def test_every_pass_over_a_mask_has_noise_of_its_own(make_model, monkeypatch):

@@ -51,8 +51,8 @@ from imagebart.sampling import (
 )
 from imagebart.streaming import fitting
 
-LEAST_RESAMPLING, MOST_RESAMPLING = 2, 8
-"""Bounds of `default_resampling`."""
+PARTICLES = 8
+"""Fillings that t = T draws of an image of which nothing is said."""
 
 
 @with_options
@@ -71,14 +71,14 @@ def edit_steps(
     grid, and if an option is out of range.
 
     At t = T a token attends only to the tokens before it: a sky is sampled without the land below
-    it, and finer scales change little of it. So, if any token is known and T > 2, the masked tokens
-    can stay noise at t = T, and t = T - 1, which attends to all known tokens, gets
-    `resampling_passes`: denoise, then repeatedly add noise to t and denoise (as in RePaint). 0 is
-    the paper's chain, every scale once. The default is 0 for an image with a prompt, a class or a
-    map, which t = T should be conditioned on, and `default_resampling(masked)` for one without.
+    it, and finer scales change little of it. So t = T draws `particles`, so many fillings of each
+    image, of which the known tokens after them choose one (`particles.py`), and every finer scale
+    runs once. 1 is the paper's chain, every scale once. The default is 1 for an image with a
+    prompt, a class or a map, by which t = T knows what to draw, and PARTICLES for one without.
 
-    `particles` is the other way: t = T draws so many fillings of each image, of which the known
-    tokens after them choose one (`particles.py`), and every finer scale runs once.
+    `resampling_passes` is the other way, if any token is known and T > 2: the masked tokens stay
+    noise at t = T, and t = T - 1, which attends to all known tokens, gets so many passes: denoise,
+    then repeatedly add noise to t and denoise (as in RePaint). 0 is the paper's chain as well.
     """
     given: dict[str, Any] = {**options}
     how = given.pop("resampling_passes", None), given.pop("particles", None)
@@ -146,9 +146,9 @@ def refined_steps(
         yield replace(step, done=step.done * scales / in_all)
     x = rearrange(step.tokens, "b h w -> b (h w)")
     converged = torch.zeros(num_images, 1, dtype=torch.bool, device=x.device)
-    first = process.schedule(*how)[2]  # pass indices below are taken at t = 2
+    first = process.schedule(how[0])[2]  # pass indices below are taken at t = 2
     for i in range(passes):
-        x_new = torch.where(converged, x, process.resample(x, 2, [n + i for n in first]))
+        x_new = torch.where(converged, x, process.resample(x, 2, [first + i] * num_images))
         converged, x = (x_new == x).all(1, keepdim=True), x_new
         done = 1.0 if converged.all() else (scales + i + 1) / in_all
         yield replace(step_of(model, 1, x), done=done)
@@ -185,55 +185,53 @@ class MaskedProcess:
         """The steps of `edit_steps`."""
         x, T = self.start(), self.model.T
         yield step_of(self.model, T, x)
-        schedule = self.schedule(resampling_passes, particles)
-        if particles is not None and self.sees_less_than_is_known():
+        counts = self.particles(resampling_passes, particles)
+        schedule = self.schedule(resampling_passes)
+        if max(counts) > 1:
             del schedule[T]
-            x, effective = self.conditional_draw(x, particles)
+            x, effective = self.conditional_draw(x, counts)
             yield replace(step_of(self.model, T - 1, x), effective=effective)
         for t, passes in schedule.items():
-            for i in range(max(passes)):
-                step, pass_index = self.resample if i else self.denoise, [i] * len(passes)
-                more = torch.tensor([[i < n] for n in passes], device=x.device)
-                x = torch.where(more, step(x, t, pass_index), x)
+            for i in range(passes):
+                step = self.resample if i else self.denoise
+                x = step(x, t, [i] * len(x))
             yield step_of(self.model, t - 1, x)
 
-    def schedule(
-        self, resampling_passes: int | None, particles: int | None
-    ) -> dict[int, list[int]]:
-        """{t: passes of each image} of `edit_steps`, from t = T to 2.
-
-        An image's passes depend on its own condition only, whatever it is sampled beside.
-        """
-        T, given = self.model.T, self.request.encoded.given(len(self.known))
+    def particles(self, resampling_passes: int | None, particles: int | None) -> list[int]:
+        """The particles of each image at t = T, by its own condition, whatever it is beside; one
+        where no known token comes after a masked one."""
         if particles is not None:
             as_int(particles, "particles", 1)
             if resampling_passes:
                 raise ValueError("particles needs resampling_passes=0, the scale t = T: got both")
-            resampling_passes = 0
-        if resampling_passes is None:
-            most = default_resampling(~self.known)
-            resampling = [0 if one else most for one in given]
-        else:
-            resampling = [as_int(resampling_passes, "resampling_passes")] * len(given)
-        if T == 2 or not self.known.any():
-            resampling = [0] * len(given)
-        schedule = {t: [1] * len(given) for t in range(T, 1, -1)}
-        if any(resampling):
-            schedule[T] = [0 if n else 1 for n in resampling]
-            schedule[T - 1] = [n or 1 for n in resampling]
+        count = len(self.known)
+        if not self.sees_less_than_is_known():
+            return [1] * count
+        if particles is None and resampling_passes is None:
+            return [1 if one else PARTICLES for one in self.request.encoded.given(count)]
+        return [particles or 1] * count
+
+    def schedule(self, resampling_passes: int | None) -> dict[int, int]:
+        """{t: passes} of `edit_steps`, from t = T to 2."""
+        passes = as_int(resampling_passes or 0, "resampling_passes")
+        T, schedule = self.model.T, dict.fromkeys(range(self.model.T, 1, -1), 1)
+        if passes and T > 2 and self.known.any():
+            schedule |= {T: 0, T - 1: passes}
         return schedule
 
     def sees_less_than_is_known(self) -> bool:
         """Whether a known token comes after a masked one, so that t = T does not attend to it."""
         return bool((self.known[0] & (~self.known[0]).cumsum(0).bool()).any())
 
-    def conditional_draw(self, x_T: Tokens, particles: int) -> tuple[Tokens, Float[Tensor, "b"]]:
-        """(x_{T-1} of one particle an image, the effective sample size): see particles.py.
+    def conditional_draw(
+        self, x_T: Tokens, counts: Sequence[int]
+    ) -> tuple[Tokens, Float[Tensor, "b"]]:
+        """(x_{T-1} of one of each image's particles, the effective sample size): see particles.py.
 
         Particles are images of the batch, in as many batches as fit the memory.
         """
         T, seeds = self.model.T, self.request.seeds
-        rows = [(i, j) for i in range(len(seeds)) for j in range(particles)]
+        rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
         drawn, log_p = [], []
         for part in split(range(len(rows)), fitting(self.model)):
             here = [rows[k] for k in part]
@@ -241,10 +239,10 @@ class MaskedProcess:
             own = self.of(images, [particle_seed(seeds[i], j, T) for i, j in here])
             drawn.append(own.denoise(x_T[images], T, [0] * len(here)))
             log_p.append(own.log_probability(x_T[images], drawn[-1], T))
-        weights = tempered(rearrange(torch.cat(log_p), "(b j) -> b j", j=particles))
-        first = particles * torch.arange(len(seeds), device=x_T.device)
-        chosen = first + choose_by_weight(weights, seeds, T)
-        return torch.cat(drawn)[chosen], effective_size(weights)
+        weights = [tempered(one[None]) for one in torch.cat(log_p).split([*counts])]
+        each = zip(torch.cat(drawn).split([*counts]), weights, seeds, strict=True)
+        chosen = [one[choose_by_weight(weight, [seed], T)] for one, weight, seed in each]
+        return torch.cat(chosen), torch.cat([effective_size(weight) for weight in weights])
 
     def of(self, images: Int[Tensor, " r"], seeds: list[int]) -> "MaskedProcess":
         """The process of these of its images, each with another seed."""
@@ -292,15 +290,6 @@ PROCESSES: dict[str, Callable[..., Iterator[Step]]] = {
     "annealed": annealed_steps,
     "refined": refined_steps,
 }
-
-
-def default_resampling(masked: Bool[Tensor, "b n"]) -> int:
-    """Resampling passes: one for each sixteenth of the image that is masked, 2 to 8.
-
-    The larger the mask, the fewer tokens attend to known neighbours in the first pass.
-    """
-    passes = round(16 * masked.float().mean().item())
-    return min(max(passes, LEAST_RESAMPLING), MOST_RESAMPLING)
 
 
 def redraw(
