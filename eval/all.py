@@ -76,15 +76,10 @@ MEASUREMENTS = (
     Measurement("scenery_levels", "eval/reconstruction.py --levels --n 200", 5),
     Measurement("passes", "eval/passes.py --n 8 --guess draft x_t", 3),
     Measurement(
-        "scenery_completion_resampling",
-        "eval/completion.py --masks upper blob10 --process single --n 100 "
-        "--resampling-passes 2 4 8",
-        15,
-    ),
-    Measurement(
         "scenery_completion_particles",
-        f"{UPPER} single --resampling-passes 8 --particles 8 --n 16 --seed 100",
-        4,
+        "eval/completion.py --masks upper centre blob10 --process single --n 60 "
+        "--resampling-passes 2 8 --particles 8",
+        10,
     ),
     Measurement(
         "scenery_completion_filling",

@@ -304,7 +304,7 @@ def share_found(row: dict, key: str) -> str:
 
 def completion_table() -> str:
     ways = {
-        "resampling at t = T − 1 in place of t = T (the default)": ("default", "single"),
+        "one of 8 fillings at t = T (the default)": ("default", "single"),
         "every scale once, as in the paper (`--resampling-passes 0`)": ("paper", "single"),
         "annealed, as released": ("annealed", "annealed"),
     }
@@ -316,28 +316,21 @@ def completion_table() -> str:
     return markdown(f"method, upper half | {COMPLETION}", rows, *names)
 
 
-def completion_resampling_table() -> str:
-    name = "scenery_completion_resampling"
-    masks = {"upper": "upper half", "blob10": "a tenth"}
-    rows = [
-        (masks[row["mask"]], row["resampling_passes"], *completed(row)) for row in record_rows(name)
-    ]
-    return markdown(f"mask | resampling passes | {COMPLETION}", rows, name)
-
-
 def completion_particles_table() -> str:
     name = "scenery_completion_particles"
+    masks = {"upper": "upper half", "centre": "centre", "blob10": "a tenth"}
     rows = [
         (
-            f"{row['particles']} particles at t = T"
+            masks[row["mask"]],
+            f"{row['particles']} fillings at t = T"
             if "particles" in row
-            else f"{row['resampling_passes']} resampling passes at t = T − 1",
+            else f"{row['resampling_passes']} passes at t = T − 1",
             *completed(row),
             f"{row['spread_completed']:.2f}",
         )
         for row in record_rows(name)
     ]
-    return markdown(f"method, upper half | {COMPLETION} | times of day", rows, name)
+    return markdown(f"mask | method | {COMPLETION} | times of day", rows, name)
 
 
 def completion_filling_table() -> str:
@@ -591,7 +584,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "erasing": erasing_table,
     "blind": blind_table,
     "completion": completion_table,
-    "completion-resampling": completion_resampling_table,
     "completion-particles": completion_particles_table,
     "completion-filling": completion_filling_table,
     "seams": seams_table,

@@ -15,12 +15,13 @@ In reading order, with the ideas that each file has:
     linear          a linear layer whose weights lie as the processor wants them
     decodable       the protocol of all that is decoded: start, step, read, keep
     options         what a caller may say: every option, its type, default, meaning, bounds
+    choice          how a token is chosen: temperature, top-k, top-p (nucleus), min-p
     isolation       the caller's autocast, dtype and device do not change what is computed
     conditions      the table of conditions: class, text, map; their tokens, vectors and dropout
     denoiser        one scale: p(x_{t-1} | x_t), condition prefix, cached decoding
     guidance        a caller's conditions, encoded; classifier-free guidance
-    sampling        the reverse chain: noise of a seed, temperature, top-k, top-p (nucleus), min-p,
-                    sequential and parallel decoding, the draft (x_1 prediction)
+    sampling        the reverse chain: noise of a seed, sequential and parallel decoding, the draft
+                    (x_1 prediction)
     streaming       thousands of images in batches
     model           ImageBART: all of these as one object; the bound in bits per token
 

@@ -18,7 +18,7 @@ LAYERS = [
     {"notation", "arguments", "cache", "settings", "data", "editing", "released"},
     {"linear", "rotary", "efficientnet", "decodable", "options", "quantiser", "isolation"}
     | {"known_pixels", "int8", "released.pickled"},
-    {"vqgan", "perceptual", "diffusion", "transformer", "distributed", "checkpoint"}
+    {"vqgan", "perceptual", "diffusion", "transformer", "distributed", "checkpoint", "choice"}
     | {"data.scenery.world", "released.untrusted"},
     {"data.scenery.sky", "data.scenery.land"},
     {"data.scenery.things"},

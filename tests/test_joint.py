@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from imagebart import ImageBART
+from imagebart.choice import Filter
 from imagebart.data.text import encode_text
 from imagebart.diffusion import MultinomialDiffusion, geometric
+from imagebart.sampling import decode_parallel, gumbel, uniform_tokens
 
 CONDITIONS = dict(conditions={"class": 3, "text": 6, "map": 4}, condition_dropout=True)
 
@@ -119,11 +121,12 @@ def test_both_ways_of_decoding_give_the_same_tokens(joint, options):
 
 def test_greedy_decoding_is_the_argmax_of_teacher_forcing(joint):
     """Whatever x_t is: each token is the likeliest given those before it."""
-    steps = tokens_of(joint, temperature=0.0)
-    condition = torch.full((2, 1 + 6 + 16), -1)
-    for t in (4, 3, 2):
-        x_t, x_prev = (x.flatten(1) for x in steps[4 - t : 6 - t])
-        assert torch.equal(joint.denoisers[t](x_prev, x_t, condition).argmax(-1), x_prev)
+    condition, greedy = torch.full((2, 1 + 6 + 16), -1), Filter(temperature=0.0)
+    x_t = uniform_tokens([0, 1], 4, 16, joint.K)
+    for t, denoiser in joint.denoisers.items():
+        noise = gumbel([0, 1], t, 16, joint.K)
+        x_prev = decode_parallel(denoiser, x_t, noise, greedy, condition)
+        assert torch.equal(denoiser(x_prev, x_t, condition).argmax(-1), x_prev)
 
 
 def test_one_seed_is_one_picture_in_any_company(joint):

@@ -163,7 +163,7 @@ def test_edits_come_in_batches_that_fit(tiny, two_at_a_time, how):
 
     how = {"seed": [3, 1, 4, 15, 9], "method": decode, "output_type": "pt", **how}
     together = tiny.inpaint(image, mask, 5, **how)
-    assert set(rows) == {5}
+    assert 5 in rows and max(rows) <= fitting(tiny)  # or as many particles as fit
     two_at_a_time()
     rows.clear()
     assert torch.equal(tiny.inpaint(image, mask, 5, **how), together)
@@ -171,7 +171,7 @@ def test_edits_come_in_batches_that_fit(tiny, two_at_a_time, how):
 
 
 def test_edits_with_and_without_a_condition_may_share_a_batch_or_not(make_model, two_at_a_time):
-    """The condition of an image turns off its resampling passes, and no other image's."""
+    """The condition of an image turns off its particles, and no other image's."""
     model = make_model(T=4, conditions={"class": 2}, condition_dropout=True)
     image, mask = Image.new("RGB", (32, 32)), np.arange(32)[:, None].repeat(32, 1) < 8
     how = {"classes": [None, None, 1], "seed": 1, "output_type": "pt"}

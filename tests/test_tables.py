@@ -52,7 +52,7 @@ def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
 
 
 def test_a_row_is_found_by_what_it_is_and_must_be_alone():
-    name = "scenery_completion_resampling"
+    name = "scenery_completion_particles"
     row = layouts.record_row(name, mask="upper", resampling_passes=8)
     assert (row["mask"], row["resampling_passes"]) == ("upper", 8)
     with pytest.raises(ValueError, match=rf"{name}.json must have one row .* got 3"):
