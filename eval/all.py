@@ -83,7 +83,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "scenery_completion_filling",
-        "eval/completion.py --masks centre --process single --resampling-passes 2 --n 8 "
+        "eval/completion.py --masks centre --process single --n 8 "
         "--filling harmonic nearest none",
         2,
     ),
