@@ -532,7 +532,8 @@ def edit(make_model):
 
     def spy(denoiser, x_t, noise, choose, *rest, **options):
         x_prev = decode_parallel(denoiser, x_t, noise, choose, *rest, **options)
-        records.append((denoiser.t, x_t, choose, x_prev))
+        of_predictions = getattr(denoiser, "choose", choose)  # at t > 2 it filters them itself
+        records.append((denoiser.t, x_t, of_predictions, x_prev))
         return x_prev
 
     torch.manual_seed(0)
