@@ -83,8 +83,7 @@ MEASUREMENTS = (
     ),
     Measurement(
         "scenery_completion_filling",
-        "eval/completion.py --masks centre --process single --n 8 "
-        "--filling harmonic nearest none",
+        "eval/completion.py --masks centre --process single --n 8 --filling harmonic nearest none",
         2,
     ),
     Measurement(

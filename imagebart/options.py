@@ -156,7 +156,7 @@ class SingleOptions(SamplingOptions, total=False):
         Option(
             None,
             "fillings drawn at t = T, of which the known tokens after them choose one; unless "
-            "given, 8 without a condition, 1 with one",
+            "given, 2 to 8 by the size of the mask, and 1 with a condition",
             least=1,
         ),
     ]

@@ -33,7 +33,7 @@ JUDGES = {  # module: the tests that are run on its mutants, and which of them: 
     "denoiser": ("denoiser conditions", "not entropy and not travel and not refused_in"),
     "editing/process": (
         "process official particles",
-        "those_of_each or every_version or first_redraw or repeated or once_down or "
+        "those_of_each or every_version or larger or first_redraw or repeated or once_down or "
         "survive_ann or chains or noise_of_its or noised or particles",
     ),
 }

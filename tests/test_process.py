@@ -183,8 +183,8 @@ def test_scales_run_once_but_where_passes_are_asked_for(tiny, make_model):
 
 @pytest.mark.parametrize("T", [2, 3, 4])
 def test_particles_are_those_of_each_image(make_model, T):
-    """Those that are asked for, or by default eight of an image of which nothing is said; one where
-    no known token comes after the mask."""
+    """Those that are asked for, or by default several of an image of which nothing is said; one
+    where no known token comes after the mask."""
     model = make_model(T=T, conditions={"class": 3}, condition_dropout=True)
     first, last, everything = (torch.zeros(1, 4, 4, dtype=torch.bool) for _ in range(3))
     first[0, 0, 0] = last[0, 3, 3] = everything[:] = True
@@ -193,7 +193,7 @@ def test_particles_are_those_of_each_image(make_model, T):
         own = process.MaskedProcess(model, tokens(), masked, 2, classes=list(classes))
         return own.particles(*how)
 
-    assert particles(None, None) == [process.PARTICLES, 1]
+    assert particles(None, None) == [2, 1]
     assert particles(None, None, classes=(1, 2)) == [1, 1]
     assert particles(None, 5) == particles(0, 5) == [5, 5]
     assert particles(0, None) == particles(3, None) == [1, 1]
@@ -210,6 +210,13 @@ def test_an_image_is_edited_by_its_own_condition_alone(make_model, T, how):
     for i, one in enumerate(classes):
         (alone,) = model.inpaint(picture(), corner(), seed=4 + i, classes=one, **how)
         assert same(alone, together[i])
+
+
+@pytest.mark.parametrize("share, count", [(1, 2), (32, 2), (64, 4), (96, 6), (128, 8), (255, 8)])
+def test_a_larger_mask_has_more_particles(share, count):
+    """`share` tokens of 256 are masked."""
+    masked = torch.arange(256) < share
+    assert process.default_particles(masked) == count
 
 
 def test_every_pass_over_a_mask_has_noise_of_its_own(make_model, monkeypatch):

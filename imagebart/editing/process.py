@@ -51,8 +51,8 @@ from imagebart.sampling import (
 )
 from imagebart.streaming import fitting
 
-PARTICLES = 8
-"""Fillings that t = T draws of an image of which nothing is said."""
+LEAST_PARTICLES, MOST_PARTICLES = 2, 8
+"""Bounds of `default_particles`."""
 
 
 @with_options
@@ -74,7 +74,8 @@ def edit_steps(
     it, and finer scales change little of it. So t = T draws `particles`, so many fillings of each
     image, of which the known tokens after them choose one (`particles.py`), and every finer scale
     runs once. 1 is the paper's chain, every scale once. The default is 1 for an image with a
-    prompt, a class or a map, by which t = T knows what to draw, and PARTICLES for one without.
+    prompt, a class or a map, by which t = T knows what to draw, and `default_particles(masked)` for
+    one without.
 
     `resampling_passes` is the other way, if any token is known and T > 2: the masked tokens stay
     noise at t = T, and t = T - 1, which attends to all known tokens, gets so many passes: denoise,
@@ -208,7 +209,8 @@ class MaskedProcess:
         if not self.sees_less_than_is_known():
             return [1] * count
         if particles is None and resampling_passes is None:
-            return [1 if one else PARTICLES for one in self.request.encoded.given(count)]
+            most = default_particles(~self.known[0])
+            return [1 if one else most for one in self.request.encoded.given(count)]
         return [particles or 1] * count
 
     def schedule(self, resampling_passes: int | None) -> dict[int, int]:
@@ -290,6 +292,15 @@ PROCESSES: dict[str, Callable[..., Iterator[Step]]] = {
     "annealed": annealed_steps,
     "refined": refined_steps,
 }
+
+
+def default_particles(masked: Bool[Tensor, " n"]) -> int:
+    """Particles: one for each sixteenth of the image that is masked, 2 to 8.
+
+    The smaller the mask, the less is left open by what stands before it.
+    """
+    particles = round(16 * masked.float().mean().item())
+    return min(max(particles, LEAST_PARTICLES), MOST_PARTICLES)
 
 
 def redraw(
