@@ -518,7 +518,7 @@ def highlights_table() -> str:
     classes = record_row("scenery_obedience_class", condition="class")
     rows = [
         (
-            "one image",
+            "one image, unconditional",
             f"{seconds(one['parallel']['median_s'])}, {one['parallel']['passes']} passes",
             f"{other_ways(fast)}; {one['sequential']['passes']} tokens in all",
         ),

@@ -485,12 +485,20 @@ def annealing_does_not_help() -> bool:
     return time < once + 0.05 and distance > distance_once
 
 
+def resampling_does_not_help() -> bool:
+    upper = [row for row in record(PARTICLES)["rows"] if row["mask"] == "upper"]
+    (resampled,) = (row for row in upper if row.get("resampling_passes") == 8)
+    (chosen,) = (row for row in upper if row.get("particles") == 8)
+    found = [row["found"]["time"] for row in (resampled, chosen)]
+    return found[0] <= found[1] and resampled["passes"] > 2 * chosen["passes"]
+
+
 PAPER, ANNEALED = "scenery_completion_paper", "scenery_completion_annealed"
 PARTICLES = "scenery_completion_particles"
 DID_NOT_WORK = {  # run record: what the page says of it
     **dict.fromkeys((ANNEALED, PAPER), annealing_does_not_help),
     "passes": lambda: passes_by_scale()[0] == max(passes_by_scale()),
-    PARTICLES: lambda: completed(PARTICLES, particles=8)[0] <= completed(PARTICLES)[0],
+    PARTICLES: resampling_does_not_help,
     "scenery_blind": lambda: blind("scenery_blind"),
     "scenery_blind_reconstructions": lambda: blind("scenery_blind_reconstructions"),
     "scenery_blind_edits": lambda: blind("scenery_blind_edits"),
