@@ -394,9 +394,9 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         r"(\d+) of (\d+) show their class",
         lambda right, shown: right >= 0.8 * shown,
     ),
-    ("08_say_what", "a little more at 5 than at 1"): (
+    ("08_say_what", "about as much at 5 as at 1"): (
         r"likeness to the prompt: (-?[\d.]+), ([\d.]+), ([\d.]+)",
-        lambda ignored, plain, strong: ignored < 0.3 < plain < strong < plain + 0.1,
+        lambda ignored, plain, strong: ignored + 0.3 < plain and abs(strong - plain) < 0.1,
     ),
     ("08_say_what", "Night came; of the sunset in autumn only the autumn is seen"): (
         r"time of day, by the probe: noon, night, noon\n",
