@@ -14,7 +14,7 @@ from imagebart.arguments import as_int
 from imagebart.choice import Filter
 from imagebart.conditions import class_count
 from imagebart.editing.inpainting import each_image
-from imagebart.guidance import encode_condition
+from imagebart.guidance import class_of_seed, encode_condition
 from imagebart.options import InpaintOptions, OutputOptions, ReimaginingOptions, rows
 from imagebart.ranking import Draw, Ranked, Score, best_so_far
 
@@ -139,7 +139,7 @@ def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | N
     known = class_count(model.conditions)
     if name in ("", None):
         any_class = model.condition_dropout
-        return None if any_class else [(seed + i) % known for i in range(count)]
+        return None if any_class else [class_of_seed(model, seed + i) for i in range(count)]
     number = isinstance(name, int) or (isinstance(name, str) and name.isdecimal())
     number = number and name not in model.names["class"]
     return [read_int(name, "classes", 0, known - 1) if number else name] * count

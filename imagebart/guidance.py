@@ -187,14 +187,19 @@ def encode_condition(
 
 
 def classes_of_seeds(model: ImageBART, seeds: Sequence[int]) -> Condition:
-    """The condition of nothing but a class: seed modulo classes, so that seeds in turn show all.
+    """The condition of nothing but each seed's class.
 
     p(x) = Σ_c p(c) p(x | c),    p(c) = 1 / classes
     """
     shapes = model.conditions
     row = {name: torch.full((len(seeds), shape.length), ABSENT) for name, shape in shapes.items()}
-    row["class"][:, 0] = torch.tensor([seed % shapes["class"].vocabulary for seed in seeds])
+    row["class"][:, 0] = torch.tensor([class_of_seed(model, seed) for seed in seeds])
     return torch.cat([row[name] for name in CONDITIONS if name in row], dim=1).to(model.device)
+
+
+def class_of_seed(model: ImageBART, seed: int) -> int:
+    """Seed modulo classes, so that seeds in turn show all."""
+    return seed % model.conditions["class"].vocabulary
 
 
 def guidance_of(model: ImageBART, guidance: float | Sequence[float] | None) -> dict[int, float]:
