@@ -95,7 +95,11 @@ def build(
             with gr.Tab("Understand", id="chain") as tab:
                 chain_tab(worker, model, examples, tab)
         private = {"api_visibility": "private", "show_progress": "hidden"}
-        page.load(lambda: with_source(for_editor(examples[0])), None, editor, **private)
+
+        def first_picture() -> tuple[dict, str]:
+            return with_source(for_editor(examples[0]))
+
+        page.load(first_picture, None, editor, queue=False, **private)  # before a visitor's own
         page.load(
             sentences()(partial(settings_of_link, samples.said.inputs)),
             samples.said.inputs["prompt"],  # in whose place the browser sends the address' query

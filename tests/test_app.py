@@ -1540,6 +1540,7 @@ def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, con
     page, words, example = conditional_page, "a lake at night", example_pictures(conditional)[1]
     page.get_by_role("tab", name="Change", exact=True).click()
     tab = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Repaint"))
+    settled(page)  # the page's first picture is there and will not replace the chosen one
     page.locator("#examples .thumbnail-item").nth(1).click()
     page.wait_for_timeout(2000)
     settled(page)
