@@ -261,6 +261,29 @@ def erasing_table() -> str:
     return markdown("object | edits | no longer found", [*rows, ("all", one["n"], gone)], name)
 
 
+def counterfactuals_table() -> str:
+    name, db = "scenery_counterfactuals", "{:.2f}".format
+    rows = [
+        (
+            f"{row['strength']:g}",
+            within(percent(row["found"]), row["found_interval"], percent),
+            percent(row["chance"]),
+            percent(row["kind"]),
+            within(percent(row["ground"]), row["ground_interval"], percent),
+            within(db(row["psnr"]), row["psnr_interval"], db),
+            f"{db(row['psnr_of_sample'])}, {db(row['psnr_of_picture'])}",
+            percent(row["same"]),
+        )
+        for row in record(name)["rows"]
+    ]
+    head = (
+        "strength | new time found | chance | kind of place found | tokens of the ground kept "
+        "| PSNR against the true render, dB | … of a sample, of the picture "
+        "| same words, same tokens"
+    )
+    return markdown(head, rows, name)
+
+
 def blind_table() -> str:
     records = {
         "samples for captions": "scenery_blind",
@@ -582,6 +605,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "re-ranking": re_ranking_table,
     "edits": edits_table,
     "erasing": erasing_table,
+    "counterfactuals": counterfactuals_table,
     "blind": blind_table,
     "completion": completion_table,
     "completion-particles": completion_particles_table,
