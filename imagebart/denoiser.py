@@ -63,6 +63,7 @@ class DenoiserConfig:
     axial_positions: bool = True  # a row plus a column vector, not one vector a place
     rotary: bool = False  # positions turn queries and keys; no vectors then
     qk_norm: bool = False  # normalised queries and keys
+    map_in_place: bool = False  # a map's vectors are added at their places, none stand before them
     output: str = "posterior"  # what the logits are built from, see `Denoiser.logits`
 
     def __post_init__(self):
@@ -74,10 +75,18 @@ class DenoiserConfig:
             raise ValueError(f"sizes must be at least 1, got {self}")
         if self.rotary and self.head_width % 4:
             raise ValueError(f"head_width must be a multiple of 4 to be rotary, got {self}")
+        if self.map_in_place and not (self.joint and "map" in self.conditions):
+            raise ValueError(f"map_in_place must be of a joint network with a map, got {self}")
 
     @property
     def n(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def before(self) -> dict[str, ConditionShape]:
+        """The conditions whose vectors stand before the image's."""
+        shapes = self.conditions
+        return {name: shapes[name] for name in shapes if not (self.map_in_place and name == "map")}
 
 
 class Denoiser(nn.Module, Decodable):
@@ -104,6 +113,8 @@ class Denoiser(nn.Module, Decodable):
             self.noisy_positions = positions(config)
             self.encoder_prefix = Prefix(config, scales)
             self.encoder = Encoder(config.encoder_depth, shape, places=encoder_places(config))
+        self.map_vectors = map_vectors(config) if config.map_in_place else None
+        self.next_map_vectors = map_vectors(config) if config.map_in_place else None
         self.tokens = nn.Embedding(K, width)
         self.positions = positions(config)
         self.prefix = Prefix(config) if not self.sees_x_t else Start(width)
@@ -177,7 +188,7 @@ class Denoiser(nn.Module, Decodable):
         memory, memory_present = self.encode(x_t, condition)
         prefix, present = self.decoder_prefix(len(x_prev), condition)
         x = torch.cat([prefix, self.tokens(x_prev[:, :-1])], dim=1)
-        at = F.pad(self.position_and_scale(), (0, 0, self.prefix.length - 1, 0))
+        at = F.pad(self.places_of(condition), (0, 0, self.prefix.length - 1, 0))
         hidden = self.decoder(x + at, memory, memory_present, present)
         return hidden[:, self.prefix.length - 1 :]
 
@@ -192,8 +203,11 @@ class Denoiser(nn.Module, Decodable):
             return None, None
         if x_t is None:
             raise ValueError(f"x_t must be given to the denoiser of t = {self.t}, got None")
-        prefix, present = self.encoder_prefix(len(x_t), self._checked(condition), self.t)
+        tokens = self._checked(condition)
+        prefix, present = self.encoder_prefix(len(x_t), tokens, self.t)
         x = self.noisy_tokens(x_t) + self.noisy_positions()
+        if self.map_vectors is not None:
+            x = x + self.map_vectors(self._kinds(tokens))
         present = None if present is None else F.pad(present, (0, self.n), value=True)
         return self.encoder(torch.cat([prefix, x], dim=1), present), present
 
@@ -207,10 +221,10 @@ class Denoiser(nn.Module, Decodable):
         batch, memory = len(x_t), self._memory_of_each(x_t, condition)
         prefix, present = self.decoder_prefix(batch, condition)
         cache = self.decoder.cache(batch, self.prefix.length + self.n - 1, *memory, present)
-        positions = self.position_and_scale()
+        positions = self.places_of(condition).expand(batch, -1, -1)
         if self.prefix.length > 1:
             slots = torch.arange(self.prefix.length, device=prefix.device)
-            at = F.pad(positions[:1], (0, 0, self.prefix.length - 1, 0))
+            at = F.pad(positions[:, :1], (0, 0, self.prefix.length - 1, 0))
             self.decoder.read(prefix + at, repeat(slots, "s -> b s", b=batch), cache)
         return Decoding(cache, prefix[:, -1:], positions, x_t)
 
@@ -239,6 +253,7 @@ class Denoiser(nn.Module, Decodable):
         for layer in state.cache:
             layer.keep(rows)
         state.first = state.first[rows]
+        state.positions = state.positions[rows]
         state.x_t = state.x_t[rows]
 
     def _inputs(
@@ -247,7 +262,7 @@ class Denoiser(nn.Module, Decodable):
         """What the decoder reads at positions `at`, and its slots for them."""
         before = x_prev.gather(1, (at - 1).clamp(min=0))
         x = torch.where(at[..., None] == 0, state.first, self.tokens(before))
-        x = x + state.positions[at]
+        x = x + state.positions.gather(1, repeat(at, "b s -> b s c", c=x.shape[-1]))
         return x, at + self.prefix.length - 1
 
     # ── from features to logits ───────────────────────────────────────────────────────────────
@@ -293,10 +308,20 @@ class Denoiser(nn.Module, Decodable):
 
     # ── helpers ───────────────────────────────────────────────────────────────────────────────
 
-    def position_and_scale(self) -> Float[Tensor, "n c"]:
-        """What is added to the decoder's input: its position, and a joint network's scale."""
-        places = self.positions()
-        return places if self.scale_vectors is None else places + self.scale_vectors[self.t - 2]
+    def places_of(self, condition: Condition | None) -> Float[Tensor, "*b n c"]:
+        """What is added to the decoder's input: where the next token lies; of a joint network the
+        scale; and what a map in place shows there."""
+        places = self.positions()[None]
+        if self.scale_vectors is not None:
+            places = places + self.scale_vectors[self.t - 2]
+        if self.next_map_vectors is None:
+            return places
+        return places + self.next_map_vectors(self._kinds(self._checked(condition)))
+
+    def _kinds(self, tokens: Int[Tensor, "b m"] | None) -> Int[Tensor, "b n"]:
+        """Rows of `map_vectors` for the map of each place."""
+        assert tokens is not None  # as `_checked`
+        return split_condition(tokens, self.config.conditions)["map"] - ABSENT
 
     def decoder_prefix(self, batch: int, condition: Condition | None) -> tuple[Sequence, Present]:
         return self.prefix(batch, None if self.sees_x_t else self._checked(condition))
@@ -343,11 +368,11 @@ class Denoiser(nn.Module, Decodable):
 
 @dataclass
 class Decoding:
-    """One scale being decoded: caches, the first input, a vector a place, and x_t."""
+    """One scale being decoded: caches, the first input, a vector for each place, and x_t."""
 
     cache: list[LayerCache]
     first: Sequence
-    positions: Float[Tensor, "n c"]
+    positions: Float[Tensor, "b n c"]
     x_t: Tokens
 
 
@@ -378,7 +403,7 @@ class Prefix(Start):
 
     def __init__(self, config: DenoiserConfig, scales: tuple[int, ...] = ()):
         super().__init__(config.width, scales)
-        self.shapes = config.conditions
+        self.every, self.shapes = config.conditions, config.before
         self.length = 1 + sum(shape.length for shape in self.shapes.values())
         self.start_first = list(self.shapes) == ["class"] and not config.condition_dropout
         for name, shape in self.shapes.items():
@@ -391,17 +416,22 @@ class Prefix(Start):
         self, batch: int, condition: Int[Tensor, "b m"] | None = None, t: int | None = None
     ) -> tuple[Sequence, Present]:
         start, _ = super().forward(batch, t=t)
-        if condition is None:
+        if condition is None or not self.shapes:
             return start, None
+        parts = split_condition(condition, self.every)
         embedded = [
-            self.get_submodule(CONDITIONS[name].weights)(part)
-            for name, part in split_condition(condition, self.shapes).items()
+            self.get_submodule(CONDITIONS[name].weights)(parts[name]) for name in self.shapes
         ]
         vectors, present = zip(*embedded, strict=True)
         front = int(self.start_first)
         slots = [start, *vectors] if front else [*vectors, start]
         given = torch.cat(present, dim=1)
         return torch.cat(slots, dim=1), F.pad(given, (front, 1 - front), value=True)
+
+
+def map_vectors(config: DenoiserConfig) -> nn.Embedding:
+    """A vector for an open place, `ABSENT`, and one for each kind of a map."""
+    return nn.Embedding(1 + config.conditions["map"].vocabulary, config.width)
 
 
 class LearnedPositions(nn.Module):
@@ -476,7 +506,7 @@ def condition_places(config: DenoiserConfig) -> Places:
         grid_places(config.grid)
         if CONDITIONS[name].spatial
         else torch.zeros(shape.length, 2, dtype=torch.int64)
-        for name, shape in config.conditions.items()
+        for name, shape in config.before.items()
     ]
     return torch.cat([torch.zeros(0, 2, dtype=torch.int64), *parts])
 

@@ -153,22 +153,6 @@ _SCENERY_2 = Preset(
 )
 
 _BY_MUON = ScaleRecipe(steps=8_500, batch=16, learning_rate=1.5e-3, muon=3e-3)
-_PAINTER = DenoiserConfig(
-    width=192,
-    heads=6,
-    conditions={"text": _TEXT, "map": ConditionShape(18, 16 * 16)},
-    condition_dropout=True,
-)
-_SCENERY_SEMANTIC = replace(
-    _SCENERY_2,
-    about="the shipped model of the tab Paint a map: scenery by semantic map and text, T = 3",
-    alpha_bar=tuple(geometric(3)),
-    between=replace(_PAINTER, encoder_depth=4, decoder_depth=3),
-    last=replace(_PAINTER, decoder_depth=7),
-    scale=replace(_BY_MUON, steps=1_600, condition_dropout={"text": 0.5, "map": 0.4}),
-    guidance=2.0,
-)
-
 _ONE = DenoiserConfig(
     width=256,
     heads=4,
@@ -205,6 +189,18 @@ _SCENERY = Preset(
     token_images=40_000,
     guidance=4.0,
     draws_class=True,
+)
+
+_WITH_MAP = replace(
+    _ONE, conditions=_ONE.conditions | {"map": ConditionShape(18, 16 * 16)}, map_in_place=True
+)
+_SCENERY_SEMANTIC = replace(
+    _SCENERY,
+    about="the shipped model of the tab Paint a map: `scenery` that reads semantic maps too",
+    between=_WITH_MAP,
+    last=_WITH_MAP,
+    scale=replace(_BY_MUON, condition_dropout={"class": 0.6, "text": 0.4, "map": 0.4}),
+    guidance=3.0,
 )
 
 _ALONE = replace(_ONE, conditions={}, condition_dropout=False)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from imagebart import ImageBART
 from imagebart.choice import Filter
+from imagebart.conditions import ABSENT
 from imagebart.data.text import encode_text
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.sampling import decode_parallel, gumbel, uniform_tokens
@@ -17,10 +18,11 @@ from imagebart.sampling import decode_parallel, gumbel, uniform_tokens
 CONDITIONS = dict(conditions={"class": 3, "text": 6, "map": 4}, condition_dropout=True)
 
 
-@pytest.fixture(scope="module")
-def joint(make_model):
+@pytest.fixture(scope="module", params=[False, True], ids=["map before", "map in place"])
+def joint(make_model, request):
     """T = 4 over 4×4 tokens of 12 codes: rotary, with every condition."""
-    model = make_model(joint=True, rotary=True, qk_norm=True, **CONDITIONS)
+    shape = dict(rotary=True, qk_norm=True, map_in_place=request.param, **CONDITIONS)
+    model = make_model(joint=True, **shape)
     model.denoisers[2].know_text(encode_text(["sea", "sky"], 6)[0])
     return model
 
@@ -87,7 +89,10 @@ def test_rows_that_disagree_with_their_names_are_refused(tiny, folder):
     (row,) = config["denoisers"].values()
     for rows, says in (
         ({"joint": row, "2": row}, "denoisers must be"),
-        ({"joint": row | {"joint": False}}, "joint must be true for scale joint, got false"),
+        (
+            {"joint": row | {"joint": False, "map_in_place": False}},
+            "joint must be true for scale joint, got false",
+        ),
         ({"2": row}, "joint must be false for scale 2, got true"),
     ):
         path.write_text(json.dumps(config | {"denoisers": rows}))
@@ -96,8 +101,7 @@ def test_rows_that_disagree_with_their_names_are_refused(tiny, folder):
 
 
 def test_two_networks_are_no_joint_one(joint, make_denoiser):
-    shape = dict(joint=True, rotary=True, qk_norm=True, **CONDITIONS)
-    other = make_denoiser(4, T=4, seed=1, **shape).at(3)
+    other = make_denoiser(4, T=4, seed=1, **vars(joint.denoisers[4].config)).at(3)
     with pytest.raises(ValueError, match="scale 3 must share the joint network's weights"):
         ImageBART(joint.vqgan, joint.diffusion, joint.denoisers | {3: other})
     alone = make_denoiser(3, T=4, **CONDITIONS)
@@ -161,6 +165,50 @@ def test_its_bound_is_that_of_each_scale(joint):
         x_prev, x_t = joint._forgotten(x_1.flatten(1), t, [0, 1])
         losses = denoiser.loss(x_prev, x_t, x_1.flatten(1), torch.full((2, 23), -1))
         torch.testing.assert_close(bits[t], losses.mean(1) / np.log(2))
+
+
+# ── a map in place ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_map_in_place_is_added_where_it_lies(make_denoiser):
+    """To x_t and to what is predicted next; nothing stands before them for it."""
+    network = make_denoiser(3, joint=True, map_in_place=True, **CONDITIONS)
+    plain = make_denoiser(3, joint=True, **CONDITIONS | {"conditions": {"class": 3, "text": 6}})
+    own = network.state_dict()
+    of_x_t, of_next = own.pop("map_vectors.weight"), own.pop("next_map_vectors.weight")
+    plain.load_state_dict(own)
+    assert of_x_t.shape == of_next.shape == (1 + 4, 16)
+    generator = torch.Generator().manual_seed(0)
+    x_prev, x_t = torch.randint(12, (2, 2, 16), generator=generator)
+    others, kinds = torch.full((2, 7), ABSENT), torch.arange(32).reshape(2, 16) % 5 - 1
+    f = network(x_prev, x_t, torch.cat([others, kinds], 1))
+    read, written = plain.noisy_positions().clone(), plain.positions().clone()
+    for row in range(2):
+        order = [{ABSENT: 0, 0: 1, 1: 2, 2: 3, 3: 4}[int(kind)] for kind in kinds[row]]
+        plain.noisy_positions.forward = lambda order=order: read + of_x_t[order]
+        plain.positions.forward = lambda order=order: written + of_next[order]
+        expected = plain(x_prev[row : row + 1], x_t[row : row + 1], others[:1])
+        torch.testing.assert_close(f[row], expected[0])
+
+
+@pytest.mark.parametrize("end", [0, 9])
+def test_rows_that_are_kept_keep_their_maps(make_denoiser, end):
+    network = make_denoiser(3, joint=True, map_in_place=True, **CONDITIONS)
+    generator = torch.Generator().manual_seed(0)
+    x_prev, x_t = torch.randint(12, (2, 3, 16), generator=generator)
+    condition = torch.randint(-1, 3, (3, 7 + 16), generator=generator)
+    state, rows = network.start(x_t, condition), torch.tensor([False, True, True])
+    network.read(x_prev, end, state)
+    network.keep(rows, state)
+    got = network.step(x_prev[rows], torch.arange(end, 16).expand(2, -1), state)
+    expected = network(x_prev, x_t, condition)[rows, end:]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [dict(joint=False, **CONDITIONS), dict(joint=True)])
+def test_only_a_joint_network_with_a_map_has_it_in_place(make_denoiser, shape):
+    with pytest.raises(ValueError, match="map_in_place must be of a joint network with a map"):
+        make_denoiser(map_in_place=True, **shape)
 
 
 def test_a_schedule_with_one_scale_is_a_joint_network_too(make_denoiser, joint):
