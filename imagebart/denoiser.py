@@ -203,11 +203,10 @@ class Denoiser(nn.Module, Decodable):
             return None, None
         if x_t is None:
             raise ValueError(f"x_t must be given to the denoiser of t = {self.t}, got None")
-        tokens = self._checked(condition)
-        prefix, present = self.encoder_prefix(len(x_t), tokens, self.t)
+        prefix, present = self.encoder_prefix(len(x_t), self._checked(condition), self.t)
         x = self.noisy_tokens(x_t) + self.noisy_positions()
         if self.map_vectors is not None:
-            x = x + self.map_vectors(self._kinds(tokens))
+            x = x + self.map_vectors(self._kinds(condition))
         present = None if present is None else F.pad(present, (0, self.n), value=True)
         return self.encoder(torch.cat([prefix, x], dim=1), present), present
 
@@ -310,18 +309,18 @@ class Denoiser(nn.Module, Decodable):
 
     def places_of(self, condition: Condition | None) -> Float[Tensor, "*b n c"]:
         """What is added to the decoder's input: where the next token lies; of a joint network the
-        scale; and what a map in place shows there."""
+        scale; and what a map in place shows there. `encode` has checked the condition."""
         places = self.positions()[None]
         if self.scale_vectors is not None:
             places = places + self.scale_vectors[self.t - 2]
         if self.next_map_vectors is None:
             return places
-        return places + self.next_map_vectors(self._kinds(self._checked(condition)))
+        return places + self.next_map_vectors(self._kinds(condition))
 
-    def _kinds(self, tokens: Int[Tensor, "b m"] | None) -> Int[Tensor, "b n"]:
-        """Rows of `map_vectors` for the map of each place."""
-        assert tokens is not None  # as `_checked`
-        return split_condition(tokens, self.config.conditions)["map"] - ABSENT
+    def _kinds(self, condition: Condition | None) -> Int[Tensor, "b n"]:
+        """Rows of `map_vectors` for the map of each place; the condition has been checked."""
+        assert condition is not None  # a denoiser with a map is always given tokens, maybe `ABSENT`
+        return split_condition(condition, self.config.conditions)["map"] - ABSENT
 
     def decoder_prefix(self, batch: int, condition: Condition | None) -> tuple[Sequence, Present]:
         return self.prefix(batch, None if self.sees_x_t else self._checked(condition))
