@@ -1,5 +1,6 @@
 """Requests of visitors: arguments are checked; status messages."""
 
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,8 @@ MOST_OVERLAP = 512
 """Pixels of an image that are drawn anew where it grows."""
 CHUNK = 4
 """Maximum number of candidates between two status messages."""
+HOOK = threading.Lock()
+"""Of whoever hears warnings."""
 
 
 def read_int(value: Any, name: str, low: int, high: int) -> int:
@@ -127,11 +130,30 @@ def read_words(
         options["classes"] = read_classes(model, classes, seed, count)
     if guidance is not None:
         options["guidance"] = read_number(model, "guidance", guidance)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with own_warnings() as said:
         encode_condition(model, count, **options)
-    remarks += [f"{str(one.message)[:200]}." for one in caught]
+    remarks += [f"{message[:200]}." for message in said]
     return options, "".join(f" {remark}" for remark in dict.fromkeys(remarks))
+
+
+@contextmanager
+def own_warnings() -> Iterator[list[str]]:
+    """What this thread is warned of by the library, not by the interpreter, in these lines.
+
+    Python keeps one hook for all threads: it is one visitor's at a time, and what a sampling thread
+    says meanwhile of another visitor's words is nobody's.
+    """
+    said: list[str] = []
+    thread = threading.get_ident()
+
+    def hear(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if threading.get_ident() == thread and issubclass(category, UserWarning):
+            said.append(str(message))
+
+    with HOOK, warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = hear
+        yield said
 
 
 def read_classes(model: ImageBART, name: Any, seed: int, count: int) -> list | None:

@@ -9,6 +9,7 @@ import warnings
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import gradio as gr
@@ -1224,6 +1225,23 @@ def test_odd_words_are_read_as_far_as_they_can_be(conditional, name):
     assert f" s. {remark}" in line if remark else line.endswith(" s.")
     with pytest.raises(ValueError, match="prompt must be text of at most 1000 characters"):
         next(sample(conditional, "lake " * 10_000))
+
+
+def test_a_visitor_hears_of_own_words_alone(conditional, monkeypatch):
+    """Not what the interpreter warns of, nor what another thread says meanwhile."""
+    shown = warnings.showwarning
+
+    def encode(*_, **__):
+        warnings.warn("unclosed event loop", ResourceWarning, stacklevel=2)
+        other = Thread(target=warnings.warn, args=("another's words",))
+        other.start()
+        other.join()
+        warnings.warn("own words", stacklevel=2)
+
+    monkeypatch.setattr(requests, "encode_condition", encode)
+    _, remark = requests.read_words(conditional, 0, 1, "a lake")
+    assert remark == " own words."
+    assert warnings.showwarning is shown
 
 
 def test_a_panorama_has_room_for_its_prompts(conditional):
