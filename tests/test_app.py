@@ -1640,10 +1640,11 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
     left = page.get_by_role("spinbutton", name="Pixels to the left")
     (wide,) = re.findall(r"(\d+)×32 pixels", page.locator("#frame .size").inner_text())
     assert int(wide) > 32 and int(left.input_value()) == int(wide) - 32
-    for number, value in ((left, "0"), (page.get_by_role("spinbutton", name="Pixels below"), "16")):
+    below = page.get_by_role("spinbutton", name="Pixels below")
+    for number, value, size in ((left, "0", "32×32 pixels"), (below, "16", "32×48 pixels")):
         number.fill(value)
         page.keyboard.press("Enter")
-    page.locator("#frame .size").get_by_text("32×48 pixels").wait_for()
+        page.locator("#frame .size").get_by_text(size).wait_for()
     pull(page, "top", 60)  # inwards, where nothing can be added
     assert page.get_by_role("spinbutton", name="Pixels above").input_value() == "0"
     for _ in range(10):  # until the picture has come to the editor
