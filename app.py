@@ -44,7 +44,6 @@ from demo.serving import Guard, read_auth, site_of
 from demo.style import CSS, SCRIPT, THEME
 from demo.worker import MOST_WAITING, Worker
 from imagebart import ImageBART
-from imagebart.folders import SHIPPED_SEMANTIC
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP
 
@@ -57,7 +56,7 @@ SECONDS_BETWEEN_TIDIES = 30
 class Config:
     """The model and who may access the page."""
 
-    model: str | None = None  # a folder or a Hugging Face Hub id; the shipped models if not given
+    model: str | None = None  # a folder or a Hugging Face Hub id; the shipped one if not given
     clip: Path | None = None  # folder of a CLIP model for ranking; for scenery one is shipped
     host: str = "127.0.0.1"  # address to listen on; addresses beyond this machine need --auth
     port: int | None = None  # default: the first free one from 7860
@@ -72,12 +71,11 @@ class Config:
 def build(
     worker: Worker,
     model: ImageBART,
-    painter: ImageBART | None = None,
     ranker: Ranker | None = None,
     first: list | None = None,
 ) -> gr.Blocks:
-    """The page; `worker` runs all models, `painter` is the model of semantic maps, `ranker` ranks
-    candidates; `first` are the pictures that it shows at first."""
+    """The page; `worker` runs the models, `ranker` ranks candidates, `first` are the pictures that
+    it shows at first."""
     examples = example_pictures(model)
     with gr.Blocks(title="ImageBART", analytics_enabled=False) as page:
         gr.Markdown(title(model), elem_id="title")
@@ -87,9 +85,9 @@ def build(
                 sent = [samples.sent]
             with gr.Tab("Change", id="edit"):
                 editor, views = change_tab(worker, model, examples, ranker)
-            if painter is not None:
+            if "map" in model.conditions:
                 with gr.Tab("Paint a map", id="semantic"):
-                    sent.append(semantic_tab(worker, painter, ranker))
+                    sent.append(semantic_tab(worker, model, ranker))
             with gr.Tab("Panorama", id="panorama"):
                 sent.append(panorama_tab(worker, model))
             with gr.Tab("Understand", id="chain") as tab:
@@ -238,17 +236,14 @@ def main(config: Config, decorate: Callable[[Callable], Callable] | None = None)
     site_of(config.host, config.public_host, config.root_path, config.trusted_proxy)
     model = ImageBART.from_pretrained(config.model, device=config.device)
     shipped = config.model is None
-    painter = model if "map" in model.conditions else None
-    if shipped:
-        painter = ImageBART.from_pretrained(SHIPPED_SEMANTIC, device=config.device)
     ranker = CLIP(config.clip).to(model.device) if config.clip else None
-    worker = Worker(model, painter, ranker, seconds=config.time_limit, decorate=decorate)
+    worker = Worker(model, ranker, seconds=config.time_limit, decorate=decorate)
     if shipped and ranker is None:
         ranker = Late(lambda: Probe().to(model.device))
     set_environment(config.host)
     with ended_cleanly(worker):
         first = ready_pictures() if shipped else None
-        launch(build(worker, model, painter, ranker, first), worker, config)
+        launch(build(worker, model, ranker, first), worker, config)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from imagebart.folders import model_sha256
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "eval" / "results"
 UNITS = {"s": 1, "m": 60, "h": 3600}
-SEMANTIC = "--model imagebart/pretrained/scenery-semantic"
 UPPER = "eval/completion.py --masks upper --process"
 
 
@@ -52,9 +51,7 @@ MEASUREMENTS = (
         "scenery_obedience_class", "eval/obedience.py --conditions class --n 300 --batch 16", 9
     ),
     Measurement(
-        "semantic_obedience",
-        f"eval/obedience.py {SEMANTIC} --conditions map --n 300 --batch 16",
-        5,
+        "scenery_obedience_map", "eval/obedience.py --conditions map --n 300 --batch 16", 5
     ),
     Measurement("scenery_edits", "eval/edits.py --n 200", 6),
     Measurement("scenery_erasing", "eval/erasing.py --n 100", 3),

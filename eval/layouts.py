@@ -137,13 +137,14 @@ def held_out_table() -> str:
     bound, back = record("scenery_likelihood"), record("scenery_reconstruction")
     rows = []
     for t, scale in bound["scales"].items():
-        name = f"L_{t}, nats per token ({bound['n']} images), unconditional"
         predictor = f"closed-form predictor {scale['closed_form']:.3f}"
-        rows.append((name, within(nats(scale["nats"]), scale.get("interval"), nats), predictor))
-        conditional = within(
-            nats(scale["nats_conditional"]), scale.get("interval_conditional"), nats
-        )
-        rows.append((f"L_{t}, conditional on class and text", conditional, ""))
+        for given, of, beside in (
+            (f"nats per token ({bound['n']} images), unconditional", "", predictor),
+            ("conditional on class and text", "_without_map", ""),
+            ("conditional on class, text and map", "_conditional", ""),
+        ):
+            figure = within(nats(scale[f"nats{of}"]), scale[f"interval{of}"], nats)
+            rows.append((f"L_{t}, {given}", figure, beside))
     rows += [
         (
             "sum, unconditional",
@@ -208,10 +209,10 @@ def share_in(row: dict, of: str, key: str) -> str:
 
 
 def maps_table() -> str:
-    row = record_row("semantic_obedience", condition="map")
+    row = record_row("scenery_obedience_map", condition="map")
     labels = "samples", "renders", "chance (another map)"
     rows = [(label, share_in(row, of, "places")) for label, of in zip(labels, OF, strict=True)]
-    return markdown("places of the map found | ", rows, "semantic_obedience")
+    return markdown("places of the map found | ", rows, "scenery_obedience_map")
 
 
 def rejection_table() -> str:

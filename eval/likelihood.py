@@ -12,7 +12,7 @@ an upper bound of it; `--importance M` estimates by M chains how loose it is at 
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,18 +113,27 @@ def tokens_of(
     return rearrange(torch.cat(grids), "b h w -> b (h w)"), conditions, digests
 
 
-def encoded_conditions(
-    model: ImageBART, conditions: dict, count: int
-) -> tuple[Tensor | None, Tensor | None]:
-    """The encoded conditions (empty, complete); empty is None if the model needs a condition, both
-    are None if it takes none."""
-    if not model.conditions:
-        return None, None
-    given = {CONDITIONS[name].option: conditions[name] for name in model.conditions}
-    empty = None
-    if model.condition_dropout:
-        empty = encode_condition(model, count, guidance=1.0).condition
-    return empty, encode_condition(model, count, guidance=1.0, **given).condition
+def encoded_conditions(model: ImageBART, conditions: dict, count: int) -> dict[str, Tensor | None]:
+    """{figure: the conditions that are given, encoded}, for every figure that the model can have.
+
+    `nats` are given nothing, `nats_conditional` all that the data give, and `nats_without_map` all
+    but the map.
+    """
+    given = {}
+    if not model.conditions or model.condition_dropout:
+        given["nats"] = ()
+    if model.conditions:
+        given["nats_conditional"] = (*model.conditions,)
+    if "map" in model.conditions and len(model.conditions) > 1 and model.condition_dropout:
+        given["nats_without_map"] = tuple(name for name in model.conditions if name != "map")
+    options = {
+        figure: {CONDITIONS[name].option: conditions[name] for name in names}
+        for figure, names in given.items()
+    }
+    return {
+        figure: encode_condition(model, count, guidance=1.0, **own).condition
+        for figure, own in options.items()
+    }
 
 
 @torch.inference_mode()
@@ -140,14 +149,9 @@ def chain_losses(
     """{t: nats per token of the denoiser, their interval and map, of the closed form, the
     denoiser's parameters, and `each`, the nats of each image}.
 
-    For a conditional model both the unconditional loss and that with all conditions of the data.
+    For a conditional model also the losses given its conditions (`encoded_conditions`).
     """
-    empty, complete = encoded_conditions(model, conditions, len(x_1))
-    given = {}
-    if complete is None or empty is not None:
-        given["nats"] = empty
-    if complete is not None:
-        given["nats_conditional"] = complete
+    given = encoded_conditions(model, conditions, len(x_1))
     rows, n = {}, x_1.shape[1]
     for t, denoiser in model.denoisers.items():
         kept = measured.rows(f"{name}{t}", len(x_1), dict.fromkeys([*given, CLOSED], ("f4", n)))
@@ -162,7 +166,7 @@ def chain_losses(
             }
             where = x_t[part], x_1[part], t
             kept.put(part, **{k: model.diffusion.loss_t(x, *where) for k, x in logits.items()})
-        rows[t] = scale_row(kept, given, sum(p.numel() for p in denoiser.parameters()))
+        rows[t] = scale_row(kept, given.keys(), sum(p.numel() for p in denoiser.parameters()))
     return rows
 
 
@@ -174,8 +178,8 @@ def looseness(
 
     Given nothing, or all that the data give where the model needs it.
     """
-    empty, complete = encoded_conditions(model, conditions, len(x_1))
-    condition, M = complete if empty is None else empty, config.importance
+    condition, *_ = encoded_conditions(model, conditions, len(x_1)).values()
+    M = config.importance
     kept = measured.rows("importance", len(x_1), {"log_w": ("f8", M)})
     for part in tqdm([*kept.missing()], desc="importance", mininterval=5):
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + part[0])
@@ -194,7 +198,7 @@ def looseness(
     }
 
 
-def scale_row(kept: ImageRows, given: Collection[str], parameters: int) -> dict:
+def scale_row(kept: ImageRows, given: Set[str], parameters: int) -> dict:
     """The figures of one scale from the nats of every token."""
     own = "nats" if "nats" in given else "nats_conditional"
     each = kept[own].mean(1, dtype=float)
@@ -206,10 +210,10 @@ def scale_row(kept: ImageRows, given: Collection[str], parameters: int) -> dict:
         "map": [round(nats, 3) for nats in kept[own].mean(0, dtype=float).tolist()],
         "each": each,
     }
-    if "nats_conditional" in given:
-        conditional = kept["nats_conditional"].mean(1, dtype=float)
-        row["nats_conditional"] = conditional.mean().item()
-        row["interval_conditional"] = mean_interval(conditional)
+    for figure in given - {"nats"}:
+        conditional = kept[figure].mean(1, dtype=float)
+        row[figure] = conditional.mean().item()
+        row[figure.replace("nats", "interval")] = mean_interval(conditional)
     return row
 
 
@@ -220,9 +224,13 @@ def summary(report: dict) -> str:
             f"{t}    {row['nats']:10.3f}   {row['closed_form']:11.3f}   {row['parameters']:,}"
         )
     lines.append(f"sum  {report['sum']:10.3f}   ({report['bits_per_token']:.3f} bits per token)")
-    if all("nats_conditional" in row for row in report["scales"].values()):
-        nats = ", ".join(f"{row['nats_conditional']:.3f}" for row in report["scales"].values())
-        lines.append(f"conditional on all that the data give: {nats}")
+    for figure, given in (
+        ("nats_without_map", "all but the map"),
+        ("nats_conditional", "all that the data give"),
+    ):
+        if all(figure in row for row in report["scales"].values()):
+            nats = ", ".join(f"{row[figure]:.3f}" for row in report["scales"].values())
+            lines.append(f"conditional on {given}: {nats}")
     if "importance" in report:
         row = report["importance"]
         low, high = row["gained_interval"]

@@ -7,7 +7,7 @@ chain.png             x_T … x_1 of two samples
 edits.png             a render, its mask, and three inpaintings
 reconstructions.png   held-out renders above their reconstructions
 prompts.png           twelve prompts, two seeds each, if the model takes text
-maps.png              semantic maps above a sample for each, without and with two prompts
+maps.png              semantic maps above samples, without and with prompts, if it takes maps
 panorama.png          eight times as wide as the model's pictures, from two prompts if it takes text
 """
 
@@ -21,7 +21,7 @@ from reporting import run
 from imagebart import ImageBART, show
 from imagebart.data import scenery
 from imagebart.data.maps import kind_colours, paint_kinds
-from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
+from imagebart.folders import SHIPPED
 
 PROMPTS = (
     "northern lights over snowy mountains at night",
@@ -42,7 +42,6 @@ PROMPTS = (
 @dataclass(frozen=True)
 class Config:
     model: Path = SHIPPED
-    painter: Path = SHIPPED_SEMANTIC  # a model that takes maps
     out: Path = Path("docs")
     seed: int = 0  # of the first sample
     device: str = "auto"
@@ -70,8 +69,8 @@ def main(config: Config) -> None:
     back = model.decode(model.encode(renders[:8]))
     show.grid([*renders[:8], *back], columns=8).save(config.out / "reconstructions.png")
 
-    painter = ImageBART.from_pretrained(config.painter, device=config.device)
-    map_samples(painter, config.seed).save(config.out / "maps.png")
+    if "map" in model.conditions:
+        map_samples(model, config.seed).save(config.out / "maps.png")
 
     wide = (
         {"prompts": ["a desert at sunset", "a city at night"]} if "text" in model.conditions else {}
@@ -87,18 +86,18 @@ def main(config: Config) -> None:
         show.grid(images, columns=6, captions=captions).save(config.out / "prompts.png")
 
 
-def map_samples(painter: ImageBART, seed: int) -> show.Picture:
+def map_samples(model: ImageBART, seed: int) -> show.Picture:
     """Eight held-out maps, a sample for each, and for the same maps with two prompts."""
-    size, colours = painter.image_size, kind_colours(painter.names["map"])
+    size, colours = model.image_size, kind_colours(model.names["map"])
     scenes = [scenery.render(scenery.scene_seed("validation", i), *size) for i in range(8)]
     maps = [scene.semantic_map for scene in scenes]
     rows, captions = [paint_kinds(one, colours) for one in maps], ["map"] + [""] * 7
     for prompt in (
         (None, "at night under the stars", "at sunset in autumn")
-        if "text" in painter.conditions
+        if "text" in model.conditions
         else (None,)
     ):
-        rows += painter.sample(8, seed=seed, semantic_map=maps, prompt=prompt)
+        rows += model.sample(8, seed=seed, semantic_map=maps, prompt=prompt)
         captions += [prompt or "no prompt"] + [""] * 7
     return show.grid(rows, columns=8, captions=captions)
 

@@ -25,7 +25,6 @@ DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "eval" / "README.md",
     PRETRAINED / "scenery" / "README.md",
-    PRETRAINED / "scenery-semantic" / "README.md",
 )
 PLACE = re.compile(r"(<!-- table (\S+) -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 

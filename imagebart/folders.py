@@ -39,7 +39,6 @@ from imagebart.options import rows as options_of
 from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
-SHIPPED_SEMANTIC = SHIPPED.with_name("scenery-semantic")
 CONFIG_FORMAT = 2  # of config.json; raised when an old reader would misread a new file
 JOINT = "joint"
 """What stands for t where one network serves all scales."""

@@ -161,12 +161,13 @@ _ONE = DenoiserConfig(
     decoder_depth=4,
     rotary=True,
     qk_norm=True,
-    conditions={"class": ConditionShape(12, 1), "text": _TEXT},
+    conditions={"class": ConditionShape(12, 1), "text": _TEXT, "map": ConditionShape(18, 16 * 16)},
     condition_dropout=True,
     joint=True,
+    map_in_place=True,
 )
 _SCENERY = Preset(
-    about="the shipped model: scenery by text, by class or by neither, T = 5, one network",
+    about="the shipped model: scenery by text, class, map or nothing, T = 5, one network",
     vqgan=replace(_SMALL_VQGAN, K=4096, channels=96, pixel_channels=24),
     alpha_bar=(1.0, 0.7, 0.4, 0.1, 0.0),
     between=_ONE,
@@ -184,26 +185,14 @@ _SCENERY = Preset(
         lecam_weight=0.01,
         ema_decay=0.999,
     ),
-    scale=replace(_BY_MUON, condition_dropout={"class": 0.5, "text": 0.25}),
+    scale=replace(_BY_MUON, condition_dropout={"class": 0.6, "text": 0.4, "map": 0.4}),
     train_images=1_000_000,
     token_images=40_000,
     guidance=4.0,
     draws_class=True,
 )
 
-_WITH_MAP = replace(
-    _ONE, conditions=_ONE.conditions | {"map": ConditionShape(18, 16 * 16)}, map_in_place=True
-)
-_SCENERY_SEMANTIC = replace(
-    _SCENERY,
-    about="the shipped model of the tab Paint a map: `scenery` that reads semantic maps too",
-    between=_WITH_MAP,
-    last=_WITH_MAP,
-    scale=replace(_BY_MUON, condition_dropout={"class": 0.6, "text": 0.4, "map": 0.4}),
-    guidance=3.0,
-)
-
-_ALONE = replace(_ONE, conditions={}, condition_dropout=False)
+_ALONE = replace(_ONE, conditions={}, condition_dropout=False, map_in_place=False)
 _PHOTOS = replace(
     _SCENERY,
     about="pictures of your own, unconditional: the network of `scenery`",
@@ -292,7 +281,6 @@ PRESETS = {
     "mini-5-joint": _mini_joint(5),
     "scenery": _SCENERY,
     "scenery-2": _SCENERY_2,
-    "scenery-semantic": _SCENERY_SEMANTIC,
     "photos": _PHOTOS,
 }
 

@@ -1,9 +1,9 @@
-"""The record of what the shipped models draw: hashes of tokens, and likelihoods.
+"""The record of what the shipped model draws: hashes of tokens, and likelihoods.
 
     python tests/record.py        writes tests/fixtures/record.json
 
-It holds the SHA-256 of every token grid that is decoded while the shipped models sample, edit and
-draw a panorama, for a few seeds and settings, and the bits per token of a picture. Pixels are left
+It holds the SHA-256 of every token grid that is decoded while the shipped model samples, edits and
+draws a panorama, for a few seeds and settings, and the bits per token of a picture. Pixels are left
 out: convolutions round differently on different processors. tests/test_record.py draws all of it
 again. The edits are of pictures filled under the mask before they are encoded. The record is made
 anew only when what is drawn is meant to change: other weights, another order of the random numbers,
@@ -21,7 +21,6 @@ from PIL import Image
 
 from imagebart import ImageBART
 from imagebart.data import scenery
-from imagebart.folders import SHIPPED_SEMANTIC
 
 RECORD = Path(__file__).parent / "fixtures" / "record.json"
 
@@ -56,7 +55,6 @@ def disc(size: int) -> np.ndarray:
 def record() -> dict:
     """{"tokens": {what is drawn: digest}, "bits": {what is given: bits per token, t = 2 .. T}}"""
     chain = ImageBART.from_pretrained(device="cpu")
-    painter = ImageBART.from_pretrained(SHIPPED_SEMANTIC, device="cpu")
     scene = scenery.render(scenery.scene_seed("test", 5))
     image, mask, night = Image.fromarray(scene.image), disc(128), "a city at night"
     drawn = {
@@ -79,20 +77,17 @@ def record() -> dict:
         "outpaint": lambda: chain.outpaint(image, left=24, seed=6),
         "panorama": lambda: chain.panorama(176, prompts=["a desert at noon", night], seed=8),
         "panorama, wrapped": lambda: chain.panorama(192, wrap=True, seed=9),
-    }
-    painted = {
-        "map": lambda: painter.sample(semantic_map=scene.semantic_map, seed=1),
-        "map, a prompt": lambda: painter.sample(
+        "map": lambda: chain.sample(semantic_map=scene.semantic_map, seed=1),
+        "map, a prompt": lambda: chain.sample(
             semantic_map=scene.semantic_map, prompt="at night under the stars", seed=2
         ),
     }
     tokens = {name: decoded(chain, draw) for name, draw in drawn.items()}
-    tokens |= {name: decoded(painter, draw) for name, draw in painted.items()}
     tokens["encode"] = digest([chain.encode(image)])
     bits = {
         "nothing": chain.bits_per_token(image, seed=0),
         "a prompt": chain.bits_per_token(image, seed=0, prompt=scene.caption),
-        "a map": painter.bits_per_token(image, seed=0, semantic_map=scene.semantic_map),
+        "a map": chain.bits_per_token(image, seed=0, semantic_map=scene.semantic_map),
     }
     return {
         "tokens": tokens,

@@ -49,7 +49,7 @@ from imagebart.data import scenery
 from imagebart.data.images import as_given, to_rgb
 from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
 from imagebart.editing.masks import pixel_mask
-from imagebart.folders import SHIPPED, SHIPPED_SEMANTIC
+from imagebart.folders import SHIPPED
 from imagebart.options import (
     EditingOptions,
     InpaintOptions,
@@ -782,7 +782,7 @@ def test_a_missing_model_is_one_sentence(tmp_path):
 def test_stop_ends_the_run_it_stands_beside(make_model):
     model = make_model(T=3, conditions={"map": 3}, condition_dropout=True)
     model.names["map"] = ["sky", "water", "grass"]
-    functions = app.build(Worker(), model, painter=model).config["dependencies"]
+    functions = app.build(Worker(), model).config["dependencies"]
     named = {f["api_name"]: f["id"] for f in functions if f["api_visibility"] == "public"}
     cancelled = [f["cancels"] for f in functions if f["cancels"]]
     runs = ("sample", "inpaint", "outpaint", "semantic", "panorama", "draw_again")
@@ -1092,7 +1092,7 @@ def test_what_ranks_is_where_the_model_is(monkeypatch, clip):
     model = SimpleNamespace(device=torch.device("meta"), conditions={})
     found = []
     monkeypatch.setattr(app.ImageBART, "from_pretrained", lambda *_, **__: model)
-    monkeypatch.setattr(app, "build", lambda *given: found.append(given[3]))
+    monkeypatch.setattr(app, "build", lambda *given: found.append(given[2]))
     monkeypatch.setattr(app, "launch", lambda *_: None)
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
@@ -1735,8 +1735,7 @@ def test_the_shipped_model_answers(tmp_path):
         _, line, best = client.predict(**words, candidates=3, api_name="/sample")
     model = ImageBART.from_pretrained(device="cpu")
     assert_same(gallery, model.sample(2, seed=1))
-    painter = ImageBART.from_pretrained(SHIPPED_SEMANTIC, device="cpu")
-    expected = painter.sample(1, seed=4, prompt="a lake at night", semantic_map=kinds)
+    expected = model.sample(1, seed=4, prompt="a lake at night", semantic_map=kinds)
     assert_same(by_map, expected)
     likeness = Probe().likeness("a lake at night")
     (ranked,) = best_of(model, 1, 3, likeness, seed=4, prompt="a lake at night")

@@ -57,7 +57,7 @@ def config_of(script: str) -> type:
 
 
 def test_the_documents_are_found():
-    assert {"main", "eval", "notebooks", "probe", "scenery", "scenery-semantic"} <= {
+    assert {"main", "eval", "notebooks", "probe", "scenery"} <= {
         "main" if path.parent == ROOT else path.parent.name for path in DOCUMENTS
     }
     assert len(commands()) > 60

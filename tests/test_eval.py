@@ -19,9 +19,11 @@ from einops import rearrange
 from PIL import Image
 
 from imagebart.checkpoint import read_json
+from imagebart.conditions import text_shape
 from imagebart.data import scenery
 from imagebart.data.scenery.words import THING_LABEL
 from imagebart.data.sources import open_data
+from imagebart.guidance import encode_condition
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,34 @@ def test_nats_are_those_of_a_plain_loop(bound, tiny):
         (q * (q / p).log()).sum(-1).mean().item(), rel=1e-4
     )
     assert "t    nats/token" in likelihood.summary(bound)
+
+
+def test_nats_are_told_given_each_condition(make_model, tmp_path):
+    """Given nothing, all but the map, and all: as the denoiser's loss given those."""
+    takes = {"text": text_shape(40), "map": len(scenery.LABELS)}
+    model = make_model(T=2, conditions=takes, condition_dropout=True)
+    model.names["map"] = list(scenery.LABELS)
+    model.save_pretrained(tmp_path)
+    config = likelihood.Config(model=tmp_path, n=3, n_frequency=2, device="cpu")
+    report = likelihood.main(config)
+    row, data = report["scales"][2], open_data("scenery", 32, "validation", 3)
+    items = [data[i] for i in range(3)]
+    pixels = torch.stack([item["image"] for item in items])
+    x_1 = rearrange(model.vqgan.encode(pixels), "b h w -> b (h w)")
+    pair = model.diffusion.q_sample_pair(x_1, 2, torch.Generator().manual_seed(0))
+    words = {"prompt": [item["text"] for item in items]}
+    maps = {"semantic_map": [item["map"] for item in items]}
+    for figure, given in (
+        ("nats", {}),
+        ("nats_without_map", words),
+        ("nats_conditional", words | maps),
+    ):
+        condition = encode_condition(model, 3, guidance=1.0, **given).condition
+        logits = model.denoisers[2](*pair, condition)
+        expected = model.diffusion.loss_t(logits, pair[1], x_1, 2).mean().item()
+        assert row[figure] == pytest.approx(expected, rel=1e-5)
+    assert len({round(row[figure], 5) for figure in row if figure.startswith("nats")}) == 3
+    assert f"all but the map: {row['nats_without_map']:.3f}\n" in likelihood.summary(report)
 
 
 def test_reconstructions_of_two_pictures_are_measured_and_of_one_refused(folder):
@@ -147,13 +177,13 @@ def test_a_perfect_codec_keeps_everything(folder, monkeypatch):
     assert report["codes_in_use"] == pytest.approx(1 / vqgan.K)
 
 
-def test_pictures_are_those_of_the_seed(folder, make_model, tmp_path):
-    painter = make_model(T=3, conditions={"map": len(scenery.LABELS)}, condition_dropout=True)
-    painter.names["map"] = list(scenery.LABELS)
-    painter.save_pretrained(tmp_path / "painter")
-    where = dict(model=folder, painter=tmp_path / "painter", device="cpu")
+def test_pictures_are_those_of_the_seed(make_model, tmp_path):
+    model = make_model(T=3, conditions={"map": len(scenery.LABELS)}, condition_dropout=True)
+    model.names["map"] = list(scenery.LABELS)
+    model.save_pretrained(tmp_path / "model")
     for name in ("a", "b"):
-        pictures.main(pictures.Config(**where, out=tmp_path / name))
+        config = pictures.Config(model=tmp_path / "model", out=tmp_path / name, device="cpu")
+        pictures.main(config)
     names = {"samples.png", "chain.png", "edits.png", "reconstructions.png", "maps.png"}
     names |= {"panorama.png"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names

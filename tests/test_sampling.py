@@ -26,6 +26,7 @@ from imagebart.sampling import (
     decode_sequential,
     decoder,
     default_window,
+    exponential,
     generator_of,
     gumbel,
     image_seeds,
@@ -420,6 +421,20 @@ def test_no_noise_is_infinite():
     assert noise.isfinite().all()
     # Gumbel: mean γ = 0.5772, variance π²/6; 819 200 draws, within 5 standard errors.
     assert abs(noise.mean() - 0.5772) < 5 * (math.pi**2 / 6 / noise.numel()) ** 0.5
+
+
+def test_small_exponentials_are_exact():
+    """Relative to float64, from the least u to the greatest, most of all the small: they choose."""
+    least = torch.logspace(-30, -1, 3000, dtype=torch.float64).float()
+    u = torch.cat([least, torch.linspace(0.1, 1 - 2**-24, 3000)])
+    expected = -torch.log1p(-u.double())
+    torch.testing.assert_close(exponential(u).double(), expected, rtol=3e-7, atol=0)
+
+
+def test_the_largest_noises_differ():
+    """As noise of 53 bits does; of 24 bits, fifty of these would be equal to others."""
+    largest = gumbel([0], 2, 512, 4096).flatten().topk(1000).values
+    assert len(largest.unique()) > 990
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-6])
