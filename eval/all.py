@@ -40,7 +40,7 @@ class Measurement:
 MEASUREMENTS = (
     Measurement(
         "scenery_likelihood",
-        "eval/likelihood.py --n 300 --n-frequency 1000 --importance 8",
+        "eval/likelihood.py --n 300 --n-frequency 1000 --importance 4",
         6,
     ),
     Measurement("scenery_reconstruction", "eval/reconstruction.py --n 500", 3),
