@@ -58,6 +58,8 @@ class ScaleRecipe:
     precision: str = "bf16"
     condition_dropout: dict[str, float] = field(default_factory=dict)
     """Chance that an image is learned without its class, its text, its map (or a box of it)."""
+    repeated: dict[str, int] = field(default_factory=dict)
+    """How often an epoch has the images whose text has a word: rare things are learned sooner."""
 
     def at_rate(self, learning_rate: float) -> "ScaleRecipe":
         """The same recipe at another learning rate, Muon's in proportion."""
@@ -152,6 +154,7 @@ _SCENERY_2 = Preset(
     token_images=40_000,
 )
 
+_RARE = {"cabin": 3, "tent": 2, "lighthouse": 4, "boat": 4, "boats": 4}
 _BY_MUON = ScaleRecipe(steps=8_500, batch=16, learning_rate=1.5e-3, muon=3e-3)
 _ONE = DenoiserConfig(
     width=256,
@@ -185,7 +188,9 @@ _SCENERY = Preset(
         lecam_weight=0.01,
         ema_decay=0.999,
     ),
-    scale=replace(_BY_MUON, condition_dropout={"class": 0.6, "text": 0.4, "map": 0.4}),
+    scale=replace(
+        _BY_MUON, condition_dropout={"class": 0.6, "text": 0.2, "map": 0.7}, repeated=_RARE
+    ),
     train_images=1_000_000,
     token_images=40_000,
     guidance=4.0,

@@ -180,7 +180,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     run = TrainingRun(config, recipe, ranks, folder, *saves, in_a_row=len(scales), flops=flops)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
-    batches = Batches(len(tokens), recipe.batch, config.seed, steps=recipe.steps)
+    images_of_epoch = tokens.repeated(recipe.repeated)
+    batches = Batches(len(images_of_epoch), recipe.batch, config.seed, steps=recipe.steps)
     with run:
         for step in run.steps():
             factor = warmup_cosine(step, recipe.steps, recipe.warmup_steps)
@@ -191,7 +192,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             t = scales[step % len(scales)]
 
             # forget: x_1 → x_{t-1} → x_t, for the global batch, of which this rank takes its part
-            indices = batches.at(step)
+            indices = images_of_epoch[batches.at(step)]
             x_1 = tokens.batch(indices)
             generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (step + 1) + t)
             images = [*diffusion.q_sample_pair(x_1, t, generator), x_1]

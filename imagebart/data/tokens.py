@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from imagebart.checkpoint import PathLike, atomic_write, read_json, sha256_of, write_json
 from imagebart.conditions import (
+    ABSENT,
     CONDITIONS,
     Condition,
     ConditionShape,
@@ -19,6 +21,8 @@ from imagebart.conditions import (
     fitted,
     tokenise_text,
 )
+from imagebart.data.text import TEXT_LENGTH
+from imagebart.notation import Int
 
 FORMAT = 2  # of a token file; raised when an old reader would misread a new file
 HEADER = "tokens.json"
@@ -179,6 +183,24 @@ class TokenFile:
             rows = torch.from_numpy(self.conditions[name][np.asarray(indices)].astype(np.int64))
             parts.append(fitted(rows, name, shape.length))
         return torch.cat(parts, dim=1) if parts else None
+
+    def repeated(self, words: dict[str, int]) -> Int[np.ndarray, " m"]:
+        """Indices of all images: of those whose text has one of these words, as often as it says.
+
+        An image of several has the most of theirs. What a text means is learned as before, of what
+        is rare in the data just sooner (repeat factors, Gupta et al. 2019).
+        ValueError for a word that no text has.
+        """
+        times = np.ones(self.count, np.int64)
+        texts = self.conditions.get("text", np.empty((0, TEXT_LENGTH), np.int32))
+        for word, often in words.items():
+            (ids,) = tokenise_text([word], (0, 0))
+            pieces = ids[ids != ABSENT][1:-1]  # without START and END
+            has = (sliding_window_view(texts, len(pieces), axis=1) == pieces).all(-1).any(-1)
+            if not has.any():
+                raise ValueError(f"{self.folder}: must have texts with {word!r}, got none")
+            times[has] = np.maximum(times[has], often)
+        return np.repeat(np.arange(self.count), times)
 
 
 def _format_1(folder: Path, header: dict) -> tuple[dict[str, tuple], dict[str, np.ndarray]]:
