@@ -33,7 +33,8 @@ class Filter:
             rows(ChainOptions)[name].check(value, name)
 
     def applied(self, logits: Logits) -> Logits:
-        """Logits of the same codes, -inf where one is left out."""
+        """Logits of the same codes, -inf where one is left out: at temperature 0, and at one so
+        small that logits divided by it may be no numbers, all but the likeliest."""
         if self.temperature < COLDEST:
             best = logits.argmax(-1, keepdim=True)
             return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
@@ -43,10 +44,7 @@ class Filter:
 
 
 def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:
-    """argmax_k( filtered logits_k / temperature + noise_k ); without noise at temperature 0, and at
-    one so small that logits divided by it may be no numbers."""
-    if choose.temperature < COLDEST:
-        return logits.argmax(-1)
+    """argmax_k( filtered logits_k / temperature + noise_k )."""
     return (choose.applied(logits) + noise).argmax(-1)
 
 

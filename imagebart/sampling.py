@@ -283,14 +283,22 @@ def decoder(method: str | Decode) -> Decode:
 
 
 def gumbel(seeds: Sequence[int], t: int, n: int, K: int, pass_index: int = 0) -> Noise:
-    """Gumbel noise (b, n, K) of each image's seed at scale t, one pass: -log of exponentials.
+    """Gumbel noise (b, n, K) of each image's seed at scale t, one pass: -log(-log(1 - u)).
 
-    The first positions have the same noise, however many are asked for.
+    u is uniform, of 53 random bits: of fewer, many of the largest noises would be equal. The first
+    positions have the same noise, however many are asked for.
     """
-    noise = torch.empty(len(seeds), n, K)
-    for row, seed in zip(noise, seeds, strict=True):
-        row.exponential_(generator=generator_of(seed, t, pass_index, "gumbel"))
-    return noise.clamp_(min=1e-30).log_().neg_()
+    u = torch.empty(len(seeds), n, K)
+    for row, seed in zip(u, seeds, strict=True):
+        generator = generator_of(seed, t, pass_index, "gumbel")
+        row.copy_(torch.rand(n, K, dtype=torch.float64, generator=generator))
+    return -exponential(u.clamp_(1e-30, 1 - 2**-24)).log_()
+
+
+def exponential(u: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """-log(1 - u), exact for small u as well (Kahan's formula): `log1p` takes twice as long."""
+    rest = 1 - u
+    return torch.where(rest < 1, rest.log().mul_(u).div_(rest - 1), u)
 
 
 def uniform_tokens(seeds: Sequence[int], t: int, n: int, K: int) -> Tokens:

@@ -26,6 +26,7 @@ from imagebart.sampling import (
     decode_sequential,
     decoder,
     default_window,
+    exponential,
     generator_of,
     gumbel,
     image_seeds,
@@ -422,6 +423,20 @@ def test_no_noise_is_infinite():
     assert abs(noise.mean() - 0.5772) < 5 * (math.pi**2 / 6 / noise.numel()) ** 0.5
 
 
+def test_small_exponentials_are_exact():
+    """Relative to float64, from the least u to the greatest, most of all the small: they choose."""
+    least = torch.logspace(-30, -1, 3000, dtype=torch.float64).float()
+    u = torch.cat([least, torch.linspace(0.1, 1 - 2**-24, 3000)])
+    expected = -torch.log1p(-u.double())
+    torch.testing.assert_close(exponential(u).double(), expected, rtol=3e-7, atol=0)
+
+
+def test_the_largest_noises_differ():
+    """As noise of 53 bits does; of 24 bits, fifty of these would be equal to others."""
+    largest = gumbel([0], 2, 512, 4096).flatten().topk(1000).values
+    assert len(largest.unique()) > 990
+
+
 @pytest.mark.parametrize("temperature", [0, 1e-6])
 def test_temperature_zero_is_greedy(temperature):
     logits = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(0))
@@ -433,10 +448,10 @@ def test_at_temperature_0_predictions_are_the_likeliest(tiny, monkeypatch):
     """The finest scale, whose tokens carry no noise, needs none; those of the others do."""
     greedy = run(tiny, [1, 2], temperature=0)
 
-    def gumbel_but_the_finest(seeds, t, n, K):
-        return torch.full((2, n, K), torch.nan) if t == 2 else gumbel(seeds, t, n, K)
+    def another_at_the_finest(seeds, t, n, K):
+        return gumbel([seed + 7 * (t == 2) for seed in seeds], t, n, K)
 
-    monkeypatch.setattr(sampling, "gumbel", gumbel_but_the_finest)
+    monkeypatch.setattr(sampling, "gumbel", another_at_the_finest)
     assert equal(run(tiny, [1, 2], temperature=0), greedy)
 
 

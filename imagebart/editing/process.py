@@ -138,16 +138,16 @@ def refined_steps(
     `edit_steps`.
     """
     given: dict[str, Any] = {**options}
-    passes = given.pop("passes", None)
-    how = given.pop("resampling_passes", None), given.pop("particles", None)
+    names = "passes", "resampling_passes", "particles"
+    passes, resampling_passes, particles = (given.pop(name, None) for name in names)
     passes = 8 if passes is None else as_int(passes, "passes")
     process = MaskedProcess(model, x_1, masked, num_images, **given)
     scales, in_all = model.T - 1, model.T - 1 + passes
-    for step in process.run(*how):
+    for step in process.run(resampling_passes, particles):
         yield replace(step, done=step.done * scales / in_all)
     x = rearrange(step.tokens, "b h w -> b (h w)")
     converged = torch.zeros(num_images, 1, dtype=torch.bool, device=x.device)
-    first = process.schedule(how[0])[2]  # pass indices below are taken at t = 2
+    first = process.schedule(resampling_passes)[2]  # pass indices below are taken at t = 2
     for i in range(passes):
         x_new = torch.where(converged, x, process.resample(x, 2, [first + i] * num_images))
         converged, x = (x_new == x).all(1, keepdim=True), x_new
