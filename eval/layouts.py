@@ -208,6 +208,21 @@ def share_in(row: dict, of: str, key: str) -> str:
     return within(percent(row[of][key]), row.get(f"{of}_interval", {}).get(key), percent)
 
 
+def objects_table() -> str:
+    row = record_row("scenery_obedience_text", condition="text")
+    rows = [
+        (
+            name,
+            *(
+                f"{percent(found / of, 0)} of {of}"
+                for found, of in (mine, row["objects_of_renders"][name])
+            ),
+        )
+        for name, mine in row["objects"].items()
+    ]
+    return markdown("object found by the probe | samples | renders", rows, "scenery_obedience_text")
+
+
 def maps_table() -> str:
     row = record_row("scenery_obedience_map", condition="map")
     labels = "samples", "renders", "chance (another map)"
@@ -601,6 +616,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "highlights": highlights_table,
     "held-out": held_out_table,
     "obedience": obedience_table,
+    "objects": objects_table,
     "maps": maps_table,
     "rejection": rejection_table,
     "re-ranking": re_ranking_table,

@@ -27,6 +27,7 @@ from predictions import (
     as_columns,
     chance_of,
     columns_of,
+    found_of,
     from_rows,
     hits_of,
     right_shares,
@@ -143,6 +144,10 @@ def main(config: Config) -> dict:
                 **distance(predictions.features, reference),
                 "seconds": float(kept["seconds"].sum()),
             }
+            if condition == "text":
+                said = [scenery.said(scene) for scene in targets.scenes]
+                row["objects"] = found_of(predictions, said, "object")
+                row["objects_of_renders"] = found_of(renders, said, "object")
             if condition != "class":
                 of_renders = targets.hits(condition, renders, model)
                 row["renders"] = right_shares(of_renders)

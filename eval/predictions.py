@@ -52,6 +52,19 @@ def hits_of(predictions: Predictions, targets: Sequence[dict[str, str]]) -> Hits
     return {"all": tuple(map(sum, zip(*hits.values(), strict=True))), **hits}
 
 
+def found_of(
+    predictions: Predictions, targets: Sequence[dict[str, str]], name: str
+) -> dict[str, list[int]]:
+    """{value: (images that show it by the predictions, images that should)} of an attribute."""
+    found: dict[str, list[int]] = {}
+    for value, target in zip(predictions.values(name), targets, strict=True):
+        if name in target:
+            counts = found.setdefault(target[name], [0, 0])
+            counts[0] += value == target[name]
+            counts[1] += 1
+    return dict(sorted(found.items()))
+
+
 def right_shares(hits: Hits) -> dict[str, float]:
     """{attribute: share of right answers}."""
     return {name: float(right.sum() / of.sum()) for name, (right, of) in hits.items()}

@@ -64,6 +64,12 @@ def test_obedience_counts_correct_predictions(folder, probe):
     for i, scene in enumerate(targets):
         hits += [seen.values(name)[i] == value for name, value in scenery.said(scene).items()]
     assert rows["text"]["samples"]["all"] == pytest.approx(np.mean(hits))
+    wanted = [scenery.said(scene).get("object") for scene in targets]
+    shown = seen.values("object")
+    for name, (found, of) in rows["text"]["objects"].items():
+        assert of == wanted.count(name) > 0
+        assert found == sum(pair == (name, name) for pair in zip(wanted, shown, strict=True))
+    assert sum(of for _, of in rows["text"]["objects"].values()) == 6 - wanted.count(None)
 
     images = model.sample(6, seed=3, guidance=1.5, classes=list(range(6)))
     hits = [kind == KINDS[i] for i, kind in enumerate(eyes.predict(images).values("kind"))]

@@ -219,3 +219,18 @@ def test_a_token_that_is_no_code_is_refused(tmp_path):
 def test_K_must_fit_in_16_bits(tmp_path):
     with pytest.raises(ValueError, match=r"K must lie in 1\.\.65536, got 65537"):
         TokenWriter(tmp_path, 5, (2, 3), 65537)
+
+
+def test_images_of_rare_words_come_more_often(tmp_path):
+    texts = ["a lake", "a lighthouse at a lake", "a boathouse", "two cactus trees", ""]
+    with TokenWriter(tmp_path, 5, (2, 3), 9) as writer:
+        writer.append(grids(5, 9), {"text": CONDITIONS["text"].tokenise(texts, (2, 3))})
+    file = TokenFile(tmp_path)
+    assert file.repeated({}).tolist() == [0, 1, 2, 3, 4]
+    words = {"lake": 2, "lighthouse": 3, "cactus": 2, "boat": 9}
+    assert file.repeated(words).tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 4]
+
+
+def test_without_text_no_image_is_repeated(tmp_path):
+    write(tmp_path)
+    assert TokenFile(tmp_path).repeated({"lake": 2}).tolist() == [0, 1, 2, 3, 4]

@@ -717,6 +717,15 @@ def test_only_steps_that_are_reported_or_saved_look_at_numbers(chain, tmp_path, 
     assert {*looks.steps} - {0} == {1, 6, 10, 12, 15}
 
 
+def test_an_epoch_has_the_images_that_the_recipe_repeats(chain, tmp_path, monkeypatch):
+    learned, batch = [], TokenFile.batch
+    monkeypatch.setattr(TokenFile, "repeated", lambda *_: np.array([1, 1, 3]))
+    monkeypatch.setattr(TokenFile, "batch", lambda *of: (learned.append(of[1]), batch(*of))[1])
+    train_scale(chain, tmp_path, "--steps", 3, "--batch", 2)
+    in_order = [int(i) for indices in learned[1:] for i in indices]  # after the held-out ones
+    assert sorted(in_order[:3]) == sorted(in_order[3:]) == [1, 1, 3]
+
+
 def test_the_best_weights_are_kept(chain, tmp_path, monkeypatch):
     """Those of the lowest held-out loss, also if a later one is higher."""
     look = ("--steps", 3, "--look-every", 1, "--save-every", 1)

@@ -187,18 +187,16 @@ class TokenFile:
     def repeated(self, words: dict[str, int]) -> Int[np.ndarray, " m"]:
         """Indices of all images: of those whose text has one of these words, as often as it says.
 
-        An image of several has the most of theirs. What a text means is learned as before, of what
-        is rare in the data just sooner (repeat factors, Gupta et al. 2019).
-        ValueError for a word that no text has.
+        An image of several has the most of theirs; a word that no text has changes nothing. What a
+        text means is learned as before, of what is rare in the data just sooner (repeat factors,
+        Gupta et al. 2019).
         """
         times = np.ones(self.count, np.int64)
-        texts = self.conditions.get("text", np.empty((0, TEXT_LENGTH), np.int32))
+        texts = self.conditions.get("text", np.full((self.count, TEXT_LENGTH), ABSENT))
         for word, often in words.items():
             (ids,) = tokenise_text([word], (0, 0))
             pieces = ids[ids != ABSENT][1:-1]  # without START and END
             has = (sliding_window_view(texts, len(pieces), axis=1) == pieces).all(-1).any(-1)
-            if not has.any():
-                raise ValueError(f"{self.folder}: must have texts with {word!r}, got none")
             times[has] = np.maximum(times[has], often)
         return np.repeat(np.arange(self.count), times)
 
