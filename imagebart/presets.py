@@ -266,6 +266,22 @@ def _mini_joint(T: int) -> Preset:
     )
 
 
+def _mini_changed(**change) -> Preset:
+    """`mini-5` with other fields of the scales t < T: a row of eval/ablation.py."""
+    plain = _mini(5)
+    return replace(plain, about=f"mini-5 with {change}", between=replace(plain.between, **change))
+
+
+_MINI_CHANGED = {
+    "place-vectors": _mini_changed(axial_positions=False),
+    "rotary": _mini_changed(rotary=True),
+    "qk-norm": _mini_changed(qk_norm=True),
+    "rotary-qk-norm": _mini_changed(rotary=True, qk_norm=True),
+    "residual-output": _mini_changed(output="residual"),
+    "plain-output": _mini_changed(output="plain"),
+    "muon": replace(_mini(5), about="mini-5 by Muon", scale=replace(_mini(5).scale, muon=4e-3)),
+}
+
 PRESETS = {
     "tiny": Preset(
         about="64×64 scenery in minutes: shows that every part runs, not what it can do",
@@ -290,6 +306,7 @@ PRESETS = {
     ),
     **{f"mini-{T}": _mini(T) for T in _MINI_SHAPES},
     "mini-5-joint": _mini_joint(5),
+    **{f"mini-5-{name}": preset for name, preset in _MINI_CHANGED.items()},
     "scenery": _SCENERY,
     "scenery-2": _SCENERY_2,
     "scenery-semantic": _SCENERY_SEMANTIC,

@@ -1,0 +1,104 @@
+"""What pays when a scale is trained: one change at a time, at an equal number of steps.
+
+    python eval/ablation.py --runs runs/trend --out eval/results/scenery_ablation.json
+
+The scale t = 3 of preset `mini-5` (64×64 scenery, 8×8 tokens, 0.8 million parameters) and the same
+with one field of its configuration changed, each trained by several seeds on the tokens of
+trend.py. Reported are L_3 of held-out images, its difference from `mini-5` seed by seed (`distinct`
+if the interval does not hold 0), and the time of a step relative to that of `mini-5`, of the
+fastest run of each. Every step resumes: run the same command again.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import trend
+from records import Run
+from reporting import run
+from trend import over_seeds
+
+from imagebart.data.tokens import TokenFile
+from imagebart.distributed import pick_device
+
+PLAIN, SCALE = "mini-5", 3
+CHANGED = {
+    "mini-5-place-vectors": "a vector for every place, not for rows and columns",
+    "mini-5-rotary": "rotary positions",
+    "mini-5-qk-norm": "normalised queries and keys",
+    "mini-5-rotary-qk-norm": "rotary positions, normalised queries and keys",
+    "mini-5-muon": "Muon for the layers' matrices, not AdamW",
+    "mini-5-residual-output": "output: the likelihood of x_t added (as released)",
+    "mini-5-plain-output": "output: the network's alone",
+}
+NAMES = PLAIN, *CHANGED
+
+
+@dataclass(frozen=True)
+class Config:
+    runs: Path = Path("runs/trend")  # where tokens and chains lie, or go
+    out: Path | None = None  # where the JSON goes
+    steps: int = 800  # of every run
+    seeds: tuple[int, ...] = (0, 1, 2)  # of training
+    device: str = "auto"
+
+
+def main(config: Config) -> dict:
+    if len(config.seeds) < 2:
+        raise ValueError(f"seeds must be two at least, got {config.seeds}")
+    tokens = trend.tokens_of_all(trend.Config(runs=config.runs))
+    each = {name: [one_run(name, seed, tokens, config) for seed in config.seeds] for name in NAMES}
+    fastest = {name: min(seconds for _, seconds in runs) for name, runs in each.items()}
+    plain, rows = [nats for nats, _ in each[PLAIN]], []
+    for name, runs in each.items():
+        held_out = [nats for nats, _ in runs]
+        row = {"preset": name, "seeds": held_out, "nats": over_seeds(held_out)}
+        row["time"] = fastest[name] / fastest[PLAIN]
+        if name != PLAIN:
+            apart = over_seeds(a - b for a, b in zip(held_out, plain, strict=True))
+            low, high = apart["interval"]
+            row["against"] = apart | {"distinct": not low <= 0 <= high}
+        rows.append(row)
+    validation = TokenFile(tokens / "validation")
+    record = Run(config, [folder(name, seed, config) for name in NAMES for seed in config.seeds])
+    return {
+        "rows": rows,
+        **record.record(
+            pick_device(config.device),
+            data=validation.digest(),
+            n=min(512, len(validation)),
+            seeds=(min(config.seeds), max(config.seeds)),
+        ),
+    }
+
+
+def folder(name: str, seed: int, config: Config) -> Path:
+    return config.runs / "ablation" / f"{name}-seed{seed}"
+
+
+def one_run(name: str, seed: int, tokens: Path, config: Config) -> tuple[float, float]:
+    """(L_3 of held-out images in nats a token, seconds a step) of a run, trained if it is not."""
+    out = folder(name, seed, config)
+    what = ["--preset", name, "--t", SCALE, "--seed", seed, "--steps", config.steps]
+    trend.script("train/scale.py", *what, "--tokens", tokens, "--out", out)
+    log = out / "checkpoints" / f"scale_{SCALE}" / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    first, last = steps[0], steps[-1]
+    seconds = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+    return [row["held_out"] for row in rows if "held_out" in row][-1], seconds
+
+
+def summary(report: dict) -> str:
+    lines = []
+    for row in report["rows"]:
+        low, high = row["nats"]["interval"]
+        line = f"{row['preset']}: {row['nats']['value']:.3f} nats ({low:.3f} to {high:.3f})"
+        if "against" in row:
+            line += f", {row['against']['value']:+.3f} from {PLAIN}"
+        lines.append(f"{line}, time {row['time']:.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__, summary)
