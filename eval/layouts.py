@@ -11,6 +11,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from ablation import CHANGED, PLAIN
+
 from imagebart.checkpoint import read_json
 from imagebart.folders import model_sha256
 
@@ -131,6 +133,7 @@ def unnamed_table() -> str:
 
 
 nats = "{:.3f}".format
+signed = "{:+.3f}".format
 
 
 def held_out_table() -> str:
@@ -174,6 +177,21 @@ def held_out_table() -> str:
     ]
     names = "scenery_likelihood", "scenery_reconstruction"
     return markdown("held-out scenery | shipped model | beside it", rows, *names)
+
+
+def ablation_table() -> str:
+    rows = []
+    for row in record_rows("scenery_ablation"):
+        held_out = within(nats(row["nats"]["value"]), row["nats"]["interval"], nats)
+        apart = row.get("against")
+        difference = (
+            "" if apart is None else within(signed(apart["value"]), apart["interval"], signed)
+        )
+        noise = ", within the noise" if apart and not apart["distinct"] else ""
+        change = CHANGED.get(row["preset"], f"none (`{PLAIN}`)")
+        rows.append((change, held_out, f"{difference}{noise}", f"{row['time']:.2f}"))
+    header = "change | L_3, nats per token | difference | time of a step"
+    return markdown(header, rows, "scenery_ablation")
 
 
 # ── conditions ────────────────────────────────────────────────────────────────────────────────
@@ -599,6 +617,7 @@ def shares(row: dict, key: str) -> tuple[str, str]:
 TABLES: dict[str, Callable[[], str]] = {
     "highlights": highlights_table,
     "held-out": held_out_table,
+    "ablation": ablation_table,
     "obedience": obedience_table,
     "maps": maps_table,
     "rejection": rejection_table,
