@@ -21,7 +21,7 @@ from trend import over_seeds
 from imagebart.data.tokens import TokenFile
 from imagebart.distributed import pick_device
 
-PLAIN, SCALE = "mini-5", 3
+UNCHANGED, ABLATED_T = "mini-5", 3
 CHANGED = {
     "mini-5-place-vectors": "a vector for every place, not for rows and columns",
     "mini-5-rotary": "rotary positions",
@@ -31,7 +31,7 @@ CHANGED = {
     "mini-5-residual-output": "output: the likelihood of x_t added (as released)",
     "mini-5-plain-output": "output: the network's alone",
 }
-NAMES = PLAIN, *CHANGED
+NAMES = UNCHANGED, *CHANGED
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,20 @@ def main(config: Config) -> dict:
     tokens = trend.tokens_of_all(trend.Config(runs=config.runs))
     each = {name: [one_run(name, seed, tokens, config) for seed in config.seeds] for name in NAMES}
     fastest = {name: min(seconds for _, seconds in runs) for name, runs in each.items()}
-    plain, rows = [nats for nats, _ in each[PLAIN]], []
+    plain, rows = [nats for nats, _ in each[UNCHANGED]], []
     for name, runs in each.items():
         held_out = [nats for nats, _ in runs]
         row = {"preset": name, "seeds": held_out, "nats": over_seeds(held_out)}
-        row["time"] = fastest[name] / fastest[PLAIN]
-        if name != PLAIN:
+        row["time"] = fastest[name] / fastest[UNCHANGED]
+        if name != UNCHANGED:
             apart = over_seeds(a - b for a, b in zip(held_out, plain, strict=True))
             low, high = apart["interval"]
             row["against"] = apart | {"distinct": not low <= 0 <= high}
         rows.append(row)
     validation = TokenFile(tokens / "validation")
-    record = Run(config, [folder(name, seed, config) for name in NAMES for seed in config.seeds])
+    record = Run(
+        config, [run_folder_of(name, seed, config) for name in NAMES for seed in config.seeds]
+    )
     return {
         "rows": rows,
         **record.record(
@@ -72,16 +74,16 @@ def main(config: Config) -> dict:
     }
 
 
-def folder(name: str, seed: int, config: Config) -> Path:
+def run_folder_of(name: str, seed: int, config: Config) -> Path:
     return config.runs / "ablation" / f"{name}-seed{seed}"
 
 
 def one_run(name: str, seed: int, tokens: Path, config: Config) -> tuple[float, float]:
     """(L_3 of held-out images in nats a token, seconds a step) of a run, trained if it is not."""
-    out = folder(name, seed, config)
-    what = ["--preset", name, "--t", SCALE, "--seed", seed, "--steps", config.steps]
+    out = run_folder_of(name, seed, config)
+    what = ["--preset", name, "--t", ABLATED_T, "--seed", seed, "--steps", config.steps]
     trend.script("train/scale.py", *what, "--tokens", tokens, "--out", out)
-    log = out / "checkpoints" / f"scale_{SCALE}" / "metrics.jsonl"
+    log = out / "checkpoints" / f"scale_{ABLATED_T}" / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     steps = [row for row in rows if "loss" in row]
     first, last = steps[0], steps[-1]
@@ -95,7 +97,7 @@ def summary(report: dict) -> str:
         low, high = row["nats"]["interval"]
         line = f"{row['preset']}: {row['nats']['value']:.3f} nats ({low:.3f} to {high:.3f})"
         if "against" in row:
-            line += f", {row['against']['value']:+.3f} from {PLAIN}"
+            line += f", {row['against']['value']:+.3f} from {UNCHANGED}"
         lines.append(f"{line}, time {row['time']:.2f}")
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from ablation import CHANGED, PLAIN
+from ablation import CHANGED, UNCHANGED
 
 from imagebart.checkpoint import read_json
 from imagebart.folders import model_sha256
@@ -188,7 +188,7 @@ def ablation_table() -> str:
             "" if apart is None else within(signed(apart["value"]), apart["interval"], signed)
         )
         noise = ", within the noise" if apart and not apart["distinct"] else ""
-        change = CHANGED.get(row["preset"], f"none (`{PLAIN}`)")
+        change = CHANGED.get(row["preset"], f"none (`{UNCHANGED}`)")
         rows.append((change, held_out, f"{difference}{noise}", f"{row['time']:.2f}"))
     header = "change | L_3, nats per token | difference | time of a step"
     return markdown(header, rows, "scenery_ablation")

@@ -16,7 +16,7 @@ from imagebart.presets import find_preset
 
 def test_each_row_changes_what_it_says():
     """In the scale that is trained or in its recipe; all else is that of the plain row."""
-    plain = find_preset(ablation.PLAIN)
+    plain = find_preset(ablation.UNCHANGED)
     for name in ablation.CHANGED:
         changed = find_preset(name)
         pairs = ((changed.between, plain.between), (changed.scale, plain.scale))
@@ -41,7 +41,7 @@ def test_each_row_changes_what_it_says():
         assert (changed.vqgan, changed.alpha_bar, changed.last, changed.compression) == (
             *(plain.vqgan, plain.alpha_bar, plain.last, plain.compression),
         )
-        assert changed.T > ablation.SCALE  # so the scale has an encoder
+        assert changed.T > ablation.ABLATED_T  # so the scale has an encoder
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path, monkeypatch):
