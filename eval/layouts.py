@@ -189,8 +189,8 @@ def ablation_table() -> str:
         )
         noise = ", within the noise" if apart and not apart["distinct"] else ""
         change = CHANGED.get(row["preset"], f"none (`{UNCHANGED}`)")
-        rows.append((change, held_out, f"{difference}{noise}", f"{row['time']:.2f}"))
-    header = "change | L_3, nats per token | difference | time of a step"
+        rows.append((change, held_out, f"{difference}{noise}"))
+    header = "change | L_3, nats per token | difference"
     return markdown(header, rows, "scenery_ablation")
 
 

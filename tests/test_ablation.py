@@ -45,7 +45,7 @@ def test_each_row_changes_what_it_says():
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path, monkeypatch):
-    """Rotary positions gain 0.1 nats and take twice the time, whatever the seed adds."""
+    """Rotary positions gain 0.1 nats, whatever the seed adds."""
     called = []
 
     def script(name, *options):
@@ -55,9 +55,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path, monkeypatch):
         given, out = dict(zip(options[::2], options[1::2], strict=True)), options[-1]
         rotary = given["--preset"] == "mini-5-rotary"
         nats = 2 + given["--seed"] - 0.1 * rotary
-        slow = (1 + rotary) * (3 - given["--seed"])
-        rows = [{"step": 50, "seconds": 9.0, "loss": 5.0}, {"step": 60, "held_out": 9.0}]
-        rows += [{"step": 90, "seconds": 9.0 + 40 * slow, "loss": 5.0}, {"held_out": nats}]
+        rows = [{"held_out": 9.0}, {"loss": 5.0}, {"held_out": nats}]
         log = out / "checkpoints" / "scale_3" / "metrics.jsonl"
         log.parent.mkdir(parents=True)
         log.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -82,10 +80,9 @@ def test_differences_are_taken_seed_by_seed(tmp_path, monkeypatch):
     assert gained["value"] == pytest.approx(-0.1) and gained["distinct"]
     assert np.ptp(gained["interval"]) < 1e-9
     assert not rows["mini-5-muon"]["against"]["distinct"]
-    assert (rows["mini-5-rotary"]["time"], rows["mini-5-muon"]["time"]) == (2, 1)
     assert report["n"] == 7 and len(report["models"]) == 24
     assert "mini-5-rotary: 2.900 nats" in ablation.summary(report)
-    assert "-0.100 from mini-5, time 2.00" in ablation.summary(report)
+    assert "-0.100 from mini-5" in ablation.summary(report)
 
 
 def test_one_seed_is_no_comparison(tmp_path):
