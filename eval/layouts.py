@@ -75,7 +75,8 @@ def markdown(header: str, rows: Iterable[Iterable], *names: str) -> str:
 
 
 def provenance(*names: str) -> str:
-    """Hardware, day, commit, models and file of each record, grouped by what they share."""
+    """Hardware, day, commit, models and file of each record, grouped by what they share; of more
+    than four models only their number, the record has the hashes."""
     made: dict[str, list[str]] = {}
     for name in names:
         one = record(name)
@@ -85,8 +86,11 @@ def provenance(*names: str) -> str:
             where += f", {FORMER}"
         if one.get("commit"):
             where += f", commit {one['commit']['id'][:7]}"
-        for path, digest in one.get("models", {}).items():
+        models = one.get("models", {})
+        for path, digest in models.items() if len(models) <= 4 else ():
             where += f", {Path(path).name} {digest[:7]}"
+        if len(models) > 4:
+            where += f", {len(models)} models"
         made.setdefault(where, []).append(f"`{name}.json`")
     return "; ".join(f"{where}: {', '.join(files)}" for where, files in made.items()) + "."
 
