@@ -11,6 +11,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from ablation import CHANGED, UNCHANGED
+
 from imagebart.checkpoint import read_json
 from imagebart.folders import model_sha256
 
@@ -73,7 +75,8 @@ def markdown(header: str, rows: Iterable[Iterable], *names: str) -> str:
 
 
 def provenance(*names: str) -> str:
-    """Hardware, day, commit, models and file of each record, grouped by what they share."""
+    """Hardware, day, commit, models and file of each record, grouped by what they share; of more
+    than four models only their number, the record has the hashes."""
     made: dict[str, list[str]] = {}
     for name in names:
         one = record(name)
@@ -83,8 +86,11 @@ def provenance(*names: str) -> str:
             where += f", {FORMER}"
         if one.get("commit"):
             where += f", commit {one['commit']['id'][:7]}"
-        for path, digest in one.get("models", {}).items():
+        models = one.get("models", {})
+        for path, digest in models.items() if len(models) <= 4 else ():
             where += f", {Path(path).name} {digest[:7]}"
+        if len(models) > 4:
+            where += f", {len(models)} models"
         made.setdefault(where, []).append(f"`{name}.json`")
     return "; ".join(f"{where}: {', '.join(files)}" for where, files in made.items()) + "."
 
@@ -131,6 +137,7 @@ def unnamed_table() -> str:
 
 
 nats = "{:.3f}".format
+signed = "{:+.3f}".format
 
 
 def held_out_table() -> str:
@@ -175,6 +182,21 @@ def held_out_table() -> str:
     ]
     names = "scenery_likelihood", "scenery_reconstruction"
     return markdown("held-out scenery | shipped model | beside it", rows, *names)
+
+
+def ablation_table() -> str:
+    rows = []
+    for row in record_rows("scenery_ablation"):
+        held_out = within(nats(row["nats"]["value"]), row["nats"]["interval"], nats)
+        apart = row.get("against")
+        difference = (
+            "" if apart is None else within(signed(apart["value"]), apart["interval"], signed)
+        )
+        noise = ", within the noise" if apart and not apart["distinct"] else ""
+        change = CHANGED.get(row["preset"], f"none (`{UNCHANGED}`)")
+        rows.append((change, held_out, f"{difference}{noise}"))
+    header = "change | L_3, nats per token | difference"
+    return markdown(header, rows, "scenery_ablation")
 
 
 # ── conditions ────────────────────────────────────────────────────────────────────────────────
@@ -615,6 +637,7 @@ def shares(row: dict, key: str) -> tuple[str, str]:
 TABLES: dict[str, Callable[[], str]] = {
     "highlights": highlights_table,
     "held-out": held_out_table,
+    "ablation": ablation_table,
     "obedience": obedience_table,
     "objects": objects_table,
     "maps": maps_table,
