@@ -15,22 +15,21 @@ from pathlib import Path
 import trend
 from records import Run
 from reporting import run
-from trend import over_seeds
+from trend import difference_over_seeds, over_seeds
 
 from imagebart.data.tokens import TokenFile
 from imagebart.distributed import pick_device
 
 UNCHANGED, ABLATED_T = "mini-5", 3
-CHANGED = {
-    "mini-5-place-vectors": "a vector for every place, not for rows and columns",
-    "mini-5-rotary": "rotary positions",
-    "mini-5-qk-norm": "normalised queries and keys",
-    "mini-5-rotary-qk-norm": "rotary positions, normalised queries and keys",
-    "mini-5-muon": "Muon for the layers' matrices, not AdamW",
-    "mini-5-residual-output": "output: the likelihood of x_t added (as released)",
-    "mini-5-plain-output": "output: the network's alone",
-}
-NAMES = UNCHANGED, *CHANGED
+CHANGED = (
+    "mini-5-place-vectors",
+    "mini-5-rotary",
+    "mini-5-qk-norm",
+    "mini-5-rotary-qk-norm",
+    "mini-5-muon",
+    "mini-5-residual-output",
+    "mini-5-plain-output",
+)
 
 
 @dataclass(frozen=True)
@@ -46,28 +45,22 @@ def main(config: Config) -> dict:
     if len(config.seeds) < 2:
         raise ValueError(f"seeds must be two at least, got {config.seeds}")
     tokens = trend.tokens_of_all(trend.Config(runs=config.runs))
-    each = {name: [one_run(name, seed, tokens, config) for seed in config.seeds] for name in NAMES}
-    rows = []
+    names, rows = (UNCHANGED, *CHANGED), []
+    each = {name: [one_run(name, seed, tokens, config) for seed in config.seeds] for name in names}
     for name, held_out in each.items():
         row = {"preset": name, "seeds": held_out, "nats": over_seeds(held_out)}
         if name != UNCHANGED:
-            apart = over_seeds(a - b for a, b in zip(held_out, each[UNCHANGED], strict=True))
-            low, high = apart["interval"]
-            row["against"] = apart | {"distinct": not low <= 0 <= high}
+            row["against"] = difference_over_seeds(held_out, each[UNCHANGED])
         rows.append(row)
     validation = TokenFile(tokens / "validation")
-    record = Run(
-        config, [run_folder_of(name, seed, config) for name in NAMES for seed in config.seeds]
+    models = [run_folder_of(name, seed, config) for name in names for seed in config.seeds]
+    record = Run(config, models).record(
+        pick_device(config.device),
+        data=validation.digest(),
+        n=min(512, len(validation)),
+        seeds=(min(config.seeds), max(config.seeds)),
     )
-    return {
-        "rows": rows,
-        **record.record(
-            pick_device(config.device),
-            data=validation.digest(),
-            n=min(512, len(validation)),
-            seeds=(min(config.seeds), max(config.seeds)),
-        ),
-    }
+    return {"rows": rows, **record}
 
 
 def run_folder_of(name: str, seed: int, config: Config) -> Path:

@@ -11,8 +11,6 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from ablation import CHANGED, UNCHANGED
-
 from imagebart.checkpoint import read_json
 from imagebart.folders import model_sha256
 
@@ -86,11 +84,8 @@ def provenance(*names: str) -> str:
             where += f", {FORMER}"
         if one.get("commit"):
             where += f", commit {one['commit']['id'][:7]}"
-        models = one.get("models", {})
-        for path, digest in models.items() if len(models) <= 4 else ():
-            where += f", {Path(path).name} {digest[:7]}"
-        if len(models) > 4:
-            where += f", {len(models)} models"
+        models = [f"{Path(at).name} {sha[:7]}" for at, sha in one.get("models", {}).items()]
+        where = ", ".join([where, *(models if len(models) <= 4 else [f"{len(models)} models"])])
         made.setdefault(where, []).append(f"`{name}.json`")
     return "; ".join(f"{where}: {', '.join(files)}" for where, files in made.items()) + "."
 
@@ -108,6 +103,11 @@ def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
 
 
+three = "{:.3f}".format
+signed = "{:+.3f}".format
+two = "{:.2f}".format
+
+
 def plus_minus(value: float, error: float) -> str:
     return f"{value:.3f} ± {error:.3f}"
 
@@ -118,6 +118,11 @@ def within(text: str, interval: list[float] | None, show: Callable[[float], str]
         return text
     low, high = map(show, interval)
     return f"{text} ({low.removesuffix(' %')} to {high})"
+
+
+def with_interval(row: dict, key: str, show: Callable[[float], str]) -> str:
+    """A figure of a row, with its interval where there is one."""
+    return within(show(row[key]), row.get(f"{key}_interval"), show)
 
 
 def unnamed_table() -> str:
@@ -136,10 +141,6 @@ def unnamed_table() -> str:
 # ── likelihood and reconstruction ─────────────────────────────────────────────────────────────
 
 
-nats = "{:.3f}".format
-signed = "{:+.3f}".format
-
-
 def held_out_table() -> str:
     bound, back = record("scenery_likelihood"), record("scenery_reconstruction")
     rows = []
@@ -150,25 +151,22 @@ def held_out_table() -> str:
             ("conditional on class and text", "_without_map", ""),
             ("conditional on class, text and map", "_conditional", ""),
         ):
-            figure = within(nats(scale[f"nats{of}"]), scale[f"interval{of}"], nats)
+            figure = within(three(scale[f"nats{of}"]), scale[f"interval{of}"], three)
             rows.append((f"L_{t}, {given}", figure, beside))
     rows += [
         (
             "sum, unconditional",
-            within(nats(bound["sum"]), bound.get("sum_interval"), nats)
-            + f"; {bound['bits_per_token']:.3f} bits",
+            with_interval(bound, "sum", three) + f"; {bound['bits_per_token']:.3f} bits",
             f"closed-form predictor {sum(s['closed_form'] for s in bound['scales'].values()):.3f}",
         ),
         (
             f"… less by {bound['importance']['chains']} weighted chains an image",
-            within(
-                nats(bound["importance"]["gained"]), bound["importance"]["gained_interval"], nats
-            ),
+            with_interval(bound["importance"], "gained", three),
             "the bound is loose by this at least",
         ),
         (
             f"reconstruction PSNR ({back['n']} images)",
-            within(f"{back['psnr']:.2f} dB", back.get("psnr_interval"), "{:.2f}".format),
+            within(f"{back['psnr']:.2f} dB", back.get("psnr_interval"), two),
             "",
         ),
         ("sharpness of reconstructions", f"{back['sharpness']:.3f}", "1 is the renders'"),
@@ -185,18 +183,25 @@ def held_out_table() -> str:
 
 
 def ablation_table() -> str:
-    rows = []
-    for row in record_rows("scenery_ablation"):
-        held_out = within(nats(row["nats"]["value"]), row["nats"]["interval"], nats)
-        apart = row.get("against")
-        difference = (
-            "" if apart is None else within(signed(apart["value"]), apart["interval"], signed)
-        )
-        noise = ", within the noise" if apart and not apart["distinct"] else ""
-        change = CHANGED.get(row["preset"], f"none (`{UNCHANGED}`)")
-        rows.append((change, held_out, f"{difference}{noise}"))
-    header = "change | L_3, nats per token | difference"
-    return markdown(header, rows, "scenery_ablation")
+    name, rows = "scenery_ablation", []
+    labels = {
+        "mini-5": "none (`mini-5`)",
+        "mini-5-place-vectors": "a vector for every place, not for rows and columns",
+        "mini-5-rotary": "rotary positions",
+        "mini-5-qk-norm": "normalised queries and keys",
+        "mini-5-rotary-qk-norm": "rotary positions, normalised queries and keys",
+        "mini-5-muon": "Muon for the layers' matrices, not AdamW",
+        "mini-5-residual-output": "output: the likelihood of x_t added (as released)",
+        "mini-5-plain-output": "output: the network's alone",
+    }
+    for row in record_rows(name):
+        held_out, difference = row["nats"], ""
+        if apart := row.get("against"):
+            difference = within(signed(apart["value"]), apart["interval"], signed)
+            difference += "" if apart["distinct"] else ", within the noise"
+        shown = within(three(held_out["value"]), held_out["interval"], three)
+        rows.append((labels[row["preset"]], shown, difference))
+    return markdown("change | L_3, nats per token | difference", rows, name)
 
 
 # ── conditions ────────────────────────────────────────────────────────────────────────────────
@@ -220,12 +225,8 @@ OF = ("samples", "renders", "chance")
 
 
 def share_in(row: dict, of: str, key: str) -> str:
-    """A share of right answers, with its interval where the record has one; empty if there is none.
-
-    Records without intervals compared classes with the next in a cycle, which is no chance.
-    """
-    by_cycle = of == "chance" and row["condition"] == "class" and "samples_interval" not in row
-    if of not in row or by_cycle:
+    """A share of right answers, with its interval where there is one; empty if there is none."""
+    if of not in row:
         return ""
     return within(percent(row[of][key]), row.get(f"{of}_interval", {}).get(key), percent)
 
@@ -256,7 +257,7 @@ def rejection_table() -> str:
     rows = [
         (
             row["rate"],
-            within(percent(row["class_accuracy"]), row.get("class_accuracy_interval"), percent),
+            with_interval(row, "class_accuracy", percent),
             f"{row['inception_score']:.2f}",
             row["kept"],
         )
@@ -270,8 +271,8 @@ def re_ranking_table() -> str:
     rows = [
         (
             row["best_of"],
-            within(f"{row['similarity']:.3f}", row.get("similarity_interval"), "{:.3f}".format),
-            within(percent(row["accuracy"]), row.get("accuracy_interval"), percent),
+            with_interval(row, "similarity", three),
+            with_interval(row, "accuracy", percent),
         )
         for row in record("scenery_selection")["re-ranking"]
     ]
@@ -287,29 +288,28 @@ def edits_table() -> str:
 
 
 def found_in(row: dict, digits: int = 1) -> str:
-    show = partial(percent, digits=digits)
-    return within(show(row["found"]), row.get("found_interval"), show)
+    return with_interval(row, "found", partial(percent, digits=digits))
 
 
 def erasing_table() -> str:
     name = "scenery_erasing"
     one = record(name)
     rows = [(row["object"], row["edits"], percent(row["gone"], 0)) for row in one["rows"]]
-    gone = within(percent(one["gone"]), one["gone_interval"], percent)
-    return markdown("object | edits | no longer found", [*rows, ("all", one["n"], gone)], name)
+    rows.append(("all", one["n"], with_interval(one, "gone", percent)))
+    return markdown("object | edits | no longer found", rows, name)
 
 
 def counterfactuals_table() -> str:
-    name, db = "scenery_counterfactuals", "{:.2f}".format
+    name = "scenery_counterfactuals"
     rows = [
         (
             f"{row['strength']:g}",
-            within(percent(row["found"]), row["found_interval"], percent),
+            with_interval(row, "found", percent),
             percent(row["chance"]),
             percent(row["kind"]),
-            within(percent(row["ground"]), row["ground_interval"], percent),
-            within(db(row["psnr"]), row["psnr_interval"], db),
-            f"{db(row['psnr_of_sample'])}, {db(row['psnr_of_picture'])}",
+            with_interval(row, "ground", percent),
+            with_interval(row, "psnr", two),
+            f"{two(row['psnr_of_sample'])}, {two(row['psnr_of_picture'])}",
             percent(row["same"]),
         )
         for row in record(name)["rows"]
@@ -350,12 +350,11 @@ COMPLETION = "seam | probe-FID | attributes found | … time of day | passes"
 
 def completed(row: dict) -> tuple:
     found = (share_found(row, key) for key in ("all", "time"))
-    seam = within(f"{row['seam']:.2f}", row.get("seam_interval"), "{:.2f}".format)
-    distance = within(f"{row['probe_fid']:.1f}", row.get("probe_fid_interval"), "{:.1f}".format)
+    distance = with_interval(row, "probe_fid", "{:.1f}".format)
     apart = row.get("against_first", {}).get("probe_fid")
     if apart and not apart["distinct"]:
         distance += ", the first row's within the noise"
-    return seam, distance, *found, f"{row['passes']:.0f}"
+    return with_interval(row, "seam", two), distance, *found, f"{row['passes']:.0f}"
 
 
 def share_found(row: dict, key: str) -> str:
@@ -438,9 +437,9 @@ def joints_table() -> str:
     rows = [
         (
             labels[row["joints"]],
-            within(percent(row["share_invisible"]), row["share_invisible_interval"], percent),
-            within(f"{row['step']:.2f}", row["step_interval"], "{:.2f}".format),
-            f"{row['median']:.2f}",
+            with_interval(row, "share_invisible", percent),
+            with_interval(row, "step", two),
+            two(row["median"]),
         )
         for row in record_rows(name)
     ]
@@ -540,10 +539,10 @@ def split_table() -> str:
 
 def passes_table(name: str, column: str, key: str, labels: dict[str, str]) -> str:
     """Passes for every window; `labels` maps the values of `key` to names of chains."""
-    windows = sorted({row["window"] for row in record_rows(name)})
-    rows = []
+    measured, rows = record_rows(name), []
+    windows = sorted({row["window"] for row in measured})
     for value, label in labels.items():
-        rows += passes_rows([row for row in record_rows(name) if row[key] == value], label)
+        rows += passes_rows([row for row in measured if row[key] == value], label)
     return markdown(f"{column} | scale | β | window {' | '.join(map(str, windows))}", rows, name)
 
 
@@ -588,32 +587,21 @@ def highlights_table() -> str:
         (
             "skies repainted by prompt: weather found",
             found_in(sky),
-            f"{sky['options']['n']} edits" + sky_by_chance(sky),
+            f"{sky['options']['n']} edits, chance {percent(sky['chance'])}",
         ),
         (
             "upper halves, unconditional: right time of day",
             share_found(ours, "time"),
-            f"the paper's chain (`resampling_passes=0`) {share_found(paper, 'time')}"
-            + time_by_chance(ours),
+            f"the paper's chain (`resampling_passes=0`) {share_found(paper, 'time')}; "
+            f"chance {percent(ours['found_by_chance']['time'])}",
         ),
         (
             "reconstructions: PSNR",
-            within(f"{back['psnr']:.2f} dB", back.get("psnr_interval"), "{:.2f}".format),
+            within(f"{back['psnr']:.2f} dB", back.get("psnr_interval"), two),
             f"sharpness {back['sharpness']:.2f}, the renders' is 1",
         ),
     ]
     return markdown("what | shipped model | beside it", rows)
-
-
-def sky_by_chance(one: dict) -> str:
-    return f", chance {percent(one['chance'])}" if "chance" in one else ""
-
-
-def time_by_chance(row: dict) -> str:
-    """How often the time of day of another image is right."""
-    if "found_by_chance" not in row:
-        return ""
-    return f"; chance {percent(row['found_by_chance']['time'])}"
 
 
 def other_ways(speed: dict) -> str:

@@ -147,13 +147,17 @@ def summary_over_seeds(each: list[dict]) -> dict:
 
 def paired_over_seeds(ours: list[dict], theirs: list[dict]) -> dict:
     """{figure: the difference of two chains, seed by seed, and whether it is distinct from 0}."""
-    differences = {}
-    for name in TREND_COLUMNS:
-        pairs = zip(ours, theirs, strict=True)
-        found = over_seeds([a[name] - b[name] for a, b in pairs])
-        low, high = found["interval"]
-        differences[name] = found | {"distinct": not low <= 0 <= high}
-    return differences
+    return {
+        name: difference_over_seeds([one[name] for one in ours], [one[name] for one in theirs])
+        for name in TREND_COLUMNS
+    }
+
+
+def difference_over_seeds(ours: list[float], theirs: list[float]) -> dict:
+    """`over_seeds` of the differences, seed by seed, and whether they are distinct from 0."""
+    found = over_seeds([a - b for a, b in zip(ours, theirs, strict=True)])
+    low, high = found["interval"]
+    return found | {"distinct": not low <= 0 <= high}
 
 
 def over_seeds(values: Iterable[float]) -> dict:

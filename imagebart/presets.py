@@ -260,10 +260,16 @@ def _mini_joint(T: int) -> Preset:
     )
 
 
-def _mini_changed(**change) -> Preset:
-    """`mini-5` with other fields of the scales t < T: a row of eval/ablation.py."""
+def _mini_changed(muon: float = 0.0, **change) -> Preset:
+    """`mini-5` by Muon, or with other fields of the scales t < T: a row of eval/ablation.py."""
     plain = _mini(5)
-    return replace(plain, about=f"mini-5 with {change}", between=replace(plain.between, **change))
+    said = ", ".join(f"{name}={value}" for name, value in change.items()) or f"muon={muon}"
+    return replace(
+        plain,
+        about=f"mini-5 with {said}: a row of eval/ablation.py",
+        between=replace(plain.between, **change),
+        scale=replace(plain.scale, muon=muon),
+    )
 
 
 _MINI_CHANGED = {
@@ -273,7 +279,7 @@ _MINI_CHANGED = {
     "rotary-qk-norm": _mini_changed(rotary=True, qk_norm=True),
     "residual-output": _mini_changed(output="residual"),
     "plain-output": _mini_changed(output="plain"),
-    "muon": replace(_mini(5), about="mini-5 by Muon", scale=replace(_mini(5).scale, muon=4e-3)),
+    "muon": _mini_changed(muon=4e-3),
 }
 
 PRESETS = {
