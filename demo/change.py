@@ -156,7 +156,9 @@ def change_tab(
                     again = gr.Button("Use the selected result as input", scale=3)
                     undo = gr.Button("Undo", scale=1, elem_id="undo")
         with gr.Column(scale=2, min_width=300, elem_classes="takes-files"):
-            said = panel(model, "Repaint", "edit-status", ranker, enlarge=False)
+            said = panel(
+                model, "Repaint", "edit-status", "Mark what to repaint, then", ranker, enlarge=False
+            )
             edits, mask = controls_of_edits(model, editor, source)
             inputs = {"editor": editor, **said.inputs, **edits}
             kept = {"source": source}  # at the end, where callers by name leave it out

@@ -126,7 +126,9 @@ def semantic_tab(worker: Worker, model: ImageBART, ranker: Ranker | None) -> tup
         with gr.Column(scale=3, min_width=320):
             editor = map_editor(model)
         with gr.Column(scale=2, min_width=300):
-            said = panel(model, "Draw the landscape", "semantic-status", ranker)
+            said = panel(
+                model, "Draw the landscape", "semantic-status", "Paint a map, then", ranker
+            )
             inputs = {"editor": editor, **said.inputs}
             gallery, index = results_gallery(label="Results", elem_id="painted")
             send = gr.Button(SEND)

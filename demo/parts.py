@@ -60,7 +60,7 @@ def knows_scenery(model: ImageBART) -> bool:
 
 
 def title(model: ImageBART) -> str:
-    """What the page does, how large pictures and the model are, and what to click first."""
+    """What the page does, and how large pictures and the model are."""
     H, W = model.image_size
     millions = max(1, round(sum(p.numel() for p in model.parameters()) / 1e6))
     things = "landscapes" if knows_scenery(model) else "pictures"
@@ -119,19 +119,21 @@ def panel(
     model: ImageBART,
     run: str,
     status: str,
+    first: str,
     ranker: Ranker | None = None,
     ideas: bool = False,
     count: int = 1,
     enlarge: bool = True,
 ) -> Panel:
-    """The prompt, what runs it, and below what else can be said; `status` is the status' id.
+    """The prompt, what runs it, and below what else can be said; `status` is the status' id, and
+    `first` what to do before the click, which it says until then.
 
     `ideas`: whether there are words to click; `count`: images at a time; `enlarge`: whether results
     may be.
     """
     prompt = prompt_box(model)
     buttons = run_buttons(run)
-    line = gr.Markdown(elem_id=status, min_height=28)
+    line = gr.Markdown(f"{first} click **{run}**.", elem_id=status, min_height=28)
     if ideas and knows_scenery(model):
         words_of(prompt)
     names = [*zip(model.names["class"], model.names["class"], strict=True)]

@@ -175,7 +175,9 @@ def sample_tab(
     to."""
     with gr.Row(elem_id="make", elem_classes="takes-files"):
         with gr.Column(scale=2, min_width=300):
-            said = panel(model, "Sample", "sample-status", ranker, ideas=True, count=IMAGES)
+            said = panel(
+                model, "Sample", "sample-status", "To begin,", ranker, ideas=True, count=IMAGES
+            )
             with gr.Row():
                 settings_button(said.inputs, said.fresh)
                 link_button(said)

@@ -958,11 +958,21 @@ def test_how_long_a_job_will_go_on_is_said_in_words(monkeypatch, seconds, words)
     assert requests.progress(0, 100) == "Drawing …"
 
 
-def test_the_page_says_what_it_does_and_what_to_click(model, conditional):
+def test_the_page_says_what_it_does(model, conditional):
     plain, by_words = parts.title(model), parts.title(conditional)
     assert all("32×32 pixels" in one and "1 million parameters" in one for one in (plain, by_words))
     assert "pictures, 32" in plain and "pictures from your words, 32" in by_words
-    assert all("click\xa0Sample" in one for one in (plain, by_words))
+
+
+def test_each_way_to_pictures_says_what_to_click(conditional):
+    """Where its status comes later, and with the words of the button."""
+    page = app.build(Worker(), conditional, conditional)
+    blocks = page.config["components"]
+    lines = {one["props"].get("elem_id"): one["props"].get("value") for one in blocks}
+    buttons = {one["props"].get("value") for one in blocks if one["type"] == "button"}
+    for place in ("sample-status", "edit-status", "semantic-status"):
+        before, button, after = lines[place].split("**")
+        assert before.endswith("click ") and button in buttons and after == "."
 
 
 def test_undo_goes_back_picture_by_picture(tmp_path):
