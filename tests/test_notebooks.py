@@ -485,6 +485,18 @@ def annealing_does_not_help() -> bool:
     return time < once + 0.05 and distance > distance_once
 
 
+def captions_are_followed_less() -> bool:
+    before, after = (
+        next(row for row in record(name)["rows"] if row["condition"] == "text")
+        for name in (BEFORE_MAPS, EQUAL_DROPOUT)
+    )
+    shares = [
+        round(100 * row["samples"][key], 1) for key in ("all", "object") for row in (after, before)
+    ]
+    apart = after["samples_interval"]["all"][1] < before["samples_interval"]["all"][0]
+    return apart and shares == [88.8, 92.0, 43.9, 59.7]
+
+
 def resampling_does_not_help() -> bool:
     upper = [row for row in record(PARTICLES)["rows"] if row["mask"] == "upper"]
     (resampled,) = (row for row in upper if row.get("resampling_passes") == 8)
@@ -495,10 +507,12 @@ def resampling_does_not_help() -> bool:
 
 PAPER, ANNEALED = "scenery_completion_paper", "scenery_completion_annealed"
 PARTICLES = "scenery_completion_particles"
+BEFORE_MAPS, EQUAL_DROPOUT = "scenery_obedience_before_maps", "scenery_obedience_equal_dropout"
 DID_NOT_WORK = {  # run record: what the page says of it
     **dict.fromkeys((ANNEALED, PAPER), annealing_does_not_help),
     "passes": lambda: passes_by_scale()[0] == max(passes_by_scale()),
     PARTICLES: resampling_does_not_help,
+    **dict.fromkeys((BEFORE_MAPS, EQUAL_DROPOUT), captions_are_followed_less),
     "scenery_blind": lambda: blind("scenery_blind"),
     "scenery_blind_reconstructions": lambda: blind("scenery_blind_reconstructions"),
     "scenery_blind_edits": lambda: blind("scenery_blind_edits"),
