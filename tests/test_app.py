@@ -1753,18 +1753,28 @@ def test_the_shipped_model_answers(tmp_path):
     assert_same(best, [ranked.image])
 
 
-def test_the_first_pictures_of_the_page_are_the_shipped_model_s(tmp_path):
-    """Each of the ideas', with its settings; else draw them anew: python -m demo.ready"""
+def test_the_first_pictures_of_the_page_are_the_shipped_model_s():
+    """Each of the ideas', drawn by its settings; else draw them anew: python -m demo.ready"""
     kept = ready_pictures()
-    assert [prompt for _, prompt in kept] == [*IDEAS.values()]
-    draw_ready(ImageBART.from_pretrained(device="cpu"), tmp_path / "ready")
-    assert len(kept) == len([*(tmp_path / "ready").iterdir()])
-    for path, prompt in kept:
-        assert settings_of(Image.open(path))["prompt"] == prompt
-        drawn = tmp_path / "ready" / Path(path).name
-        assert (READY / drawn.name).is_file()
-        assert_same([Image.open(path)], [Image.open(drawn)])
-        assert settings_of(Image.open(path)) == settings_of(Image.open(drawn))
+    said = [settings_of(Image.open(path)) for path, _ in kept]
+    assert [prompt for _, prompt in kept] == [*IDEAS.values()] == [one["prompt"] for one in said]
+    assert len(kept) == len([*READY.glob("*.png")])
+    model = ImageBART.from_pretrained(device="cpu")
+    options = {"prompt": [*IDEAS.values()], "seed": [one["seed"] for one in said]}
+    assert_same([Image.open(path) for path, _ in kept], model.sample(len(kept), **options))
+
+
+@pytest.mark.filterwarnings("ignore:prompt.")
+def test_the_first_pictures_are_the_best_of_eight(conditional, tmp_path):
+    (tmp_path / "old.png").touch()
+    draw_ready(conditional, ranker := Probe(), tmp_path)
+    paths = sorted(tmp_path.iterdir(), key=lambda path: settings_of(Image.open(path))["seed"])
+    for i, (path, prompt) in enumerate(zip(paths, IDEAS.values(), strict=True)):
+        drawn = conditional.sample(8, prompt=prompt, seed=8 * i)
+        best = int(np.argmax(ranker.likeness(prompt)(drawn)))
+        assert_same([Image.open(path)], [drawn[best]])
+        own = {"command": "sample", "seed": 8 * i + best, "prompt": prompt}
+        assert settings_of(Image.open(path)) == own
 
 
 def test_what_is_shipped_is_small():
