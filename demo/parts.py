@@ -69,7 +69,6 @@ def title(model: ImageBART) -> str:
 # ImageBART
 Draws {things}{words}, {W}×{H} pixels each, and changes pictures of your own at their full size:
 repaints what you mark, or extends them. The model has {millions} million parameters.
-**To begin, click Sample.**
 """
 
 

@@ -962,6 +962,7 @@ def test_the_page_says_what_it_does(model, conditional):
     plain, by_words = parts.title(model), parts.title(conditional)
     assert all("32×32 pixels" in one and "1 million parameters" in one for one in (plain, by_words))
     assert "pictures, 32" in plain and "pictures from your words, 32" in by_words
+    assert not any("click" in one for one in (plain, by_words))  # it stands above all tabs
 
 
 def test_each_way_to_pictures_says_what_to_click(conditional):
