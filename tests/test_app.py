@@ -1266,7 +1266,7 @@ def test_a_panorama_has_room_for_its_prompts(conditional):
 def test_a_link_restores_settings(conditional):
     """Checked as those of a request; without settings in it nothing changes."""
     with gr.Blocks():
-        inputs = panel(conditional, "Sample", "status").inputs
+        inputs = panel(conditional, "Sample", "status", "To begin,").inputs
     query = "?prompt=a+lake%26&seed=5&top_p=0.5&enlarge=2&num_images=3&unknown=1"
     *values, fresh = settings_of_link(inputs, query)
     said = {"prompt": "a lake&", "seed": 5, "top_p": 0.5, "enlarge": 2, "num_images": 3}
