@@ -967,7 +967,7 @@ def test_the_page_says_what_it_does(model, conditional):
 
 def test_each_way_to_pictures_says_what_to_click(conditional):
     """Where its status comes later, and with the words of the button."""
-    page = app.build(Worker(), conditional, conditional)
+    page = app.build(Worker(), conditional)
     blocks = page.config["components"]
     lines = {one["props"].get("elem_id"): one["props"].get("value") for one in blocks}
     buttons = {one["props"].get("value") for one in blocks if one["type"] == "button"}
