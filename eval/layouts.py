@@ -164,22 +164,22 @@ def held_out_table() -> str:
             with_interval(bound["importance"], "gained", three),
             "the bound is loose by this at least",
         ),
-        (
-            f"reconstruction PSNR ({back['n']} images)",
-            within(f"{back['psnr']:.2f} dB", back.get("psnr_interval"), two),
-            "",
-        ),
-        ("sharpness of reconstructions", f"{back['sharpness']:.3f}", "1 is the renders'"),
-        ("stars kept", f"{back['stars_kept']:.3f}", "1 is all"),
+        (f"reconstruction PSNR ({back['n']} images)", decibels(back), ""),
+        ("sharpness of reconstructions", three(back["sharpness"]), "1 is the renders'"),
+        ("stars kept", three(back["stars_kept"]), "1 is all"),
         (
             "fine structure of buildings at night kept",
-            f"{back['night_buildings_kept']:.3f}",
+            three(back["night_buildings_kept"]),
             "1 is all",
         ),
-        ("codes in use", f"{back['codes_in_use']:.3f}", f"of {bound['K']}"),
+        ("codes in use", three(back["codes_in_use"]), f"of {bound['K']}"),
     ]
     names = "scenery_likelihood", "scenery_reconstruction"
     return markdown("held-out scenery | shipped model | beside it", rows, *names)
+
+
+def decibels(back: dict) -> str:
+    return within(f"{two(back['psnr'])} dB", back.get("psnr_interval"), two)
 
 
 def ablation_table() -> str:
@@ -232,18 +232,17 @@ def share_in(row: dict, of: str, key: str) -> str:
 
 
 def objects_table() -> str:
-    row = record_row("scenery_obedience_text", condition="text")
+    name = "scenery_obedience_text"
+    row = record_row(name, condition="text")
     rows = [
-        (
-            name,
-            *(
-                f"{percent(found / of, 0)} of {of}"
-                for found, of in (mine, row["objects_of_renders"][name])
-            ),
-        )
-        for name, mine in row["objects"].items()
+        (thing, counted(*found), counted(*row["objects_of_renders"][thing]))
+        for thing, found in row["objects"].items()
     ]
-    return markdown("object found by the probe | samples | renders", rows, "scenery_obedience_text")
+    return markdown("object found by the probe | samples | renders", rows, name)
+
+
+def counted(found: int, of: int) -> str:
+    return f"{percent(found / of, 0)} of {of}"
 
 
 def maps_table() -> str:
@@ -349,17 +348,12 @@ COMPLETION = "seam | probe-FID | attributes found | … time of day | passes"
 
 
 def completed(row: dict) -> tuple:
-    found = (share_found(row, key) for key in ("all", "time"))
+    found = (share_in(row, "found", key) for key in ("all", "time"))
     distance = with_interval(row, "probe_fid", "{:.1f}".format)
     apart = row.get("against_first", {}).get("probe_fid")
     if apart and not apart["distinct"]:
         distance += ", the first row's within the noise"
     return with_interval(row, "seam", two), distance, *found, f"{row['passes']:.0f}"
-
-
-def share_found(row: dict, key: str) -> str:
-    """How often an attribute is right in the completions, or "all" of them are."""
-    return within(percent(row["found"][key]), row.get("found_interval", {}).get(key), percent)
 
 
 def completion_table() -> str:
@@ -591,13 +585,13 @@ def highlights_table() -> str:
         ),
         (
             "upper halves, unconditional: right time of day",
-            share_found(ours, "time"),
-            f"the paper's chain (`resampling_passes=0`) {share_found(paper, 'time')}; "
+            share_in(ours, "found", "time"),
+            f"the paper's chain (`resampling_passes=0`) {share_in(paper, 'found', 'time')}; "
             f"chance {percent(ours['found_by_chance']['time'])}",
         ),
         (
             "reconstructions: PSNR",
-            within(f"{back['psnr']:.2f} dB", back.get("psnr_interval"), two),
+            decibels(back),
             f"sharpness {back['sharpness']:.2f}, the renders' is 1",
         ),
     ]
