@@ -15,13 +15,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import memory
 import numpy as np
 import pytest
 import torch
 from adversarial import Adversaries
-from memory import FILLED, cost_of_compression
 from PIL import Image
 from safetensors.torch import load_file
 from saving import are_finite
@@ -333,12 +332,10 @@ def test_a_vqgan_learns_in_several_passes_a_step(tmp_path, monkeypatch, capsys):
     assert read_json(tmp_path / "three" / "run.json")["machine"]["images_at_once"] == 3
     assert "at_once must be at least 1, got 0" in refusal(*given, "--at-once", 0)
 
-    images_at_once = script("compression")["images_at_once"]
-    needs = cost_of_compression(tiny.vqgan, recipe)
-    room = int(needs.bytes(2) / FILLED) + 1
-    monkeypatch.setitem(images_at_once.__globals__, "memory_of", lambda device: room)
-    config = SimpleNamespace(at_once=None)
-    assert images_at_once(config, VQGAN(tiny.vqgan), recipe, ONE_RANK) == 2
+    needs = memory.cost_of_compression(tiny.vqgan, recipe)
+    room = int(needs.bytes(2) / memory.FILLED) + 1
+    monkeypatch.setattr(memory, "memory_of", lambda device: room)
+    assert memory.images_at_once(None, 4, 4, ONE_RANK, lambda: needs, "") == (2, needs)
     assert "batch 4: 1 ranks × 2 images × 2 passes, about" in capsys.readouterr().err
 
 
@@ -722,7 +719,7 @@ def test_an_epoch_has_the_images_that_the_recipe_repeats(chain, tmp_path, monkey
     monkeypatch.setattr(TokenFile, "repeated", lambda *_: np.array([1, 1, 3]))
     monkeypatch.setattr(TokenFile, "batch", lambda *of: (learned.append(of[1]), batch(*of))[1])
     train_scale(chain, tmp_path, "--steps", 3, "--batch", 2)
-    in_order = [int(i) for indices in learned[1:] for i in indices]  # after the held-out ones
+    in_order = [int(i) for indices in learned[:-1] for i in indices]  # before the held-out ones
     assert sorted(in_order[:3]) == sorted(in_order[3:]) == [1, 1, 3]
 
 
@@ -1231,7 +1228,7 @@ def test_wrong_inputs_give_one_sentence(chain, tmp_path):
         "preset must be one of tiny,": ("scale", "--preset", "huge", "--t", 2, *tokens, *out),
         "empty": ("compression", *SIZE, "--data", empty, *out),
         "must hold finished tokens": ("scale", *SIZE, "--t", 2, "--tokens", empty, *out),
-        "tokens must be a grid of (16, 16), got (8, 8)": (
+        "train: must hold tokens of a grid of (16, 16), got (8, 8)": (
             *("scale", "--preset", "scenery"),
             *(*tokens, *out),
         ),

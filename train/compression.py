@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from adversarial import Adversaries, revival_is_due
 from einops import rearrange
-from memory import VQGAN_ADVICE, cost_of_compression, memory_line, memory_of
+from memory import VQGAN_ADVICE, cost_of_compression, images_at_once
 from repainting import Repainter, marks_of, seeing_known
 from running import TrainingRun
 from torch.utils.data import DataLoader
@@ -87,7 +88,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     if ranks.device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
     vqgan = vqgan_of(config, preset)
-    at_once = images_at_once(config, vqgan, recipe, ranks)
+    share = recipe.batch // ranks.world
+    cost = partial(cost_of_compression, vqgan.config, recipe, ranks.world)
+    at_once, _ = images_at_once(config.at_once, recipe.batch, share, ranks, cost, VQGAN_ADVICE)
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     size = preset.vqgan.image_size
@@ -188,22 +191,6 @@ def vqgan_of(config: Config, preset: Preset) -> VQGAN:
     if config.train == "decoder":
         vqgan.hold_tokens()
     return vqgan
-
-
-def images_at_once(
-    config: Config, vqgan: VQGAN, recipe: CompressionRecipe, ranks: distributed.Ranks
-) -> int:
-    """Images of a rank in one pass, as many as fit into its GPU unless they are given."""
-    share, memory = recipe.batch // ranks.world, memory_of(ranks.device)
-    at_once = share if config.at_once is None else config.at_once
-    if at_once < 1:
-        raise ValueError(f"at_once must be at least 1, got {at_once}")
-    if memory is not None:
-        needs = cost_of_compression(vqgan.config, recipe, ranks.world)
-        at_once = needs.fitting(share, memory, VQGAN_ADVICE) if config.at_once is None else at_once
-        if ranks.is_main:
-            say(memory_line(needs, at_once, recipe.batch, ranks.world, memory))
-    return at_once
 
 
 def averaged(vqgan: VQGAN, ema: EMA) -> VQGAN:

@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+from training import say
 
 from imagebart import distributed
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.distributed import Ranks
 from imagebart.perceptual import (
     PatchDiscriminator,
     generator_loss,
@@ -80,6 +82,26 @@ class Cost:
             f"a GPU must have {self.bytes(1) / FILLED / GIB:.1f} GiB for this network, "
             f"got {memory / GIB:.1f}: {advice}"
         )
+
+
+def images_at_once(
+    given: int | None, batch: int, share: int, ranks: Ranks, cost: Callable[[], Cost], advice: str
+) -> tuple[int, Cost | None]:
+    """Images of a rank in one pass, and the cost where a GPU's memory limits them.
+
+    Those that are `given`, else as many of the rank's `share` of the `batch` as fit. ValueError for
+    fewer than one, and if none fits, which ends with the `advice`.
+    """
+    if given is not None and given < 1:
+        raise ValueError(f"at_once must be at least 1, got {given}")
+    memory = memory_of(ranks.device)
+    if memory is None:
+        return share if given is None else given, None
+    needs = cost()
+    at_once = needs.fitting(share, memory, advice) if given is None else given
+    if ranks.is_main:
+        say(memory_line(needs, at_once, batch, ranks.world, memory))
+    return at_once, needs
 
 
 def memory_line(needs: Cost, at_once: int, batch: int, ranks: int, memory: int) -> str:

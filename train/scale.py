@@ -17,18 +17,20 @@ does, it may with --recompute, and with --shard over several GPUs.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from memory import CHAIN_ADVICE, Blocks, cost_of, memory_line, memory_of, peak_flops
+from memory import CHAIN_ADVICE, Blocks, cost_of, images_at_once, peak_flops
 from running import TrainingRun
 from saving import Skips, without_infinite
 from sharding import Whole, shard, whole
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training import errors_said, must_stay, read_options, report, say, warmup_cosine, write_run
+from training import Log, errors_said, must_stay, read_options, report, warmup_cosine, write_run
 
 from imagebart import distributed
 from imagebart.checkpoint import (
@@ -42,14 +44,16 @@ from imagebart.checkpoint import (
     sha256_of,
     write_json,
 )
-from imagebart.conditions import ConditionShape, drop
+from imagebart.conditions import drop
 from imagebart.data.batches import Batches
 from imagebart.data.tokens import TokenFile
-from imagebart.denoiser import Denoiser
+from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
+from imagebart.distributed import Ranks
 from imagebart.folders import JOINT, load_vqgan, save_scale, save_vqgan, scale_file
 from imagebart.int8 import restore_rows
 from imagebart.presets import Preset, ScaleRecipe, find_preset
+from imagebart.vqgan import VQGAN
 
 
 @dataclass(frozen=True)
@@ -76,76 +80,42 @@ class Config:
     look_every: int = 500  # steps between validations
 
 
-def main(config: Config, ranks: distributed.Ranks) -> None:
+def main(config: Config, ranks: Ranks) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
     preset, device = find_preset(config.preset), ranks.device
-    scales = scales_of(preset, config)
+    scales, recipe = scales_of(preset, config), recipe_of(config, preset)
     require_apart(preset, config.out)
-    names = ("steps", "batch", "precision")
-    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    recipe = replace(preset.scale, **given)
-    if config.learning_rate is not None:
-        recipe = recipe.at_rate(config.learning_rate)
     part, in_shards = distributed.part_of(recipe.batch, ranks), config.shard and ranks.world > 1
     if in_shards and recipe.muon:
         raise ValueError(f"--shard must be given for AdamW alone, got {config.preset} with Muon")
     if not part:
         raise ValueError(f"batch must be an image a rank, got {recipe.batch} over {ranks.world}")
     torch.manual_seed(config.seed)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     tokens, held_out = TokenFile(config.tokens / "train"), TokenFile(config.tokens / "validation")
-    vqgan = load_vqgan(config.tokens / "vqgan")
+    vqgan, shape = load_vqgan(config.tokens / "vqgan"), preset.denoiser(scales[-1])
     digest = sha256_of(config.tokens / "vqgan" / "vqgan.safetensors")
     for part_of_data in (tokens, held_out):
-        require_vqgan(part_of_data, digest)
-    shape = preset.denoiser(scales[-1])
-    looked_at = range(min(512, len(held_out)))
-    x_1_held_out = held_out.batch(looked_at).to(device)
-    held_out_condition = held_out.condition(looked_at, shape.conditions)
-    chances = {name: recipe.condition_dropout.get(name, 0.0) for name in shape.conditions}
-    if shape.condition_dropout != any(chances.values()):
-        raise ValueError(
-            f"condition_dropout must be {any(chances.values())} for chances of {chances}, "
-            f"got {shape.condition_dropout}"
-        )
-    require_names(shape.conditions, tokens)
+        require_fit(part_of_data, shape, digest)
+    chances = chances_of(shape, recipe)
     diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
 
-    # ── what fits ─────────────────────────────────────────────────────────────────────────────
-    at_once, flops = config.at_once, None
-    if (memory := memory_of(device)) is not None:
-        torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
-        how = recipe.precision, config.recompute, ranks.world, in_shards
-        needs = cost_of(shape, diffusion, scales[-1], *how)
-        flops = needs.image_flops, peak_flops(device)
-        at_once = needs.fitting(len(part), memory, CHAIN_ADVICE) if at_once is None else at_once
-        if ranks.is_main:
-            say(memory_line(needs, at_once, recipe.batch, ranks.world, memory))
-    at_once = len(part) if at_once is None else at_once
-    if at_once < 1:
-        raise ValueError(f"at_once must be at least 1, got {at_once}")
-
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
-    denoiser = Denoiser(shape, diffusion, scales[-1]).to(device)
-    if (tokens.height, tokens.width) != denoiser.config.grid:
-        raise ValueError(
-            f"tokens must be a grid of {denoiser.config.grid}, got {tokens.height, tokens.width}"
-        )
-    denoiser.initialise_from_codebook(vqgan.quantiser.token_vectors().detach())
-    if "text" in shape.conditions and shape.conditions["text"].vectors:
-        everything = range(len(tokens))
-        denoiser.know_text(tokens.condition(everything, {"text": shape.conditions["text"]}))
-    if config.init is not None:
-        one_scale = config.init.suffix == ".safetensors"
-        start_from(
-            denoiser, config.init if one_scale else config.init / scale_file(shape, scales[-1])
-        )
+    how = recipe.precision, config.recompute, ranks.world, in_shards
+    cost = partial(cost_of, shape, diffusion, scales[-1], *how)
+    fits = config.at_once, recipe.batch, len(part), ranks, cost, CHAIN_ADVICE
+    at_once, needs = images_at_once(*fits)
+    flops = (needs.image_flops, peak_flops(device)) if needs else None
+    denoiser = Denoiser(shape, diffusion, scales[-1])
+    begin(denoiser, vqgan, tokens, config.init)
+    loss_t = Loss(denoiser.to(device))
     if config.recompute:
         Blocks(denoiser).recompute()
     if config.compile:
         Blocks(denoiser).compile()
-    loss_t = Loss(denoiser)
     if in_shards:
         shard(loss_t, Blocks(denoiser).blocks, ranks)
     elif ranks.world > 1:
@@ -190,29 +160,12 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                     group["lr"] = factor * rates[name]
 
             t = scales[step % len(scales)]
-
-            # forget: x_1 → x_{t-1} → x_t, for the global batch, of which this rank takes its part
-            indices = images_of_epoch[batches.at(step)]
-            x_1 = tokens.batch(indices)
             generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (step + 1) + t)
-            images = [*diffusion.q_sample_pair(x_1, t, generator), x_1]
-            condition = tokens.condition(indices, shape.conditions)
-            if condition is not None:
-                images.append(drop(condition, shape.conditions, chances, shape.grid, generator))
-                denoiser.require_known(images[-1])
+            rows = images_of_epoch[batches.at(step)]
+            images = forget(tokens, rows, denoiser.at(t), generator, chances)
 
-            # remember: L_t, nats per token, the mean over the batch of all ranks
             denoiser.zero_grad(set_to_none=True)
-            loss = torch.zeros((), device=device)
-            for piece in distributed.split(part, at_once):
-                rows = slice(piece.start, piece.stop)
-                share = len(piece) * ranks.world / recipe.batch  # DDP divides by the ranks
-                with distributed.gathering(loss_t, piece.stop == part.stop):
-                    with distributed.autocast(device, recipe.precision):
-                        of_piece = (distributed.sent(x[rows], device) for x in images)
-                        mean = loss_t(*of_piece, t=t).mean() * share
-                    mean.backward()
-                loss += mean.detach()
+            loss = remember(loss_t, images, t, part, at_once, recipe.precision, ranks)
             norm = learn(denoiser, optimisers, ema, recipe.clip, run.skips)
 
             done = step + 1
@@ -224,10 +177,53 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
                 average = parts["ema"].state_dict()["average"]  # all ranks have a part of it
                 if ranks.is_main:
                     averaged = Denoiser(shape, diffusion, denoiser.t).to(device)
-                    held = x_1_held_out, held_out_condition
                     with report("the held-out loss"):
                         averaged.load_state_dict(average)
-                        log_held_out(averaged, scales, *held, run.log, done, recipe.precision)
+                        log_held_out(averaged, scales, held_out, run.log, done, recipe.precision)
+
+
+def forget(
+    tokens: TokenFile,
+    rows: Sequence[int],
+    denoiser: Denoiser,
+    generator: torch.Generator,
+    chances: dict[str, float] | None = None,
+) -> list[torch.Tensor]:
+    """x_1 → x_{t-1} → x_t of these images: [x_{t-1}, x_t, x_1], and their condition if there is
+    one, of which each is left out with its chance."""
+    config, x_1 = denoiser.config, tokens.batch(rows)
+    images = [*denoiser.diffusion.q_sample_pair(x_1, denoiser.t, generator), x_1]
+    condition = tokens.condition(rows, config.conditions)
+    if condition is not None:
+        if chances is not None:
+            condition = drop(condition, config.conditions, chances, config.grid, generator)
+        denoiser.require_known(condition)
+        images.append(condition)
+    return images
+
+
+def remember(
+    loss_t: nn.Module,
+    images: list[torch.Tensor],
+    t: int,
+    part: range,
+    at_once: int,
+    precision: str,
+    ranks: Ranks,
+) -> torch.Tensor:
+    """L_t in nats per token, and its gradients, of this rank's `part` of the images of all ranks,
+    `at_once` in a pass; its mean over the ranks is that of the images."""
+    loss = torch.zeros((), device=ranks.device)
+    for piece in distributed.split(part, at_once):
+        rows = slice(piece.start, piece.stop)
+        share = len(piece) * ranks.world / len(images[0])  # DDP divides by the ranks
+        with distributed.gathering(loss_t, piece.stop == part.stop):
+            with distributed.autocast(ranks.device, precision):
+                of_piece = (distributed.sent(x[rows], ranks.device) for x in images)
+                mean = loss_t(*of_piece, t=t).mean() * share
+            mean.backward()
+        loss += mean.detach()
+    return loss
 
 
 class Loss(nn.Module):
@@ -268,6 +264,14 @@ def scales_of(preset: Preset, config: Config) -> list[int]:
     return list(range(2, preset.T + 1)) if preset.joint else [config.t]
 
 
+def recipe_of(config: Config, preset: Preset) -> ScaleRecipe:
+    """The preset's recipe, but for what is given."""
+    names = ("steps", "batch", "precision")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    recipe = replace(preset.scale, **given)
+    return recipe if config.learning_rate is None else recipe.at_rate(config.learning_rate)
+
+
 def require_apart(preset: Preset, folder: Path) -> None:
     """ValueError if OUT holds a model of the other kind: one network for all, or one a scale."""
     path = folder / "config.json"
@@ -277,24 +281,49 @@ def require_apart(preset: Preset, folder: Path) -> None:
         raise ValueError(f"{folder}: must hold {kind} or nothing, got scales {', '.join(scales)}")
 
 
-def require_names(shapes: dict[str, ConditionShape], tokens: TokenFile) -> None:
-    """ValueError unless a preset has as many classes, and kinds of maps, as the data."""
-    for name, shape in shapes.items():
+def require_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) -> None:
+    """ValueError unless tokens are of the VQGAN whose SHA-256 is `digest`, on the denoiser's grid,
+    with the conditions that it takes, and as many classes, and kinds of maps, as it knows."""
+    folder = tokens.folder
+    if tokens.vqgan_sha256 != digest:
+        raise ValueError(
+            f"{folder}: must hold tokens of the VQGAN beside it, {digest}, "
+            f"got those of {tokens.vqgan_sha256}"
+        )
+    if (tokens.height, tokens.width) != shape.grid:
+        got = tokens.height, tokens.width
+        raise ValueError(f"{folder}: must hold tokens of a grid of {shape.grid}, got {got}")
+    tokens.condition(range(1), shape.conditions)
+    for name, condition in shape.conditions.items():
         names = tokens.names[name]
-        if names and len(names) != shape.vocabulary:
+        if names and len(names) != condition.vocabulary:
             raise ValueError(
-                f"{tokens.folder}: must have {shape.vocabulary} names of {name} for this preset, "
+                f"{folder}: must have {condition.vocabulary} names of {name} for this preset, "
                 f"got {len(names)}"
             )
 
 
-def require_vqgan(tokens: TokenFile, digest: str) -> None:
-    """ValueError if tokens are not of the VQGAN beside them, whose SHA-256 is `digest`."""
-    if tokens.vqgan_sha256 != digest:
+def chances_of(shape: DenoiserConfig, recipe: ScaleRecipe) -> dict[str, float]:
+    """How probably each condition is left out; ValueError unless the denoiser allows for it."""
+    chances = {name: recipe.condition_dropout.get(name, 0.0) for name in shape.conditions}
+    if shape.condition_dropout != any(chances.values()):
         raise ValueError(
-            f"{tokens.folder}: must hold tokens of the VQGAN beside it, {digest}, "
-            f"got those of {tokens.vqgan_sha256}"
+            f"condition_dropout must be {any(chances.values())} for chances of {chances}, "
+            f"got {shape.condition_dropout}"
         )
+    return chances
+
+
+def begin(denoiser: Denoiser, vqgan: VQGAN, tokens: TokenFile, init: Path | None) -> None:
+    """What is known before the first step: the codes' vectors, the pieces that captions are made
+    of, and the weights of `init`, a model or the file of a scale."""
+    denoiser.initialise_from_codebook(vqgan.quantiser.token_vectors().detach())
+    text = denoiser.config.conditions.get("text")
+    if text is not None and text.vectors:
+        denoiser.know_text(tokens.condition(range(len(tokens)), {"text": text}))
+    if init is not None:
+        is_file = init.suffix == ".safetensors"
+        start_from(denoiser, init if is_file else init / scale_file(denoiser.config, denoiser.t))
 
 
 def optimisers_of(denoiser: Denoiser, recipe: ScaleRecipe) -> dict[str, torch.optim.Optimizer]:
@@ -332,20 +361,22 @@ def start_from(denoiser: Denoiser, path: Path) -> None:
 
 
 @torch.no_grad()
-def log_held_out(averaged, scales, x_1, condition, log, step: int, precision: str) -> None:
-    """Held-out nats/token of the averaged weights, on the same noise every time; keep the best."""
-    diffusion, nats = averaged.diffusion, 0.0
+def log_held_out(
+    averaged: Denoiser, scales: list[int], held_out: TokenFile, log: Log, step: int, precision: str
+) -> None:
+    """Nats per token of at most 512 held-out images, with the same noise every time; the averaged
+    weights are kept if these are the fewest."""
+    device, nats = next(averaged.parameters()).device, []
+    rows = range(min(512, len(held_out)))
     for t in scales:
-        x_prev, x_t = diffusion.q_sample_pair(x_1.cpu(), t, torch.Generator().manual_seed(0))
-        total = 0.0
-        for rows in torch.arange(len(x_1)).split(64):
-            now, before = x_t[rows].to(x_1.device), x_prev[rows].to(x_1.device)
-            own = None if condition is None else condition[rows].to(x_1.device)
-            with distributed.autocast(x_1.device, precision):
-                losses = averaged.at(t).loss(before, now, x_1[rows], own)
-            total += losses.sum().item()
-        log.write(step, t=t, held_out=total / x_1.numel())
-        nats += total / x_1.numel() / len(scales)
+        scale, total = averaged.at(t), 0.0
+        images = forget(held_out, rows, scale, torch.Generator().manual_seed(0))
+        for piece in torch.arange(len(rows)).split(64):
+            with distributed.autocast(device, precision):
+                total += scale.loss(*(x[piece].to(device) for x in images)).sum().item()
+        nats.append(total / images[0].numel())
+        log.write(step, t=t, held_out=nats[-1])
+    nats = sum(nats) / len(nats)
     keep_best_scale(averaged, nats, step, log.path.parent)
 
 
