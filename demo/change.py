@@ -232,7 +232,8 @@ def controls_of_edits(
         api_visibility="private",
         show_progress="hidden",
     )
-    return {"passes": passes} | sliders, {"invert_mask": inverted}
+    mask = {"context": sliders["context"], "invert_mask": inverted}
+    return {"passes": passes, "feather": sliders["feather"]}, mask
 
 
 def controls_of_source() -> Controls:

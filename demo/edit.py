@@ -114,7 +114,6 @@ def outpaint(
     num_images=1,
     seed=0,
     passes=0,
-    context=0,
     feather=0,
     candidates=1,
     left=0,
@@ -137,7 +136,7 @@ def outpaint(
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     given = dict(zip(MARGINS, (left, right, top, bottom), strict=True))
     margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given.items()}
-    given = {"passes": passes, "context": context, "feather": feather}
+    given = {"passes": passes, "feather": feather}
     how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, _ = read_editor(editor, source)

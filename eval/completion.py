@@ -76,7 +76,7 @@ from imagebart.editing.inpainting import MaskedImage, process_of
 from imagebart.editing.pasting import fill_unknown
 from imagebart.editing.process import PROCESSES
 from imagebart.folders import SHIPPED
-from imagebart.options import Conditions, EditingOptions, as_dataclass, options_given
+from imagebart.options import Conditions, MaskOptions, as_dataclass, options_given
 from imagebart.probe import ATTRIBUTES, SHIPPED_PROBE, Probe
 from imagebart.sampling import decode_parallel
 
@@ -94,7 +94,7 @@ WIDTHS = ("context", "feather")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(as_dataclass(EditingOptions, without=(*Conditions.__annotations__, *LISTED, *WIDTHS))):
+class Config(as_dataclass(MaskOptions, without=(*Conditions.__annotations__, *LISTED, *WIDTHS))):
     model: tuple[str, ...] = (str(SHIPPED),)  # folders or Hub ids, side by side
     process: tuple[Process, ...] = tuple(PROCESSES)  # ways to sample masked tokens
     masks: tuple[Literal[FAMILIES], ...] = FAMILIES
@@ -170,7 +170,7 @@ def inpaint_options(config: Config) -> list[dict]:
     resampling: list[dict] = [{"resampling_passes": passes} for passes in config.resampling_passes]
     resampling += [{"particles": count} for count in config.particles]
     resampling = resampling or [{}]
-    given = options_given(config, EditingOptions)
+    given = options_given(config, MaskOptions)
     given = {name: value for name, value in given.items() if name not in (*LISTED, "seed")}
     return [
         given | {"process": process} | more

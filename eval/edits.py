@@ -32,7 +32,7 @@ from imagebart.data.scenery.words import PHRASES
 from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STAR
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
-from imagebart.options import Conditions, EditingOptions, as_dataclass, options_given
+from imagebart.options import Conditions, MaskOptions, as_dataclass, options_given
 from imagebart.probe import SHIPPED_PROBE, Probe
 
 SCENES = 3000
@@ -59,7 +59,7 @@ TARGETS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(as_dataclass(EditingOptions, without=Conditions.__annotations__)):
+class Config(as_dataclass(MaskOptions, without=Conditions.__annotations__)):
     model: str = str(SHIPPED)  # a folder or a Hub id
     n: int = 200  # edits, shared by the targets
     candidates: int = 1  # drawn for each edit
@@ -178,7 +178,7 @@ def edited(
     config: Config,
 ) -> Image.Image:
     """The edit; of several candidates the one most similar to the prompt."""
-    how = options_given(config, EditingOptions)
+    how = options_given(config, MaskOptions)
     if "passes" in how:
         how.setdefault("process", "refined")
     images = model.inpaint(

@@ -30,7 +30,7 @@ from imagebart.data import scenery
 from imagebart.data.scenery.words import THING_LABEL
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
-from imagebart.options import Conditions, EditingOptions, as_dataclass, options_given
+from imagebart.options import Conditions, MaskOptions, as_dataclass, options_given
 from imagebart.probe import SHIPPED_PROBE, Probe
 
 SEARCHED = 3000
@@ -39,7 +39,7 @@ ON_PICTURE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(as_dataclass(EditingOptions, without=Conditions.__annotations__)):
+class Config(as_dataclass(MaskOptions, without=Conditions.__annotations__)):
     model: str = str(SHIPPED)  # a folder or a Hub id
     n: int = 100  # scenes, each edited once
     margin: int = 4  # pixels around the object that are masked too
@@ -62,7 +62,7 @@ def main(config: Config) -> dict:
     if len(scenes) < config.n:
         raise ValueError(f"n must be at most {len(scenes)}, the scenes found, got {config.n}")
     kept = measured.rows("erased", config.n, {"gone": ("?", 1), "seconds": ("f4", 1)})
-    how, pictures = options_given(config, EditingOptions), []
+    how, pictures = options_given(config, MaskOptions), []
     for (i,) in tqdm([*kept.missing()], desc="erased", mininterval=5):
         image, began = Image.fromarray(scenes[i].image), time.perf_counter()
         mask = object_mask(scenes[i], config.margin)

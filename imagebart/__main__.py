@@ -184,6 +184,8 @@ class Edit(Command, EditFields):
         if self.overlap and not any(margins.values()):
             raise ValueError("--overlap needs a --left, --right, --top or --bottom")
         options = checked_options(self, InpaintOptions, prompt=self.words)
+        if "context" in options and any(margins.values()):
+            raise ValueError("--context needs a --mask or --keep; where an image grows, --overlap")
         if "passes" in options:
             options.setdefault("process", "refined")
         where = margins | {"overlap": self.overlap, "keep": self.keep}

@@ -10,8 +10,9 @@ the number of threads stay the caller's, since the tokens do not depend on them.
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import fields, is_dataclass, replace
 from functools import wraps
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -40,7 +41,7 @@ def plain_settings() -> Iterator[None]:
 
 
 def isolated(function: Function) -> Function:
-    """The function in inference mode and with plain settings.
+    """The function in inference mode and with plain settings; what it returns is `kept`.
 
     A generator has them while it computes a step and gives the caller's back at every yield, since
     the next step may be asked for in another thread, or never.
@@ -50,7 +51,8 @@ def isolated(function: Function) -> Function:
         @wraps(function)
         def alone(*args, **kwargs):
             with plain_settings(), torch.inference_mode():
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+            return kept(result)
 
         return cast(Function, alone)
 
@@ -63,6 +65,20 @@ def isolated(function: Function) -> Function:
                         step = next(generator)
                     except StopIteration:
                         return
-                yield step
+                yield kept(step)
 
     return cast(Function, steps)
+
+
+def kept(result: Any) -> Any:
+    """The result, with copies of the tensors of inference mode, which autograd could not keep."""
+    if isinstance(result, torch.Tensor):
+        return result.clone() if result.is_inference() else result
+    if type(result) in (list, tuple):
+        return type(result)(map(kept, result))
+    if isinstance(result, dict):
+        return {name: kept(value) for name, value in result.items()}
+    if is_dataclass(result) and not isinstance(result, type):
+        parts = {field.name: kept(getattr(result, field.name)) for field in fields(result)}
+        return replace(result, **parts)
+    return result

@@ -42,6 +42,7 @@ from imagebart.options import (
     EditingOptions,
     InpaintOptions,
     Marks,
+    MaskOptions,
     PanoramaOptions,
     ReimaginingOptions,
     SamplingOptions,
@@ -195,10 +196,10 @@ class ImageBART(nn.Module):
         from imagebart.editing.inpainting import repainted
 
         require_output(output_type)
-        edit, images = repainted(self, image, mask, num_images, options)
+        results = repainted(self, image, mask, num_images, options)
         if output_type == "pil":
-            return edit.pictures(images)
-        return self.present(images, output_type)
+            return [picture for edit, one in results for picture in edit.pictures(one)]
+        return self.present(torch.cat([one for _, one in results]), output_type)
 
     @with_options
     def complete(
@@ -208,7 +209,7 @@ class ImageBART(nn.Module):
         *,
         keep: str = "lower",
         output_type: str = "pil",
-        **options: Unpack[EditingOptions],
+        **options: Unpack[MaskOptions],
     ) -> Pictures:
         """Keep a half ("upper", "lower", "left", "right") and draw the other; as `inpaint`."""
         from imagebart.editing.inpainting import other_half

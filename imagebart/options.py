@@ -4,6 +4,7 @@
     ChainOptions       how its tokens are drawn
     SamplingOptions    both
     EditingOptions     … and how masked tokens are sampled; a process takes a part of these
+    MaskOptions        … and how far around a mask; of an edit within the image
     InpaintOptions     … and which side of a mask is repainted
     ReimaginingOptions what a picture shows, what it is to show, and how far it may change
     PanoramaOptions    a wide picture: conditions from left to right, and how it is put together
@@ -191,13 +192,18 @@ class EditingOptions(RefinedOptions, AnnealedOptions, total=False):
             "t = 2; annealed: several passes at every scale, as released",
         ),
     ]
-    context: Annotated[int, Option(0, "tokens by which the mask is dilated")]
     feather: Annotated[
         int, Option(0, "pixels of the picture, inside the mask, over which its border is softened")
     ]
 
 
-class InpaintOptions(EditingOptions, total=False):
+class MaskOptions(EditingOptions, total=False):
+    """What an edit within the image takes."""
+
+    context: Annotated[int, Option(0, "tokens by which the mask is dilated")]
+
+
+class InpaintOptions(MaskOptions, total=False):
     """What an edit of a mask takes."""
 
     invert_mask: Annotated[bool, Option(False, "keep what the mask marks and repaint all else")]

@@ -413,10 +413,14 @@ def curves(
     ylabel: str = "",
     *,
     doubling: bool = False,
+    log: bool = False,
+    bottom: float | None = None,
 ) -> Picture:
-    """Lines over x (0, 1, … by default) with a legend; short ones have markers.
+    """Lines over x (0, 1, … by default) with a legend, unless the only one is called ""; short
+    ones have markers.
 
-    A line may be shorter than x. With `doubling` the axis of x is logarithmic.
+    A line may be shorter than x. With `doubling` the axis of x is logarithmic, with `log` that of
+    y. With `bottom` the axis of y begins there.
     """
     figure = Figure(figsize=(7.5, 2.4), dpi=100)
     ax = figure.subplots()
@@ -430,6 +434,10 @@ def curves(
         ax.xaxis.set_major_formatter(ScalarFormatter())
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=x is None or all(at == int(at) for at in x)))
+    if log:
+        ax.set_yscale("log")
+    if bottom is not None:
+        ax.set_ylim(bottom=bottom)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     if any(lines):

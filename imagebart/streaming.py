@@ -65,14 +65,30 @@ def batches(
     """
     rest: dict[str, Any] = {**options}
     each = {"seed": image_seeds(rest.pop("seed", 0), num_images)}
-    words = {name: rest.pop(name, None) for name in WORDS}
-    encode_condition(model, num_images, guidance=rest.get("guidance"), **words)
-    each |= {name: each_of(words[name], num_images, kind, name) for name, kind in WORDS.items()}
+    words = {
+        name: each_of(rest.pop(name, None), num_images, kind, name) for name, kind in WORDS.items()
+    }
+    require_readable(model, words, rest.get("guidance"))
+    each |= words
     part = range(num_images) if part is None else part
     require_part(part, num_images)
     for images in split(part, fitting(model) if batch is None else batch):
         cut = {name: [values[i] for i in images] for name, values in each.items()}
         yield len(images), cut | rest
+
+
+def require_readable(model: ImageBART, words: dict[str, list], guidance: Any) -> None:
+    """ValueError unless the model can be told these words, {option: each image's}: what is said of
+    several images is read once, and little at a time."""
+    lists = words.values()
+    different = [*{tuple(map(id, row)): row for row in zip(*lists, strict=True)}.values()]
+    if len(different) == 1:
+        encode_condition(model, 1, guidance=guidance, **dict(zip(words, different[0], strict=True)))
+        return
+    for part in split(range(len(different)), MOST["cuda"]):
+        columns = zip(*(different[i] for i in part), strict=True)
+        own = {name: [*column] for name, column in zip(words, columns, strict=True)}
+        encode_condition(model, len(part), guidance=guidance, **own)
 
 
 def require_part(part: range, num_images: int) -> None:

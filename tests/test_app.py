@@ -152,8 +152,8 @@ def test_endpoints_have_these_names_and_defaults(client):
         "guidance": 1,
     }
     options = {**chain, "prompt": "", "num_images": 1, "classes": ""}
-    edits = {**options, "passes": 0, "context": 0, "feather": 0, "candidates": 1}
-    inpainting = {"editor": None, **edits, "invert_mask": False}
+    edits = {**options, "passes": 0, "feather": 0, "candidates": 1}
+    inpainting = {"editor": None, **edits, "context": 0, "invert_mask": False}
     got = {
         name: {p["parameter_name"]: p["parameter_default"] for p in endpoint["parameters"]}
         for name, endpoint in named.items()

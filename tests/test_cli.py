@@ -364,6 +364,7 @@ def test_a_panorama_that_cannot_be_written_leaves_nothing(folder, tmp_path, monk
             "error: --invert-mask needs a",
         ),
         (["edit", "IMAGE", "--keep", "left", "--overlap", "2"], "error: --overlap needs a --left"),
+        (["edit", "IMAGE", "--top", "4", "--context", "1"], "error: --context needs a --mask or"),
         (["edit", "IMAGE"], "error: give one of --mask, --keep, or --left"),
         (["edit", "IMAGE", "--keep", "left", "--top", "4"], "error: give one of --mask"),
         (["edit", "nowhere.png", "--keep", "left"], "error: nowhere.png: must be a readable image"),

@@ -1,6 +1,7 @@
 """Editing: what is known survives, the mask is repainted, and the seed still decides."""
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -395,6 +396,20 @@ def test_results_come_one_by_one(tiny):
     assert [one.shape for one in results] == [(1, 3, 41, 50)] * 3
     assert torch.equal(torch.cat(results), edit.result(tokens))
     assert torch.equal(edit.result(tokens[1:2]), results[1])
+
+
+def test_of_many_pictures_one_result_is_held_at_a_time(tiny, monkeypatch):
+    """Each is a picture before the next is computed: floats take 12 bytes a pixel."""
+    alive, most, pictures = [], [], MaskedImage.pictures
+
+    def watched(self, images):
+        alive.append(weakref.ref(images))
+        most.append(sum(one() is not None for one in alive))
+        return pictures(self, images)
+
+    monkeypatch.setattr(MaskedImage, "pictures", watched)
+    assert len(tiny.inpaint(picture(), corner(), 4, seed=1)) == len(most) == 4
+    assert max(most) <= 2  # the one before is let go when the next is there
 
 
 def test_a_mask_is_dilated_by_its_context(tiny):

@@ -142,3 +142,14 @@ def test_a_refusal_leaves_the_world_as_it_was(tiny):
         with pytest.raises(ValueError, match="temperature must be"):
             tiny.sample(temperature=-1)
         assert settings() == before
+
+
+def test_autograd_keeps_what_is_drawn(tiny):
+    """Tokens and pixels can be learned from: they are no tensors of inference mode."""
+    tokens, images = tiny.encode(IMAGE), tiny.sample(1, seed=1, output_type="pt")
+    weight = torch.ones((), requires_grad=True)
+    (torch.nn.Embedding(tiny.K, 2)(tokens).sum() + (images * weight).sum()).backward()
+    assert weight.grad == images.sum() and weight.grad > 0
+    for step in tiny.sample_steps(1, seed=1):
+        assert not step.tokens.is_inference()
+    assert not any(bits.is_inference() for bits in tiny.bits_per_token(IMAGE).values())

@@ -30,6 +30,7 @@ from imagebart.options import (
     EditCandidateOptions,
     EditingOptions,
     InpaintOptions,
+    MaskOptions,
     OutpaintOptions,
     PanoramaOptions,
     RankingOptions,
@@ -47,7 +48,7 @@ TAKES = {
     ImageBART.sample_stream: SamplingOptions,
     ImageBART.sample_steps: SamplingOptions,
     ImageBART.inpaint: InpaintOptions,
-    ImageBART.complete: EditingOptions,
+    ImageBART.complete: MaskOptions,
     ImageBART.outpaint: EditingOptions,
     ImageBART.reimagine: ReimaginingOptions,
     ImageBART.panorama: PanoramaOptions,
@@ -133,6 +134,9 @@ WRONG = {
     "inpaint() got 'promt': did you mean 'prompt'?": lambda m: m.inpaint(IMAGE, MASK, promt="x"),
     "complete() got 'kep': did you mean 'keep'?": lambda m: m.complete(IMAGE, kep="left"),
     "outpaint() got 'lft': did you mean 'left'?": lambda m: m.outpaint(IMAGE, lft=8),
+    "outpaint() got 'context', it takes self, image, num_images, ": (  # there it is `overlap`
+        lambda m: m.outpaint(IMAGE, left=8, context=1)
+    ),
     "reimagine() got 'top_k', it takes self, image, num_images, ": (
         lambda m: m.reimagine(IMAGE, top_k=8)
     ),
@@ -231,12 +235,12 @@ INTERFACES = {  # where options can be given, of which table, and which cannot: 
     ),
     "eval/edits.py": (
         edits.Config,
-        EditingOptions,
+        MaskOptions,
         dict.fromkeys(["prompt", "classes", "semantic_map"], DRAWN),
     ),
     "eval/completion.py": (
         completion.Config,
-        EditingOptions,
+        MaskOptions,
         dict.fromkeys(["prompt", "classes", "semantic_map"], DRAWN)
         | dict.fromkeys(completion.LISTED, SWEPT)
         | dict.fromkeys(completion.WIDTHS, "how it is pasted is not measured there"),

@@ -116,6 +116,25 @@ print(peak() - before)
 """
 
 
+def test_what_is_said_is_checked_a_little_at_a_time(model, monkeypatch):
+    """What is said of all images once; what differs in small parts, each value once."""
+    checked, encode = [], streaming.encode_condition
+    monkeypatch.setattr(
+        streaming, "encode_condition", lambda m, n, **how: checked.append(n) or encode(m, n, **how)
+    )
+    for words, sizes in (
+        ({}, [1]),
+        ({"prompt": "a lake", "semantic_map": MAPS[0], "guidance": 2.0}, [1]),
+        ({"prompt": ["a lake", "night"] * 100, "classes": 1}, [2]),
+        ({"prompt": ["a lake " + "night " * i for i in range(200)]}, [64, 64, 64, 8]),
+    ):
+        next(streaming.batches(model, 200, words))
+        assert checked == sizes
+        checked.clear()
+    with pytest.raises(ValueError, match="classes must"):
+        next(streaming.batches(model, 200, {"classes": [0] * 199 + [5]}))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory in other units")
 def test_memory_does_not_grow_with_the_number_of_images(make_model, make_vqgan, tmp_path):
     """The noise of 100 images of 64 tokens of 8192 codes is 200 MiB; a batch of four needs 8."""

@@ -1,7 +1,7 @@
 """Edit images: marked pixels are repainted, all others stay bit for bit.   [section 4.3, A.3]
 
 inpaint     a mask of any shape, on an image of any size
-repainted   … with the image and its mask, which make pictures of the results
+repainted   … one result after another, with what makes a picture of it
 outpaint    beyond the borders
 
 What is under the mask is filled from its surroundings before anything is encoded, so no result
@@ -73,8 +73,8 @@ def inpaint(
     whole image. ValueError if the sizes differ, if the mask is neither image nor array, or for an
     option of another process. Images come in batches that fit the memory.
     """
-    _, images = repainted(model, image, mask, num_images, options, box=box)
-    return images
+    results = repainted(model, image, mask, num_images, options, box=box)
+    return torch.cat([one for _, one in results])
 
 
 @isolated
@@ -86,8 +86,8 @@ def repainted(
     options: InpaintOptions,
     *,
     box: Box | None = None,
-) -> tuple["MaskedImage", Images]:
-    """(the image with its mask, the images of `inpaint`)."""
+) -> Iterator[tuple["MaskedImage", Images]]:
+    """(the image with its mask, one result (1, 3, H, W)), for each of the images of `inpaint`."""
     given: dict[str, Any] = {**options}
     image_seeds(given.get("seed", 0), num_images)
     of_mask = {name: given.pop(name) for name in MASK_OPTIONS if name in given}
@@ -96,11 +96,11 @@ def repainted(
     if not edit.marked.any():
         warnings.warn(EMPTY, stacklevel=2)
     given |= edit.maps(given.get("semantic_map"), num_images)
-    x_1, images = edit.x_1(), []
+    x_1 = edit.x_1()
     for count, own in batches(model, num_images, given):
         *_, last = steps(model, x_1, edit.masked, count, **own)
-        images.append(edit.result(last.tokens))
-    return edit, torch.cat(images)
+        for one in edit.results(last.tokens):
+            yield edit, one
 
 
 def process_of(options: dict[str, Any]) -> Callable[..., Iterator[Step]]:
