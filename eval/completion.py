@@ -202,49 +202,67 @@ def complete_images(
     kept: ImageRows,
 ) -> list[Image.Image]:
     """Complete the images whose rows are missing, and those of the picture, which it returns."""
-    (H, W), pictured, left = model.image_size, [], {i for (i,) in kept.missing()}
+    pictured, left = [], {i for (i,) in kept.missing()}
     if config.picture:
         left |= {*range(min(config.n, PICTURED))}
     for i in tqdm(sorted(left), desc=f"{family}, {how}", mininterval=5, leave=False):
-        render = scenery.render(scenery.scene_seed("validation", i), H, W).image
-        x_0 = to_tensor(Image.fromarray(render))[None]
-        mask = mask_of(family, (H, W), i)
-        passes = show.Passes()
-        options = {"method": partial(decode_parallel, on_pass=passes)} | how
-        options["seed"] = config.seed + i
-        steps, began = process_of(options), time.perf_counter()
-        edit = edit_filled(model, render, mask, filling)
-        x_1 = edit.x_1()
-        drawn = list(steps(model, x_1, edit.masked, **options))
-        sizes = [step.effective.item() for step in drawn if step.effective is not None]
-        effective = sizes[0] if sizes else np.nan
-        (result,) = to_pil(edit.result(drawn[-1].tokens))
-        seconds, back = time.perf_counter() - began, to_tensor(result)[None]
-        whole = model.encode(Image.fromarray(render))
-        known, known_tokens = ~torch.from_numpy(mask).expand_as(x_0), ~edit.masked
-        other = scenery.render(scenery.scene_seed("validation", i + 1), H, W).image
-        exchanged = np.where(mask[..., None], other, render)
-        hidden = edit_filled(model, exchanged, mask, filling).x_1() != x_1
-        coded = model.generate(whole).cpu()
-        row = {
-            "known_exact": (back == x_0)[known].float().mean().item(),
-            "known_psnr_of_vqgan": peak_signal_noise_ratio(
-                torch.where(known, coded.clamp(-1, 1), x_0), x_0, data_range=2.0
-            ).item(),
-            "hidden": hidden[known_tokens].float().mean().item(),
-            "agreed": (x_1 == whole)[known_tokens].float().mean().item(),
-            "border_step": border_step(back, ~known[:, :1]),
-            "border_step_of_renders": border_step(x_0, ~known[:, :1]),
-            "masked_tokens": edit.masked.sum().item(),
-            "passes": len(passes),
-            "seconds": seconds,
-            "effective": effective,
-        }
-        kept.put(
-            [i], measured=[[row[name] for name in MEASURED]], **as_seen(back, probe, inception)
-        )
+        render, mask = held_out(model, i), mask_of(family, model.image_size, i)
+        edit, result, cost = completed(model, render, mask, filling, how, config.seed + i)
+        exchanged = np.where(mask[..., None], held_out(model, i + 1), render)
+        other = edit_filled(model, exchanged, mask, filling)
+        row = cost | of_known_tokens(model, edit, other, render) | of_pixels(edit, result, render)
+        seen = as_seen(to_tensor(result)[None], probe, inception)
+        kept.put([i], measured=[[row[name] for name in MEASURED]], **seen)
         pictured += [result] if i < PICTURED else []
     return pictured
+
+
+def held_out(model: ImageBART, i: int) -> np.ndarray:
+    """Render i (H, W, 3) of those that are completed."""
+    return scenery.render(scenery.scene_seed("validation", i), *model.image_size).image
+
+
+def completed(
+    model: ImageBART, render: np.ndarray, mask: np.ndarray, filling: str, how: dict, seed: int
+) -> tuple[MaskedImage, Image.Image, dict]:
+    """(the edit, its result, what it took)."""
+    passes = show.Passes()
+    options = {"method": partial(decode_parallel, on_pass=passes)} | how | {"seed": seed}
+    steps, began = process_of(options), time.perf_counter()
+    edit = edit_filled(model, render, mask, filling)
+    drawn = list(steps(model, edit.x_1(), edit.masked, **options))
+    (result,) = to_pil(edit.result(drawn[-1].tokens))
+    seconds = time.perf_counter() - began
+    sizes = [step.effective.item() for step in drawn if step.effective is not None]
+    cost = {"masked_tokens": edit.masked.sum().item(), "passes": len(passes), "seconds": seconds}
+    return edit, result, cost | {"effective": sizes[0] if sizes else np.nan}
+
+
+def of_known_tokens(
+    model: ImageBART, edit: MaskedImage, other: MaskedImage, render: np.ndarray
+) -> dict:
+    """Shares of the known tokens: `hidden`, which are others in the `other` edit; `agreed`, which
+    are those of the whole picture."""
+    x_1, known = edit.x_1(), ~edit.masked
+    whole = model.encode(Image.fromarray(render))
+    return {
+        "hidden": (other.x_1() != x_1)[known].float().mean().item(),
+        "agreed": (x_1 == whole)[known].float().mean().item(),
+    }
+
+
+def of_pixels(edit: MaskedImage, result: Image.Image, render: np.ndarray) -> dict:
+    """What stays of the known pixels, and the steps across the border."""
+    x_0, back = (to_tensor(one)[None] for one in (Image.fromarray(render), result))
+    known, model = ~edit.marked.expand_as(x_0), edit.model
+    coded = model.generate(model.encode(Image.fromarray(render))).cpu().clamp(-1, 1)
+    through = peak_signal_noise_ratio(torch.where(known, coded, x_0), x_0, data_range=2.0)
+    return {
+        "known_exact": (back == x_0)[known].float().mean().item(),
+        "known_psnr_of_vqgan": through.item(),
+        "border_step": border_step(back, ~known[:, :1]),
+        "border_step_of_renders": border_step(x_0, ~known[:, :1]),
+    }
 
 
 def as_seen(image: Tensor, probe: Probe, inception: Inception | None) -> dict:

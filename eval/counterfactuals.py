@@ -26,28 +26,34 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from edits import sky_of
 from PIL import Image
 from predictions import as_columns, chance_of, columns_of, from_rows, hits_of
 from records import Run, image_digest, sha256_of_images
 from reporting import run
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from tqdm import tqdm
-from uncertainty import mean_interval, share_interval
+from uncertainty import mean_difference, mean_interval, share_interval
 
 from imagebart import ImageBART, show
 from imagebart.data import scenery
 from imagebart.data.images import to_tensor
 from imagebart.data.scenery.scenes import paint, plan_of
 from imagebart.data.scenery.words import PHRASES
-from imagebart.data.scenery.world import AURORA, CLOUD, LIGHT, RAINBOW, SKY, STAR
 from imagebart.distributed import pick_device
 from imagebart.editing.reimagining import reimagine_steps
 from imagebart.folders import SHIPPED
-from imagebart.options import Conditions, ReimaginingOptions, as_dataclass, options_given
+from imagebart.options import (
+    Conditions,
+    ReimaginingOptions,
+    SamplingOptions,
+    as_dataclass,
+    options_given,
+    rows,
+)
 from imagebart.probe import SHIPPED_PROBE, Probe
 
 MOST_PICTURED = 8
-NOT_GROUND = (SKY, CLOUD, LIGHT, STAR, AURORA, RAINBOW)
 AT_ANY_TIME = ("clear", "cloudy", "overcast", "fog")
 """Weathers that every time of day has."""
 SOURCES = tuple(f"source_{name}" for name in Conditions.__annotations__)
@@ -92,14 +98,14 @@ def main(config: Config) -> dict:
         raise ValueError(f"model must take text, got one that takes {[*model.conditions]}")
     probe, pairs = Probe(config.probe).to(device), pairs_of(config.n, model)
     columns = columns_of(probe) | {name: ("f8", 1) for name in OF_EACH}
-    rows, shown = [], [[pair.image for pair in pairs[:MOST_PICTURED]]]
+    each, shown = [], [[pair.image for pair in pairs[:MOST_PICTURED]]]
     for strength in config.strength:
         kept = measured.rows(f"strength {strength}", config.n, columns)
         for (i,) in tqdm([*kept.missing()], desc=f"strength {strength:g}", mininterval=5):
             how = options_given(config, ReimaginingOptions) | {"seed": config.seed + i}
             put_edit(i, pairs[i], how | {"strength": strength}, model, probe, kept)
-        rows.append(measured_row(strength, pairs, kept))
-        print(line_of(rows[-1]), flush=True)
+        each.append(measured_row(strength, pairs, kept))
+        print(line_of(each[-1]), flush=True)
         if config.picture:
             how = options_given(config, ReimaginingOptions) | {"strength": strength}
             first = enumerate(pairs[:MOST_PICTURED])
@@ -109,7 +115,7 @@ def main(config: Config) -> dict:
         shown.append([pair.other for pair in pairs[:MOST_PICTURED]])
         pictures = [one for line in shown for one in line]
         show.grid(pictures, columns=len(shown[0])).save(config.picture)
-    return {"rows": rows} | measured.record(
+    return {"rows": each} | measured.record(
         device,
         data=sha256_of_images(image_digest(np.asarray(pair.image)) for pair in pairs),
         n=config.n,
@@ -137,7 +143,7 @@ def pair_of(seed: int, scene: scenery.Scene, index: int, model: ImageBART) -> Pa
     plan = replace(plan_of(np.random.Generator(np.random.PCG64(seed))), time=new)
     pixels = np.clip(paint(plan, *model.image_size).rgb, 0, 1) * 255 + 0.5
     (h, w), f = model.grid, model.vqgan.f
-    below = ~np.isin(scene.semantic_map, NOT_GROUND).reshape(h, f, w, f)
+    below = ~sky_of(scene).reshape(h, f, w, f)
     return Pair(
         image=Image.fromarray(scene.image),
         other=Image.fromarray(pixels.astype(np.uint8)),
@@ -164,7 +170,8 @@ def put_edit(i: int, pair: Pair, how: dict, model: ImageBART, probe: Probe, kept
     x_1, twin = model.encode(pair.image), model.encode(pair.other)
     same = edited_tokens(model, pair, how | {"prompt": pair.prompt})
     (edit,), (picture,) = model.decode(tokens), model.decode(x_1)
-    (sample,) = model.sample(1, prompt=pair.other_prompt, seed=how["seed"])
+    of_sample = {name: how[name] for name in how if name in rows(SamplingOptions)}
+    (sample,) = model.sample(1, **of_sample | {"prompt": pair.other_prompt})
     ground = torch.from_numpy(pair.ground).to(x_1.device)
     psnr = partial(psnr_of, target=pair.other)
     kept.put(
@@ -202,6 +209,7 @@ def measured_row(strength: float, pairs: list[Pair], kept) -> dict:
         "kind": float(np.mean([kind == pair.kind for kind, pair in kinds])),
         "ground_interval": mean_interval(given(kept["ground"])),
         "psnr_interval": mean_interval(kept["psnr"][:, 0]),
+        "psnr_over_sample": mean_difference(kept["psnr"][:, 0], kept["psnr_of_sample"][:, 0]),
         **{name: float(given(kept[name]).mean()) for name in OF_EACH},
     }
 

@@ -36,7 +36,7 @@ from imagebart.options import Conditions, MaskOptions, as_dataclass, options_giv
 from imagebart.probe import SHIPPED_PROBE, Probe
 
 SCENES = 3000
-"""Held-out scenes searched for each target."""
+"""Held-out scenes that are searched."""
 
 IN_THE_SKY = (SKY, CLOUD, LIGHT, STAR, AURORA, RAINBOW)
 
@@ -64,7 +64,7 @@ class Config(as_dataclass(MaskOptions, without=Conditions.__annotations__)):
     n: int = 200  # edits, shared by the targets
     candidates: int = 1  # drawn for each edit
     probe: Path | None = None  # the shipped one unless given
-    seed: int = 0  # of every edit
+    seed: int = 0  # of edit 0; edit i has seed + i, its candidates every n-th seed after that
     out: Path | None = None  # where the JSON goes
     device: str = "auto"
 
@@ -114,7 +114,7 @@ def main(config: Config) -> dict:
         device,
         data=sha256_of_images(digests),
         n=len(targets),
-        seeds=(config.seed, config.seed + config.candidates - 1),
+        seeds=(config.seed, config.seed + config.candidates * len(targets) - 1),
         guidance=model.guidance if config.guidance is None else config.guidance,
     )
 
@@ -124,13 +124,16 @@ def edit_skies(
 ) -> None:
     """The n edits of target k, those that are missing."""
     target, missing = TARGETS[k], {row for (row,) in kept.missing(range(k * n, (k + 1) * n))}
-    scenes = itertools.islice(suitable(target, probe, model.image_size), n if missing else 0)
+    own = range(k, SCENES, len(TARGETS))  # no two targets have a scene in common
+    found = suitable(target, own, probe, model.image_size)
+    scenes = itertools.islice(found, n if missing else 0)
     for i, scene in enumerate(tqdm(scenes, desc=target.weather, total=n, mininterval=5)):
         if k * n + i not in missing:
             continue
         began = time.perf_counter()
         before, mask = Image.fromarray(scene.image), sky_of(scene)
-        after = edited(model, probe, before, mask, prompt_of(scene, target), config)
+        seeds = [config.seed + k * n + i + j * kept.n for j in range(config.candidates)]
+        after = edited(model, probe, before, mask, prompt_of(scene, target), seeds, config)
         known = ~mask
         kept.put(
             [k * n + i],
@@ -141,9 +144,11 @@ def edit_skies(
         )
 
 
-def suitable(target: Target, probe: Probe, size: tuple[int, int]) -> Iterator[scenery.Scene]:
-    """Held-out scenes at a fitting time of day for which the probe predicts another weather."""
-    for i in range(SCENES):
+def suitable(
+    target: Target, among: range, probe: Probe, size: tuple[int, int]
+) -> Iterator[scenery.Scene]:
+    """Scenes among these at a fitting time of day for which the probe predicts another weather."""
+    for i in among:
         scene = scenery.render(scenery.scene_seed("test", i), *size)
         attributes = scene.attributes
         if attributes["time"] in target.times and attributes["weather"] not in (
@@ -154,7 +159,8 @@ def suitable(target: Target, probe: Probe, size: tuple[int, int]) -> Iterator[sc
             if predicted != target.weather:
                 yield scene
     raise ValueError(
-        f"scenes that do not show {target.weather} yet must be found among {SCENES}, got too few"
+        f"scenes that do not show {target.weather} yet must be found among {len(among)}, "
+        "got too few"
     )
 
 
@@ -175,19 +181,14 @@ def edited(
     image: Image.Image,
     mask: np.ndarray,
     prompt: str,
+    seeds: list[int],
     config: Config,
 ) -> Image.Image:
     """The edit; of several candidates the one most similar to the prompt."""
     how = options_given(config, MaskOptions)
     if "passes" in how:
         how.setdefault("process", "refined")
-    images = model.inpaint(
-        image,
-        mask,
-        config.candidates,
-        prompt=prompt,
-        **how,
-    )
+    images = model.inpaint(image, mask, len(seeds), **how | {"prompt": prompt, "seed": seeds})
     likeness = probe.likeness(prompt)(images) if len(images) > 1 else [0.0]
     return images[int(np.argmax(likeness))]
 

@@ -4,7 +4,7 @@
     python eval/reconstruction.py --model models/ffhq-4 --data ffhq256 --features legacy --lpips
     python eval/reconstruction.py --n 200 --levels --picture levels.png
 
-PSNR and SSIM of held-out images and their reconstructions in 8 bits, LPIPS where VGG's weights are
+PSNR and SSIM of held-out images and their reconstructions, LPIPS where VGG's weights are
 on disk, rFID by the probe or another network (networks.py), the share of the codes in use and their
 perplexity, and sharpness (mean absolute gradient over the images'). Of scenery also the share of
 its smallest lights that is kept (the fine structure of stars, and of buildings at night: projection

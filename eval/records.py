@@ -1,6 +1,6 @@
 """The run record: what was measured, with what, where and when. Every script of eval/ writes one.
 
-    commit      of the code, and the files of it that were changed since
+    commit      of the code, the files of it that were changed since, the SHA-256 of all its files
     models      the SHA-256 of each, its config.json and all weights (`folders.model_sha256`)
     options     of the script; where one was left to the model, the model's own
     data        the SHA-256 of the images that were read (`sha256_of_images`); null if none were
@@ -8,7 +8,7 @@
     versions, hardware, date (UTC)
 
 A `Run` also keeps rows of results beside the file that is to be written (rows.py): run again with
-the same options, models and commit, a script goes on where it was stopped.
+the same options, models and code, a script goes on where it was stopped.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from rows import Columns, ImageRows
 
-from imagebart.checkpoint import read_json, write_json
+from imagebart.checkpoint import read_json, sha256_of, write_json
 from imagebart.folders import find_folder, model_sha256
 
 ROOT = Path(__file__).parents[1]
@@ -66,10 +66,13 @@ class Run:
         return ImageRows(self.folder / (re.sub(r"\W+", "_", name) + ".npy"), n, columns)
 
     def _claim(self, path: Path) -> None:
-        """ValueError unless the rows are this run's: of the same options, models and commit."""
-        changing = {name: value for name, value in self.identity.items() if name != "options"}
-        options = self.identity["options"].items()
-        identity = changing | {"options": {k: v for k, v in options if k not in ELSEWHERE}}
+        """ValueError unless the rows are this run's: of the same options, models and code."""
+        code, options = self.identity["commit"] or {}, self.identity["options"].items()
+        identity = {
+            "code": code.get("sha256"),
+            "models": self.identity["models"],
+            "options": {k: v for k, v in options if k not in ELSEWHERE},
+        }
         if not path.exists():
             write_json(identity, path)
         known = read_json(path)
@@ -111,13 +114,28 @@ def folder_of_rows(out: Path) -> Path:
 
 
 def commit() -> dict | None:
-    """The commit of the code, and which files of it were changed; None outside of a checkout."""
+    """The commit of the code, which files of it were changed, and the SHA-256 of all of them; None
+    outside of a checkout."""
     try:
         head = _git("rev-parse", "HEAD").strip()
         changed = _git("status", "--porcelain", "--", *CODE).splitlines()
+        files = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"id": head, "changed": [line[3:] for line in changed]}
+    each = sorted({name for name in files.split("\0") if (ROOT / name).is_file()})
+    digests = (f"{name} {sha256_of(ROOT / name)}\n" for name in each)
+    whole = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return {"id": head, "changed": [line[3:] for line in changed], "sha256": whole}
+
+
+def is_current(record: dict) -> bool:
+    """Whether a record is of this code, and of the weights that lie where it says."""
+    models = record.get("models", {})
+    same = all(
+        (ROOT / path).is_dir() and model_sha256(ROOT / path) == digest
+        for path, digest in models.items()
+    )
+    return bool(models) and same and same_code(record["commit"])
 
 
 def same_code(then: dict | None) -> bool:

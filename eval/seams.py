@@ -6,8 +6,7 @@ Unconditional panoramas, `fast` and `exact`. `seam` is the mean |difference| of 
 columns at the borders of windows at t = 2, over that at all other token borders (1 is invisible),
 with its standard error and 95 % interval over panoramas. The exact mode has no such borders; the
 same columns are measured. `rhythm` is the same ratio at token borders half a window apart, for
-every offset: windows at equal distances would be visible there. Also seconds, and the growth of the
-process's peak memory.
+every offset: windows at equal distances would be visible there. Also seconds.
 """
 
 import time
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from records import Run
 from reporting import run
-from timing import largest_resident_bytes
 from torch import Tensor
 from tqdm import tqdm
 from uncertainty import mean_interval
@@ -51,7 +49,7 @@ def main(config: Config) -> dict:
     how = options_given(config, PanoramaOptions)
     columns = {"seam": ("f8", 1), "rhythm": ("f8", model.grid[1] // 2), "seconds": ("f8", 1)}
     for mode in config.modes:
-        kept, before = measured.rows(mode, config.n, columns), largest_resident_bytes()
+        kept = measured.rows(mode, config.n, columns)
         for (i,) in tqdm([*kept.missing()], desc=mode, mininterval=5):
             began = time.perf_counter()
             how |= {"seed": config.seed + i, "mode": mode}
@@ -74,14 +72,12 @@ def main(config: Config) -> dict:
             "rhythm": np.mean(rhythms, axis=0).tolist(),
             "rhythm_error": standard_error(rhythms).tolist(),
             "seconds": float(kept["seconds"].mean()),
-            "memory_bytes": largest_resident_bytes() - before,
         }
         rows.append(row)
         print(
             f"{mode}  seam {row['seam']:.3f} ± {row['seam_error']:.3f}  rhythm "
             f"{min(row['rhythm']):.3f} to {max(row['rhythm']):.3f} ± "
-            f"{max(row['rhythm_error']):.3f}  {row['seconds']:.1f} s  "
-            f"+{row['memory_bytes'] / 2**20:.0f} MiB",
+            f"{max(row['rhythm_error']):.3f}  {row['seconds']:.1f} s",
             flush=True,
         )
     seeds = config.seed, config.seed + config.n - 1

@@ -35,7 +35,7 @@ from records import Run, image_digest, sha256_of_images
 from reporting import run
 from rows import ImageRows
 from tqdm import tqdm
-from uncertainty import distance_interval, feature_distance, mean_interval
+from uncertainty import feature_distance, mean_distance_interval, mean_interval, share_interval
 
 from imagebart import ImageBART
 from imagebart.data import scenery
@@ -138,6 +138,7 @@ def rejected(
     hits = partial(hits_in, some, classes[at])
     fewest = round(min(RATES) * probabilities.shape[1])
     parts = at.unflatten(0, (len(names), -1)).split(fewest, dim=1)  # of one size at every rate
+    features = [predictions.features[part.flatten()] for part in parts]
     return {
         "rate": rate,
         "kept": len(at),
@@ -147,17 +148,8 @@ def rejected(
         "inception_score": float(
             np.mean([score_of_kinds(some_of(predictions, part.flatten())) for part in parts])
         ),
-        "probe_fid": float(
-            np.mean(
-                [
-                    feature_distance(predictions.features[part.flatten()], reference)
-                    for part in parts
-                ]
-            )
-        ),
-        "probe_fid_interval": distance_interval(
-            predictions.features[parts[0].flatten()], reference
-        ),
+        "probe_fid": float(np.mean([feature_distance(each, reference) for each in features])),
+        "probe_fid_interval": mean_distance_interval(features, reference),
         "of_subsets_of": fewest * len(names),
     }
 
@@ -222,8 +214,8 @@ def best_of_first(first: int, kept: ImageRows, scenes: list[scenery.Scene], n: i
         "best_of": first,
         "similarity": float(similarity.max(1).mean()),
         "similarity_interval": mean_interval(similarity.max(1)),
-        "accuracy": float((right / of).mean()),
-        "accuracy_interval": mean_interval(right / of),
+        "accuracy": float(right.sum() / of.sum()),
+        "accuracy_interval": share_interval(right, of),
         "chance": chance_of(hits, len(scenes))["all"],
     }
     print(

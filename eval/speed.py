@@ -18,6 +18,7 @@ chain `--passes-of` (eval/replay.py).
 Run nothing else at the same time. The first call of each timing is not counted.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,10 +39,12 @@ from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.editing.process import edit_steps
 from imagebart.folders import SHIPPED
+from imagebart.notation import Tokens
 from imagebart.presets import find_preset
 from imagebart.sampling import (
     METHODS,
     Decode,
+    Draft,
     OnPass,
     decode_parallel,
     decode_sequential,
@@ -89,7 +92,8 @@ def main(config: Config) -> dict:
     report["chain"] = {b: whole_chain(model, ways, b, config) for b in batches}
     report["ceilings"] = ceilings(device, dtype)
     report["scales"] = {
-        t: one_scale(model, ways, t, config, report["ceilings"]) for t in sorted(model.denoisers)
+        t: one_scale(model, ways, t, *given, config, report["ceilings"])
+        for t, given in sorted(given_to_scales(model, config).items())
     }
     if config.rivals:
         report["ddpm"] = ddpm_seconds(model.image_size, config.repeats, device, dtype)
@@ -174,17 +178,41 @@ def tenth(model: ImageBART, seed: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def given_to_scales(model: ImageBART, config: Config) -> dict[int, tuple[Tokens, Draft]]:
+    """{t: (x_t, the draft of the scales above)} in the chain of one image; noise at every scale of
+    a shape, whose passes are planned."""
+    draft, given = Draft(model.diffusion), {}
+    x_t = uniform_tokens([config.seed], model.T, model.denoisers[2].n, model.K).to(model.device)
+    for t in range(model.T, 1, -1):
+        given[t] = x_t, copy(draft)
+        if config.shape is None:
+            rest = noise_of(model, t, config), Filter(), empty_condition(model.denoisers[t])
+            x_t = decode_parallel(model.denoisers[t], x_t, *rest, draft=draft)
+    return given
+
+
+def noise_of(model: ImageBART, t: int, config: Config) -> torch.Tensor:
+    return gumbel([config.seed], t, model.denoisers[t].n, model.K).to(model.device)
+
+
+@torch.inference_mode()
 def one_scale(
-    model: ImageBART, ways: dict[str, Decode], t: int, config: Config, ceiling: dict
+    model: ImageBART,
+    ways: dict[str, Decode],
+    t: int,
+    x_t: Tokens,
+    draft: Draft,
+    config: Config,
+    ceiling: dict,
 ) -> dict:
-    """One image's tokens at scale t: seconds and passes of all methods."""
-    denoiser, n, K = model.denoisers[t], model.denoisers[t].n, model.K
-    x_t = uniform_tokens([config.seed], t, n, K).to(model.device)
-    noise = gumbel([config.seed], t, n, K).to(model.device)
-    condition = empty_condition(denoiser).to(model.device) if denoiser.config.conditions else None
+    """One image's tokens at scale t, from what the chain gives it: seconds and passes of all
+    methods."""
+    denoiser, n = model.denoisers[t], model.denoisers[t].n
+    condition = empty_condition(denoiser)
+    given = denoiser, x_t, noise_of(model, t, config), Filter(), condition
     clock = partial(timed, repeats=config.repeats, device=model.device, batch=1)
     rows = {
-        name: with_passes(clock, partial(decode, denoiser, x_t, noise, Filter(), condition))
+        name: with_passes(clock, partial(from_draft, decode, draft, *given))
         for name, decode in ways.items()
     }
     rows["roofline"] = roofline(denoiser, rows["sequential"]["median_s"] / n, ceiling)
@@ -194,10 +222,19 @@ def one_scale(
     return rows
 
 
-def empty_condition(denoiser: Denoiser) -> torch.Tensor:
-    """An encoded condition (1, m) that is absent, or all zeros if the model needs one."""
+def from_draft(decode: Decode, draft: Draft, *given, on_pass: OnPass) -> Tokens:
+    """Decoding with a copy of the draft, which it changes."""
+    return decode(*given, draft=copy(draft), on_pass=on_pass)
+
+
+def empty_condition(denoiser: Denoiser) -> torch.Tensor | None:
+    """An encoded condition (1, m) that is absent, or all zeros if the model needs one; None for one
+    that takes none."""
     length = sum(shape.length for shape in denoiser.config.conditions.values())
-    return torch.full((1, length), ABSENT if denoiser.config.condition_dropout else 0)
+    if not length:
+        return None
+    empty = torch.full((1, length), ABSENT if denoiser.config.condition_dropout else 0)
+    return empty.to(next(denoiser.parameters()).device)
 
 
 # ── side by side ──────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from records import Run
+from records import Run, is_current
 from reporting import run
 from scipy.stats import t as students_t
 
@@ -117,11 +117,11 @@ def script(name: str, *options) -> None:
 def figures_of_chain(model: Path, n: int) -> dict:
     """What is measured of one chain."""
     samples, completions = (model / f"{name}.json" for name in ("generation", "completion"))
-    if not samples.exists():
+    if not fits(samples, n):
         metrics = ["--metrics", "fid", "is", "--reference", "scenery"]
         what = ["--model", model, "--features", "probe", "--num-images", n]
         script("eval/generation.py", *what, *metrics, "--out", samples)
-    if not completions.exists():
+    if not fits(completions, n // 2):
         how = ["--masks", "upper", "--process", "single", "--resampling-passes", 0, 8]
         how += ["--particles", 16]
         script("eval/completion.py", "--model", model, "--n", n // 2, *how, "--out", completions)
@@ -138,6 +138,12 @@ def figures_of_chain(model: Path, n: int) -> dict:
         "drawn_time": drawn["found"]["time"],
         "data": made["data"],
     }
+
+
+def fits(path: Path, n: int) -> bool:
+    """Whether a record of so many images is there, of this model and this code."""
+    made = read_json(path) if path.exists() else {}
+    return made.get("n") == n and is_current(made)
 
 
 def summary_over_seeds(each: list[dict]) -> dict:

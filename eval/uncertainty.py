@@ -6,8 +6,9 @@
     difference           of two figures over the same images, and whether it is more than noise
     by_chance            a score with the labels shuffled
 
-All intervals are of 95 %, by the bootstrap over images (drawn with replacement), from seed 0. They
-say how far another set of as many images might differ, not another training run.
+All intervals are of 95 %, by the bootstrap over images (drawn with replacement), from seed 0, but
+those of a share of one answer an image, which are Wilson's. They say how far another set of as many
+images might differ, not another training run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -45,14 +46,15 @@ def mean_interval(values: np.ndarray) -> list[float]:
 def share_interval(right: np.ndarray, of: np.ndarray | int = 1) -> list[float]:
     """[low, high] of Σ right / Σ of: `right` answers `of` so many, an image.
 
-    Where all images agree, resampling cannot tell: it is then Wilson's, one answer an image.
+    Of one answer an image, and where all images agree, it is Wilson's: the bootstrap has too short
+    intervals near 0 and 1, and none where all agree.
     """
     right = np.asarray(right, float)
     of = np.broadcast_to(of, right.shape).astype(float)
     counted = of > 0
     right, of = right[counted], of[counted]
-    if len({*(right / of).tolist()}) == 1:
-        test = binomtest(round(float(right[0] / of[0]) * len(right)), len(right))
+    if (of == 1).all() or len({*(right / of).tolist()}) == 1:
+        test = binomtest(round(float((right / of).sum())), len(right))
         found = test.proportion_ci(LEVEL, method="wilson")
         return [float(found.low), float(found.high)]
     return central([right[at].sum() / of[at].sum() for at in resamples(len(right))])
@@ -96,12 +98,19 @@ def distance_of_few(ours: Tensor, theirs: Tensor) -> float:
 
 def distance_interval(ours: Tensor, theirs: Tensor) -> list[float]:
     """[low, high] of `feature_distance`: the distance, more or less 1.96 standard deviations of its
-    resamples, of ours and of theirs.
+    resamples, of ours and of theirs; no distance is below 0.
 
     A resample has images twice, which makes the distance itself larger: only their spread is used.
     """
-    value, draws = feature_distance(ours, theirs), resampled_distances(ours, theirs)
-    return around(value, draws)
+    return mean_distance_interval([ours], theirs)
+
+
+def mean_distance_interval(several: Sequence[Tensor], theirs: Tensor) -> list[float]:
+    """The same of the mean of several sets' distances to one."""
+    value = float(np.mean([feature_distance(ours, theirs) for ours in several]))
+    draws = np.mean([resampled_distances(ours, theirs) for ours in several], axis=0)
+    low, high = around(value, draws)
+    return [max(0.0, low), high]
 
 
 def resampled_distances(ours: Tensor, theirs: Tensor, times: int = OF_DISTANCES) -> np.ndarray:

@@ -3,6 +3,7 @@ eval/completion.py: the figures follow from the probe's predictions as documente
 random weights here."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import completion
@@ -140,11 +141,11 @@ def foggy(probe, tmp_path_factory) -> Path:
     return folder
 
 
-def test_edits_start_without_their_target(foggy, monkeypatch):
-    monkeypatch.setattr(edits, "SCENES", 100)
+def test_edits_start_without_their_target(foggy):
     eyes = Probe(foggy)
+    suitable = partial(edits.suitable, among=range(100), probe=eyes, size=(32, 32))
     for target in edits.TARGETS:
-        for _, scene in zip(range(2), edits.suitable(target, eyes, (32, 32)), strict=False):
+        for _, scene in zip(range(2), suitable(target), strict=False):
             assert scene.attributes["weather"] != target.weather
             assert scene.attributes["time"] in target.times
             assert eyes.predict([Image.fromarray(scene.image)]).values("weather") != [
@@ -156,13 +157,23 @@ def test_edits_start_without_their_target(foggy, monkeypatch):
             assert prompt.endswith(target.words) and f"at {scene.attributes['time']}" in prompt
     fog = edits.Target("fog", "in the fog", scenery.TIMES)
     with pytest.raises(ValueError, match="scenes that do not show fog yet must be found"):
-        next(edits.suitable(fog, eyes, (32, 32)))
+        next(suitable(fog))
 
 
-def test_edits_leave_the_rest_exact(folder, foggy):
-    config = edits.Config(model=str(folder), probe=foggy, n=5, candidates=2)
+def test_edits_leave_the_rest_exact(folder, foggy, monkeypatch):
+    """Each is of a scene of its own, with seeds of its own."""
+    config = edits.Config(model=str(folder), probe=foggy, n=10, candidates=2)
+    inpaint, seeds, scenes = ImageBART.inpaint, [], set()
+
+    def watched(model, image, *given, **options):
+        seeds.extend(options["seed"])
+        scenes.add(image.tobytes())
+        return inpaint(model, image, *given, **options)
+
+    monkeypatch.setattr(ImageBART, "inpaint", watched)
     report = edits.main(config)
-    assert [row["edits"] for row in report["rows"]] == [1] * 5
+    assert [row["edits"] for row in report["rows"]] == [2] * 5
+    assert len(scenes) == 10 and sorted(seeds) == [*range(20)] and report["seeds"] == [0, 19]
     assert all(row["exact"] == 1 for row in report["rows"])
     assert report["found"] == 0
 
@@ -175,6 +186,9 @@ def test_edits_are_set_beside_the_true_render(folder, probe):
     assert nothing["ground"] == 1 and nothing["psnr"] == nothing["psnr_of_picture"]
     assert everything["ground"] < 1 and everything["psnr"] != everything["psnr_of_picture"]
     assert nothing["same"] == everything["same"] == 1
+    for row in (nothing, everything):
+        apart = row["psnr"] - row["psnr_of_sample"]
+        assert row["psnr_over_sample"]["value"] == pytest.approx(apart)
     model = ImageBART.from_pretrained(folder)
     pairs, predicted = counterfactuals.pairs_of(3, model), []
     for i, pair in enumerate(pairs):

@@ -149,11 +149,12 @@ def test_records_are_measured_in_order_until_the_budget_is_spent(tmp_path, monke
     def measure(one, path):
         made.append(one.name)
         write_json({"found": len(made), "models": {}}, path)
+        return True
 
     few = [REMADE.Measurement(name, "eval/edits.py", minutes) for name, minutes in FEW.items()]
     monkeypatch.setattr(REMADE, "MEASUREMENTS", few)
     monkeypatch.setattr(REMADE, "RECORDS", tmp_path)
-    monkeypatch.setattr(REMADE, "measure", measure)
+    monkeypatch.setattr(REMADE, "measured", measure)
     monkeypatch.setattr(REMADE, "is_current", lambda record: record.get("found") == 2)
     REMADE.main(REMADE.Config(budget="10m"))
     assert made == ["a", "c"]  # b takes longer than there is
@@ -161,6 +162,12 @@ def test_records_are_measured_in_order_until_the_budget_is_spent(tmp_path, monke
     REMADE.main(REMADE.Config(budget="1h"))
     assert made == ["a", "c", "a", "b"]
     assert "c: of these weights and this code" in capsys.readouterr().out
+    monkeypatch.setattr(
+        REMADE, "measured", lambda one, path: one.name != "a" and measure(one, path)
+    )
+    with pytest.raises(ValueError, match="all must be measured, failed have a: see above"):
+        REMADE.main(REMADE.Config(budget="1h"))
+    assert made[4:] == ["b"]  # what comes after a failure is measured
     with pytest.raises(ValueError, match="budget must be a number and s, m or h, as 2h, got '2'"):
         REMADE.main(REMADE.Config(budget="2"))
     with pytest.raises(ValueError, match=r"records must be of a, b, c, got \['d'\]"):
