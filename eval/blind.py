@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from completion import mask_of
 from PIL import Image
 from records import Run, image_digest, sha256_of_images
 from reporting import run
@@ -97,13 +98,10 @@ def sheet(config: Config) -> show.Picture:
 
 def edited_renders(model: ImageBART, renders: list[Image.Image], seed: int) -> list[Image.Image]:
     """Each with a part repainted, nothing prompted: centre, upper half, right half in turns."""
-    (H, W), made = model.image_size, []
-    middle = slice(H // 4, H - H // 4), slice(W // 4, W - W // 4)
-    parts = middle, (slice(H // 2), slice(W)), (slice(H), slice(W // 2, W))
+    masks = [mask_of(family, model.image_size) for family in ("centre", "upper", "right")]
+    made = []
     for i, image in enumerate(renders):
-        mask = np.zeros((H, W), bool)
-        mask[parts[i % len(parts)]] = True
-        made += model.inpaint(image, mask, seed=seed + i)
+        made += model.inpaint(image, masks[i % len(masks)], seed=seed + i)
     return made
 
 

@@ -70,7 +70,7 @@ from uncertainty import (
 
 from imagebart import ImageBART, show
 from imagebart.data import scenery
-from imagebart.data.images import to_pil, to_tensor
+from imagebart.data.images import to_bytes, to_pil, to_tensor
 from imagebart.distributed import pick_device
 from imagebart.editing.inpainting import MaskedImage, process_of
 from imagebart.editing.pasting import fill_unknown
@@ -114,7 +114,7 @@ class Config(as_dataclass(MaskOptions, without=(*Conditions.__annotations__, *LI
 # ── masks ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def mask_of(family: str, size: tuple[int, int], index: int) -> np.ndarray:
+def mask_of(family: str, size: tuple[int, int], index: int = 0) -> np.ndarray:
     """The mask of image `index` as booleans (H, W), True = repaint.
 
     blobNN: smooth noise, where it is highest, over NN % of the image; every index has its own.
@@ -353,11 +353,6 @@ def perplexity(values: Sequence[str]) -> float:
     """exp of the entropy: how many values there are, counted by how often they come."""
     share = np.array(list(Counter(values).values())) / len(values)
     return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def to_bytes(image: Tensor) -> Tensor:
-    """[-1, 1] as uint8."""
-    return ((image + 1) * 127.5).round().clamp(0, 255).byte()
 
 
 def main(config: Config) -> dict:

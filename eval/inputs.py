@@ -22,6 +22,7 @@ from imagebart import ImageBART
 from imagebart.checkpoint import atomic_write
 from imagebart.conditions import class_count
 from imagebart.data.image_folder import ImageFolder
+from imagebart.data.images import to_bytes
 from imagebart.data.sources import SceneryData
 from imagebart.options import SamplingOptions, options_given
 from imagebart.probe import ATTRIBUTES, Probe
@@ -84,7 +85,7 @@ def pictures(data: Dataset, at: list[int], size: tuple[int, int] | None = None) 
         raise ValueError(f"all images must have one size, got {sizes}")
     images = torch.stack([item["image"] for item in items])
     texts, classes = ([item[name] for item in items] for name in ("text", "class"))
-    return ((images + 1) * 127.5).round().byte(), texts, classes
+    return to_bytes(images), texts, classes
 
 
 class Stored(Dataset):

@@ -14,7 +14,7 @@ panorama.png          eight times as wide as the model's pictures, from two prom
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from completion import mask_of
 from PIL import Image
 from reporting import run
 
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
 
     rows, captions = [], []
     for image, name in ((renders[0], "upper half"), (renders[1], "right half")):
-        mask = half(model.image_size, name)
+        mask = mask_of(name.removesuffix(" half"), model.image_size)
         edits = model.inpaint(image, mask, 3, seed=config.seed)
         rows += [image, show.mask_overlay(image, mask), *edits]
         captions += ["input", name, "", "", ""]
@@ -106,16 +106,6 @@ def held_out_image(model: ImageBART, index: int) -> Image.Image:
     """Image `index` of scenery's validation split."""
     seed = scenery.scene_seed("validation", index)
     return Image.fromarray(scenery.render(seed, *model.image_size).image)
-
-
-def half(size: tuple[int, int], name: str) -> np.ndarray:
-    """H×W booleans, True in the named half."""
-    mask = np.zeros(size, bool)
-    if name == "upper half":
-        mask[: size[0] // 2] = True
-    else:
-        mask[:, size[1] // 2 :] = True
-    return mask
 
 
 if __name__ == "__main__":

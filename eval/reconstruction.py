@@ -35,7 +35,7 @@ from uncertainty import distance_interval, feature_distance, mean_interval
 
 from imagebart import ImageBART, distributed, show
 from imagebart.data import scenery
-from imagebart.data.images import to_pil
+from imagebart.data.images import to_bytes, to_pil
 from imagebart.data.scenery.world import BUILDING, STAR
 from imagebart.data.sources import open_data
 from imagebart.editing.process import MaskedProcess
@@ -148,8 +148,8 @@ def measure_image(
         "sharpness_of_reconstructions": sharpness(back),
         "tokens": tokens,
         "sha256": np.frombuffer(image_digest(pixels), np.uint8),
-        "real": network(to_bytes_of(image))["features"],
-        "back": network(to_bytes_of(back))["features"],
+        "real": network(to_bytes(image))["features"],
+        "back": network(to_bytes(back))["features"],
     }
     if lpips:
         columns["lpips"] = lpips(image, back)
@@ -165,10 +165,6 @@ def distortion(image: Tensor, back: Tensor) -> dict:
         "psnr": peak_signal_noise_ratio(back, image, data_range=2.0),
         "ssim": structural_similarity_index_measure(back, image, data_range=2.0),
     }
-
-
-def to_bytes_of(image: Tensor) -> Tensor:
-    return ((image + 1) * 127.5).round().clamp(0, 255).byte()
 
 
 def reconstruction_figures(kept: ImageRows, K: int, features: str) -> dict:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from metrics import inception_score
-from PIL import Image
+from obedience import validation
 from predictions import (
     Hits,
     as_columns,
@@ -107,7 +107,8 @@ def rejection_rates(model: ImageBART, probe: Probe, config: Config, measured: Ru
         images = model.sample(len(part), classes=names[part[0] // n], **how)
         kept.put(part, **as_columns(probe.predict(images)))
     predictions, classes = from_rows(kept), np.repeat(names, n)
-    reference = validation_features(probe, round(min(RATES) * n) * len(names), model)
+    few = round(min(RATES) * n) * len(names)
+    reference = probe.predict(validation(few, model.image_size)).features
     rows = [rejected(predictions, classes, names, rate, reference) for rate in RATES]
     for row in rows:
         print(
@@ -173,13 +174,6 @@ def score_of_kinds(predictions: Predictions) -> float:
     """The inception score by the probe's probabilities of the kind of place."""
     logits = predictions.attributes["kind"].clamp(min=1e-30).log()
     return inception_score(logits.numpy(), seed=0, parts=1)["value"]
-
-
-def validation_features(probe: Probe, n: int, model: ImageBART) -> torch.Tensor:
-    """Of renders of another split."""
-    seeds = [scenery.scene_seed("validation", i) for i in range(n)]
-    images = [Image.fromarray(scenery.render(seed, *model.image_size).image) for seed in seeds]
-    return probe.predict(images).features
 
 
 # ── re-ranking ────────────────────────────────────────────────────────────────────────────────

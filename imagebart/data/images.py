@@ -203,11 +203,15 @@ def to_tensor(image: Image.Image | Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(pixels / np.float32(127.5) - 1)
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """x_0 of any shape as uint8: clamped to [-1, 1], rounded to 256 levels."""
+    return ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).byte()
+
+
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """PIL images of x_0 (b 3 H W, or 3 H W): clamped to [-1, 1], rounded to 256 levels."""
+    """PIL images of x_0 (b 3 H W, or 3 H W), by `to_bytes`."""
     batch = images if images.dim() == 4 else images[None]
-    levels = ((batch.detach().float() + 1) * 127.5).round().clamp(0, 255)
-    pixels = rearrange(levels.to("cpu", torch.uint8), "b c H W -> b H W c").numpy()
+    pixels = rearrange(to_bytes(batch).cpu(), "b c H W -> b H W c").numpy()
     return [Image.fromarray(each) for each in pixels]
 
 
