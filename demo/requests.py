@@ -82,7 +82,7 @@ def short(value: Any) -> str:
 def bounds(model: ImageBART, name: str) -> tuple[float, float]:
     """The bounds of a numeric option for visitors, inclusive."""
     option = OPTIONS[name].option
-    lowest = option.least + STEP if option.open else option.least
+    lowest = option.least + STEP if option.exclusive else option.least
     return lowest, {"top_k": model.K, **SLIDER_LIMITS}.get(name, option.most)
 
 

@@ -331,7 +331,7 @@ def checked_options(command: Command, table: type, **positional: str | tuple | N
         if words:
             options[name] = words
     for name, value in options.items():
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             rows(table)[name].check(value, f"--{name.replace('_', '-')}")
     return options
 

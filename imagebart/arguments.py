@@ -25,13 +25,15 @@ def as_int(value: Any, name: str, least: float = 0, most: float | None = None) -
 
 
 def as_real(
-    value: float, name: str, least: float = 0, most: float | None = None, open: bool = False
+    value: float, name: str, least: float = 0, most: float | None = None, exclusive: bool = False
 ) -> float:
-    """The value, unless it is no finite number from `least` (more than it if `open`) to `most`."""
+    """The value; ValueError unless it is a finite number from `least` (more than it if `exclusive`)
+    to `most`. True is none."""
     top = math.inf if most is None else most
-    fits = isinstance(value, Real) and least <= value <= top and value < math.inf
-    if not fits or (open and value == least):
-        bracket = "(" if open else "["
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    fits = is_number and least <= value <= top and value < math.inf
+    if not fits or (exclusive and value == least):
+        bracket = "(" if exclusive else "["
         bounds = f"be a number, at least {least}"
         if most is not None:
             bounds = f"lie in {bracket}{least}, {most}]"

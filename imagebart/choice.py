@@ -3,7 +3,7 @@
     x = argmax_k( filtered logits_k / temperature + noise_k )
 
 Where the logits are a prediction of x_1 behind noise that x_{t-1} carries (`Denoiser.adds_noise`),
-the filter acts on the prediction, before noise is added (`guidance.Steered`): what the process
+the filter acts on the prediction, before noise is added (`guidance.Filtered`): what the process
 leaves open must stay open, or the next scale reads tokens that it has never learned from.
 """
 
@@ -50,7 +50,7 @@ def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:
 
 def filtered(logits: Logits, top_k: int, top_p: float, min_p: float = 0.0) -> Logits:
     """-inf outside the k likeliest codes, outside the fewest that hold a mass of p, and where
-    p_k < min_p · max p."""
+    p_k < min_p · max p. Codes equal to the k-th likeliest stay, so ties keep more than k."""
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

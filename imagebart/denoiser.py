@@ -53,7 +53,7 @@ class DenoiserConfig:
     width: int = 256
     heads: int = 8
     head_width: int = 32  # heads · head_width need not equal the width
-    encoder_depth: int = 6  # unused at t = T
+    encoder_depth: int = 6  # unused at t = T, unless the network is joint
     decoder_depth: int = 3
     bias: bool = False  # biases of queries, keys and values
     head_bias: bool = True  # bias of the output layer

@@ -67,7 +67,7 @@ class KnownPixels(nn.Module):
 
 
 class TwoConvs(nn.Module):
-    """h + conv(silu(conv(silu(h))))"""
+    """h + conv(silu(conv(silu(h)))): a residual block without norms."""
 
     def __init__(self, width: int):
         super().__init__()

@@ -55,14 +55,14 @@ PER = {
 @dataclass(frozen=True)
 class Option:
     """A row of a table: the default, the meaning, what a list of values is `per`, and the bounds
-    of a number: at `least` (more than it if `open`) and at `most`."""
+    of a number: at `least` (more than it if `exclusive`) and at `most`."""
 
     default: Any
     meaning: str
     per: Literal["seed", "image", "scale", "place"] | None = None
     least: float = 0
     most: float | None = None
-    open: bool = False
+    exclusive: bool = False
 
     @property
     def about(self) -> str:
@@ -123,7 +123,7 @@ class ChainOptions(NoiseOptions, total=False):
             "only the fewest codes that hold this much probability; 1 is off",
             per="scale",
             most=1,
-            open=True,
+            exclusive=True,
         ),
     ]
     min_p: Annotated[
@@ -290,7 +290,7 @@ class RankingOptions(TypedDict, total=False):
             1.0,
             "share of a class's samples that is kept: those a classifier is surest of",
             most=1,
-            open=True,
+            exclusive=True,
         ),
     ]
 
@@ -312,7 +312,7 @@ class Row(NamedTuple):
         if self.one is int:
             as_int(value, name, self.option.least, self.option.most)
         else:
-            as_real(value, name, self.option.least, self.option.most, self.option.open)
+            as_real(value, name, self.option.least, self.option.most, self.option.exclusive)
 
 
 def rows(table: type) -> dict[str, Row]:
@@ -339,9 +339,9 @@ def with_options(function: Function) -> Function:
     (table,) = get_args(options.annotation)
     shown = [
         inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=type
+            name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=kind
         )
-        for name, (type, option) in rows(table).items()
+        for name, (kind, option) in rows(table).items()
     ]
     known = {parameter.name: None for parameter in (*written, *shown)}
 
@@ -363,9 +363,9 @@ def with_options(function: Function) -> Function:
 def documentation(table: type) -> str:
     """A paragraph for every option; of a function it says so, which a command line cannot take."""
     lines = ["Options:"]
-    for name, (type, option) in rows(table).items():
+    for name, (kind, option) in rows(table).items():
         text = f"{name} = {option.default!r}: {option.about}"
-        text += "; or a function" if Callable in get_args(type) else ""
+        text += "; or a function" if Callable in get_args(kind) else ""
         lines.append(textwrap.fill(text, 96, initial_indent=" " * 4, subsequent_indent=" " * 8))
     return "\n".join(lines)
 

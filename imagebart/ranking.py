@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from imagebart.arguments import as_int
+from imagebart.arguments import as_int, is_several, quoted, to_builtin
 from imagebart.checkpoint import sha256_of
 from imagebart.data.text import TEXT_IDS, encode_text
 from imagebart.isolation import isolated
@@ -30,7 +30,7 @@ from imagebart.options import CandidateOptions, EditCandidateOptions, Marks, wit
 from imagebart.sampling import image_seeds
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
-"""Pictures → a number each, more is better."""
+"""Pictures → a finite number each, more is better."""
 
 Draw = Callable[..., list[Image.Image]]
 """draw(count, seed=[…]) → so many pictures, each the one of its seed."""
@@ -97,7 +97,10 @@ def best_so_far(
     seed: int = 0,
     chunk: int = 16,
 ) -> Iterator[list[Ranked]]:
-    """The best of those drawn until now, the best first, after every `chunk` of `candidates`."""
+    """The best of those drawn until now, the best first, after every `chunk` of `candidates`.
+
+    ValueError unless the score of each is a finite number.
+    """
     image_seeds(seed, num_images)
     as_int(candidates, "candidates", num_images)
     as_int(chunk, "chunk", 1)
@@ -105,9 +108,20 @@ def best_so_far(
     for start in range(seed, seed + candidates, chunk):
         seeds = range(start, min(start + chunk, seed + candidates))
         images = draw(len(seeds), seed=list(seeds))
-        found = map(Ranked, map(float, score(images)), seeds, images)
-        best = heapq.nlargest(num_images, [*best, *found])
+        each = zip(scores_of(images, score), seeds, images, strict=True)
+        best = heapq.nlargest(num_images, [*best, *(Ranked(*one) for one in each)])
         yield best
+
+
+def scores_of(images: list[Image.Image], score: Score) -> list[float]:
+    """The score of each picture; ValueError unless that is a finite number for each."""
+    given = to_builtin(score(images), list)
+    scores = [to_builtin(one, float) for one in given] if is_several(given) else []
+    finite = all(isinstance(one, Real) and math.isfinite(one) for one in scores)
+    if len(scores) != len(images) or not finite:
+        got = quoted(given)
+        raise ValueError(f"score must give a finite number for each of {len(images)}, got {got}")
+    return [float(one) for one in scores]
 
 
 @with_options

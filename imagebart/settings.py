@@ -14,6 +14,8 @@ PARAMETERS = "parameters"
 MOST_CHARACTERS = 100_000
 MOST_WORDS = 6
 """Words of a prompt in the name of a file."""
+MOST_BYTES = 200
+"""UTF-8 bytes of them; a name on a disk has 255, with seed, ending and what a draft adds."""
 
 
 def chunk_of(settings: dict[str, Any]) -> PngInfo:
@@ -37,5 +39,6 @@ def settings_of(image: Image.Image) -> dict[str, Any]:
 
 def file_stem(seed: int, prompt: str | None = None) -> str:
     """The name of a picture's file: "a-lake-at-dusk_seed5", without a prompt "seed5"."""
-    words = re.findall(r"[^\W_]+", (prompt or "").lower())[:MOST_WORDS]
-    return "_".join(filter(None, ["-".join(words)[:80], f"seed{seed}"]))
+    words = "-".join(re.findall(r"[^\W_]+", (prompt or "").lower())[:MOST_WORDS])
+    cut = words.encode()[:MOST_BYTES].decode(errors="ignore")  # a character cut in two goes
+    return "_".join(filter(None, [cut, f"seed{seed}"]))

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imagebart.arguments import as_int
-from imagebart.known_pixels import Known, KnownPixels
+from imagebart.known_pixels import Known, KnownPixels, TwoConvs, conv, doubled
 from imagebart.notation import Float, Grid, Images, Latents
 from imagebart.quantiser import QUANTISERS
 
@@ -195,7 +195,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.channels * m for m in config.multipliers]
         self.patch = config.patch
-        self.conv_in = conv3(3 * config.patch**2, config.channels)
+        self.conv_in = conv(3 * config.patch**2, config.channels)
         self.levels = nn.ModuleList()
         width = config.channels
         for level, out in enumerate(widths):
@@ -205,7 +205,7 @@ class Encoder(nn.Module):
             width = out
         self.mid = middle(width, config.mid_attention)
         self.norm_out = norm(width)
-        self.conv_out = conv3(width, config.z_channels)
+        self.conv_out = conv(width, config.z_channels)
 
     def forward(self, image: Images) -> Latents:
         h = self.conv_in(F.pixel_unshuffle(image, self.patch))
@@ -222,7 +222,7 @@ class Decoder(nn.Module):
         widths = [config.channels * m for m in config.multipliers]
         width = widths[-1]
         self.patch = config.patch
-        self.conv_in = conv3(config.z_channels, width)
+        self.conv_in = conv(config.z_channels, width)
         self.mid = middle(width, config.mid_attention)
         self.levels = nn.ModuleList()
         for level, out in reversed(list(enumerate(widths))):
@@ -232,7 +232,7 @@ class Decoder(nn.Module):
             self.levels.append(Level(width, out, blocks, attend, after, extra))
             width = out
         self.norm_out = norm(width)
-        self.conv_out = conv3(width, 3 * config.patch**2)
+        self.conv_out = conv(width, 3 * config.patch**2)
         with torch.no_grad():  # the pixels of a patch start equal: there is no checkerboard
             for p in self.conv_out.parameters():
                 p.copy_(p[:3].repeat_interleave(config.patch**2, dim=0))
@@ -261,11 +261,11 @@ class Finish(nn.Module):
         while patch > 1:
             patch //= 2
             out = channels * patch
-            self.levels.append(nn.Sequential(Upsample(width, out), Plain(out)))
+            self.levels.append(nn.Sequential(Upsample(width, out), TwoConvs(out)))
             width = out
-        self.conv_in = conv3(width + 3, channels)
-        self.block = Plain(channels)
-        self.conv_out = conv3(channels, 3)
+        self.conv_in = conv(width + 3, channels)
+        self.block = TwoConvs(channels)
+        self.conv_out = conv(channels, 3)
         start_at_zero(self.conv_out)
 
     def forward(self, h: FeatureMaps, image: Images) -> Images:
@@ -304,25 +304,14 @@ class Residual(nn.Module):
 
     def __init__(self, width: int, out: int):
         super().__init__()
-        self.norm1, self.conv1 = norm(width), conv3(width, out)
-        self.norm2, self.conv2 = norm(out), conv3(out, out)
+        self.norm1, self.conv1 = norm(width), conv(width, out)
+        self.norm2, self.conv2 = norm(out), conv(out, out)
         self.shortcut = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
 
     def forward(self, h: FeatureMaps) -> FeatureMaps:
         residual = self.conv1(F.silu(self.norm1(h)))
         residual = self.conv2(F.silu(self.norm2(residual)))
         return self.shortcut(h) + residual
-
-
-class Plain(nn.Module):
-    """h + conv(silu(conv(silu(h)))): a residual block without norms."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.conv1, self.conv2 = conv3(width, width), conv3(width, width)
-
-    def forward(self, h: FeatureMaps) -> FeatureMaps:
-        return h + self.conv2(F.silu(self.conv1(F.silu(h))))
 
 
 class SelfAttention(nn.Module):
@@ -352,10 +341,10 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, width: int, out: int):
         super().__init__()
-        self.conv = conv3(width, out)
+        self.conv = conv(width, out)
 
     def forward(self, h: FeatureMaps) -> FeatureMaps:
-        return self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.conv(doubled(h))
 
 
 def middle(width: int, attend: bool) -> nn.Sequential:
@@ -370,7 +359,3 @@ def start_at_zero(layer: nn.Module) -> None:
 
 def norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, width, eps=1e-6)
-
-
-def conv3(width: int, out: int) -> nn.Conv2d:
-    return nn.Conv2d(width, out, 3, padding=1)

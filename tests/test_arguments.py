@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from imagebart.arguments import as_int, each_of
+from imagebart.arguments import as_int, as_real, each_of
 
 
 @pytest.mark.parametrize("value, least", [(0, 0), (1, 1), (2**70, 3), (np.int64(5), 0)])
@@ -25,6 +25,23 @@ def test_the_bounds_are_said():
     with pytest.raises(ValueError, match="t must be a whole number, from 1 to 4, got 5"):
         as_int(5, "t", 1, 4)
     assert as_int(4, "t", 1, 4) == 4
+
+
+@pytest.mark.parametrize("value", [0, 1.5, np.float32(2), 2**70])
+def test_real_numbers_pass_as_they_are(value):
+    assert as_real(value, "x") is value
+
+
+@pytest.mark.parametrize("value", [True, False, "1", None, 1j, [1.0], -1e-9, np.nan, np.inf])
+def test_all_else_is_no_real_number(value):
+    with pytest.raises(ValueError, match="x must be a number, at least 0, got "):
+        as_real(value, "x")
+
+
+def test_a_bound_may_be_exclusive():
+    assert as_real(0, "x", 0, 1) == 0
+    with pytest.raises(ValueError, match=r"x must lie in \(0, 1\], got 0"):
+        as_real(0, "x", 0, 1, exclusive=True)
 
 
 def test_one_is_for_all_and_several_are_for_one_each():

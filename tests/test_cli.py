@@ -16,6 +16,7 @@ from test_colours import PROFILE
 
 from imagebart import ImageBART, __version__
 from imagebart.__main__ import COMMANDS, main
+from imagebart.checkpoint import atomic_write
 from imagebart.conditions import text_tokens
 from imagebart.settings import file_stem, settings_of
 
@@ -127,8 +128,19 @@ def test_names_of_files_are_plain():
     assert file_stem(5, "A lake, at dusk!") == "a-lake-at-dusk_seed5"
     assert file_stem(5, "../../etc/passwd") == "etc-passwd_seed5"
     assert file_stem(5) == file_stem(5, "?!") == "seed5"
-    assert len(file_stem(5, "x" * 300)) == 80 + len("_seed5")
+    assert len(file_stem(5, "x" * 300)) == 200 + len("_seed5")
     assert file_stem(0, "one two three four five six seven") == "one-two-three-four-five-six_seed0"
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "湖", "\U00020000"])
+def test_a_file_can_be_written_whatever_the_prompt(tmp_path, letter):
+    """Names of files are counted in bytes."""
+    stem = file_stem(2**63 - 1, letter * 300)
+    with atomic_write(tmp_path / f"{stem}.png") as draft:
+        draft.write_bytes(b"a picture")
+    (path,) = tmp_path.iterdir()
+    words, _, seed = path.stem.partition("_")
+    assert {*words} == {letter} and len(words.encode()) > 196 and seed == f"seed{2**63 - 1}"
 
 
 def test_no_file_is_overwritten_unasked(folder, tmp_path, monkeypatch):

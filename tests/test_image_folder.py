@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from imagebart.data.image_folder import ImageFolder
-from imagebart.data.images import to_pil
+from imagebart.data.images import ORIENTATION, TURNS, to_pil
 from imagebart.data.sources import open_data, summary_of
 
 RED = (255, 0, 0)
@@ -280,6 +280,47 @@ def test_a_map_is_cut_and_scaled_as_its_image(mapped):
     assert torch.equal(data[0]["image"][0] > 0, torch.from_numpy(expected == 1))
     assert ImageFolder(mapped)[0]["map"].shape == (20, 40)
     assert ImageFolder(mapped / ".." / mapped.name, 10).names["map"] == ("sky", "ground")
+
+
+def with_orientation(number: int | None) -> Image.Exif:
+    exif = Image.Exif()
+    if number is not None:
+        exif[ORIENTATION] = number
+    return exif
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize("shape", [(20, 40), (24, 24)])
+@pytest.mark.parametrize("orientation", [None, *TURNS])
+def test_a_map_is_made_upright_as_its_image(tmp_path, ending, shape, orientation):
+    """Whether it lies as the file does, is upright, or says itself how it lies."""
+    kinds = Image.fromarray(np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8))
+    upright = kinds if orientation is None else kinds.transpose(TURNS[orientation])
+    picture = Image.fromarray(255 * np.asarray(kinds)).convert("RGB")
+    picture.save(tmp_path / f"a{ending}", exif=with_orientation(orientation))
+    (tmp_path / "map_names.txt").write_text("sky\nground\n")
+    stored = {None: kinds, 3: upright.transpose(Image.Transpose.ROTATE_180)}
+    if upright.size != kinds.size:
+        stored[1] = upright
+    for own, semantic_map in stored.items():
+        semantic_map.save(tmp_path / "a.map.png", exif=with_orientation(own))
+        for size in (None, 8, (16, 8)):
+            item = ImageFolder(tmp_path, size, strict=True)[0]
+            assert item["map"].shape == item["image"].shape[1:]
+            if size is None:
+                assert torch.equal(item["image"][0] > 0, torch.from_numpy(item["map"] == 1))
+
+
+def test_a_map_has_its_image_s_aspect_ratio_up_to_rounding(mapped):
+    data = ImageFolder(mapped, 10, strict=True)
+    for width, height in ((20, 10), (13, 7), (13, 6), (400, 200)):
+        Image.new("L", (width, height)).save(mapped / "a.map.png")
+        assert data[0]["map"].shape == (10, 10)
+    for width, height in ((20, 40), (20, 20), (40, 24), (36, 20), (400, 220)):
+        Image.new("L", (width, height)).save(mapped / "a.map.png")
+        says = f"a.map.png: must have the aspect ratio of its image, 40×20, got {width}×{height}"
+        with pytest.raises(ValueError, match=says):
+            data[0]
 
 
 def test_names_of_kinds_may_lie_above_the_splits(mapped):

@@ -1,6 +1,7 @@
 """One thing for one name, and the field's word for each thing."""
 
 import ast
+import importlib
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -87,3 +88,28 @@ def lines_with(word: str) -> list[str]:
 def test_a_private_word_does_not_come_back(word):
     found = lines_with(word)
     assert not found, f"say {OLD_WORDS[word]!r}\n" + "\n".join(found)
+
+
+# ── names that docstrings refer to ────────────────────────────────────────────────────────────
+
+MODULES = {
+    path.stem: ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted(ROOT.glob("imagebart/**/*.py"))
+    if path.stem not in ("__init__", "__main__")
+}
+
+
+def test_what_a_docstring_refers_to_is_there():
+    """`module.name`, and `module.Class.name`, of the library."""
+    lost = []
+    for path in sorted(ROOT.glob("imagebart/**/*.py")):
+        for name in re.findall(r"`(\w+(?:\.\w+)+)", path.read_text(encoding="utf-8")):
+            first, *attributes = name.split(".")
+            if first not in MODULES or attributes[-1] in ("py", "npy", "safetensors"):
+                continue
+            found = importlib.import_module(MODULES[first])
+            for attribute in attributes:
+                found = getattr(found, attribute, None)
+            if found is None:
+                lost.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not lost

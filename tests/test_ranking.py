@@ -53,6 +53,32 @@ def test_the_best_so_far_are_told_chunk_by_chunk(tiny):
     ]
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        *([1.0], [1.0] * 3, [], None, 5.0, [1.0, None], [1.0, "2"]),
+        *([1.0, float("nan")], [float("inf"), 1.0], np.array([np.nan, 1.0]), torch.ones(2, 1)),
+    ],
+)
+def test_each_score_is_a_finite_number(tiny, scores):
+    with pytest.raises(ValueError, match="score must give a finite number for each of 2, got"):
+        best_of(tiny, 1, 2, lambda _: scores)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.float32, torch.tensor])
+def test_scores_may_be_of_any_kind(tiny, kind):
+    best = best_of(tiny, 2, 2, lambda _: kind([0.5, 2]))
+    assert [(ranked.score, ranked.seed) for ranked in best] == [(2.0, 1), (0.5, 0)]
+
+
+def test_there_is_a_picture_for_each_seed(tiny):
+    def lost(count, seed):
+        return tiny.sample(count, seed=seed)[1:]
+
+    with pytest.raises(ValueError, match="is longer than"):
+        list(best_so_far(lost, 1, 3, brightness))
+
+
 @pytest.mark.parametrize(("rate", "drawn"), [(1.0, 4), (0.5, 8), (0.25, 16), (0.3, 14)])
 def test_a_rate_is_the_share_that_is_accepted(tiny, rate, drawn):
     seen = []

@@ -84,6 +84,32 @@ def test_what_cannot_be_fetched_is_one_sentence_and_leaves_nothing(served, tmp_p
         open_data("http://127.0.0.1:1/s.tar", 8)
 
 
+def test_an_address_that_is_none_is_one_sentence(served):
+    address, _, _ = served
+    with pytest.raises(ValueError, match=r"s-a b\.tar: must be a shard that can be fetched, got "):
+        open_data(f"{address}a b.tar", 8)
+
+
+def test_shards_of_one_name_are_all_fetched(served):
+    """The range may lie in a folder or in the query; a shard that is none of these goes."""
+    address, asked, folder = served
+    for i in (1, 2):
+        (folder / f"part{i}").mkdir()
+        (folder / f"s-{i}.tar").rename(folder / f"part{i}" / "data.tar")
+    address = address.removesuffix("s-")
+    name = f"{address}part{{1..2}}/data.tar"
+    data = ShardFolder(remote.fetched(name))
+    assert sorted(asked) == ["/part1/data.tar", "/part2/data.tar"]
+    names = [
+        f"{i}-data.tar/folder/{one}.png" for i, part in enumerate(("de", "abc")) for one in part
+    ]
+    assert data.files == names
+    (data.root / "data.tar").write_bytes((data.root / "0-data.tar").read_bytes())
+    assert ShardFolder(remote.fetched(name)).files == data.files and len(asked) == 2
+    remote.fetched(f"{address}part1/data.tar?copy={{1..2}}")
+    assert sorted(asked[2:]) == [f"/part1/data.tar?copy={i}" for i in (1, 2)]
+
+
 def test_a_range_is_every_number_in_it():
     assert addresses("https://a/b.tar") == ["https://a/b.tar"]
     numbers = [one.removeprefix("https://a/") for one in addresses("https://a/{08..11}.tar")]

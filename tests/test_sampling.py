@@ -467,6 +467,12 @@ def test_top_k_keeps_the_k_likeliest(row, k):
     assert all(kept[i] == row[i] for i in range(len(row)) if kept[i].isfinite())
 
 
+def test_top_k_keeps_all_that_equal_the_kth():
+    kept = filtered(torch.tensor([[[1.0, 3.0, 1.0, 0.0, 1.0]]]), 2, 1.0)[0, 0]
+    assert kept.isfinite().tolist() == [True, True, True, False, True]
+    assert "equal to the k-th" in filtered.__doc__
+
+
 @given(rows, st.floats(0.01, 0.999))
 def test_top_p_keeps_the_fewest_that_hold_p(row, p):
     logits = torch.tensor([[row]])

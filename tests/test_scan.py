@@ -9,6 +9,8 @@ from PIL import Image
 from test_image_folder import plain
 
 from imagebart.__main__ import main
+from imagebart.data.image_folder import ImageFolder
+from imagebart.data.scan import FAULTS, scan
 from imagebart.data.sources import open_data
 
 
@@ -64,3 +66,34 @@ def test_a_scan_names_all_bad_files_by_fault_and_training_replaces_them(tmp_path
     for i in range(len(data)):
         data[i]
     assert set(data.unreadable_files) == expected.keys() - set(held_out)
+
+
+@pytest.mark.parametrize(
+    "name", ["outfits", "must be UTF-8", "truncated", "No such file", "'utf-8' codec"]
+)
+def test_a_fault_does_not_depend_on_the_name_of_the_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for way in range(7):
+        plain(Path(name) / f"{way}.png")
+    expected = [spoil(Path(name) / f"{way}.png", way) for way in range(7)]
+    *_, found = scan(ImageFolder(name))
+    assert {file: fault for fault, files in found.bad.items() for file in files} == {
+        f"{way}.png": fault for way, fault in enumerate(expected)
+    }
+
+
+def test_faults_of_maps_have_names(tmp_path):
+    (tmp_path / "map_names.txt").write_text("sky\nground\n")
+    maps = {
+        "a map of another shape": Image.new("L", (8, 16)),
+        "a map with unknown kinds": Image.new("L", (8, 8), 2),
+        "a map with colours": Image.new("RGB", (8, 8)),
+        "a map that cannot be read": None,
+    }
+    for fault, semantic_map in maps.items():
+        plain(tmp_path / f"{fault}.png")
+        if semantic_map is not None:
+            semantic_map.save(tmp_path / f"{fault}.map.png")
+    *_, found = scan(ImageFolder(tmp_path))
+    assert found.bad == {fault: [f"{fault}.png"] for fault in maps} and found.images == 0
+    assert {*maps} < {*FAULTS.values()}

@@ -62,10 +62,20 @@ def test_both_parts_have_an_image_or_the_folder_is_refused(tmp_path):
     for i in range(4):
         plain(tmp_path / f"{i}.png")
         for share in (1e-9, 0.5, 1 - 1e-9):
-            parts = [open_data(tmp_path, 8, split, held_out=share) for split in ("train", "test")]
+            splits = ("train", "validation")
+            parts = [open_data(tmp_path, 8, split, held_out=share) for split in splits]
             assert min(map(len, parts)) > 0 and sum(map(len, parts)) == 2 + i
     with pytest.raises(ValueError, match="held_out must be a share, between 0 and 1, got 200"):
         open_data(tmp_path, 8, held_out=200)
+
+
+def test_a_folder_without_splits_has_no_test_images(tmp_path):
+    """Those held out are seen in training, when the best weights are chosen."""
+    for i in range(9):
+        plain(tmp_path / f"{i}.png")
+    for split in ("test", "Validation"):
+        with pytest.raises(ValueError, match=f"must have a folder {split}, got none"):
+            open_data(tmp_path, 8, split)
 
 
 @pytest.mark.parametrize("name", ["val", "Test"])

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagebart.folders import SHIPPED, load_vqgan
-from imagebart.known_pixels import known_pixels
+from imagebart.known_pixels import TwoConvs, known_pixels
 from imagebart.presets import find_preset
 from imagebart.quantiser import VectorQuantiser
-from imagebart.vqgan import VQGAN, Finish, Plain, VQGANConfig, norm
+from imagebart.vqgan import VQGAN, Finish, VQGANConfig, norm
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_what_fits_known_pixels_learns_alone(make_vqgan):
 @pytest.mark.parametrize("layer", ["block", "stage"])
 def test_what_a_pixel_layer_learns_is_added(layer):
     """Only its last bias is not zero: what goes in comes out, and the bias more."""
-    of = Plain(8) if layer == "block" else Finish(8, 2, 4)
+    of = TwoConvs(8) if layer == "block" else Finish(8, 2, 4)
     for p in of.parameters():
         torch.nn.init.zeros_(p)
     last = of.conv2 if layer == "block" else of.conv_out

@@ -22,7 +22,9 @@ from imagebart.data.images import (
     printable,
     read_image,
     require_size,
+    to_rgb,
     to_tensor,
+    turn_of,
 )
 from imagebart.data.listing import (
     MAP,
@@ -35,6 +37,13 @@ from imagebart.data.listing import (
 
 UNLABELLED = 255
 """In a map's file."""
+TURN = "turn"
+"""In `Image.info` of a picture: how it was made upright, None if it was."""
+ON_THEIR_SIDE = (
+    *(Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+    *(Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE),
+)
+"""Turns that make a width of a height."""
 DIGESTED = 1000  # images whose content tells a data set
 UNREADABLE = 0.001  # share of the images that training may replace
 IN_A_ROW = 50  # consecutive unreadable images mean that the disk or the path is lost
@@ -48,7 +57,8 @@ class ImageFolder(Dataset):
     `a.png`, one caption per line. An item has the first, or ""; `texts(index)` returns all.
     Map: if `map_names.txt` in `root`, or in its parent, names kinds, one per line, every `a.png`
     must have a semantic map `a.map.png` beside it: one channel, whose values are the kinds, 255
-    where unlabelled. An item's `map` is H×W int64, cropped and resized as its image, -1 where
+    where unlabelled. It must have its image's aspect ratio and is made upright as the image is, see
+    `upright_map`. An item's `map` is H×W int64, cropped and resized as its image, -1 where
     unlabelled.
 
     `size`: as in `fit`; None keeps each image's size. `count` takes that many images, spread evenly
@@ -198,44 +208,33 @@ class ImageFolder(Dataset):
         return []
 
     def _load(self, i: int) -> dict:
-        image = self.picture(i)
-        if self.size is not None:
-            image = fit(image, self.size)
+        picture = self.picture(i)
+        image = picture if self.size is None else fit(picture, self.size)
         text = (self.texts(i) or [""])[0]
         item = {"image": to_tensor(image), "class": self.classes[i], "text": text}
         if self.names["map"]:
-            item["map"] = self.map_of(i)
+            item["map"] = self.map_of(i, picture)
         return item
 
     def picture(self, i: int) -> Image.Image:
         """An image at its own size; ValueError if it cannot be read."""
-        return read_image(self.root / self.files[i])
+        return read_image(self.root / self.files[i], convert=to_rgb_and_turn)
 
-    def map_of(self, i: int) -> np.ndarray:
-        """The kinds (H, W) of an image's map, -1 where unlabelled; ValueError as `picture`."""
+    def map_of(self, i: int, picture: Image.Image) -> np.ndarray:
+        """The kinds (H, W) of the map of an image, which `picture` gave, -1 where unlabelled.
+
+        ValueError if it cannot be read, has another aspect ratio than the picture or unknown kinds.
+        """
         path = (self.root / self.files[i]).with_suffix(MAP)
-        image: Image.Image
         try:
-            with Image.open(path, formats=("PNG",)) as image:
-                require_size(image)
-                image.load()
-        except Exception as error:  # as in `read_image`
-            reason = shown(str(error), 200)
-            raise ValueError(f"{printable(path)}: must be a map, a PNG, got {reason}") from error
-        if len(image.getbands()) != 1:
-            raise ValueError(f"{printable(path)}: must have one channel, got {image.mode}")
-        if self.size is not None:
-            height, width = (self.size,) * 2 if isinstance(self.size, int) else self.size
-            box = fit_box(image.size, (height, width))
-            image = image.resize((width, height), Image.Resampling.NEAREST, box=box)
-        kinds = np.array(image).astype(np.int64)
-        kinds[kinds == UNLABELLED] = -1
-        if kinds.max() >= len(self.names["map"]):
-            raise ValueError(
-                f"{printable(path)}: kinds must lie in [0, {len(self.names['map'])}), or be "
-                f"{UNLABELLED} where unlabelled, got {kinds.max()}"
-            )
-        return kinds
+            image = upright_map(read_map(path), picture)
+            if self.size is not None:
+                height, width = (self.size,) * 2 if isinstance(self.size, int) else self.size
+                box = fit_box(image.size, (height, width))
+                image = image.resize((width, height), Image.Resampling.NEAREST, box=box)
+            return kinds_in(image, len(self.names["map"]))
+        except ValueError as error:
+            raise ValueError(f"{printable(path)}: {error}") from error
 
     @property
     def unreadable_files(self) -> list[str]:
@@ -252,3 +251,65 @@ class ImageFolder(Dataset):
                 "`python -m imagebart data` lists all"
             )
         warnings.warn(f"{error}; the next image takes its place", stacklevel=3)
+
+
+# ── a map beside an image ─────────────────────────────────────────────────────────────────────
+
+
+def to_rgb_and_turn(image: Image.Image) -> Image.Image:
+    """`to_rgb`, and what made the image upright in `info[TURN]`."""
+    tiff = image.format == "TIFF"  # Pillow turns it as it decodes it
+    before = turn_of(image) if tiff else None
+    rgb = to_rgb(image)
+    rgb.info[TURN] = before if tiff else turn_of(image)
+    return rgb
+
+
+def read_map(path: Path) -> Image.Image:
+    """The semantic map in a file, as it is stored; ValueError if it is no PNG of one channel."""
+    image: Image.Image
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            require_size(image)
+            image.load()
+    except Exception as error:  # as in `read_image`
+        raise ValueError(f"must be a map, a PNG, got {shown(str(error), 200)}") from error
+    if len(image.getbands()) != 1:
+        raise ValueError(f"must have one channel, got {image.mode}")
+    return image
+
+
+def upright_map(image: Image.Image, picture: Image.Image) -> Image.Image:
+    """A map, upright as its picture (of `to_rgb_and_turn`).
+
+    A map that has an EXIF orientation of its own is turned by that. Another one that has the shape
+    of the picture's file is turned as the picture was: where a turn leaves the shape as it is, a
+    map without an orientation is taken to lie as the file does. ValueError unless the map then has
+    the picture's aspect ratio.
+    """
+    own, turn = turn_of(image), picture.info[TURN]
+    stored = picture.size[::-1] if turn in ON_THEIR_SIDE else picture.size
+    if own is None and is_scaled(image.size, stored):
+        own = turn
+    upright = image if own is None else image.transpose(own)
+    if not is_scaled(upright.size, picture.size):
+        (W, H), (w, h) = picture.size, upright.size
+        raise ValueError(f"must have the aspect ratio of its image, {W}×{H}, got {w}×{h}")
+    return upright
+
+
+def is_scaled(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one is the other (width, height) at another scale, its sides rounded."""
+    (w, h), (W, H) = size, other
+    return abs(w * H - W * h) < max(w + h, W + H)
+
+
+def kinds_in(image: Image.Image, count: int) -> np.ndarray:
+    """The kinds (H, W) of a map, int64, -1 where unlabelled; ValueError for one beyond `count`."""
+    kinds = np.array(image).astype(np.int64)
+    kinds[kinds == UNLABELLED] = -1
+    if (most := kinds.max()) >= count:
+        raise ValueError(
+            f"kinds must lie in [0, {count}), or be {UNLABELLED} where unlabelled, got {most}"
+        )
+    return kinds

@@ -1,6 +1,7 @@
 """Shards that lie on a web server: fetched once, whole, then read as a folder of shards."""
 
 import hashlib
+import http.client
 import re
 import shutil
 import urllib.error
@@ -29,12 +30,16 @@ def fetched(address: str) -> Path:
     webdataset writes it: https://host/shard-{00..99}.tar. What is there already is not fetched;
     other ranks of this machine wait.
 
-    It lies below `cache_folder()`. ValueError for a range that is none, and for a shard that cannot
-    be fetched, or is not a whole tar file.
+    It lies below `cache_folder()`, and holds these shards alone. ValueError for a range that is
+    none, and for a shard that cannot be fetched, or is not a whole tar file.
     """
     folder = cache_folder() / "shards" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    shards = addresses(address)
+    paths = [folder / name for name in file_names(shards)]
     with run_lock(folder, wait=True), ThreadPoolExecutor(AT_ONCE) as threads:
-        for _ in threads.map(lambda one: fetch(one, folder), addresses(address)):
+        for other in {*folder.glob("*.tar")} - {*paths}:
+            other.unlink()
+        for _ in threads.map(fetch, shards, paths):
             pass
     return folder
 
@@ -52,10 +57,18 @@ def addresses(address: str) -> list[str]:
     return [f"{before}{i:0{len(low)}d}{after}" for i in range(int(low), int(high) + 1)]
 
 
-def fetch(address: str, folder: Path) -> None:
-    """Fetch a shard unless it is there; ValueError if it cannot be, or is not whole."""
-    name = re.sub(r"[^\w.-]", "_", address.split("?")[0].rsplit("/", 1)[1])
-    path = folder / f"{name.removesuffix('.tar')}.tar"
+def file_names(shards: list[str]) -> list[str]:
+    """The name on this disk of the shard at each address: the last part of its path, behind its
+    number where that is the same for two of them."""
+    last = [re.sub(r"[^\w.-]", "_", one.split("?")[0].rsplit("/", 1)[1]) for one in shards]
+    names = [f"{name.removesuffix('.tar')}.tar" for name in last]
+    if len({*names}) == len(names):
+        return names
+    return [f"{i}-{name}" for i, name in enumerate(names)]
+
+
+def fetch(address: str, path: Path) -> None:
+    """Fetch a shard to a path unless it is there; ValueError if it cannot be, or is not whole."""
     if path.exists():
         return
     try:
@@ -65,6 +78,6 @@ def fetch(address: str, folder: Path) -> None:
         ):
             with open(draft, "wb") as file:
                 shutil.copyfileobj(answer, file, 2**20)
-            parts_of(folder, draft.name)
-    except (OSError, ValueError) as error:
+            parts_of(path.parent, draft.name)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ValueError(f"{address}: must be a shard that can be fetched, got {error}") from error

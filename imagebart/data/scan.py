@@ -1,6 +1,7 @@
 """What is in a folder of images, and what is wrong with it, found before anything is trained."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,22 +14,23 @@ from imagebart.data.listing import files_below, is_image
 OTHERS = (".txt", ".cls", ".csv", ".jsonl", ".json", ".tar", ".map.png", ".md", ".mdb")
 """Endings of files that are no images and are meant to be there."""
 
-FAULTS = {  # a part of an error → what is wrong, in two or three words
-    "must be UTF-8": "a caption that is no text",
-    "must be a map": "a map that cannot be read",
-    "kinds must lie": "a map with unknown kinds",
-    "must have one channel": "a map with colours",
-    "fit": "too large",
-    "exceeds limit": "too large",
-    "truncated": "cut short",
-    "Truncated": "cut short",
-    "cannot identify": "no image",
-    "No such file": "not there",
-    "Permission denied": "not allowed",
-    "Is a directory": "not a file",
-    "must be integers": "pixels of unknown range",
-    "must lie in 0..65535": "pixels of unknown range",
+FAULTS = {  # how a reason begins, a regular expression → what is wrong, in two or three words
+    r"'utf-8' codec": "a caption that is no text",
+    r"must be a map": "a map that cannot be read",
+    r"kinds must lie": "a map with unknown kinds",
+    r"must have one channel": "a map with colours",
+    r"must have the aspect ratio": "a map of another shape",
+    r"\d+×\d+ pixels, at most": "too large",
+    r"Image size .* exceeds limit": "too large",
+    r"(image file is )?[Tt]runcated": "cut short",
+    r"cannot identify": "no image",
+    r"\[Errno \d+\] No such file": "not there",
+    r"\[Errno \d+\] Permission denied": "not allowed",
+    r"\[Errno \d+\] Is a directory": "not a file",
+    r"pixels must be integers": "pixels of unknown range",
+    r"grey must lie in 0\.\.65535": "pixels of unknown range",
 }
+"""A reason is the error behind that of a reader, whose own text begins with the file's name."""
 
 
 @dataclass
@@ -65,7 +67,7 @@ def scan(data: ImageFolder, size: int | None = None) -> Iterator[Findings]:
         try:
             image = data.picture(i)
             if data.names["map"]:
-                data.map_of(i)
+                data.map_of(i, image)
             found.captions += bool(data.texts(i))
         except ValueError as error:
             found.bad.setdefault(fault_of(error, data.size_of(i)), []).append(printable(name))
@@ -79,8 +81,8 @@ def fault_of(error: ValueError, size: int) -> str:
     """What is wrong with a file of so many bytes, from the error of its reader."""
     if size == 0:
         return "empty"
-    said = str(error)
-    return next((fault for part, fault in FAULTS.items() if part in said), "damaged")
+    reason = str(error.__cause__)
+    return next((fault for start, fault in FAULTS.items() if re.match(start, reason)), "damaged")
 
 
 def skipped_files(root: Path) -> Counter[str]:

@@ -81,10 +81,12 @@ def open_data(
 
     A folder with a sub-folder `train` has splits: its sub-folders by their usual names, see
     `SPLIT_FOLDERS`. Without one for validation, and in a folder without splits, `held_out` of the
-    training images are the validation split (`ImageFolder.keep_split`). Classes are numbered as in
-    training. `unreadable` is the share of the images that may be, see `ImageFolder`.
+    training images are the validation split (`ImageFolder.keep_split`); any other has its folder.
+    Classes are numbered as in training. `unreadable` is the share of the images that may be, see
+    `ImageFolder`.
     At most `at_most` images are taken (at least one), spread evenly over a folder; None takes all.
-    ValueError if there are no images, or their classes or maps are not those of training.
+    ValueError if there is no such split, if it has no images, or if their classes or maps are not
+    those of training.
     """
     if name == "scenery":
         if not isinstance(size, int):
@@ -97,7 +99,7 @@ def open_data(
     if not train and (alone := find_split(root, "validation") or find_split(root, "test")):
         raise ValueError(f"{root}: must have a folder train beside {alone.name}, got none")
     own = find_split(root, split) if train else None
-    if train and not own and split != "validation":
+    if not own and split not in ("train", "validation"):
         raise ValueError(f"{root}: must have a folder {split}, got none")
     data = open_folder(own or train or root, size, strict, unreadable)
     if train and own and split != "train":

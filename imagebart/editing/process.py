@@ -3,7 +3,8 @@
 Known tokens are those of the image, without noise, at every scale; masked tokens start as noise
 and go through the chain. No model is trained for it. Three processes:
 
-    single      every scale once; without a condition, resampling at t = T - 1 in place of t = T
+    single      every scale once; without a condition, t = T draws several particles, of which one
+                is kept
     refined     single, then passes of noise and denoising at t = 2 until no token changes
     annealed    every scale several times, with less noise before each pass: the procedure of the
                 released editing script

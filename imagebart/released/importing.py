@@ -307,13 +307,13 @@ def _base(member: str) -> str:
 
 
 @contextmanager
-def named(model: str, path: Path, shown: str | None = None) -> Iterator[None]:
+def named(model: str, path: Path, label: str | None = None) -> Iterator[None]:
     """Errors name the file and the model."""
     try:
         yield
     except ValueError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{shown or path.name} is not what {model} needs: {reason}") from None
+        raise ValueError(f"{label or path.name} is not what {model} needs: {reason}") from None
 
 
 @contextmanager
