@@ -123,7 +123,7 @@ def main(config: Config) -> None:
         if time.monotonic() + 60 * one.minutes > end:
             waiting.append(one.name)
             continue
-        if not measured(one, path):
+        if not remade(one, path):
             failed.append(one.name)
             continue
         for line in moved(before, read_json(path)):
@@ -141,7 +141,7 @@ def budget_seconds(budget: str) -> float:
     return float(number) * UNITS[unit]
 
 
-def measured(one: Measurement, path: Path) -> bool:
+def remade(one: Measurement, path: Path) -> bool:
     """Run the command of a record; whether it wrote it."""
     command = [sys.executable, *one.command.split(), "--out", str(path)]
     print(f"{one.name}: python {one.command}", flush=True)

@@ -207,7 +207,7 @@ def complete_images(
         left |= {*range(min(config.n, PICTURED))}
     for i in tqdm(sorted(left), desc=f"{family}, {how}", mininterval=5, leave=False):
         render, mask = held_out(model, i), mask_of(family, model.image_size, i)
-        edit, result, cost = completed(model, render, mask, filling, how, config.seed + i)
+        edit, result, cost = completion_of(model, render, mask, filling, how, config.seed + i)
         exchanged = np.where(mask[..., None], held_out(model, i + 1), render)
         other = edit_filled(model, exchanged, mask, filling)
         row = cost | of_known_tokens(model, edit, other, render) | of_pixels(edit, result, render)
@@ -222,7 +222,7 @@ def held_out(model: ImageBART, i: int) -> np.ndarray:
     return scenery.render(scenery.scene_seed("validation", i), *model.image_size).image
 
 
-def completed(
+def completion_of(
     model: ImageBART, render: np.ndarray, mask: np.ndarray, filling: str, how: dict, seed: int
 ) -> tuple[MaskedImage, Image.Image, dict]:
     """(the edit, its result, what it took)."""

@@ -154,7 +154,7 @@ def test_records_are_measured_in_order_until_the_budget_is_spent(tmp_path, monke
     few = [REMADE.Measurement(name, "eval/edits.py", minutes) for name, minutes in FEW.items()]
     monkeypatch.setattr(REMADE, "MEASUREMENTS", few)
     monkeypatch.setattr(REMADE, "RECORDS", tmp_path)
-    monkeypatch.setattr(REMADE, "measured", measure)
+    monkeypatch.setattr(REMADE, "remade", measure)
     monkeypatch.setattr(REMADE, "is_current", lambda record: record.get("found") == 2)
     REMADE.main(REMADE.Config(budget="10m"))
     assert made == ["a", "c"]  # b takes longer than there is
@@ -162,9 +162,7 @@ def test_records_are_measured_in_order_until_the_budget_is_spent(tmp_path, monke
     REMADE.main(REMADE.Config(budget="1h"))
     assert made == ["a", "c", "a", "b"]
     assert "c: of these weights and this code" in capsys.readouterr().out
-    monkeypatch.setattr(
-        REMADE, "measured", lambda one, path: one.name != "a" and measure(one, path)
-    )
+    monkeypatch.setattr(REMADE, "remade", lambda one, path: one.name != "a" and measure(one, path))
     with pytest.raises(ValueError, match="all must be measured, failed have a: see above"):
         REMADE.main(REMADE.Config(budget="1h"))
     assert made[4:] == ["b"]  # what comes after a failure is measured

@@ -83,7 +83,7 @@ class Config:
 def main(config: Config, ranks: Ranks) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
     preset, device = find_preset(config.preset), ranks.device
-    scales, recipe = scales_of(preset, config), recipe_of(config, preset)
+    scales, recipe = scales_of(preset, config), recipe_of_scale(config, preset)
     require_apart(preset, config.out)
     part, in_shards = distributed.part_of(recipe.batch, ranks), config.shard and ranks.world > 1
     if in_shards and recipe.muon:
@@ -99,7 +99,7 @@ def main(config: Config, ranks: Ranks) -> None:
     vqgan, shape = load_vqgan(config.tokens / "vqgan"), preset.denoiser(scales[-1])
     digest = sha256_of(config.tokens / "vqgan" / "vqgan.safetensors")
     for part_of_data in (tokens, held_out):
-        require_fit(part_of_data, shape, digest)
+        require_tokens_fit(part_of_data, shape, digest)
     chances = chances_of(shape, recipe)
     diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
 
@@ -162,7 +162,7 @@ def main(config: Config, ranks: Ranks) -> None:
             t = scales[step % len(scales)]
             generator = torch.Generator().manual_seed(config.seed + 1_000_003 * (step + 1) + t)
             rows = images_of_epoch[batches.at(step)]
-            images = forget(tokens, rows, denoiser.at(t), generator, chances)
+            images = forgotten(tokens, rows, denoiser.at(t), generator, chances)
 
             denoiser.zero_grad(set_to_none=True)
             loss = remember(loss_t, images, t, part, at_once, recipe.precision, ranks)
@@ -182,7 +182,7 @@ def main(config: Config, ranks: Ranks) -> None:
                         log_held_out(averaged, scales, held_out, run.log, done, recipe.precision)
 
 
-def forget(
+def forgotten(
     tokens: TokenFile,
     rows: Sequence[int],
     denoiser: Denoiser,
@@ -264,7 +264,7 @@ def scales_of(preset: Preset, config: Config) -> list[int]:
     return list(range(2, preset.T + 1)) if preset.joint else [config.t]
 
 
-def recipe_of(config: Config, preset: Preset) -> ScaleRecipe:
+def recipe_of_scale(config: Config, preset: Preset) -> ScaleRecipe:
     """The preset's recipe, but for what is given."""
     names = ("steps", "batch", "precision")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
@@ -281,7 +281,7 @@ def require_apart(preset: Preset, folder: Path) -> None:
         raise ValueError(f"{folder}: must hold {kind} or nothing, got scales {', '.join(scales)}")
 
 
-def require_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) -> None:
+def require_tokens_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) -> None:
     """ValueError unless tokens are of the VQGAN whose SHA-256 is `digest`, on the denoiser's grid,
     with the conditions that it takes, and as many classes, and kinds of maps, as it knows."""
     folder = tokens.folder
@@ -370,7 +370,7 @@ def log_held_out(
     rows = range(min(512, len(held_out)))
     for t in scales:
         scale, total = averaged.at(t), 0.0
-        images = forget(held_out, rows, scale, torch.Generator().manual_seed(0))
+        images = forgotten(held_out, rows, scale, torch.Generator().manual_seed(0))
         for piece in torch.arange(len(rows)).split(64):
             with distributed.autocast(device, precision):
                 total += scale.loss(*(x[piece].to(device) for x in images)).sum().item()
