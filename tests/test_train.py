@@ -963,7 +963,7 @@ def test_ranks_in_shards_make_as_many_passes(tmp_path):
     scale, ranks = script("scale"), [Ranks(i, 2, torch.device("cpu")) for i in range(2)]
     config = scale["Config"](tokens=tmp_path, out=tmp_path, preset="tiny", t=2, batch=7, shard=True)
     for one in ranks:
-        with pytest.raises(ValueError, match="batch of --shard must be divisible by .* 7 over 2"):
+        with pytest.raises(ValueError, match=r"batch of --shard must be divisible by .* 7 over 2"):
             scale["main"](config, one)
     parts = {batch: [scale["part_of_batch"](batch, one, True) for one in ranks] for batch in (2, 6)}
     assert parts == {2: [range(1), range(1, 2)], 6: [range(3), range(3, 6)]}
