@@ -112,16 +112,16 @@ def test_a_state_that_is_no_numbers_is_not_saved(tmp_path, capsys):
 
 def test_no_rank_saves_a_state_that_another_finds_no_numbers(tmp_path, monkeypatch):
     """As a run stops: in shards all ranks gather what is saved, or none does."""
-    toy, asked = Toy(tmp_path), []
+    toy, flags = Toy(tmp_path), []
 
     def on_any_rank(flag: bool, ranks: Ranks) -> bool:
         """Another rank is told to stop at step 3, where it holds NaN."""
-        asked.append(flag)
+        flags.append(flag)
         return flag or len(toy.made) == 3
 
     monkeypatch.setattr(distributed, "on_any_rank", on_any_rank)
     toy.learn()
-    assert toy.made == [1, 2, 3] and not any(asked)
+    assert toy.made == [1, 2, 3] and not any(flags)
     assert toy.checkpoints.newest() == 2
 
 

@@ -66,6 +66,12 @@ def main(config: Config) -> None:
     device = distributed.pick_device(config.device)
     torch.manual_seed(config.seed)
 
+    # ── where we left off ─────────────────────────────────────────────────────────────────────
+    checkpoints, run = Checkpoints(config.out / "checkpoints"), must_stay_of_probe(config)
+    step, left_off = checkpoints.latest() or (0, {})
+    if step:
+        require_same_run(left_off, run, config.out, config.override)
+
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     vqgan = load_vqgan(config.through).to(device, memory_format=torch.channels_last).eval()
     train = ProbeImages("train", config.count, vqgan, config, every_other=True)
@@ -78,14 +84,8 @@ def main(config: Config) -> None:
     optimiser = torch.optim.AdamW(
         parameters, config.learning_rate, (0.9, 0.95), weight_decay=0.05, fused=True
     )
-
-    # ── where we left off ─────────────────────────────────────────────────────────────────────
     parts = {"clip": clip, "heads": heads, "optimiser": optimiser}
-    checkpoints = Checkpoints(config.out / "checkpoints")
-    run = must_stay_of_probe(config)
-    step, left_off = checkpoints.latest() or (0, {})
     if step:
-        require_same_run(left_off, run, config.out, config.override)
         for name, part in parts.items():
             part.load_state_dict(left_off[name])
     log = Log(config.out / "metrics.jsonl", step, active=True)
