@@ -32,10 +32,13 @@ from inputs import (
     Batch,
     Kept,
     Source,
+    class_name,
     draws,
     holds_images,
     is_npz,
     kept_as,
+    kind_number,
+    names_of_classes,
     open_pictures,
     pictures,
     read_captions,
@@ -115,6 +118,7 @@ def check(config: Config) -> None:
         "features must name at least one": config.features,
         f"{', '.join(sorted(compared))} need --reference": config.reference or not compared,
         "a file of --reference takes one of --features": not stats or len(config.features) == 1,
+        "class excludes --captions": not config.captions or "class" not in names,
         "clip needs --captions": config.captions or config.images or "clip" not in names,
         "--save-stats needs fid, one of --features, and reference pictures": not config.save_stats
         or (names & {"fid", "all"} and not stats and len(config.features) == 1),
@@ -180,7 +184,7 @@ class Extractor:
             columns["cosine"] = self.clip(images, captions)
         if self.probe and not real:
             kinds = self.probe.predict(images).attributes["kind"].argmax(1)
-            columns |= {"class": np.array(classes), "predicted": kinds}
+            columns |= {"class": [*map(kind_number, classes)], "predicted": kinds}
         return columns
 
 
@@ -304,88 +308,107 @@ def line(result: dict) -> str:
 def main(config: Config) -> None:
     check(config)
     begun, ranks = time.time(), start(config.device)
-    least = max(MIN_IMAGES, ranks.world)
     judge = open_judge(config)
-    extractor = open_extractor(config, ranks.device)
-    statistics = None
-    compares = extractor.wanted & {*COMPARED}
-    if compares and is_npz(config.reference) and not holds_images(config.reference):
-        (name,) = extractor.networks
-        arguments = Path(config.reference), name, extractor.networks[name], config.convention
-        statistics = metrics.read_statistics(*arguments)
+    subject = open_subject(config, judge, ranks)
+    extractor = open_extractor(config, subject.classes, ranks.device)
+    run = Run(config, models_of(config, extractor, judge), METRIC_PACKAGES)
+    # The reference is read before sampling, so that a bad file is refused at once
+    reference, said = read_reference(config, subject, extractor, run, ranks)
+    rows = extract_subject(config, subject, extractor, run, ranks)
+    finish(ranks)  # nobody waits for the metrics, which may take longer than a barrier lasts
+    if not ranks.is_main:
+        return
+    results = compute(rows, reference, extractor, config.seed)
+    report = {
+        "metrics": results,
+        "samples": {"n": subject.n, "size": subject.size, "sha256": digest_of(rows)},
+        "reference": said,
+        "weights": weights_of(extractor),
+        "ranks": ranks.world,
+        "seconds": round(time.time() - begun, 1),
+        **run.record(
+            ranks.device,
+            data=said.get("sha256"),
+            n=subject.n,
+            seeds=(config.seed, config.seed + subject.n * subject.draws - 1),
+            guidance=subject.guidance if config.guidance is None else config.guidance,
+        ),
+    }
+    write_report(report, config.out)
+    print(*map(line, results.values()), f"written to {config.out}", sep="\n")
+    if not all(network.published for network in extractor.networks.values()):
+        print("not comparable with published figures: Inception's weights are others")
 
-    # What is measured
-    if config.images:
-        run = Run(config, packages=METRIC_PACKAGES)
-        data = open_pictures(config.images, config.num_images, None)
-        n = min(len(data), config.num_images or len(data))
-        size = tuple(data[0]["image"].shape[1:])
-        source, guidance = partial(pictures, data, size=size), None
-    else:
-        run = Run(config, [config.model, *weights_of(config)], METRIC_PACKAGES)
-        model = ImageBART.from_pretrained(config.model, device=ranks.device)
-        size, guidance = model.image_size, model.guidance
-        captions = read_captions(config.captions, config.num_images or 10_000, size)
-        n = config.num_images or len(captions) or 10_000
-        if captions and len(captions) < n:
-            raise ValueError(f"{n} samples need as many captions, got {len(captions)}")
-        require_classes(model, config, extractor)
-        source = partial(samples, model, judge, config, captions)
-    if n < least:
-        raise ValueError(f"num_images must be at least {least}, got {n}")
 
-    # The reference, read before sampling so that a bad file is refused at once
-    reference, seen = statistics, None
-    said = {"source": config.reference if compares else None}
-    if statistics:
-        said |= {"n": statistics.n, "sha256": sha256_of(config.reference)}
-    elif compares:
-        data = open_pictures(config.reference, n, size)
-        if len(data) < least:
-            raise ValueError(f"reference must have at least {least} images, got {len(data)}")
-        reference = open_once(partial(reference_rows, run, data, extractor, config), ranks)
-        extract_missing(reference, partial(pictures, data), extractor, config, ranks, real=True)
-        seen = digest_of(reference)
-        said |= {"n": len(data), "sha256": seen}
-        if config.save_stats and ranks.is_main:
-            save_statistics(reference, extractor, seen, config.save_stats)
+# ── what is measured ──────────────────────────────────────────────────────────────────────────
 
-    # The samples
-    rows = open_once(partial(run.rows, "samples", n, extractor.columns(real=False)), ranks)
+
+@dataclass(frozen=True)
+class Subject:
+    """The images that are measured: a model's samples, or pictures."""
+
+    source: Source
+    n: int
+    size: tuple[int, int]
+    classes: set[str]  # names of all classes, "" for that of an image without one
+    draws: int = 1  # of a model, for one sample
+    guidance: float | None = None  # the model's
+
+
+def open_subject(config: Config, judge: CLIP | Probe | None, ranks: Ranks) -> Subject:
+    """What the options name; ValueError for fewer images than can be measured."""
+    subject = pictures_of(config) if config.images else samples_of(config, judge, ranks.device)
+    if subject.n < least_images(ranks):
+        raise ValueError(f"num_images must be at least {least_images(ranks)}, got {subject.n}")
+    return subject
+
+
+def least_images(ranks: Ranks) -> int:
+    return max(MIN_IMAGES, ranks.world)
+
+
+def pictures_of(config: Config) -> Subject:
+    """Those of --images."""
+    data = open_pictures(config.images, config.num_images, None)
+    n = min(len(data), config.num_images or len(data))
+    size = tuple(data[0]["image"].shape[1:])
+    classes = {class_name(data, number) for number in data.classes[:n]}
+    return Subject(partial(pictures, data, size=size), n, size, classes)
+
+
+def samples_of(config: Config, judge: CLIP | Probe | None, device: torch.device) -> Subject:
+    """A model's; ValueError for too few captions, and where it lacks what the options need."""
+    model = ImageBART.from_pretrained(config.model, device=device)
+    captions = read_captions(config.captions, config.num_images or 10_000, model.image_size)
+    n = config.num_images or len(captions) or 10_000
+    if captions and len(captions) < n:
+        raise ValueError(f"{n} samples need as many captions, got {len(captions)}")
+    if captions and "text" not in model.conditions:
+        raise ValueError("captions need a model that takes text")
+    sampled = "class" in model.conditions and not captions
+    classes = {*names_of_classes(model)} if sampled else {""}
+    if config.rejection_rate != 1:
+        require_kinds(classes)
+    source = partial(samples, model, judge, config, captions)
+    return Subject(source, n, model.image_size, classes, draws(config), model.guidance)
+
+
+def extract_subject(
+    config: Config, subject: Subject, extractor: Extractor, run: Run, ranks: Ranks
+) -> ImageRows:
+    """The rows of all images, which are kept too if that is wanted."""
+    columns, source = extractor.columns(real=False), subject.source
+    rows = open_once(partial(run.rows, "samples", subject.n, columns), ranks)
     if config.save_images:
-        kept = open_once(partial(Kept, config.save_images, n, size, run), ranks)
-        source = partial(kept_as, source, kept)
+        make = partial(Kept, config.save_images, subject.n, subject.size, run)
+        source = partial(kept_as, source, kept := open_once(make, ranks))
     extract_missing(rows, source, extractor, config, ranks, real=False)
+    if config.save_images and ranks.is_main:
+        kept.close()
+    return rows
 
-    if ranks.is_main:
-        results = compute(rows, reference, extractor, config.seed)
-        if config.save_images:
-            kept.close()
-        last = config.seed + n * (1 if config.images else draws(config)) - 1
-        report = {
-            "metrics": results,
-            "samples": {"n": n, "size": size, "sha256": digest_of(rows)},
-            "reference": said,
-            "weights": {
-                name: {"sha256": network.sha256, "published": network.published}
-                for name, network in extractor.networks.items()
-            }
-            | ({"clip": extractor.clip.sha256} if extractor.clip else {}),
-            "ranks": ranks.world,
-            "seconds": round(time.time() - begun, 1),
-            **run.record(
-                ranks.device,
-                data=said.get("sha256"),
-                n=n,
-                seeds=(config.seed, last),
-                guidance=guidance if config.guidance is None else config.guidance,
-            ),
-        }
-        write_report(report, config.out)
-        print(*map(line, results.values()), f"written to {config.out}", sep="\n")
-        if not all(network.published for network in extractor.networks.values()):
-            print("not comparable with published figures: Inception's weights are others")
-    finish(ranks)
+
+# ── with which networks ────────────────────────────────────────────────────────────────────
 
 
 def open_judge(config: Config) -> CLIP | Probe | None:
@@ -395,15 +418,19 @@ def open_judge(config: Config) -> CLIP | Probe | None:
     return CLIP(config.clip) if config.clip and config.captions else Probe(config.probe)
 
 
-def open_extractor(config: Config, device: torch.device) -> Extractor:
-    """The networks, loaded. `all` metrics are those that this configuration can have."""
+def open_extractor(config: Config, classes: set[str], device: torch.device) -> Extractor:
+    """The networks, loaded. `all` metrics are those that this configuration can have, of images of
+    these `classes`."""
     wanted = {*config.metrics}
     if "all" in wanted:
         wanted = {*METRICS}
         wanted -= set() if config.captions else {"clip"}
-        wanted -= {"class"} if config.images or config.captions else set()
+        wanted -= set() if classes <= {*ATTRIBUTES["kind"]} else {"class"}
         wanted -= set() if config.reference else {*COMPARED}
-    if is_npz(config.reference) and not holds_images(config.reference):
+        wanted -= {*OF_PICTURES} if is_statistics(config.reference) else set()
+    if "class" in wanted:
+        require_kinds(classes)
+    if is_statistics(config.reference):
         lacking = wanted & {*OF_PICTURES}
         if lacking:
             raise ValueError(f"{sorted(lacking)} need reference pictures, not statistics")
@@ -419,21 +446,60 @@ def open_extractor(config: Config, device: torch.device) -> Extractor:
     return Extractor(networks, wanted, clip, probe)
 
 
-def weights_of(config: Config) -> list[Path]:
-    """The probe, where it measures or chooses."""
-    used = "probe" in config.features or "class" in config.metrics or draws(config) > 1
-    return [config.probe or SHIPPED_PROBE] if used else []
+def require_kinds(classes: set[str]) -> None:
+    """ValueError unless all images have a class, and the probe knows it."""
+    if not classes <= {*ATTRIBUTES["kind"]}:
+        got = [name or "none" for name in sorted(classes)]
+        raise ValueError(f"classes must be kinds of scenery, which the probe knows, got {got[:9]}")
 
 
-def require_classes(model: ImageBART, config: Config, extractor: Extractor) -> None:
-    """ValueError unless the model has the conditions that the options need."""
-    rejects = config.rejection_rate != 1
-    if config.captions and "text" not in model.conditions:
-        raise ValueError("captions need a model that takes text")
-    if extractor.probe or rejects:
-        names = model.names.get("class", [])
-        if "class" not in model.conditions or not {*names} <= {*ATTRIBUTES["kind"]}:
-            raise ValueError(f"the probe knows the classes of scenery only, got {list(names)[:9]}")
+def models_of(config: Config, extractor: Extractor, judge: CLIP | Probe | None) -> list:
+    """The model that samples, and the probe, where it measures or chooses."""
+    sampled = [] if config.images else [config.model]
+    seen_by = (extractor.probe, extractor.clip, judge)
+    is_used = "probe" in extractor.networks or any(isinstance(one, Probe) for one in seen_by)
+    return sampled + ([config.probe or SHIPPED_PROBE] if is_used else [])
+
+
+def weights_of(extractor: Extractor) -> dict[str, dict]:
+    """The SHA-256 of each network's weights, and whether they are the published ones."""
+    found = {
+        name: {"sha256": network.sha256, "published": network.published}
+        for name, network in extractor.networks.items()
+    }
+    return found | ({"clip": extractor.clip.sha256} if extractor.clip else {})
+
+
+# ── the reference ─────────────────────────────────────────────────────────────────────────────
+
+
+def is_statistics(reference: str | None) -> bool:
+    """Whether it is a file of μ and Σ instead of pictures."""
+    return is_npz(reference) and not holds_images(reference)
+
+
+def read_reference(
+    config: Config, subject: Subject, extractor: Extractor, run: Run, ranks: Ranks
+) -> tuple[ImageRows | Statistics | None, dict]:
+    """What the images are compared with, and what is said of it; None if no metric compares."""
+    if not extractor.wanted & {*COMPARED}:
+        return None, {"source": None}
+    said = {"source": config.reference}
+    if is_statistics(config.reference):
+        ((name, network),) = extractor.networks.items()
+        path = Path(config.reference)
+        statistics = metrics.read_statistics(path, name, network, config.convention)
+        return statistics, said | {"n": statistics.n, "sha256": sha256_of(path)}
+    data = open_pictures(config.reference, subject.n, subject.size)
+    if len(data) < least_images(ranks):
+        least = least_images(ranks)
+        raise ValueError(f"reference must have at least {least} images, got {len(data)}")
+    rows = open_once(partial(reference_rows, run, data, extractor, config), ranks)
+    extract_missing(rows, partial(pictures, data), extractor, config, ranks, real=True)
+    digest = digest_of(rows)
+    if config.save_stats and ranks.is_main:
+        save_statistics(rows, extractor, digest, config.save_stats)
+    return rows, said | {"n": len(data), "sha256": digest}
 
 
 def reference_rows(run: Run, data: Dataset, extractor: Extractor, config: Config) -> ImageRows:

@@ -28,8 +28,9 @@ from imagebart.options import SamplingOptions, options_given
 from imagebart.probe import ATTRIBUTES, Probe
 from imagebart.ranking import CLIP
 
-Batch = tuple[Tensor, list[str], list[int]]
-"""Images, their captions, their classes (-1 for none)."""
+Batch = tuple[Tensor, list[str], list[str]]
+"""Images, their captions, the names of their classes ("" for none): each data set and each model
+numbers its classes for itself."""
 Source = Callable[[list[int]], Batch]
 """Images by their numbers."""
 
@@ -50,13 +51,13 @@ def samples(
     turns. Of several draws for each the judge keeps the best."""
     c, conditions = draws(config), {}
     each = [i for i in at for _ in range(c)]
-    classes = [-1] * len(at)
+    classes = [""] * len(at)
     if captions:
         conditions["prompt"] = [captions[i] for i in each]
     elif "class" in model.conditions:
-        count = class_count(model.conditions)
-        conditions["classes"] = [i % count for i in each]
-        classes = [i % count for i in at]
+        names = names_of_classes(model)
+        conditions["classes"] = [i % len(names) for i in each]
+        classes = [names[i % len(names)] for i in at]
     options = options_given(config, SamplingOptions)
     options["seed"] = [config.seed + c * i + k for i in at for k in range(c)]
     images = model.sample(len(each), output_type="pt", **options, **conditions)
@@ -67,25 +68,45 @@ def samples(
     return images, [captions[i] for i in at] if captions else [""] * len(at), classes
 
 
+def names_of_classes(model: ImageBART) -> list[str]:
+    """The names of a class model's classes, in its order; "" for each if it does not say them."""
+    return [*model.names.get("class", ())] or [""] * class_count(model.conditions)
+
+
+def kind_number(name: str) -> int:
+    """The probe's number of the class called `name`; ValueError if it does not know it."""
+    if name not in ATTRIBUTES["kind"]:
+        raise ValueError(f"a class must be a kind of scenery, got {name or 'none'}")
+    return ATTRIBUTES["kind"].index(name)
+
+
 def judged(judge: CLIP | Probe, model: ImageBART, images: Tensor, conditions: dict) -> Tensor:
     """How well every draw fits: similarity to its caption, or the probability of its class."""
     if "prompt" in conditions:
         return judge(images, conditions["prompt"]).cpu()
-    kinds = [ATTRIBUTES["kind"].index(model.names["class"][k]) for k in conditions["classes"]]
+    names = names_of_classes(model)
+    kinds = [kind_number(names[k]) for k in conditions["classes"]]
     probabilities = judge.predict(images).attributes["kind"]
     return probabilities.gather(1, torch.tensor(kinds)[:, None])[:, 0]
 
 
 def pictures(data: Dataset, at: list[int], size: tuple[int, int] | None = None) -> Batch:
-    """The images of a data set and their captions; ValueError unless all have one size, `size`."""
+    """The images of a data set, their captions and classes; ValueError unless all have one size,
+    `size`."""
     with ThreadPoolExecutor() as readers:
         items = list(readers.map(data.__getitem__, at))
     sizes = sorted({tuple(item["image"].shape[1:]) for item in items} | ({size} - {None}))
     if len(sizes) > 1:
         raise ValueError(f"all images must have one size, got {sizes}")
     images = torch.stack([item["image"] for item in items])
-    texts, classes = ([item[name] for item in items] for name in ("text", "class"))
+    texts = [item["text"] for item in items]
+    classes = [class_name(data, item["class"]) for item in items]
     return to_bytes(images), texts, classes
+
+
+def class_name(data: Dataset, number: int) -> str:
+    """The name of a data set's class; "" for -1, no class."""
+    return data.names["class"][number] if number >= 0 else ""
 
 
 class Stored(Dataset):
@@ -99,7 +120,7 @@ class Stored(Dataset):
             raise ValueError(f"{path} must hold arr_0, uint8 n×H×W×3, got {got}")
         if size and found.shape[1:3] != size:
             raise ValueError(f"{path}: images must be of {size}, got {found.shape[1:3]}")
-        self.images, self.classes = found, arrays.get("arr_1")
+        self.images, self.classes = found, [-1] * len(found)  # arr_1 numbers them without names
 
     def __len__(self) -> int:
         return len(self.images)

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import t as students_t
 from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 from uncertainty import (
+    LEVEL,
     OF_DISTANCES,
     around,
     distance_interval,
@@ -37,8 +39,8 @@ from imagebart.checkpoint import atomic_write
 MIN_IMAGES = 10  # IS is a mean over ten parts of a set
 BLOCK = 2000  # rows that are read at a time
 SUBSETS, SUBSET = 100, 1000  # of KID
-WIDE = 512
-"""Features beyond which a Fréchet distance costs seconds, and is resampled less often."""
+WIDE, OF_WIDE = 512, 10
+"""Features beyond which a Fréchet distance costs seconds, and how often it is resampled then."""
 
 # ── Fréchet distances ─────────────────────────────────────────────────────────────────────────
 
@@ -74,7 +76,7 @@ def frechet(ours: np.ndarray, theirs: np.ndarray | Statistics) -> dict:
     reference = theirs if isinstance(theirs, Statistics) else statistics_of(theirs)
     mine = statistics_of(ours)
     value = frechet_distance(mine.mu, mine.sigma, reference.mu, reference.sigma)
-    times = OF_DISTANCES if ours.shape[1] <= WIDE else 10
+    times = OF_DISTANCES if ours.shape[1] <= WIDE else OF_WIDE
     others = repeat(reference)
     if isinstance(theirs, np.ndarray):
         others = (statistics_of(theirs, at) for at in resamples(len(theirs), times))
@@ -82,7 +84,15 @@ def frechet(ours: np.ndarray, theirs: np.ndarray | Statistics) -> dict:
     for at, other in zip(resamples(len(ours), times), others, strict=False):
         some = statistics_of(ours, at)
         draws.append(frechet_distance(some.mu, some.sigma, other.mu, other.sigma))
-    return {"value": value, "interval": around(value, draws)}
+    interval = around(value, draws) if times == OF_DISTANCES else around_few(value, draws)
+    return {"value": value, "interval": interval}
+
+
+def around_few(value: float, draws: list[float]) -> list[float]:
+    """[low, high] around a value by Student's t: a standard deviation of few resamples is itself
+    uncertain, of ten by a quarter."""
+    reach = students_t.ppf((1 + LEVEL) / 2, len(draws) - 1) * np.std(draws, ddof=1)
+    return [float(value - reach), float(value + reach)]
 
 
 # ── kernels and classes ───────────────────────────────────────────────────────────────────────

@@ -281,6 +281,23 @@ def test_the_card_says_what_the_records_say(make_model, tmp_path):
     assert Image.open(tmp_path / "model" / "samples.png").size == (24, 24)
 
 
+def test_the_card_says_what_the_bound_is_given(make_model, tmp_path):
+    """A model that was never trained without its conditions has no unconditional bound."""
+    write_json(
+        {"sum": 3.5, "bits_per_token": 5.0, "n": 7, "hardware": "a chip"},
+        tmp_path / "likelihood.json",
+    )
+    given = {"T": 2, "conditions": {"class": 3}}
+    for model, said in (
+        (make_model(T=2), "unconditional"),
+        (make_model(**given, condition_dropout=True), "unconditional"),
+        (make_model(**given), "conditional on class"),
+    ):
+        bound, bits = card.figure_rows(tmp_path, model)
+        assert bound == f"| the bound, nats a token, {said} | 3.500 | 7 held-out pictures, a chip |"
+        assert bits == "| … in bits a token | 5.000 | 7 held-out pictures, a chip |"
+
+
 def test_a_killed_run_takes_its_stage_along_and_the_next_waits_for_it(tmp_path):
     """SIGKILL to the process that started a stage: the stage is told to stop and takes a second to
     save; only then does the next run start."""

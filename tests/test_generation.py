@@ -35,7 +35,7 @@ from imagebart.conditions import ConditionShape
 from imagebart.data.image_folder import ImageFolder
 from imagebart.data.text import MERGES, START
 from imagebart.folders import model_sha256
-from imagebart.probe import ATTRIBUTES, Predictions
+from imagebart.probe import ATTRIBUTES, Predictions, Probe
 from imagebart.ranking import CLIP
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +156,7 @@ def test_clip_score_is_the_mean_cosine(clip, folders):
     extractor = generation.Extractor({}, {"clip"}, clip=CLIP(clip))
     rows = ImageRows(None, N, extractor.columns(real=False))
     for part in ([*range(6)], [*range(6, N)]):
-        batch = images[part], [captions[i] for i in part], [-1] * len(part)
+        batch = images[part], [captions[i] for i in part], [""] * len(part)
         rows.put(part, **extractor.extract(batch, torch.device("cpu"), real=False))
     reader = CLIPProcessor(image_processor=extractor.clip.processor, tokenizer=openai)
     theirs = CLIPScore(lambda: (Unwrapped(extractor.clip.model), reader))
@@ -284,7 +284,7 @@ def test_a_sample_has_its_caption_and_its_seed(tmp_path):
     images, texts, classes = samples(painter, None, config, captions, [4, 5, 8])
     # A class of its own might contradict the caption, so there is none.
     assert painter.drawn == [(104, "c 4"), (105, "c 5"), (108, "c 8")]
-    assert texts == ["c 4", "c 5", "c 8"] and classes == [-1] * 3
+    assert texts == ["c 4", "c 5", "c 8"] and classes == [""] * 3
     assert images[:, 0, 0, 0].tolist() == [104, 105, 108]
     Kept(tmp_path / "kept", 9, (8, 8), None).put(images, texts, [4, 5, 8])
     kept = ImageFolder(tmp_path / "kept")
@@ -308,7 +308,7 @@ def test_the_best_of_several_draws_is_kept():
     painter = Painter(**{"class": ConditionShape(3, 1)})
     config = Config(seed=10, rejection_rate=0.25)
     images, _, classes = samples(painter, Judge(), config, [], [1, 4])
-    assert classes == [1, 1]
+    assert classes == ["desert"] * 2
     assert [seed for seed, _ in painter.drawn] == [14, 15, 16, 17, 26, 27, 28, 29]
     assert images[:, 0, 0, 0].tolist() == [15, 27]
     config = Config(seed=0, candidates=3, captions="scenery")
@@ -363,6 +363,97 @@ def test_a_class_is_right_as_often_as_the_probe_says_so():
     assert found["chance"] == pytest.approx(0.25, abs=0.02)
 
 
+class Eyes:
+    """A probe that takes every image for one kind of place."""
+
+    def __init__(self, kind: str):
+        self.kind = ATTRIBUTES["kind"].index(kind)
+
+    def predict(self, images):
+        kinds = F.one_hot(torch.tensor([self.kind] * len(images)), len(ATTRIBUTES["kind"])).float()
+        return Predictions(kinds, {"kind": kinds}, torch.zeros(len(images), 16, 16).long())
+
+
+def test_classes_of_a_model_and_of_a_folder_are_compared_by_name(tmp_path):
+    """Both number them for themselves: a folder in the order of the alphabet, a model as it was
+    trained, of some of the kinds."""
+    painter = Painter(**{"class": ConditionShape(3, 1)})
+    kinds = [ATTRIBUTES["kind"].index(name) for name in ("lake", "desert", "canyon")]
+    extractor = generation.Extractor({}, {"class"}, probe=Eyes("desert"))
+    device = torch.device("cpu")
+    batch = samples(painter, None, Config(batch=4, seed=0), [], [0, 1, 2, 4])
+    found = extractor.extract(batch, device, real=False)
+    assert [*found["class"]] == [*kinds, kinds[1]] and {*found["predicted"].tolist()} == {kinds[1]}
+    for name in ("lake", "desert"):
+        (tmp_path / "kinds").mkdir(exist_ok=True)
+        paint(tmp_path / "kinds" / name, 6, seed=0)
+    data = ImageFolder(tmp_path / "kinds")
+    assert data.names["class"] == ("desert", "lake")
+    rows = ImageRows(None, 12, extractor.columns(real=False))
+    rows.put([*range(12)], **extractor.extract(pictures(data, [*range(12)]), device, real=False))
+    assert generation.compute(rows, None, extractor, seed=0)["class"]["value"] == 0.5
+    config = Config(images=tmp_path / "kinds", metrics=("all",), device="cpu")
+    assert generation.pictures_of(config).classes == {"desert", "lake"}
+    with pytest.raises(ValueError, match="a class must be a kind of scenery, got none"):
+        extractor.extract((batch[0], batch[1], [""] * 4), device, real=False)
+
+
+@pytest.fixture
+def chain(make_model, tmp_path):
+    """Write a model of classes of these names, an unconditional one of none; its folder."""
+
+    def chain(*names: str) -> str:
+        model = make_model(T=2, **({"conditions": {"class": len(names)}} if any(names) else {}))
+        model.names["class"] = [*names]
+        model.save_pretrained(folder := tmp_path / f"{len(names)}")
+        return str(folder)
+
+    return chain
+
+
+def test_all_metrics_are_those_that_the_model_has(chain, probe):
+    """The probe is of the record's models wherever it measures."""
+    config = Config(reference="scenery", metrics=("all",), features=("probe",), probe=probe)
+    config = replace(config, num_images=N, device="cpu", out=Path("all.json"))
+    none, named = chain(), chain("lake", "desert", "canyon")
+    of_features = {"fid", "is", "kid", "precision", "recall", "density", "coverage"}
+    for folder, more in ((none, set()), (chain("cat", "dog"), set()), (named, {"class"})):
+        record = run(replace(config, model=folder))
+        assert {*record["metrics"]} == {f"probe-{name}" for name in of_features} | more
+        assert {*record["models"]} == {folder, str(probe)}
+    stats = replace(config, model=none, metrics=("fid",), save_stats=Path("stats.npz"))
+    run(stats)
+    record = run(replace(stats, save_stats=None, reference="stats.npz", metrics=("all",)))
+    assert {*record["metrics"]} == {"probe-fid", "probe-is"}
+
+
+def test_the_record_names_the_probe_that_measures_or_chooses(clip, probe):
+    eyes, networks = Probe(probe), {"probe": Narrow()}
+    config = Config(model="m", probe=probe)
+    for extractor, judge in (
+        (generation.Extractor(networks, {"fid"}), None),
+        (generation.Extractor({}, {"class"}, probe=eyes), None),
+        (generation.Extractor({}, {"clip"}, clip=eyes), None),
+        (generation.Extractor({}, {"is"}), eyes),
+    ):
+        assert generation.models_of(config, extractor, judge) == ["m", probe]
+        pictures = replace(config, images=Path("x"))
+        assert generation.models_of(pictures, extractor, judge) == [probe]
+    other = generation.Extractor({"legacy": Narrow()}, {"fid", "clip"}, clip=CLIP(clip))
+    assert generation.models_of(config, other, CLIP(clip)) == ["m"]
+
+
+def test_no_rank_waits_for_the_metrics(config, narrow, monkeypatch):
+    order = []
+    compute = generation.compute
+    monkeypatch.setattr(generation, "finish", lambda _: order.append("left"))
+    monkeypatch.setattr(
+        generation, "compute", lambda *given: order.append("computed") or compute(*given)
+    )
+    run(replace(config, metrics=("is",)))
+    assert order == ["left", "computed"]
+
+
 def test_captions_of_scenery_are_those_of_its_reference(tmp_path):
     wanted = [item["text"] for item in open_pictures("scenery", 10, (32, 48))]
     assert len(set(wanted)) > 5
@@ -392,6 +483,8 @@ def test_a_file_of_captions_has_one_in_each_line(tmp_path):
         ({"metrics": ("clip",), "clip": Path("x"), "images": None}, "needs --captions"),
         ({"save_stats": Path("x"), "metrics": ("is",)}, "save-stats needs fid"),
         ({"model": "x"}, "--images excludes"),
+        ({"metrics": ("class",)}, r"kinds of scenery, which the probe knows, got \['none'\]"),
+        ({"metrics": ("class",), "captions": "c", "images": None}, "class excludes --captions"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"num_images": 0}, "num_images must be at least 10"),
         ({"metrics": ()}, "metrics must name"),
@@ -403,6 +496,15 @@ def test_a_file_of_captions_has_one_in_each_line(tmp_path):
 def test_what_cannot_be_computed_is_refused_in_a_sentence(config, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(replace(config, **options))
+
+
+@pytest.mark.parametrize("given", [{"metrics": ("class",)}, {"rejection_rate": 0.5}])
+def test_classes_that_the_probe_does_not_know_are_refused(chain, model, given):
+    """Those of a model without classes, or without their names, too."""
+    config = Config(reference="scenery", num_images=N, device="cpu")
+    for folder, got in ((chain(), "none"), (model, "none"), (chain("cat", "lake"), "cat")):
+        with pytest.raises(ValueError, match=f"which the probe knows, got .'{got}'"):
+            run(replace(config, model=folder, **given))
 
 
 class Evil:

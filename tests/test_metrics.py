@@ -41,6 +41,26 @@ def test_frechet_distance_is_torch_fidelity_s(sets):
     assert of_statistics["value"] == pytest.approx(found["value"], rel=1e-9)
 
 
+def test_ten_resamples_have_the_interval_of_ten(sets, monkeypatch):
+    """Student's t of nine degrees of freedom, as their standard deviation is itself uncertain."""
+    frechet_distance, found = metrics.frechet_distance, []
+
+    def noted(*pair) -> float:
+        found.append(frechet_distance(*pair))
+        return found[-1]
+
+    monkeypatch.setattr(metrics, "frechet_distance", noted)
+    monkeypatch.setattr(metrics, "WIDE", D - 1)
+    low, high = metrics.frechet(*sets)["interval"]
+    value, *draws = found
+    assert len(draws) == 10
+    assert (
+        high - value
+        == pytest.approx(value - low)
+        == pytest.approx(2.262 * np.std(draws, ddof=1), 1e-3)
+    )
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its call of SciPy
 def test_frechet_distance_of_files_is_clean_fid_s(tmp_path):
     """The same files and network, from reading to the distance, in its mode "clean"."""

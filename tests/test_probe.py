@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import probe
 import pytest
 import torch
 from PIL import Image
 from test_train import train
 
-from imagebart.checkpoint import sha256_of
+from imagebart.checkpoint import Checkpoints
 from imagebart.data import scenery
 from imagebart.data.scenery.world import WATER
+from imagebart.folders import load_vqgan, save_vqgan
 from imagebart.probe import ATTRIBUTES, Probe, ProbeHeads, read
 
 
@@ -34,11 +37,42 @@ def make_model_folder(tiny, tmp_path_factory):
     return folder
 
 
-def test_pictures_are_kept_whole_and_by_their_vqgan(trained, make_model_folder, tmp_path):
-    """A kill while they are written leaves none; those of another VQGAN are not these."""
-    digest = sha256_of(make_model_folder / "vqgan.safetensors")[:8]
-    names = {f"train_48_{digest}.npz", f"validation_8_{digest}.npz"}
-    assert {path.name for path in trained.glob("*.npz")} == names
+def test_pictures_are_kept_by_all_that_they_are_made_of(make_model_folder, tmp_path, monkeypatch):
+    """Those of another renderer, VQGAN or precision, or fewer, are made anew."""
+    drawn, rebuilt = [], probe.rebuilt
+
+    def counted(vqgan, images, precision):
+        drawn.append(len(images))
+        return rebuilt(vqgan, images, precision)
+
+    monkeypatch.setattr(probe, "rebuilt", counted)
+    vqgan = load_vqgan(make_model_folder)
+    torch.nn.init.zeros_(next(vqgan.parameters()))
+    save_vqgan(vqgan, other := tmp_path / "model")
+
+    def made(n: int = 4, precision: str = "fp32", through=make_model_folder) -> int:
+        """How many pictures go through the VQGAN for these."""
+        drawn.clear()
+        config = probe.Config(tmp_path, through, precision=precision, workers=0)
+        vqgan = load_vqgan(through).eval()
+        probe.ProbeImages("train", n, vqgan, config, every_other=True)
+        return sum(drawn)
+
+    assert [made(), made()] == [2, 0]
+    assert [made(2), made(precision="bf16"), made(through=other), made()] == [1, 2, 2, 0]
+    render = scenery.render
+
+    def darker(*at) -> scenery.Scene:
+        scene = render(*at)
+        return replace(scene, image=scene.image // 2)
+
+    monkeypatch.setattr(scenery, "render", darker)
+    assert [made(), made()] == [2, 0]
+
+
+def test_pictures_are_kept_whole(trained, make_model_folder, tmp_path):
+    """A kill while they are written leaves none."""
+    assert {path.name.split("_")[0] for path in trained.glob("*.npz")} == {"train", "validation"}
 
     savez = np.savez
 
@@ -109,6 +143,21 @@ def test_a_second_start_goes_on(trained, make_model_folder, tmp_path, capsys):
         "probe", "--out", out, "--through", make_model_folder, "--precision", "fp32", *given, *size
     )
     assert (out / "metrics.jsonl").read_text() == (trained / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("change", [("--batch", 8), ("--count", 40), ("--precision", "bf16")])
+def test_a_run_is_not_resumed_with_other_options(trained, make_model_folder, tmp_path, change):
+    out, (name, value) = tmp_path / "probe", change
+    shutil.copytree(trained, out)
+    given = {"--count": 48, "--held-out": 8, "--steps": 40, "--batch": 16, "--save-every": 20}
+    given |= {"--width": 32, "--depth": 1, "--workers": 0, "--learning-rate": 3e-3}
+    given |= {"--precision": "fp32", "--through": make_model_folder}
+    words = [x for pair in (given | {name: value}).items() for x in pair]
+    key = name.removeprefix("--")
+    with pytest.raises(SystemExit, match=f"must keep its {key} {given[name]}, got {key} {value};"):
+        train("probe", "--out", out, *words)
+    train("probe", "--out", out, *words, "--override")
+    assert Checkpoints(out / "checkpoints").latest()[1]["run"].keys() >= {key, "vqgan", "data"}
 
 
 def test_wrong_folders_and_values_are_one_sentence(trained, tmp_path):

@@ -110,6 +110,21 @@ def test_a_state_that_is_no_numbers_is_not_saved(tmp_path, capsys):
     assert toy.checkpoints.newest() is None
 
 
+def test_no_rank_saves_a_state_that_another_finds_no_numbers(tmp_path, monkeypatch):
+    """As a run stops: in shards all ranks gather what is saved, or none does."""
+    toy, flags = Toy(tmp_path), []
+
+    def on_any_rank(flag: bool, ranks: Ranks) -> bool:
+        """Another rank is told to stop at step 3, where it holds NaN."""
+        flags.append(flag)
+        return flag or len(toy.made) == 3
+
+    monkeypatch.setattr(distributed, "on_any_rank", on_any_rank)
+    toy.learn()
+    assert toy.made == [1, 2, 3] and not any(flags)
+    assert toy.checkpoints.newest() == 2
+
+
 def test_steps_without_gradients_lead_back_at_a_report(tmp_path):
     """As many in a row as may be; and the count begins anew."""
     toy = Toy(tmp_path, steps=22)

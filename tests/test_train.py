@@ -957,6 +957,19 @@ def test_shards_are_refused_for_muon(tmp_path):
         scale["main"](config, ranks)
 
 
+def test_ranks_in_shards_make_as_many_passes(tmp_path):
+    """Each gathers weights from all ranks: one that makes fewer passes would leave others waiting.
+    Without shards parts of 3 and 4 images are as good."""
+    scale, ranks = script("scale"), [Ranks(i, 2, torch.device("cpu")) for i in range(2)]
+    config = scale["Config"](tokens=tmp_path, out=tmp_path, preset="tiny", t=2, batch=7, shard=True)
+    for one in ranks:
+        with pytest.raises(ValueError, match=r"batch of --shard must be divisible by .* 7 over 2"):
+            scale["main"](config, one)
+    parts = {batch: [scale["part_of_batch"](batch, one, True) for one in ranks] for batch in (2, 6)}
+    assert parts == {2: [range(1), range(1, 2)], 6: [range(3), range(3, 6)]}
+    assert [len(scale["part_of_batch"](7, one, False)) for one in ranks] == [3, 4]
+
+
 def test_two_ranks_compress_as_one_does(tmp_path):
     """Codes are revived from the latents of all ranks, so they are the same ones; how often they
     were used is counted over all ranks, also in a run that was resumed.

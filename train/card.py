@@ -72,7 +72,7 @@ def write_card(options: dict, preset: Preset, batch: dict[str, int], record: dic
         chain_parameters=millions(*model.denoisers.values()),
         seed=record["options"]["seed"],
         date=datetime.now(UTC).date().isoformat(),
-        figures="\n".join(figure_rows(out / "figures")),
+        figures="\n".join(figure_rows(out / "figures", model)),
     )
     with atomic_write(out / "model" / "README.md") as draft:
         draft.write_text(text, encoding="utf-8")
@@ -113,17 +113,17 @@ def steps_shared(preset: Preset) -> str:
     return f"t = 2 to {preset.T} each"
 
 
-FIGURES = [  # file, path in it, what it is
+FIGURES = [  # file, path in it, what it is, the bound by what it is given
     ("reconstruction", ("psnr",), "PSNR of reconstructions, dB"),
     ("reconstruction", ("sharpness",), "sharpness of reconstructions, the pictures' is 1"),
-    ("likelihood", ("sum",), "the bound, nats a token, unconditional"),
+    ("likelihood", ("sum",), "the bound, nats a token, {given}"),
     ("likelihood", ("bits_per_token",), "… in bits a token"),
 ]
 
 
-def figure_rows(folder: Path) -> list[str]:
-    """A row for every figure that was measured."""
-    rows = []
+def figure_rows(folder: Path, model: ImageBART) -> list[str]:
+    """A row for every figure of the model that was measured."""
+    rows, given = [], given_in_bound(model)
     for name, keys, label in FIGURES:
         path = folder / f"{name}.json"
         if path.exists():
@@ -131,9 +131,16 @@ def figure_rows(folder: Path) -> list[str]:
             for key in keys:
                 value = value[key]
             rows.append(
-                f"| {label} | {value:.3f} | {report['n']} held-out pictures, {report['hardware']} |"
+                f"| {label.format(given=given)} | {value:.3f} | "
+                f"{report['n']} held-out pictures, {report['hardware']} |"
             )
     return rows
+
+
+def given_in_bound(model: ImageBART) -> str:
+    """What the bound is given: nothing, or all conditions where the model needs them."""
+    needs = model.conditions and not model.condition_dropout
+    return f"conditional on {' and '.join(model.conditions)}" if needs else "unconditional"
 
 
 def conditions_of(model: ImageBART) -> str:

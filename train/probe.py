@@ -5,10 +5,11 @@
 Renders of scenery, half of them through a VQGAN (`--through`), so that it judges what a chain
 paints as it judges the renders. It learns to match pictures with their captions (CLIP's loss), to
 name their attributes, and to tell what covers each place. On one device; the same command again
-resumes. OUT is a folder that `imagebart.probe.Probe` reads; metrics.jsonl holds its accuracy on
-held-out renders, and on the same through the VQGAN.
+resumes, other options are refused. OUT is a folder that `imagebart.probe.Probe` reads;
+metrics.jsonl holds its accuracy on held-out renders, and on the same through the VQGAN.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from training import Log, run_alone, warmup_cosine
+from training import Log, require_same_run, run_alone, versions, warmup_cosine
 
 from imagebart import distributed
 from imagebart.checkpoint import Checkpoints, StopSignal, atomic_write, sha256_of
@@ -35,6 +36,8 @@ from imagebart.probe import ATTRIBUTES, GRID, ProbeHeads, read, save_probe
 SIZE = 128
 CAPTION_LENGTH = 40
 """Pieces of text that the probe reads; scenery's longest caption has 32."""
+DIGESTED_SCENES = 16
+"""Scenes by which another renderer is noticed."""
 IGNORE_INDEX = -100
 """An attribute that cannot be seen: cross-entropy passes it over."""
 
@@ -54,6 +57,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     workers: int = 1  # processes that render
+    override: bool = False  # resume although data or options are others than until now
     save_every: int = 250  # steps between checkpoints and measurements
 
 
@@ -61,6 +65,12 @@ def main(config: Config) -> None:
     # ── where we run ──────────────────────────────────────────────────────────────────────────
     device = distributed.pick_device(config.device)
     torch.manual_seed(config.seed)
+
+    # ── where we left off ─────────────────────────────────────────────────────────────────────
+    checkpoints, run = Checkpoints(config.out / "checkpoints"), must_stay_of_probe(config)
+    step, left_off = checkpoints.latest() or (0, {})
+    if step:
+        require_same_run(left_off, run, config.out, config.override)
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     vqgan = load_vqgan(config.through).to(device, memory_format=torch.channels_last).eval()
@@ -74,20 +84,18 @@ def main(config: Config) -> None:
     optimiser = torch.optim.AdamW(
         parameters, config.learning_rate, (0.9, 0.95), weight_decay=0.05, fused=True
     )
-
-    # ── where we left off ─────────────────────────────────────────────────────────────────────
     parts = {"clip": clip, "heads": heads, "optimiser": optimiser}
-    checkpoints = Checkpoints(config.out / "checkpoints")
-    step, left_off = checkpoints.latest() or (0, {})
-    for name, state in left_off.items():
-        parts[name].load_state_dict(state)
+    if step:
+        for name, part in parts.items():
+            part.load_state_dict(left_off[name])
     log = Log(config.out / "metrics.jsonl", step, active=True)
     batches = Batches(config.count, config.batch, config.seed, step, config.steps)
 
     def save(step: int) -> None:
         log.write(step, **evaluate(clip, heads, held_out, device))
         save_probe(clip, heads, config.out)  # never older than what the run goes on from
-        checkpoints.save(step, {name: part.state_dict() for name, part in parts.items()})
+        state = {name: part.state_dict() for name, part in parts.items()}
+        checkpoints.save(step, state | {"run": run, "versions": versions()})
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     bar = tqdm(total=config.steps, initial=step, mininterval=5)
@@ -114,6 +122,24 @@ def main(config: Config) -> None:
         if step % config.save_every:
             save(step)
     bar.close()
+
+
+def must_stay_of_probe(config: Config) -> dict:
+    """What the probe is resumed with again: all that changes what it learns, or is measured on."""
+    names = ("count", "held_out", "steps", "batch", "learning_rate", "width", "depth", "seed")
+    given = {name: getattr(config, name) for name in names}
+    return given | pictures_made_of("train", config)
+
+
+def pictures_made_of(split: str, config: Config) -> dict[str, str]:
+    """What the pictures of a split depend on beside their number: the renderer, by its first
+    scenes, the VQGAN and its precision."""
+    folder, _ = find_vqgan(config.through)
+    return {
+        "data": Scenes(split, DIGESTED_SCENES).digest(),
+        "vqgan": sha256_of(folder / "vqgan.safetensors"),
+        "precision": config.precision,
+    }
 
 
 def network(config: Config):
@@ -184,15 +210,21 @@ class Scenes(Dataset):
         kinds = commonest_kinds(scene.semantic_map, GRID).astype(np.uint8)
         return scene.image, kinds, [scene.caption, numbers]
 
+    def digest(self) -> str:
+        """The SHA-256 of all scenes."""
+        sha = hashlib.sha256()
+        for image, kinds, said in (self[i] for i in range(self.count)):
+            sha.update(image.tobytes() + kinds.tobytes() + json.dumps(said).encode())
+        return sha.hexdigest()
+
 
 class ProbeImages:
     """Scenes in memory, kept in OUT for the next start; every other one went through the VQGAN, or
     all of them are there twice: as rendered (`images`), and through it (`through`)."""
 
     def __init__(self, split: str, count: int, vqgan, config: Config, every_other: bool):
-        folder, _ = find_vqgan(config.through)
-        digest = sha256_of(folder / "vqgan.safetensors")
-        file = config.out / f"{split}_{count}_{digest[:8]}.npz"
+        made_of = json.dumps(pictures_made_of(split, config)).encode()
+        file = config.out / f"{split}_{count}_{hashlib.sha256(made_of).hexdigest()[:8]}.npz"
         if not file.exists():
             self._render(split, count, vqgan, config, every_other, file)
         held = np.load(file)

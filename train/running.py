@@ -168,7 +168,8 @@ class TrainingRun:
     def _end(self, step: int) -> None:
         """After the last step, or where the run was told to stop: then what it has is saved."""
         if step < self.recipe.steps:
-            if step % self.config.save_every and are_finite(self.learned):
+            broken = distributed.on_any_rank(not are_finite(self.learned), self.ranks)
+            if step % self.config.save_every and not broken:
                 self.save(step)
             self.saver.wait()
             stop_early(step, self.stop.requested, self.ranks)

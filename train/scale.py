@@ -12,8 +12,9 @@ itself lies under OUT/checkpoints/scale_T, or scale_joint: checkpoints, metrics.
 best.safetensors, the weights of the lowest held-out loss, which may replace those in OUT.
 
 The batch is the preset's on any number of GPUs: batch = ranks × images at once × accumulation, as
-even as can be. How many fit is estimated from fake tensors (memory.py), and said. Where none
-does, it may with --recompute, and with --shard over several GPUs.
+even as can be; with --shard it must be a multiple of the ranks. How many fit is estimated from fake
+tensors (memory.py), and said. Where none does, it may with --recompute, and with --shard over
+several GPUs.
 """
 
 import math
@@ -85,11 +86,10 @@ def main(config: Config, ranks: Ranks) -> None:
     preset, device = find_preset(config.preset), ranks.device
     scales, recipe = scales_of(preset, config), recipe_of_scale(config, preset)
     require_apart(preset, config.out)
-    part, in_shards = distributed.part_of(recipe.batch, ranks), config.shard and ranks.world > 1
+    in_shards = config.shard and ranks.world > 1
     if in_shards and recipe.muon:
         raise ValueError(f"--shard must be given for AdamW alone, got {config.preset} with Muon")
-    if not part:
-        raise ValueError(f"batch must be an image a rank, got {recipe.batch} over {ranks.world}")
+    part = part_of_batch(recipe.batch, ranks, in_shards)
     torch.manual_seed(config.seed)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
@@ -180,6 +180,17 @@ def main(config: Config, ranks: Ranks) -> None:
                     with report("the held-out loss"):
                         averaged.load_state_dict(average)
                         log_held_out(averaged, scales, held_out, run.log, done, recipe.precision)
+
+
+def part_of_batch(batch: int, ranks: Ranks, in_shards: bool) -> range:
+    """This rank's stretch of a batch, not empty. In shards it is as long as that of every rank, or
+    ValueError: each pass gathers weights from all ranks, so all must make as many passes."""
+    if in_shards:
+        distributed.share(batch, ranks, "batch of --shard")
+    part = distributed.part_of(batch, ranks)
+    if not part:
+        raise ValueError(f"batch must be an image a rank, got {batch} over {ranks.world}")
+    return part
 
 
 def forgotten(
