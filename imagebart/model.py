@@ -361,7 +361,7 @@ class ImageBART(nn.Module):
         """
         from imagebart.guidance import encode_condition
         from imagebart.sampling import image_seeds
-        from imagebart.streaming import fitting
+        from imagebart.streaming import batch_that_fits
 
         if tuple(tokens.shape[1:]) != self.grid:
             (h, w), (H, W) = self.grid, self.image_size
@@ -372,7 +372,7 @@ class ImageBART(nn.Module):
         seeds = image_seeds(seed, len(x_1))
         condition = encode_condition(self, len(x_1), guidance=1.0, **conditions).condition
         bits: dict[int, list[Tensor]] = {t: [] for t in self.denoisers}
-        size = fitting(self)
+        size = batch_that_fits(self)
         for images in [slice(i, i + size) for i in range(0, len(x_1), size)]:
             own = None if condition is None else condition[images]
             for t, denoiser in self.denoisers.items():

@@ -70,7 +70,7 @@ def batches(
     each |= {name: each_of(words[name], num_images, kind, name) for name, kind in WORDS.items()}
     part = range(num_images) if part is None else part
     require_part(part, num_images)
-    for images in split(part, fitting(model) if batch is None else batch):
+    for images in split(part, batch_that_fits(model) if batch is None else batch):
         cut = {name: [values[i] for i in images] for name, values in each.items()}
         yield len(images), cut | rest
 
@@ -85,7 +85,7 @@ def require_part(part: range, num_images: int) -> None:
 # ── how many at a time ────────────────────────────────────────────────────────────────────────
 
 
-def fitting(model: ImageBART) -> int:
+def batch_that_fits(model: ImageBART) -> int:
     """Images in a batch: as many as an eighth of the device's memory holds, between 1 and 16 on a
     CPU, 1 and 64 elsewhere.
 
@@ -93,7 +93,7 @@ def fitting(model: ImageBART) -> int:
     """
     most = MOST.get(model.device.type, MOST["cuda"])
     largest = max(bytes_of_an_image(denoiser) for denoiser in model.denoisers.values())
-    return max(1, min(most, memory(model.device) // SHARE // largest))
+    return max(1, min(most, bytes_of_memory(model.device) // SHARE // largest))
 
 
 def bytes_of_an_image(denoiser: Denoiser) -> int:
@@ -108,7 +108,7 @@ def bytes_of_an_image(denoiser: Denoiser) -> int:
     return 4 * 4 * shape.n * denoiser.K + 2 * sources * shape.decoder_depth * keys_values
 
 
-def memory(device: torch.device) -> int:
+def bytes_of_memory(device: torch.device) -> int:
     """Bytes of memory that the device has; 8 GiB where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

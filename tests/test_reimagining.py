@@ -147,7 +147,7 @@ def test_a_picture_under_its_own_words_is_its_reconstruction(conditional):
 def test_images_are_the_same_in_any_batch(conditional, monkeypatch):
     how = {"prompt": [TEXT, "night", ""], "source_prompt": ["a lake", "", TEXT], "seed": 2}
     together = conditional.reimagine(picture(), 3, output_type="pt", **how)
-    monkeypatch.setattr("imagebart.streaming.fitting", lambda _: 1)
+    monkeypatch.setattr("imagebart.streaming.batch_that_fits", lambda _: 1)
     assert torch.equal(conditional.reimagine(picture(), 3, output_type="pt", **how), together)
 
 

@@ -49,7 +49,7 @@ from imagebart.sampling import (
     step_of,
     uniform_tokens,
 )
-from imagebart.streaming import fitting
+from imagebart.streaming import batch_that_fits
 
 LEAST_PARTICLES, MOST_PARTICLES = 2, 8
 """Bounds of `default_particles`."""
@@ -235,7 +235,7 @@ class MaskedProcess:
         T, seeds = self.model.T, self.request.seeds
         rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
         drawn, log_p = [], []
-        for part in split(range(len(rows)), fitting(self.model)):
+        for part in split(range(len(rows)), batch_that_fits(self.model)):
             here = [rows[k] for k in part]
             images = torch.tensor([i for i, _ in here], device=x_T.device)
             own = self.of(images, [particle_seed(seeds[i], j, T) for i, j in here])
