@@ -154,7 +154,7 @@ class ImageBART(nn.Module):
 
         `batch` is how many at a time (as many as suit the hardware unless given), `part` a range
         of the images (all unless given), e.g. one process's of several. Memory does not grow
-        with `num_images`. `output_type` as `decode`.
+        with `num_images`. `output_type` as `decode`. The first batch raises ValueError as `sample`.
         """
         from imagebart.streaming import sample_stream
 
@@ -168,8 +168,8 @@ class ImageBART(nn.Module):
     ) -> "Iterator[Step]":
         """The chain as it runs: `step.t` from T (noise) to 1, `step.tokens` (b, h, w), `step.done`.
 
-        Raises ValueError for values out of range, and for a condition that the model was not
-        trained on.
+        The first step raises ValueError for values out of range, and for a condition that the model
+        was not trained on.
         """
         from imagebart.sampling import sample_steps
 

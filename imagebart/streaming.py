@@ -44,9 +44,11 @@ def sample_stream(
 ) -> Iterator[Grid]:
     """x_1 of the images `part` (all of them) of `num_images`, `batch` at a time; in order.
 
-    See `ImageBART.sample_stream`. Every image's options are checked before the first is sampled.
+    See `ImageBART.sample_stream`. Every image's options are checked before the first is sampled:
+    ValueError at the first batch.
     """
-    for count, own in batches(model, num_images, options, batch=batch, part=part):
+    cut: dict[str, Any] = {"batch": batch, "part": part, "draw_classes": True}
+    for count, own in batches(model, num_images, options, **cut):
         *_, last = model.sample_steps(count, **own)
         yield last.tokens
 
@@ -58,15 +60,20 @@ def batches(
     *,
     batch: int | None = None,
     part: range | None = None,
+    draw_classes: bool = False,
+    called: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[int, dict]]:
     """(how many, their options) of `batch` images after another, as many as fit unless given.
 
-    ValueError unless `part` is a range of them, without gaps.
+    With `draw_classes`, what nothing is said of has a class by its seed; `called` as in
+    `encode_condition`. ValueError at the first unless the options of all fit the model, and `part`
+    is a range of them, without gaps.
     """
     rest: dict[str, Any] = {**options}
     each = {"seed": image_seeds(rest.pop("seed", 0), num_images)}
     words = {name: rest.pop(name, None) for name in WORDS}
-    encode_condition(model, num_images, guidance=rest.get("guidance"), **words)
+    how: dict[str, Any] = {"seeds": each["seed"] if draw_classes else None, "called": called}
+    encode_condition(model, num_images, guidance=rest.get("guidance"), **how, **words)
     each |= {name: each_of(words[name], num_images, kind, name) for name, kind in WORDS.items()}
     part = range(num_images) if part is None else part
     require_part(part, num_images)

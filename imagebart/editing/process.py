@@ -67,8 +67,8 @@ def edit_steps(
     """p_θ^{t-1|t,m} for t = T .. 2: the chain run once with the known tokens fixed.
 
     x_1 (1, h, w) are the image's tokens, `masked` (1, h, w) is True where they are sampled. Yields
-    x_T, then x_{t-1} of every scale. ValueError for what are no tokens or no mask of the model's
-    grid, and if an option is out of range.
+    x_T, then x_{t-1} of every scale. ValueError at the first step for what are no tokens or no mask
+    of the model's grid, and if an option is out of range.
 
     At t = T a token attends only to the tokens before it: a sky is sampled without the land below
     it, and finer scales change little of it. So t = T draws `particles`, so many fillings of each
