@@ -10,7 +10,6 @@ from gradio.events import Dependency
 
 from demo.pictures import read_picture
 from demo.requests import (
-    FILTERS,
     LONGEST_PROMPT,
     MOST_CANDIDATES,
     MOST_IMAGES,
@@ -25,6 +24,7 @@ from demo.requests import (
 )
 from demo.worker import Work, Worker, alone
 from imagebart import ImageBART
+from imagebart.choice import FILTERS
 from imagebart.conditions import class_count
 from imagebart.data import scenery
 from imagebart.data.scenery.words import PHRASES, SKY_PHRASES

@@ -12,7 +12,7 @@ import gradio as gr
 
 from imagebart import ImageBART
 from imagebart.arguments import as_int
-from imagebart.choice import Filter
+from imagebart.choice import FILTERS
 from imagebart.conditions import class_count
 from imagebart.editing.inpainting import each_image
 from imagebart.guidance import class_of_seed, encode_condition
@@ -30,8 +30,6 @@ SLIDER_LIMITS = {"temperature": 5, "guidance": 20, "passes": 16, "context": 4, "
 """Of numbers without a bound in the library."""
 STEP = 0.05
 """Step of a slider for real numbers."""
-FILTERS = tuple(vars(Filter()))
-"""Names of the options that filter a scale's logits."""
 OPTIONS = rows(InpaintOptions) | rows(ReimaginingOptions) | rows(OutputOptions)
 """The rows of all options that the page has."""
 MARGINS, MOST_MARGIN = ("left", "right", "top", "bottom"), 1024

@@ -28,7 +28,6 @@ from demo.parts import (
 )
 from demo.pictures import chosen_for_editor, labelled, opened_path
 from demo.requests import (
-    FILTERS,
     Ranker,
     caption,
     options_of_best,
@@ -43,6 +42,7 @@ from demo.requests import (
 )
 from demo.worker import MOST_TOGETHER, Work, Worker, alone
 from imagebart import ImageBART
+from imagebart.choice import FILTERS
 from imagebart.sampling import Step
 
 IMAGES = 4

@@ -8,7 +8,7 @@ leaves open must stay open, or the next scale reads tokens that it has never lea
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -41,6 +41,10 @@ class Filter:
         if self.temperature != 1:
             logits = logits / self.temperature
         return filtered(logits, self.top_k, self.top_p, self.min_p)
+
+
+FILTERS = tuple(field.name for field in fields(Filter))
+"""Names of the options of a filter."""
 
 
 def draw(logits: Logits, noise: Logits, choose: Filter) -> Tokens:

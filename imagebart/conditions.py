@@ -217,19 +217,21 @@ def encode_maps(
     """
     count, grid = model.conditions["map"].vocabulary, model.grid
     nothing = np.full(grid, ABSENT)
-    rows = [nothing if one is None else commonest(one, count, grid) for one in values]
+    rows = [nothing if one is None else commonest(one, count, grid, option) for one in values]
     return torch.from_numpy(np.stack(rows).reshape(len(rows), -1))
 
 
-def commonest(kinds: np.ndarray, count: int, grid: tuple[int, int]) -> Int[np.ndarray, "h w"]:
+def commonest(
+    kinds: np.ndarray, count: int, grid: tuple[int, int], option: str
+) -> Int[np.ndarray, "h w"]:
     """Tokens (h, w), int64, of the part of a map that the model sees; ValueError for what is no map
     of `count` kinds."""
     if kinds.ndim != 2 or not np.issubdtype(kinds.dtype, np.integer) or not kinds.size:
-        raise ValueError(f"a map must be H×W whole numbers, got {kinds.dtype} {kinds.shape}")
+        raise ValueError(f"{option} must be H×W whole numbers, got {kinds.dtype} {kinds.shape}")
     kinds = kinds.astype(np.int64)
     if kinds.min() < ABSENT or kinds.max() >= count:
         raise ValueError(
-            f"a map's kinds must lie in [0, {count}), or be {ABSENT} where it is open, "
+            f"kinds of {option} must lie in [0, {count}), or be {ABSENT} where it is open, "
             f"got {kinds.min()} to {kinds.max()}"
         )
     left, top, right, bottom = fit_box(kinds.shape[::-1], grid)

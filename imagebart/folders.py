@@ -40,6 +40,7 @@ from imagebart.vqgan import VQGAN, VQGANConfig
 
 SHIPPED = Path(__file__).parent / "pretrained" / "scenery"
 CONFIG_FORMAT = 2  # of config.json; raised when an old reader would misread a new file
+KNOWN_FORMATS = (1, CONFIG_FORMAT)
 JOINT = "joint"
 """What stands for t where one network serves all scales."""
 
@@ -47,6 +48,7 @@ OPTIONAL_ENTRIES = ("names", "guidance", "draws_class")
 """Optional entries of config.json."""
 
 MOST_SCALES = 100
+SCALE_NAMES = {str(t) for t in range(1, MOST_SCALES + 1)}
 MOST_NAMES = 100_000  # entries of any list
 NAME_LENGTH = 200
 """Characters of a class or a kind that are kept."""
@@ -82,18 +84,24 @@ def find_folder(
         ) from None
 
 
-def read_config(folder: Path) -> dict:
-    """config.json of a model; ValueError if it is not one."""
-    path = Path(folder) / "config.json"
+def read_entries(folder: Path) -> Any:
+    """config.json as this version writes it, whatever it holds; ValueError unless it is JSON, of a
+    known format."""
+    path = folder / "config.json"
     config = read_json(path)
     with _naming(path):
-        config = upgraded(config)
+        return upgraded(config)
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a model; ValueError if it is not one."""
+    path, config = Path(folder) / "config.json", read_entries(Path(folder))
     wanted = {"vqgan": dict | str, "alpha_bar": list, "denoisers": dict}
     for name, json_kind in wanted.items():
         if not isinstance(config, dict) or not isinstance(config.get(name), json_kind):
             raise ValueError(f"{path} must hold {', '.join(wanted)}: no {name} there")
     scales = config["denoisers"]
-    named = list(scales) == [JOINT] or all(re.fullmatch(r"[1-9]\d?", t, re.A) for t in scales)
+    named = list(scales) == [JOINT] or scales.keys() <= SCALE_NAMES
     if not named or not all(isinstance(shape, dict) for shape in scales.values()):
         raise ValueError(
             f'{path}: denoisers must be {{t: shape}} or {{"{JOINT}": shape}}, '
@@ -188,23 +196,34 @@ def load_vqgan(folder: Path) -> VQGAN:
 def find_vqgan(folder: Path) -> tuple[Path, dict]:
     """(folder, shape) of a model's VQGAN: in its own folder, or in a sibling that config.json
     names."""
-    config = read_json(folder / "config.json")
+    config = read_entries(folder)
     shape = config.get("vqgan") if isinstance(config, dict) else None
-    if isinstance(shape, str):
-        beside = folder.resolve().parent / shape
-        if (
-            not re.fullmatch(r"(?!\.)[\w. -]{1,100}", shape)
-            or not (beside / "config.json").is_file()
-        ):
-            raise ValueError(
-                f"{folder}/config.json: vqgan must be its shape or a folder beside this one, "
-                f"got {shown(repr(shape))}"
-            )
-        folder, config = beside, read_json(beside / "config.json")
-        shape = config.get("vqgan") if isinstance(config, dict) else None
+    if not isinstance(shape, str):
+        return folder, _own_shape(folder)
+    beside = _folder_beside(folder, shape)
+    if beside is None:
+        raise ValueError(
+            f"{folder}/config.json: vqgan must be its shape or a folder beside this one, "
+            f"got {shown(repr(shape))}"
+        )
+    return beside, _own_shape(beside)
+
+
+def _own_shape(folder: Path) -> dict:
+    """The shape of the VQGAN that lies in this folder; ValueError if there is none."""
+    config = read_entries(folder)
+    shape = config.get("vqgan") if isinstance(config, dict) else None
     if not isinstance(shape, dict):
         raise ValueError(f"{folder}/config.json must hold vqgan, got no such entry")
-    return folder, shape
+    return shape
+
+
+def _folder_beside(folder: Path, name: str) -> Path | None:
+    """Another folder of this name in the same place, if it holds a config.json."""
+    beside = folder.resolve().parent / name
+    if not re.fullmatch(r"(?!\.)[\w. -]{1,100}", name) or beside.resolve() == folder.resolve():
+        return None
+    return beside if (beside / "config.json").is_file() else None
 
 
 def model_sha256(folder: Path) -> str:
@@ -232,6 +251,29 @@ def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> 
     dtype = torch.float16 if dtype == torch.int8 else dtype
     save_tensors(_as(vqgan.state_dict(), dtype), Path(folder) / "vqgan.safetensors")
     update_config(Path(folder), {"vqgan": asdict(vqgan.config)})
+
+
+def share_vqgan(vqgan: VQGAN, folder: Path, name: str) -> None:
+    """Write into config.json that the VQGAN is that of the folder `name` beside this one.
+
+    ValueError, and nothing is written, unless the VQGAN there is the same: in its shape, and in its
+    weights as they are stored there.
+    """
+    beside = _folder_beside(folder, name)
+    if beside is None:
+        raise ValueError(f"{folder}: vqgan_of must be a folder beside this one, got {name!r}")
+    if not _holds(beside, vqgan):
+        raise ValueError(f"vqgan_of must be a folder with this model's VQGAN, got {name!r}")
+    update_config(folder, {"vqgan": name})
+
+
+def _holds(folder: Path, vqgan: VQGAN) -> bool:
+    """Whether the VQGAN of this folder is this one, rounded to the type that it is stored in."""
+    shape = _configured(VQGANConfig, _own_shape(folder), folder)
+    stored, own = load_tensors(folder / "vqgan.safetensors"), vqgan.state_dict()
+    if shape != vqgan.config or stored.keys() != own.keys():
+        return False
+    return all(torch.equal(own[name].to("cpu", x.dtype), x) for name, x in stored.items())
 
 
 def load_denoisers(
@@ -305,7 +347,7 @@ def save_scale(
 def update_config(folder: Path, entries: dict) -> None:
     """Merge entries into config.json, scales into scales, so that each can be saved on its own."""
     path = folder / "config.json"
-    config = upgraded(read_json(path)) if path.exists() else {"format": CONFIG_FORMAT}
+    config = read_entries(folder) if path.exists() else {"format": CONFIG_FORMAT}
     scales = config.get("denoisers", {}) | entries.get("denoisers", {})
     config |= entries
     if scales:
@@ -326,12 +368,19 @@ def remove_other_scales(folder: Path, names: Iterable[str]) -> None:
 
 
 def upgraded(config: dict) -> dict:
-    """config.json as this version writes it, from one of format 1.
+    """config.json as this version writes it, from one of format 1 or its own, which is that of a
+    file that does not say; ValueError for any other.
 
-    There a denoiser had `classes`, `text_length`, `text_pieces`, `map_kinds` and `droppable`, and a
-    model `class_names` and `map_names`.
+    In format 1 a denoiser had `classes`, `text_length`, `text_pieces`, `map_kinds` and
+    `droppable`, and a model `class_names` and `map_names`.
     """
-    if not isinstance(config, dict) or config.get("format") != 1:
+    if not isinstance(config, dict):
+        return config
+    number = config.get("format", CONFIG_FORMAT)
+    if type(number) is not int or number not in KNOWN_FORMATS:
+        known = " or ".join(map(str, KNOWN_FORMATS))
+        raise ValueError(f"format must be {known}, got {reprlib.repr(number)}")
+    if number == CONFIG_FORMAT:
         return config
     config = config | {"format": CONFIG_FORMAT}
     if "class_names" in config or "map_names" in config:

@@ -9,7 +9,7 @@ prompt; guidance 1 is plain conditional sampling.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from imagebart.arguments import each_of, is_several, quoted, to_builtin
 from imagebart.choice import Filter
-from imagebart.conditions import ABSENT, CONDITIONS, Condition, option_names
+from imagebart.conditions import ABSENT, CONDITIONS, Condition, option_names, split_condition
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Denoiser
 from imagebart.model import ImageBART
@@ -140,6 +140,7 @@ def encode_condition(
     *,
     guidance: float | Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
+    called: Mapping[str, str] | None = None,
     **given,
 ) -> EncodedCondition:
     """A caller's words as tokens: `given` by the options of the table of conditions (`classes`,
@@ -148,29 +149,26 @@ def encode_condition(
     With `seeds`, one for each image, those of which nothing is said have a class by their seed if
     the model draws classes (`classes_of_seeds`).
 
-    ValueError if they do not fit the model, TypeError for an option that is not in the table.
+    ValueError if they do not fit the model, TypeError for an option that is not in the table. An
+    option that the caller has by another name, {option: name} in `called`, has it in messages.
     """
     if unknown := given.keys() - option_names():
         known = ", ".join(sorted(option_names()))
         raise TypeError(f"conditions must be given by {known}, got {', '.join(unknown)}")
-    scales, shapes = guidance_of(model, guidance), model.conditions
+    scales, shapes, called = guidance_of(model, guidance), model.conditions, called or {}
     positive: list[Tensor] = []
     negative: list[Tensor] = []
     for name, kind in CONDITIONS.items():
         for parts, option in ((positive, kind.option), (negative, kind.negative or "")):
-            values = each_of(given.get(option), batch, kind.value, option)
+            name_given = called.get(option, option)
+            values = each_of(given.get(option), batch, kind.value, name_given)
             if kind.value is str:
                 values = [one or None for one in values]  # an empty text is none
             if name in shapes:
-                parts.append(kind.encode(model, values, option))
+                parts.append(kind.encode(model, values, name_given))
             elif any(one is not None for one in values):
                 said = quoted(given[option])
-                raise ValueError(f"this model takes no {name}, got {option} {said}")
-        absent = name in shapes and (positive[-1] == ABSENT).all(1).any()  # of an image
-        if absent and not model.condition_dropout:
-            raise ValueError(
-                f"this model was trained to be given {name} always, got no {kind.option}"
-            )
+                raise ValueError(f"this model takes no {name}, got {name_given} {said}")
     if not shapes:
         return EncodedCondition(None, None, scales)
     condition, unconditional = (
@@ -179,11 +177,22 @@ def encode_condition(
     if seeds is not None and model.draws_class:
         unsaid = (condition == ABSENT).all(1)
         condition = torch.where(unsaid[:, None], classes_of_seeds(model, seeds), condition)
+    require_conditions(model, condition, called)
     if (unconditional != ABSENT).any() and all(scale == 1 for scale in scales.values()):
         warnings.warn("negative_prompt: not read at guidance 1", stacklevel=2)
     if torch.equal(condition, unconditional):  # nothing to guide to
         scales = dict.fromkeys(scales, 1.0)
     return EncodedCondition(condition, unconditional, scales)
+
+
+def require_conditions(model: ImageBART, condition: Condition, called: Mapping[str, str]) -> None:
+    """ValueError if an image has not all conditions (b, m) of a model that was trained without
+    condition dropout; `called` as in `encode_condition`."""
+    for name, tokens in split_condition(condition, model.conditions).items():
+        if not model.condition_dropout and (tokens == ABSENT).all(1).any():
+            option = CONDITIONS[name].option
+            said = called.get(option, option)
+            raise ValueError(f"this model was trained to be given {name} always, got no {said}")
 
 
 def classes_of_seeds(model: ImageBART, seeds: Sequence[int]) -> Condition:
@@ -205,15 +214,22 @@ def class_of_seed(model: ImageBART, seed: int) -> int:
 def guidance_of(model: ImageBART, guidance: float | Sequence[float] | None) -> dict[int, float]:
     """{t: guidance}, the model's own for None; ValueError where the model cannot be guided."""
     guidance = model.guidance if guidance is None else guidance
-    scales = per_scale(guidance, model.T, "guidance")
-    for scale in scales:
-        rows(ChainOptions)["guidance"].check(scale, "guidance")
+    scales = checked_guidance(guidance, model.T)
     if any(scale != 1 for scale in scales) and not (model.conditions and model.condition_dropout):
         raise ValueError(
             "guidance must be 1 for a model that was trained without condition dropout, "
             f"got {guidance}"
         )
     return dict(zip(range(2, model.T + 1), scales, strict=True))
+
+
+def checked_guidance(guidance: float | Sequence[float], T: int) -> list[float]:
+    """The guidance of t = 2 .. T; ValueError unless it is one number or so many, none of them
+    negative."""
+    scales = per_scale(guidance, T, "guidance")
+    for scale in scales:
+        rows(ChainOptions)["guidance"].check(scale, "guidance")
+    return scales
 
 
 def per_scale(value, T: int, name: str) -> list:

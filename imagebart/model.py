@@ -24,14 +24,15 @@ from imagebart.distributed import pick_device
 from imagebart.folders import (
     OPTIONAL_ENTRIES,
     find_folder,
-    find_vqgan,
     load_denoisers,
     load_vqgan,
     read_config,
+    read_entries,
     remove_other_scales,
     save_scale,
     save_vqgan,
     scale_name,
+    share_vqgan,
     update_config,
 )
 from imagebart.isolation import isolated, plain_settings
@@ -62,12 +63,17 @@ class ImageBART(nn.Module):
     """The whole chain. `vqgan`, `diffusion`, `denoisers[t]` for t = 2 .. T, `T`, `K`.
 
     `conditions` are those that it takes, {name: shape}; `names["class"]` are its classes and
-    `names["map"]` the kinds of a semantic map; `guidance` is what sampling takes if nobody says.
+    `names["map"]` the kinds of a semantic map; `guidance` is what sampling takes if nobody says,
+    one number or one a scale.
     With `draws_class` a sample of which nothing is said shows the class of its seed
     (`guidance.classes_of_seeds`); without, whatever the chain makes of no condition.
 
+    The parts are not copied: the caller's own VQGAN and denoisers are set to `eval()`, and their
+    weights to need no gradient. Of a denoiser that still learns, give a copy.
+
     Raises ValueError if a scale is missing, if the parts do not fit each other, for names that are
-    not of a condition, or not as many as it has tokens, and if it draws classes but has none.
+    not of a condition, or not as many as it has tokens, for a guidance that is negative, or not one
+    number or one a scale, and if it draws classes but has none.
     """
 
     def __init__(
@@ -77,14 +83,17 @@ class ImageBART(nn.Module):
         denoisers: dict[int, Denoiser],
         *,
         names: dict[str, Sequence[str]] | None = None,
-        guidance: float = 1.0,
+        guidance: float | Sequence[float] = 1.0,
         draws_class: bool = False,
     ):
+        from imagebart.guidance import checked_guidance
+
         super().__init__()
         require_fit(vqgan, diffusion, denoisers)
         require_names_fit(names or {}, denoisers[2].config.conditions)
         if draws_class and "class" not in denoisers[2].config.conditions:
             raise ValueError("draws_class must be false for a model without classes, got true")
+        checked_guidance(guidance, diffusion.T)
         self.vqgan, self.diffusion = vqgan, diffusion
         self.names = {name: tuple((names or {}).get(name, ())) for name in CONDITIONS}
         self.guidance, self.draws_class = guidance, draws_class
@@ -155,7 +164,7 @@ class ImageBART(nn.Module):
 
         `batch` is how many at a time (as many as suit the hardware unless given), `part` a range
         of the images (all unless given), e.g. one process's of several. Memory does not grow
-        with `num_images`. `output_type` as `decode`.
+        with `num_images`. `output_type` as `decode`. The first batch raises ValueError as `sample`.
         """
         from imagebart.streaming import sample_stream
 
@@ -169,8 +178,8 @@ class ImageBART(nn.Module):
     ) -> "Iterator[Step]":
         """The chain as it runs: `step.t` from T (noise) to 1, `step.tokens` (b, h, w), `step.done`.
 
-        Raises ValueError for values out of range, and for a condition that the model was not
-        trained on.
+        The first step raises ValueError for values out of range, and for a condition that the model
+        was not trained on.
         """
         from imagebart.sampling import sample_steps
 
@@ -362,7 +371,7 @@ class ImageBART(nn.Module):
         """
         from imagebart.guidance import encode_condition
         from imagebart.sampling import image_seeds
-        from imagebart.streaming import fitting
+        from imagebart.streaming import batch_that_fits
 
         if tuple(tokens.shape[1:]) != self.grid:
             (h, w), (H, W) = self.grid, self.image_size
@@ -373,7 +382,7 @@ class ImageBART(nn.Module):
         seeds = image_seeds(seed, len(x_1))
         condition = encode_condition(self, len(x_1), guidance=1.0, **conditions).condition
         bits: dict[int, list[Tensor]] = {t: [] for t in self.denoisers}
-        size = fitting(self)
+        size = batch_that_fits(self)
         for images in [slice(i, i + size) for i in range(0, len(x_1), size)]:
             own = None if condition is None else condition[images]
             for t, denoiser in self.denoisers.items():
@@ -430,15 +439,18 @@ class ImageBART(nn.Module):
 
         `dtype` is what weights are stored in: torch.float16 halves the files, torch.int8 quarters
         those of the scales (int8.py; their VQGAN is then float16, since tokens must not change).
-        `vqgan_of` names a model's folder beside this one whose VQGAN is the same: it is then not
-        stored again. Scales of another model that the folder had are removed.
+        `vqgan_of` names a model's folder beside this one whose VQGAN is the same, but for rounding
+        to the type that it is stored in there: it is then not stored again. Scales of another model
+        that the folder had are removed. Raises ValueError, and leaves the folder as it is, if there
+        is no such VQGAN, and if the folder is of a format that this version does not know.
         """
         folder = Path(folder)
+        if (folder / "config.json").exists():
+            read_entries(folder)
         if vqgan_of is None:
             save_vqgan(self.vqgan, folder, dtype)
         else:
-            update_config(folder, {"vqgan": vqgan_of})
-            find_vqgan(folder)
+            share_vqgan(self.vqgan, folder, vqgan_of)
         by_name = {scale_name(scale.config, t): (t, scale) for t, scale in self.denoisers.items()}
         for t, scale in by_name.values():  # a joint network has one name, and is written once
             save_scale(scale.state_dict(), scale.config, self.diffusion, t, folder, dtype)

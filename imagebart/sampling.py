@@ -13,14 +13,14 @@ passes, `sequential` in n, and both give the same tokens.
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from imagebart.arguments import as_int, is_several, to_builtin
-from imagebart.choice import Filter, draw
+from imagebart.choice import FILTERS, Filter, draw
 from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
 from imagebart.denoiser import Denoiser
@@ -64,7 +64,10 @@ class Step:
 def sample_steps(
     model: ImageBART, num_images: int = 1, **options: Unpack[SamplingOptions]
 ) -> Iterator[Step]:
-    """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each."""
+    """x_T ~ uniform, then x_{t-1} ~ p_θ^{t-1}(· | x_t) for t = T .. 2, yielding each.
+
+    ValueError at the first step if an option is out of range, or is nothing for this model.
+    """
     request = Request.of(model, num_images, options, draw_classes=True)
     x_t = uniform_tokens(request.seeds, model.T, model.denoisers[2].n, model.K).to(model.device)
     yield step_of(model, model.T, x_t)
@@ -104,8 +107,7 @@ class Request:
         """With `draw_classes`, as `encode_condition` with the seeds."""
         given = with_defaults(SamplingOptions, options)
         seeds = image_seeds(given.pop("seed"), num_images)
-        filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
-        decode = decoder(given.pop("method"))
+        filters, decode = filters_and_decoder(model.T, given)
         given["seeds"] = seeds if draw_classes else None
         return cls(seeds, filters, decode, encode_condition(model, num_images, **given))
 
@@ -326,6 +328,13 @@ def image_seeds(seed: int | Sequence[int], num_images: int) -> list[int]:
     if len(seeds) != num_images:
         raise ValueError(f"seed must be one number or {num_images} of them, got {len(seeds)}")
     return seeds
+
+
+def filters_and_decoder(T: int, given: dict[str, Any]) -> tuple[dict[int, Filter], Decode]:
+    """(each scale's filter, the way of decoding) from the options, which lose them; ValueError if
+    one is out of range."""
+    filters = scale_filters(T, **{name: given.pop(name) for name in FILTERS})
+    return filters, decoder(given.pop("method"))
 
 
 def scale_filters(T: int, **given) -> dict[int, Filter]:

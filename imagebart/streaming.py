@@ -44,9 +44,11 @@ def sample_stream(
 ) -> Iterator[Grid]:
     """x_1 of the images `part` (all of them) of `num_images`, `batch` at a time; in order.
 
-    See `ImageBART.sample_stream`. Every image's options are checked before the first is sampled.
+    See `ImageBART.sample_stream`. Every image's options are checked before the first is sampled:
+    ValueError at the first batch.
     """
-    for count, own in batches(model, num_images, options, batch=batch, part=part):
+    cut: dict[str, Any] = {"batch": batch, "part": part, "draw_classes": True}
+    for count, own in batches(model, num_images, options, **cut):
         *_, last = model.sample_steps(count, **own)
         yield last.tokens
 
@@ -58,37 +60,45 @@ def batches(
     *,
     batch: int | None = None,
     part: range | None = None,
+    draw_classes: bool = False,
+    called: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[int, dict]]:
     """(how many, their options) of `batch` images after another, as many as fit unless given.
 
-    ValueError unless `part` is a range of them, without gaps.
+    With `draw_classes`, what nothing is said of has a class by its seed; `called` as in
+    `encode_condition`. ValueError at the first unless the options of all fit the model, and `part`
+    is a range of them, without gaps.
     """
     rest: dict[str, Any] = {**options}
     each = {"seed": image_seeds(rest.pop("seed", 0), num_images)}
+    called = called or {}
     words = {
-        name: each_of(rest.pop(name, None), num_images, kind, name) for name, kind in WORDS.items()
+        name: each_of(rest.pop(name, None), num_images, kind, called.get(name, name))
+        for name, kind in WORDS.items()
     }
-    require_readable(model, words, rest.get("guidance"))
+    require_readable(model, words, draw_classes, guidance=rest.get("guidance"), called=called)
     each |= words
     part = range(num_images) if part is None else part
     require_part(part, num_images)
-    for images in split(part, fitting(model) if batch is None else batch):
+    for images in split(part, batch_that_fits(model) if batch is None else batch):
         cut = {name: [values[i] for i in images] for name, values in each.items()}
         yield len(images), cut | rest
 
 
-def require_readable(model: ImageBART, words: dict[str, list], guidance: Any) -> None:
-    """ValueError unless the model can be told these words, {option: each image's}: what is said of
-    several images is read once, and little at a time."""
+def require_readable(
+    model: ImageBART, words: dict[str, list], draw_classes: bool, **how: Any
+) -> None:
+    """ValueError unless the model can be told these words, {option: each image's}, as by
+    `encode_condition`: what is said of several images is read once, and little at a time."""
     lists = words.values()
     different = [*{tuple(map(id, row)): row for row in zip(*lists, strict=True)}.values()]
-    if len(different) == 1:
-        encode_condition(model, 1, guidance=guidance, **dict(zip(words, different[0], strict=True)))
-        return
     for part in split(range(len(different)), MOST["cuda"]):
         columns = zip(*(different[i] for i in part), strict=True)
-        own = {name: [*column] for name, column in zip(words, columns, strict=True)}
-        encode_condition(model, len(part), guidance=guidance, **own)
+        own: dict[str, Any] = {name: [*each] for name, each in zip(words, columns, strict=True)}
+        if len(different) == 1:  # one for all: messages show it as it was given
+            own = {name: value for name, (value,) in own.items()}
+        seeds = [0] * len(part) if draw_classes else None
+        encode_condition(model, len(part), seeds=seeds, **how, **own)
 
 
 def require_part(part: range, num_images: int) -> None:
@@ -101,7 +111,7 @@ def require_part(part: range, num_images: int) -> None:
 # ── how many at a time ────────────────────────────────────────────────────────────────────────
 
 
-def fitting(model: ImageBART) -> int:
+def batch_that_fits(model: ImageBART) -> int:
     """Images in a batch: as many as an eighth of the device's memory holds, between 1 and 16 on a
     CPU, 1 and 64 elsewhere.
 
@@ -109,7 +119,7 @@ def fitting(model: ImageBART) -> int:
     """
     most = MOST.get(model.device.type, MOST["cuda"])
     largest = max(bytes_of_an_image(denoiser) for denoiser in model.denoisers.values())
-    return max(1, min(most, memory(model.device) // SHARE // largest))
+    return max(1, min(most, bytes_of_memory(model.device) // SHARE // largest))
 
 
 def bytes_of_an_image(denoiser: Denoiser) -> int:
@@ -124,7 +134,7 @@ def bytes_of_an_image(denoiser: Denoiser) -> int:
     return 4 * 4 * shape.n * denoiser.K + 2 * sources * shape.decoder_depth * keys_values
 
 
-def memory(device: torch.device) -> int:
+def bytes_of_memory(device: torch.device) -> int:
     """Bytes of memory that the device has; 8 GiB where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

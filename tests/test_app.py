@@ -39,11 +39,12 @@ from demo.panorama import panorama, wide_for_editor
 from demo.parts import IDEAS, panel
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.ready import READY, draw_ready, ready_pictures
-from demo.requests import FILTERS, MARGINS, Late, read_classes
+from demo.requests import MARGINS, Late, read_classes
 from demo.sample import sample, sampling_work, settings_of_link
 from demo.style import PAINT, SEEN
 from demo.worker import Worker
 from imagebart import ImageBART
+from imagebart.choice import FILTERS
 from imagebart.conditions import class_id, text_shape, text_tokens
 from imagebart.data import scenery
 from imagebart.data.images import as_given, to_rgb

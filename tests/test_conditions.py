@@ -129,7 +129,7 @@ def test_conditions_come_in_the_order_of_the_table():
         (dict(guidance=-1.0), "guidance must be a number, at least 0"),
         (dict(guidance=float("nan")), "guidance must be a number, at least 0"),
         (dict(guidance=[1, 2]), "guidance must be one number, or 3"),
-        (dict(semantic_map=np.full((4, 4), 4)), r"kinds must lie in \[0, 4\)"),
+        (dict(semantic_map=np.full((4, 4), 4)), r"kinds of semantic_map must lie in \[0, 4\)"),
         (dict(semantic_map=np.zeros((4, 4, 3), int)), "H×W whole numbers"),
         (dict(semantic_map=np.zeros((4, 4))), "H×W whole numbers"),
     ],

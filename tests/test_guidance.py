@@ -187,3 +187,23 @@ def test_a_model_without_condition_dropout_asks_for_the_condition_of_every_image
     for classes in (None, ["lake", None]):
         with pytest.raises(ValueError, match="to be given class always, got no classes"):
             encode_condition(model, 2, classes=classes)
+
+
+def test_a_model_without_condition_dropout_may_draw_the_class_of_every_image(make_model):
+    model = make_model(T=3, conditions={"class": 2})
+    parts = model.vqgan, model.diffusion, model.denoisers
+    drawing, how = ImageBART(*parts, draws_class=True), {"seed": 3, "output_type": "pt"}
+    said = model.sample(3, classes=[1, 0, 1], **how)
+    assert torch.equal(drawing.sample(3, **how), said)
+    assert torch.equal(drawing.sample(3, classes=[None, 0, None], **how), said)
+    wide = model.panorama(48, classes=1, **how)
+    assert torch.equal(drawing.panorama(48, **how), wide)
+    with pytest.raises(ValueError, match="to be given class always, got no classes"):
+        drawing.bits_per_token(said)
+
+
+def test_a_class_that_is_drawn_is_not_all_that_a_model_must_be_given(make_model):
+    model = make_model(T=3, conditions={"class": 2, "text": 6})
+    parts = model.vqgan, model.diffusion, model.denoisers
+    with pytest.raises(ValueError, match="to be given text always, got no prompt"):
+        ImageBART(*parts, draws_class=True).sample()

@@ -438,7 +438,7 @@ def test_of_a_map_the_model_is_told_what_it_sees(make_model):
         image.crop((0, 0, 64, 64)), mask[:, :64], semantic_map=kinds[:, :2], output_type="pt"
     )
     assert torch.equal(whole[..., :64], part)
-    with pytest.raises(ValueError, match="a map must be H×W whole numbers, got int64"):
+    with pytest.raises(ValueError, match="semantic_map must be H×W whole numbers, got int64"):
         model.inpaint(image, mask, semantic_map=kinds[0])
 
 
@@ -516,6 +516,12 @@ def test_outpainting_is_told_window_by_window(tiny):
         assert np.array_equal(np.asarray(grown)[:32, 16:], np.asarray(image))
         assert not same(grown, last)
     assert [done for _, done in outpaint_steps(tiny, image)] == [1]
+
+
+@pytest.mark.parametrize("seed", [[4], "4", None, -1, 2**63])
+def test_steps_of_an_outpainting_have_one_seed(tiny, seed):
+    with pytest.raises(ValueError, match=r"^seed must be a whole number, from 0 to \d+, got"):
+        next(outpaint_steps(tiny, picture(), left=16, seed=seed))
 
 
 def test_an_overlap_is_drawn_anew_at_the_sides_that_grow(tiny):

@@ -19,7 +19,7 @@ from imagebart.data.text import TEXT_IDS
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.fitting import LIMITS
-from imagebart.folders import load_vqgan, save_vqgan
+from imagebart.folders import MOST_SCALES, load_vqgan, read_config, save_vqgan
 from imagebart.model import require_tokens
 from imagebart.sampling import generator_of
 from imagebart.vqgan import VQGANConfig
@@ -245,7 +245,14 @@ def value_at(*path, value):
         (("guidance",), None, "guidance must be a finite number, got None"),
         (("guidance",), [1, "2"], r"guidance must be finite numbers, got \[1, '2'\]"),
         (("draws_class",), 1, "draws_class must be true or false, got 1"),
+        (("format",), 99, r"config\.json: format must be 1 or 2, got 99"),
+        (("format",), 0, "format must be 1 or 2, got 0"),
+        (("format",), "2", "format must be 1 or 2, got '2'"),
+        (("format",), None, "format must be 1 or 2, got None"),
+        (("format",), True, "format must be 1 or 2, got True"),
         (("denoisers",), {"a": {}}, r"denoisers must be \{t: shape\} or .*, got \{'a': \{\}\}"),
+        (("denoisers", "101"), {}, r"denoisers must be \{t: shape\}"),
+        (("denoisers", "02"), {}, r"denoisers must be \{t: shape\}"),
         (("denoisers", "2"), 5, r"denoisers must be \{t: shape\}"),
         (("denoisers", "2", "width"), 16.0, "width must be a whole number, got 16.0"),
         (("denoisers", "2", "width"), 0, "must describe a DenoiserConfig: sizes must be at least"),
@@ -267,6 +274,33 @@ def test_a_config_that_describes_no_model_gives_one_sentence(folder, path, value
         load(folder)
     assert "\n" not in str(raised.value)
     assert "config.json" in str(raised.value) or "alpha_bar" in str(raised.value)
+
+
+def test_a_config_that_says_no_format_is_of_the_latest(tiny, folder):
+    change_config(folder, lambda config: config.pop("format"))
+    assert load(folder).vqgan.config == tiny.vqgan.config
+
+
+def test_a_folder_of_an_unknown_format_is_neither_read_nor_written(tiny, make_model, tmp_path):
+    for name in ("first", "second"):
+        tiny.save_pretrained(tmp_path / name)
+    change_config(tmp_path / "first", lambda config: config.update(format=3))
+    before, says = files_of(tmp_path / "first"), r"config\.json: format must be 1 or 2, got 3"
+    for use in (
+        lambda: load_vqgan(tmp_path / "first"),
+        lambda: make_model(seed=1).save_pretrained(tmp_path / "first"),
+        lambda: tiny.save_pretrained(tmp_path / "second", vqgan_of="first"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            use()
+    assert files_of(tmp_path / "first") == before
+
+
+def test_a_chain_may_have_as_many_scales_as_a_schedule_may_have_steps(folder):
+    scales = {str(t): {} for t in range(2, MOST_SCALES + 1)}
+    entries = {"denoisers": scales, "alpha_bar": geometric(MOST_SCALES)}
+    change_config(folder, lambda config: config.update(entries))
+    assert read_config(folder)["denoisers"] == scales
 
 
 HOSTILE = [
@@ -614,6 +648,31 @@ def test_only_a_model_with_classes_draws_one(tiny):
         ImageBART(*parts, draws_class=True)
 
 
+@pytest.mark.parametrize(
+    "guidance, says",
+    [
+        (-3.0, "guidance must be a number, at least 0, got -3.0"),
+        ([1.0, -3.0, 1.0], "guidance must be a number, at least 0, got -3.0"),
+        (None, "guidance must be a number, at least 0, got None"),
+        ([1.0, 2.0], "guidance must be one number, or 3 for t = 2 to 4, got"),
+    ],
+)
+def test_guidance_that_no_sample_can_have_is_refused_at_once(conditional, guidance, says):
+    parts = conditional.vqgan, conditional.diffusion, conditional.denoisers
+    with pytest.raises(ValueError, match=says):
+        ImageBART(*parts, guidance=guidance)
+    assert ImageBART(*parts, guidance=[1.0, 2.0, 0.0]).guidance == [1.0, 2.0, 0.0]
+
+
+def test_the_parts_of_a_model_are_the_callers_own_and_no_longer_learn(make_vqgan, make_denoiser):
+    vqgan, denoiser = make_vqgan(), make_denoiser(2, T=2)
+    vqgan.train(), denoiser.train().requires_grad_(True)
+    model = ImageBART(vqgan, denoiser.diffusion, {2: denoiser})
+    assert model.vqgan is vqgan and model.denoisers[2] is denoiser
+    for part in (vqgan, denoiser):
+        assert not part.training and not any(p.requires_grad for p in part.parameters())
+
+
 def test_a_folder_may_share_the_vqgan_of_the_one_beside_it(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "first")
     tiny.save_pretrained(tmp_path / "second", vqgan_of="first")
@@ -623,14 +682,69 @@ def test_a_folder_may_share_the_vqgan_of_the_one_beside_it(tiny, tmp_path):
         assert torch.equal(again.state_dict()[name], weight)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "../first", "/first", "..", ""])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_vqgan_that_is_shared_is_the_one_beside_as_it_is_stored_there(tiny, tmp_path, dtype):
+    tiny.save_pretrained(tmp_path / "first", dtype)
+    stored = load(tmp_path / "first")
+    for model in (tiny, stored):
+        model.save_pretrained(tmp_path / "second", vqgan_of="first")
+        got, expected = weights(load(tmp_path / "second").vqgan), weights(stored.vqgan)
+        assert all(torch.equal(got[name], x) for name, x in expected.items())
+
+
+BESIDE = ["nowhere", "../first", "/first", "..", "", "second"]
+
+
+@pytest.mark.parametrize("name", BESIDE)
 def test_only_a_folder_beside_can_lend_its_vqgan(tiny, tmp_path, name):
     for folder in ("first", "second"):
         tiny.save_pretrained(tmp_path / folder)
+    change_config(tmp_path / "second", lambda config: config.update(vqgan=name))
     with pytest.raises(ValueError, match="vqgan must be its shape or a folder beside this one"):
-        tiny.save_pretrained(tmp_path / "second", vqgan_of=name)
-    with pytest.raises(ValueError, match="vqgan must be its shape or a folder beside this one"):
-        ImageBART.from_pretrained(tmp_path / "second")
+        load(tmp_path / "second")
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", [*BESIDE, "third"])
+def test_a_folder_is_left_as_it_is_if_none_can_lend_it_a_vqgan(tiny, make_model, tmp_path, name):
+    for folder in ("first", "second"):
+        tiny.save_pretrained(tmp_path / folder)
+    tiny.save_pretrained(tmp_path / "third", vqgan_of="first")  # which has none itself
+    before = files_of(tmp_path / "second")
+    with pytest.raises(ValueError, match=r"vqgan_of must be a folder beside|must hold vqgan"):
+        make_model(seed=1).save_pretrained(tmp_path / "second", vqgan_of=name)
+    assert files_of(tmp_path / "second") == before
+
+
+def other_shape(folder):
+    change_config(folder, lambda config: config["vqgan"].update(commitment=0.5))
+
+
+def other_code(folder):
+    tensors = load_file(folder / "vqgan.safetensors")
+    tensors["quantiser.codebook.weight"][3] += 0.01
+    save_file(tensors, folder / "vqgan.safetensors")
+
+
+def one_weight_less(folder):
+    tensors = load_file(folder / "vqgan.safetensors")
+    tensors.pop("quant_conv.bias")
+    save_file(tensors, folder / "vqgan.safetensors")
+
+
+@pytest.mark.parametrize("change", [other_shape, other_code, one_weight_less])
+def test_only_the_same_vqgan_is_shared(tiny, tmp_path, change):
+    for folder in ("first", "second"):
+        tiny.save_pretrained(tmp_path / folder)
+    change(tmp_path / "first")
+    before = files_of(tmp_path / "second")
+    says = "vqgan_of must be a folder with this model's VQGAN, got 'first'"
+    with pytest.raises(ValueError, match=says):
+        tiny.save_pretrained(tmp_path / "second", vqgan_of="first")
+    assert files_of(tmp_path / "second") == before
 
 
 def test_a_vqgan_elsewhere_is_refused_though_it_is_there(tiny, tmp_path):

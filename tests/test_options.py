@@ -71,6 +71,7 @@ TAKES = {
     ranking.reject: CandidateOptions,
 }
 IMAGE, MASK = Image.new("RGB", (32, 32)), np.eye(32, dtype=bool)
+X_1 = torch.zeros(1, 4, 4, dtype=torch.int64)
 
 
 # ── signatures ────────────────────────────────────────────────────────────────────────────────
@@ -99,6 +100,36 @@ def test_a_list_of_seeds_is_offered_where_it_is_taken(function):
 def test_only_python_is_offered_a_function():
     assert "another speed; or a function" in re.sub(r"\s+", " ", ImageBART.sample.__doc__)
     assert not any("function" in row.option.meaning for row in rows(SamplingOptions).values())
+
+
+LAZY = {
+    "ImageBART.sample_steps": lambda m: m.sample_steps(0),
+    "ImageBART.sample_stream": lambda m: m.sample_stream(0),
+    "sampling.sample_steps": lambda m: sampling.sample_steps(m, 0),
+    "streaming.sample_stream": lambda m: streaming.sample_stream(m, 0),
+    "process.edit_steps": lambda m: process.edit_steps(m, X_1, X_1 > 0, 0),
+    "process.refined_steps": lambda m: process.refined_steps(m, X_1, X_1 > 0, 0),
+    "process.annealed_steps": lambda m: process.annealed_steps(m, X_1, X_1 > 0, 0),
+    "inpainting.outpaint_steps": lambda m: inpainting.outpaint_steps(m, IMAGE, seed=-1),
+    "reimagining.reimagine_steps": lambda m: reimagining.reimagine_steps(m, X_1, 0),
+    "panorama.panorama_steps": lambda m: panorama.panorama_steps(m, 64, seed=-1),
+}
+"""What gives an iterator, asked for what cannot be."""
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_an_iterator_checks_at_its_first_step_and_says_so(tiny, name):
+    steps = LAZY[name](tiny)
+    with pytest.raises(ValueError, match=r"(num_images|seed) must be a whole number"):
+        next(steps)
+    owner, function = name.split(".")
+    about = re.sub(r"\s+", " ", getattr(globals()[owner], function).__doc__)
+    assert re.search("[Ff]irst (step|batch)|errors as in `edit_steps`", about)
+
+
+def test_every_iterator_is_tried():
+    lazy = {f for f in TAKES if "Iterator" in str(inspect.signature(f).return_annotation)}
+    assert lazy == {getattr(globals()[one], name) for one, name in (x.split(".") for x in LAZY)}
 
 
 def functions_of_the_library() -> list[tuple[str, ast.FunctionDef]]:

@@ -8,6 +8,7 @@ import pytest
 import seams
 import torch
 
+from imagebart import ImageBART
 from imagebart.conditions import text_tokens
 from imagebart.editing.panorama import (
     Blended,
@@ -207,6 +208,8 @@ def test_numbers_may_be_numpys(asking):
         (dict(width=64, mode="best"), "mode must be one of"),
         (dict(width=64, seed=-1), "seed must be a whole number"),
         (dict(width=64, seed=[1, 2]), "seed must be a whole number"),
+        (dict(width=64, classes=[0, 7]), r"^classes must be ids in \[0, 3\)"),
+        (dict(width=64, prompts=["night", 3]), "^prompts must be text"),
         (dict(width=64, classes=[0] * 9), "must be at most 8, got 9"),
         (dict(width=64, classes=[]), "must be one, or as many of each"),
         (dict(width=64, classes=[0, 1], prompts=["a"] * 3), "as many of each"),
@@ -216,6 +219,18 @@ def test_numbers_may_be_numpys(asking):
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(asking, options, message):
     with pytest.raises(ValueError, match=message):
         tokens(asking, options.pop("width"), **options)
+
+
+@pytest.mark.parametrize("seed", [[0], "a", None, True])
+def test_a_seed_is_checked_before_it_draws_a_class(asking, seed):
+    parts = asking.vqgan, asking.diffusion, asking.denoisers
+    with pytest.raises(ValueError, match=r"^seed must be a whole number, from 0 to \d+, got"):
+        tokens(ImageBART(*parts, draws_class=True), 64, seed=seed)
+
+
+def test_a_word_that_is_not_known_is_told_of_by_the_name_of_the_option(asking):
+    with pytest.warns(UserWarning, match="^prompts: this model has never seen zebra$"):
+        tokens(asking, 64, prompts=["night", "zebra"])
 
 
 def test_a_seam_is_a_step_at_a_border_of_windows(tiny):

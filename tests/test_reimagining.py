@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import TEXT, new_model
@@ -17,6 +18,7 @@ from imagebart.editing.reimagining import (
 from imagebart.sampling import Filter, decode_parallel, draw, gumbel
 
 WORDS = {"prompt": TEXT, "classes": "lake"}
+MAP = np.zeros((4, 4, 3), int)
 
 
 def of_the_picture(words: dict) -> dict:
@@ -147,8 +149,15 @@ def test_a_picture_under_its_own_words_is_its_reconstruction(conditional):
 def test_images_are_the_same_in_any_batch(conditional, monkeypatch):
     how = {"prompt": [TEXT, "night", ""], "source_prompt": ["a lake", "", TEXT], "seed": 2}
     together = conditional.reimagine(picture(), 3, output_type="pt", **how)
-    monkeypatch.setattr("imagebart.streaming.fitting", lambda _: 1)
+    monkeypatch.setattr("imagebart.streaming.batch_that_fits", lambda _: 1)
     assert torch.equal(conditional.reimagine(picture(), 3, output_type="pt", **how), together)
+
+
+@pytest.mark.parametrize("option", ["prompt", "source_prompt"])
+def test_a_word_that_is_not_known_is_told_of_by_the_name_of_the_option(conditional, option):
+    with pytest.warns(UserWarning, match="never seen") as told:
+        conditional.reimagine(picture(), **{option: "zebra"})
+    assert {str(one.message) for one in told} == {f"{option}: this model has never seen zebra"}
 
 
 def test_what_cannot_be_is_refused(conditional, tiny):
@@ -156,7 +165,12 @@ def test_what_cannot_be_is_refused(conditional, tiny):
         (tiny, {"strength": 1.5}, r"strength must lie in \[0, 1\], got 1.5"),
         (tiny, {"temperature": 0.0}, "temperature must be more than 0"),
         (tiny, {"source_prompt": "a lake"}, "this model takes no text"),
-        (conditional, {"source_classes": 7}, "classes must be ids"),
+        (tiny, {"source_prompt": "a lake"}, "got source_prompt 'a lake'"),
+        (conditional, {"classes": 7}, "^classes must be ids"),
+        (conditional, {"source_classes": 7}, "^source_classes must be ids"),
+        (conditional, {"source_prompt": 7}, "^source_prompt must be text"),
+        (conditional, {"source_semantic_map": MAP}, "^source_semantic_map must be H×W"),
+        (conditional, {"source_semantic_map": MAP[0] + 9}, "^kinds of source_semantic_map must"),
     ):
         with pytest.raises(ValueError, match=sentence):
             model.reimagine(picture(), **how)

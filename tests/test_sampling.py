@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagebart import ImageBART, sampling
-from imagebart.choice import Filter, draw, filtered
+from imagebart.choice import FILTERS, Filter, draw, filtered
 from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion, geometric
 from imagebart.editing.panorama import Blended
@@ -27,6 +27,7 @@ from imagebart.sampling import (
     decoder,
     default_window,
     exponential,
+    filters_and_decoder,
     generator_of,
     gumbel,
     image_seeds,
@@ -525,6 +526,13 @@ def test_each_scale_may_have_its_own_choice(tiny):
     last_greedy = run(tiny, [1], temperature=[1, 1, 0])
     assert torch.equal(last_greedy[1], run(tiny, [1], temperature=0)[1])
     assert not torch.equal(last_greedy[1], run(tiny, [1])[1])
+
+
+def test_a_filter_and_the_way_of_decoding_are_taken_from_the_options():
+    given = dict(vars(Filter()), top_k=[1, 2], method="sequential", guidance=3)
+    filters, decode = filters_and_decoder(3, given)
+    assert filters == {2: Filter(top_k=1), 3: Filter(top_k=2)} and decode is decode_sequential
+    assert given == {"guidance": 3} and tuple(vars(Filter())) == FILTERS
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,23 @@ def test_a_doubling_axis_has_equal_steps():
     assert high.min() + high.max() == pytest.approx(low.min() + low.max(), abs=6)
 
 
+def test_powers_are_a_straight_line_on_two_logarithmic_axes():
+    x = [1, 4, 16, 64]
+    image = show.curves({"": [1 / at for at in x]}, x, doubling=True, log=True).image
+    rows, columns = (np.asarray(image) == rgb(show.COLOUR_CYCLE[0])).all(2).nonzero()
+    line = np.polyval(np.polyfit(columns, rows, 1), columns)
+    assert np.abs(line - rows).max() < 6
+
+
+def test_an_axis_begins_where_it_is_told_to():
+    """A line at half of the height of another one stands half as high above the bottom."""
+    image = np.asarray(show.curves({"a": [4, 4], "b": [2, 2]}, bottom=0).image)
+    plot = image[:, : int(0.7 * image.shape[1])]  # the names stand on the right
+    high, low = ((plot == rgb(c)).all(2).nonzero()[0].mean() for c in show.COLOUR_CYCLE[:2])
+    axis = (plot == rgb(show.QUIET)).all(2).sum(1).argmax()  # its row
+    assert (axis - low) / (axis - high) == pytest.approx(0.5, abs=0.03)
+
+
 @pytest.mark.parametrize("names, colours", [(None, 1), ("pqr", 3), ("pqrstuvwx", 1)])
 def test_a_few_named_bars_have_colours_of_their_own(names, colours):
     house = {rgb(colour) for colour in show.COLOUR_CYCLE}

@@ -15,7 +15,7 @@ from imagebart.conditions import text_tokens
 from imagebart.distributed import Ranks, part_of
 from imagebart.model import ImageBART
 from imagebart.sampling import decode_parallel
-from imagebart.streaming import bytes_of_an_image, fitting
+from imagebart.streaming import batch_that_fits, bytes_of_an_image
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ["a lake", None, "night", "", "a lake at night", "night", "a lake"]
@@ -69,7 +69,7 @@ def test_parts_of_several_processes_are_the_whole(model, said):
 @pytest.mark.parametrize("kind", ["pil", "pt", "np"])
 def test_sample_is_the_stream_joined(tiny, monkeypatch, kind):
     expected = tiny.decode([*tiny.sample_steps(5, seed=2)][-1].tokens, kind)
-    monkeypatch.setattr(streaming, "fitting", lambda model: 2)
+    monkeypatch.setattr(streaming, "batch_that_fits", lambda model: 2)
     images = tiny.sample(5, seed=2, output_type=kind)
     assert type(images) is type(expected) and len(images) == 5
     for image, one in zip(images, expected, strict=True):
@@ -78,7 +78,7 @@ def test_sample_is_the_stream_joined(tiny, monkeypatch, kind):
 
 def test_no_more_noise_is_drawn_than_a_batch_needs(tiny, monkeypatch):
     asked, gumbel = [], sampling.gumbel
-    monkeypatch.setattr(streaming, "fitting", lambda model: 4)
+    monkeypatch.setattr(streaming, "batch_that_fits", lambda model: 4)
     monkeypatch.setattr(
         sampling, "gumbel", lambda seeds, *rest: (asked.append(seeds), gumbel(seeds, *rest))[1]
     )
@@ -159,17 +159,17 @@ def test_a_batch_fits_into_an_eighth_of_the_memory(tiny, monkeypatch):
     # four times the noise; two layers, keys and values of 16 places and 16 of the memory, twice
     assert one == 4 * 4 * 16 * 12 + 2 * 2 * 2 * 2 * 16 * 16 * 4
     for fit, images in ((0, 1), (1, 1), (5, 5), (15, 15), (17, 16), (1000, 16)):
-        monkeypatch.setattr(streaming, "memory", lambda device, fit=fit: 8 * fit * one + 7)
-        assert fitting(tiny) == images
+        monkeypatch.setattr(streaming, "bytes_of_memory", lambda device, fit=fit: 8 * fit * one + 7)
+        assert batch_that_fits(tiny) == images
     monkeypatch.undo()
-    assert streaming.memory(tiny.device) > 2**28
+    assert streaming.bytes_of_memory(tiny.device) > 2**28
 
 
 @pytest.fixture
 def two_at_a_time(tiny, monkeypatch):
     """Memory for two images of `tiny`."""
     most = 2 * streaming.SHARE * max(map(bytes_of_an_image, tiny.denoisers.values()))
-    return lambda: monkeypatch.setattr(streaming, "memory", lambda device: most)
+    return lambda: monkeypatch.setattr(streaming, "bytes_of_memory", lambda device: most)
 
 
 @pytest.mark.parametrize("how", [{}, {"process": "refined", "passes": 2}, {"process": "annealed"}])
@@ -182,7 +182,7 @@ def test_edits_come_in_batches_that_fit(tiny, two_at_a_time, how):
 
     how = {"seed": [3, 1, 4, 15, 9], "method": decode, "output_type": "pt", **how}
     together = tiny.inpaint(image, mask, 5, **how)
-    assert 5 in rows and max(rows) <= fitting(tiny)  # or as many particles as fit
+    assert 5 in rows and max(rows) <= batch_that_fits(tiny)  # or as many particles as fit
     two_at_a_time()
     rows.clear()
     assert torch.equal(tiny.inpaint(image, mask, 5, **how), together)
@@ -196,7 +196,9 @@ def test_edits_with_and_without_a_condition_may_share_a_batch_or_not(make_model,
     how = {"classes": [None, None, 1], "seed": 1, "output_type": "pt"}
     together = model.inpaint(image, mask, 3, **how)
     two_at_a_time()
-    assert fitting(model) < 3 and torch.equal(model.inpaint(image, mask, 3, **how), together)
+    assert batch_that_fits(model) < 3 and torch.equal(
+        model.inpaint(image, mask, 3, **how), together
+    )
 
 
 def test_bits_come_in_batches_that_fit(tiny, two_at_a_time, monkeypatch):

@@ -306,11 +306,12 @@ def outpaint_steps(
     The model inpaints windows as large as fit into the image, which move outwards by half their
     size (`pasting.outward`). At least half of each window is known; known pixels stay, bit for bit.
     Pixels not painted yet repeat the nearest known one. Pictures are like the one that was given
-    (`images.restored`). A `semantic_map` covers the result. ValueError for negative margins, an
-    image that is too small, a result that is too large (`grown_size`), and as in `inpaint`.
+    (`images.restored`). A `semantic_map` covers the result. ValueError at the first step for
+    negative margins, an image that is too small, a result that is too large (`grown_size`), a seed
+    that is not one number, and as in `inpaint`.
     """
     given: dict[str, Any] = {**options}
-    seed = given.pop("seed", 0)
+    seed = as_int(given.pop("seed", 0), "seed", 0, 2**63 - 1)
     source, margins = as_given(image), {"left": left, "right": right, "top": top, "bottom": bottom}
     image, size = to_rgb(source), grown_size(model, source, margins)
     place = slice(top, top + image.height), slice(left, left + image.width)

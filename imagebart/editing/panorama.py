@@ -15,7 +15,7 @@ a panorama of the training size is the sample of that seed.
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from einops import rearrange
@@ -31,7 +31,7 @@ from imagebart.isolation import isolated
 from imagebart.model import ImageBART
 from imagebart.notation import Bool, Float, Grid, Images, Int, Logits, Tokens
 from imagebart.options import Classes, PanoramaOptions, Texts, with_defaults, with_options
-from imagebart.sampling import Step, decoder, generator_of, gumbel, scale_filters
+from imagebart.sampling import Step, filters_and_decoder, generator_of, gumbel
 from imagebart.sampling import uniform_tokens as uniform
 
 MODES = ("fast", "exact")
@@ -63,17 +63,18 @@ def panorama_steps(
     of f, the tokens cover a larger image, which `panorama` crops.
 
     Between two prompts or classes log-probabilities are interpolated (`ConditionsAlongX`). With
-    `wrap` the width must be a multiple of f. ValueError if a size or an option is out of range.
+    `wrap` the width must be a multiple of f. ValueError at the first step if a size or an option is
+    out of range.
     """
     given = with_defaults(PanoramaOptions, options)
     mode, wrap, seed = (given.pop(name) for name in ("mode", "wrap", "seed"))
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
     size = wide_grid(model, width, height, wrap)
-    filters = scale_filters(model.T, **{name: given.pop(name) for name in vars(Filter())})
-    decode = decoder(given.pop("method"))
-    conditions = ConditionsAlongX(encode_along_x(model, size[1], seed, **given), size[1], wrap)
-    noise = WideNoise(seed, model, size)
+    noise = WideNoise(seed, model, size)  # checks the seed, which conditions are drawn by
+    filters, decode = filters_and_decoder(model.T, given)
+    encoded = encode_along_x(model, size[1], noise.seed, **given)
+    conditions = ConditionsAlongX(encoded, size[1], wrap)
     x = noise.tokens()
     yield Step(model.T, x[None], 0.0)
     for t in range(model.T, 1, -1):
@@ -353,7 +354,8 @@ def encode_along_x(
     if count > columns:
         raise ValueError(f"prompts and classes must be at most {columns}, got {count}")
     rows = [{name: v[k % len(v)] for name, v in lists.items()} for k in range(count)]
-    return [encode_condition(model, 1, seeds=[seed], **options, **row) for row in rows]
+    how: dict[str, Any] = {"seeds": [seed], "called": {"prompt": "prompts"}, **options}
+    return [encode_condition(model, 1, **how, **row) for row in rows]
 
 
 # ── from wide tokens to an image ──────────────────────────────────────────────────────────────

@@ -50,7 +50,7 @@ from imagebart.sampling import (
     step_of,
     uniform_tokens,
 )
-from imagebart.streaming import fitting
+from imagebart.streaming import batch_that_fits
 
 LEAST_PARTICLES, MOST_PARTICLES = 2, 8
 """Bounds of `default_particles`."""
@@ -68,8 +68,8 @@ def edit_steps(
     """p_θ^{t-1|t,m} for t = T .. 2: the chain run once with the known tokens fixed.
 
     x_1 (1, h, w) are the image's tokens, `masked` (1, h, w) is True where they are sampled. Yields
-    x_T, then x_{t-1} of every scale. ValueError for what are no tokens or no mask of the model's
-    grid, and if an option is out of range.
+    x_T, then x_{t-1} of every scale. ValueError at the first step for what are no tokens or no mask
+    of the model's grid, and if an option is out of range.
 
     At t = T a token attends only to the tokens before it: a sky is sampled without the land below
     it, and finer scales change little of it. So t = T draws `particles`, so many fillings of each
@@ -236,7 +236,7 @@ class MaskedProcess:
         T, seeds = self.model.T, self.request.seeds
         rows = [(i, j) for i, count in enumerate(counts) for j in range(count)]
         drawn, log_p = [], []
-        for part in split(range(len(rows)), fitting(self.model)):
+        for part in split(range(len(rows)), batch_that_fits(self.model)):
             here = [rows[k] for k in part]
             images = torch.tensor([i for i, _ in here], device=x_T.device)
             own = self.of(images, [particle_seed(seeds[i], j, T) for i, j in here])

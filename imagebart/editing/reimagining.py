@@ -47,6 +47,9 @@ from imagebart.sampling import (
 )
 from imagebart.streaming import batches
 
+SOURCE = {name: f"source_{name}" for name in rows(Conditions)}
+"""{option of a condition: the option for that of the picture}."""
+
 ROUNDING = 1e-5
 """By this part of the largest logit, and at least this, the chosen code wins: more than float32
 rounds."""
@@ -67,12 +70,13 @@ def reimagine(
     `reimagine_steps`.
     """
     given: dict[str, Any] = {**options}
-    source = {name: given.pop(f"source_{name}", None) for name in rows(Conditions)}
+    source = {name: given.pop(option, None) for name, option in SOURCE.items()}
     x_1, images = model.encode(to_rgb(image)), []
-    both = batches(model, num_images, given), batches(model, num_images, source)
+    of_source = batches(model, num_images, source, called=SOURCE)
+    both = batches(model, num_images, given), of_source
     for (count, own), (_, own_source) in zip(*both, strict=True):
         del own["negative_prompt"]  # it is guided away from the picture's words
-        own |= {f"source_{name}": own_source[name] for name in source}
+        own |= {option: own_source[name] for name, option in SOURCE.items()}
         *_, last = reimagine_steps(model, x_1, count, **own)
         images.append(model.generate(last.tokens))
     return torch.cat(images)
@@ -93,15 +97,16 @@ def reimagine_steps(
     so if they are the same, the picture's tokens come back, whatever the guidance: on a CPU
     exactly, on a GPU as far as its kernels round alike. The picture is taken to be drawn at the
     temperature, without guidance. Filters (top-k, top-p, min-p) are no options, since they may
-    exclude the picture's own tokens. ValueError for a temperature of 0, which reads no noise, for
-    values out of range, and for a condition that the model was not trained on.
+    exclude the picture's own tokens. ValueError at the first step for a temperature of 0, which
+    reads no noise, for values out of range, and for a condition that the model was not trained on.
     """
     given: dict[str, Any] = {**options}
     strength = given.pop("strength", 1.0)
     rows(ReimaginingOptions)["strength"].check(strength, "strength")
-    source = {name: given.pop(f"source_{name}", None) for name in rows(Conditions)}
+    source = {name: given.pop(option, None) for name, option in SOURCE.items()}
     scales = guidance_of(model, given.get("guidance"))
-    picture = encode_condition(model, num_images, guidance=1.0, **source).condition
+    of_source: dict[str, Any] = {"guidance": 1.0, "called": SOURCE, **source}
+    picture = encode_condition(model, num_images, **of_source).condition
     request = Request.of(model, num_images, given)
     if any(choose.temperature < COLDEST for choose in request.filters.values()):
         raise ValueError("temperature must be more than 0, where noise decides, got 0")
