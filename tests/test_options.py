@@ -346,8 +346,8 @@ def test_every_option_reaches_the_command_line_and_the_evaluation(interface, mon
         obedience.draw_samples(model, model, obedience.Targets(), "text", 2.0, config, kept)
         said |= {"guidance": 2.0, "seed": [said["seed"]]}
     elif interface == "eval/edits.py":
-        edits.edited(model, None, IMAGE, MASK, "a lake", config)
-        said["prompt"] = "a lake"
+        edits.edited(model, None, IMAGE, MASK, "a lake", [said["seed"]], config)
+        said |= {"prompt": "a lake", "seed": [said["seed"]]}
     elif interface == "eval/completion.py":
         config = dataclasses.replace(config, process=("refined",), resampling_passes=(3,))
         (model.options,) = completion.inpaint_options(config)
