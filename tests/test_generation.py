@@ -91,7 +91,9 @@ def run(config: Config) -> dict:
 
 
 def numbers(record: dict, metric: str) -> dict[str, float]:
-    return {key: value for key, value in record["metrics"][metric].items() if key != "name"}
+    """The figures of a metric, the ends of its interval too."""
+    found = {key: value for key, value in record["metrics"][metric].items() if key != "name"}
+    return found | dict(zip(("low", "high"), found.pop("interval", ()), strict=False))
 
 
 def pixels(folder: str) -> torch.Tensor:
