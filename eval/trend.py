@@ -7,7 +7,7 @@ preset `mini-T` (3 million parameters in all; every scale as many steps: equal p
 compute), measured by the probe: unconditional samples (probe-FID, probe-IS), and upper halves
 completed by a single pass, as in the paper, by resampling passes, and by a conditional draw at
 t = T. `mini-5-joint` is one network of the size of each of `mini-5`'s four, trained for as many
-steps as all of them. A chain takes about 15 minutes of one core, the whole table about 5 hours.
+steps as all of them. A chain takes about 20 minutes of one core, the whole table about 5 hours.
 
 Reported are the mean over training seeds with its 95 % interval (Student's t), and the differences
 from T = 2, of the joint network from `mini-5`, seed by seed: `distinct` if their interval does not
