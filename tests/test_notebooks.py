@@ -382,7 +382,7 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
     ),
     ("06_remember", "within two tokens lies a tenth of all places, and over a third"): (
         r"within two tokens of the place: (\d+)%, at places not written yet: (\d+)%",
-        lambda near, later: near > 33 and later > 25,
+        lambda near, later: near > 33 and later > 50,
     ),
     ("06_remember", "it has begun to tell the two apart"): (
         r"as it stands: ([\d.]+) where it is right, ([\d.]+) where not",
@@ -424,6 +424,10 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         r"outside the mask: (\d+)\nseen before: birds; birds in (\d+) of 4 edits",
         lambda outside, birds: outside == birds == 0,
     ),
+    ("09_edit", "The intervals overlap"): (
+        r" % \((\d+) to (\d+) %\)[^(]*\((\d+) to (\d+) %\)[^(]*\((\d+) to (\d+) %\)",
+        lambda *ends: max(ends[::2]) < min(ends[1::2]),
+    ),
     ("09_edit", "The sky of noon is brighter than that of dusk"): (
         r"brightness of the skies, of 255: (\d+), (\d+), (\d+)",
         lambda noon, _, dusk: noon > 1.1 * dusk,
@@ -432,9 +436,9 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         r"with its own words, the same tokens: True\ntime of day: dawn, night\n",
         lambda: True,
     ),
-    ("11_measure", "what is missing counts"): (
-        r"to other renders: ([\d.]+)\n.*\nonly the lakes, to all: ([\d.]+)",
-        lambda renders, lakes: lakes > 5 * renders,
+    ("11_measure", "twice as far away as equally many pictures of all kinds"): (
+        r"as many as there are lakes, to all: ([\d.]+)\nonly the lakes, \d+, to all: ([\d.]+)",
+        lambda some, lakes: 1.7 < lakes / some < 2.3,
     ),
     ("11_measure", "The same distribution, and yet not 0"): (
         r"16 renders: ([\d.]+), 256 renders: ([\d.]+)",
