@@ -425,7 +425,7 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         lambda outside, birds: outside == birds == 0,
     ),
     ("09_edit", "The intervals overlap"): (
-        r" % \((\d+) to (\d+) %\)[^(]*\((\d+) to (\d+) %\)[^(]*\((\d+) to (\d+) %\)",
+        r"once.* % \(([\d.]+) to ([\d.]+) %\).*\n.* % \(([\d.]+) to ([\d.]+) %\)",
         lambda *ends: max(ends[::2]) < min(ends[1::2]),
     ),
     ("09_edit", "The sky of noon is brighter than that of dusk"): (
