@@ -2,6 +2,8 @@
 
 import math
 import operator
+import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from numbers import Real
@@ -90,3 +92,15 @@ def each_of(given, batch: int, kind: type | UnionType, name: str) -> list:
         what = " or ".join(CALLED.get(one, one.__name__) for one in kinds)
         raise ValueError(f"{name} must be {what}: one, or {batch} of them, got {quoted(given)}")
     return values
+
+
+WRAPPERS = ("imagebart", "jaxtyping", "torch")
+"""Packages whose functions may lie between a caller and what warns."""
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line of the caller, the innermost one outside of this package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in WRAPPERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

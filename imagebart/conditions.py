@@ -12,7 +12,6 @@ any of its conditions or without.
 
 import difflib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imagebart.arguments import warn_caller
 from imagebart.data.images import fit_box
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.text import END, TEXT_IDS, TEXT_LENGTH, decode_ids, encode_text
@@ -176,12 +176,12 @@ def encode_prompts(
     length = model.conditions["text"].length
     ids, cut = text_tokens([one or "" for one in values], length)
     if any(cut):
-        warnings.warn(f"{option}: only its first {length - 2} pieces are read", stacklevel=2)
+        warn_caller(f"{option}: only its first {length - 2} pieces are read")
     row, pieces = model.denoisers[model.T].text_rows.cpu(), pieces_of(ids)
     unknown = [decode_ids(piece[None]) for piece in pieces[row[pieces] == ABSENT]]
     if unknown:
         words = ", ".join(unknown)
-        warnings.warn(f"{option}: this model has never seen {words}", stacklevel=2)
+        warn_caller(f"{option}: this model has never seen {words}")
     return ids
 
 

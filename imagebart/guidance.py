@@ -8,7 +8,6 @@ must carry. The negative condition is the unconditional one (every token absent)
 prompt; guidance 1 is plain conditional sampling.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagebart.arguments import each_of, is_several, quoted, to_builtin
+from imagebart.arguments import each_of, is_several, quoted, to_builtin, warn_caller
 from imagebart.choice import Filter
 from imagebart.conditions import ABSENT, CONDITIONS, Condition, option_names, split_condition
 from imagebart.decodable import Decodable
@@ -179,7 +178,7 @@ def encode_condition(
         condition = torch.where(unsaid[:, None], classes_of_seeds(model, seeds), condition)
     require_conditions(model, condition, called)
     if (unconditional != ABSENT).any() and all(scale == 1 for scale in scales.values()):
-        warnings.warn("negative_prompt: not read at guidance 1", stacklevel=2)
+        warn_caller("negative_prompt: not read at guidance 1")
     if torch.equal(condition, unconditional):  # nothing to guide to
         scales = dict.fromkeys(scales, 1.0)
     return EncodedCondition(condition, unconditional, scales)

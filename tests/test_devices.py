@@ -32,7 +32,7 @@ def gpu(monkeypatch):
     """Tensors are fake; what looks at their values is told something, or does not look."""
     monkeypatch.setattr(Denoiser, "_checked", lambda self, condition: condition)
     monkeypatch.setattr(model, "require_fit", lambda *parts: None)
-    monkeypatch.setattr(streaming, "memory", lambda device: 2**33)
+    monkeypatch.setattr(streaming, "bytes_of_memory", lambda device: 2**33)
     monkeypatch.setattr(torch.Tensor, "__float__", lambda self: 0.5)  # of ᾱ_t
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield

@@ -70,8 +70,9 @@ def test_the_mask_is_painted_with_what_the_chain_drew(tiny):
 def test_an_empty_mask_warns_and_returns_the_input(tiny):
     image = picture()
     for mask in (blank(), []):
-        with pytest.warns(UserWarning, match="the mask is empty: nothing is repainted"):
+        with pytest.warns(UserWarning, match="the mask is empty: nothing is repainted") as told:
             edits = tiny.inpaint(image, mask, 2, seed=3)
+        assert told[0].filename == __file__  # the caller's line
         assert len(edits) == 2 and all(same(edit, image) for edit in edits)
 
 

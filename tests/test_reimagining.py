@@ -158,6 +158,7 @@ def test_a_word_that_is_not_known_is_told_of_by_the_name_of_the_option(condition
     with pytest.warns(UserWarning, match="never seen") as told:
         conditional.reimagine(picture(), **{option: "zebra"})
     assert {str(one.message) for one in told} == {f"{option}: this model has never seen zebra"}
+    assert {one.filename for one in told} == {__file__}  # the caller's line
 
 
 def test_what_cannot_be_is_refused(conditional, tiny):

@@ -10,7 +10,6 @@ only marked pixels are pasted back, their colours shifted to go on across the bo
 """
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Unpack
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from imagebart.arguments import as_int, each_of
+from imagebart.arguments import as_int, each_of, warn_caller
 from imagebart.data.images import as_given, restored, to_pil, to_rgb, to_tensor
 from imagebart.editing.harmonic import harmonic
 from imagebart.editing.masks import opacity, pixel_mask
@@ -94,7 +93,7 @@ def repainted(
     steps = process_of(given)
     edit = MaskedImage(model, image, mask, box=box, **of_mask)
     if not edit.marked.any():
-        warnings.warn(EMPTY, stacklevel=2)
+        warn_caller(EMPTY)
     given |= edit.maps(given.get("semantic_map"), num_images)
     x_1 = edit.x_1()
     for count, own in batches(model, num_images, given):
