@@ -204,7 +204,7 @@ def set_environment(host: str) -> None:
     for name in ("no_proxy", "NO_PROXY"):  # the server asks itself whether it has started
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), host, "localhost")))
     # visitors are told by `read_words`; the log has none of their words
-    warnings.filterwarnings("ignore", category=UserWarning, module="imagebart")
+    warnings.filterwarnings("ignore", category=UserWarning, module="imagebart|demo")
 
 
 @contextmanager
