@@ -209,8 +209,9 @@ def complete_images(
         render, mask = held_out(model, i), mask_of(family, model.image_size, i)
         edit, result, cost = completion_of(model, render, mask, filling, how, config.seed + i)
         exchanged = np.where(mask[..., None], held_out(model, i + 1), render)
-        other = edit_filled(model, exchanged, mask, filling)
-        row = cost | of_known_tokens(model, edit, other, render) | of_pixels(edit, result, render)
+        other, whole = edit_filled(model, exchanged, mask, filling), Image.fromarray(render)
+        tokens = edit.x_1(), other.x_1(), model.encode(whole)
+        row = cost | of_known_tokens(*tokens, ~edit.masked) | of_pixels(edit, result, tokens[2])
         seen = as_seen(to_tensor(result)[None], probe, inception)
         kept.put([i], measured=[[row[name] for name in MEASURED]], **seen)
         pictured += [result] if i < PICTURED else []
@@ -238,24 +239,21 @@ def completion_of(
     return edit, result, cost | {"effective": sizes[0] if sizes else np.nan}
 
 
-def of_known_tokens(
-    model: ImageBART, edit: MaskedImage, other: MaskedImage, render: np.ndarray
-) -> dict:
+def of_known_tokens(x_1: Tensor, other: Tensor, whole: Tensor, known: Tensor) -> dict:
     """Shares of the known tokens: `hidden`, which are others in the `other` edit; `agreed`, which
     are those of the whole picture."""
-    x_1, known = edit.x_1(), ~edit.masked
-    whole = model.encode(Image.fromarray(render))
     return {
-        "hidden": (other.x_1() != x_1)[known].float().mean().item(),
+        "hidden": (other != x_1)[known].float().mean().item(),
         "agreed": (x_1 == whole)[known].float().mean().item(),
     }
 
 
-def of_pixels(edit: MaskedImage, result: Image.Image, render: np.ndarray) -> dict:
-    """What stays of the known pixels, and the steps across the border."""
-    x_0, back = (to_tensor(one)[None] for one in (Image.fromarray(render), result))
-    known, model = ~edit.marked.expand_as(x_0), edit.model
-    coded = model.generate(model.encode(Image.fromarray(render))).cpu().clamp(-1, 1)
+def of_pixels(edit: MaskedImage, result: Image.Image, whole: Tensor) -> dict:
+    """What stays of the known pixels, and of them through the VQGAN, by the tokens of the whole
+    picture; the steps across the border."""
+    x_0, back = edit.x.cpu(), to_tensor(result)[None]
+    known = ~edit.marked.expand_as(x_0)
+    coded = edit.model.generate(whole).cpu().clamp(-1, 1)
     through = peak_signal_noise_ratio(torch.where(known, coded, x_0), x_0, data_range=2.0)
     return {
         "known_exact": (back == x_0)[known].float().mean().item(),

@@ -71,7 +71,10 @@ def isolated(function: Function) -> Function:
 
 
 def kept(result: Any) -> Any:
-    """The result, with copies of the tensors of inference mode, which autograd could not keep."""
+    """The result, with copies of the tensors of inference mode, which autograd could not keep; as
+    it is where the caller is in inference mode too, as another isolated function."""
+    if torch.is_inference_mode_enabled():
+        return result
     if isinstance(result, torch.Tensor):
         return result.clone() if result.is_inference() else result
     if type(result) in (list, tuple):
