@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from imagebart import linear
 from imagebart.arguments import as_int
 
 
@@ -247,12 +248,26 @@ def _until_all_know(ranks: Ranks) -> None:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Compute in `precision`: "fp32" as written, "bf16" with matrix products in bfloat16."""
-    if precision == "fp32":
+    """Compute in `precision_on` this device: "fp32" as written, "bf16" with matrix products in
+    bfloat16."""
+    if precision_on(device, precision) == "fp32":
         return nullcontext()
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def precision_on(device: torch.device, precision: str) -> str:
+    """`precision`, but "fp32" for "bf16" on a device that does not multiply in bfloat16: there
+    PyTorch emulates it, and a product takes up to 200 times as long.
+
+    Such are processors with AVX2 alone, and GPUs before Ampere. ValueError for another precision.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision must be fp32 or bf16, got {precision!r}")
+    if device.type == "cpu" and torch.bfloat16 not in linear.PRECISIONS:
+        return "fp32"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "fp32"
+    return precision
 
 
 def pick_device(name: str | None = None) -> torch.device:

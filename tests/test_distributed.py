@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from imagebart import linear
 from imagebart.distributed import (
     Ranks,
     autocast,
@@ -19,6 +20,7 @@ from imagebart.distributed import (
     on_any_rank,
     part_of,
     pick_device,
+    precision_on,
     require_one_launcher,
     sent,
     share,
@@ -187,14 +189,23 @@ def test_batches_tile_a_part():
         split(range(3), 0)
 
 
-def test_precision_is_what_its_name_says():
+def test_precision_is_what_its_name_says_where_the_processor_has_it(monkeypatch):
     a = torch.randn(4, 4)
-    with autocast(CPU, "fp32"):
-        assert (a @ a).dtype == torch.float32
-    with autocast(CPU, "bf16"):
-        assert (a @ a).dtype == torch.bfloat16
+    for has, used in (({torch.float32, torch.bfloat16}, torch.bfloat16), (set(), torch.float32)):
+        monkeypatch.setattr(linear, "PRECISIONS", has)
+        with autocast(CPU, "fp32"):
+            assert (a @ a).dtype == torch.float32
+        with autocast(CPU, "bf16"):
+            assert (a @ a).dtype == used
     with pytest.raises(ValueError, match="fp32 or bf16, got 'fp16'"):
         autocast(CPU, "fp16")
+
+
+@pytest.mark.parametrize("capability, used", [((7, 5), "fp32"), ((8, 0), "bf16")])
+def test_a_gpu_before_ampere_computes_in_float32(monkeypatch, capability, used):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision_on(torch.device("cuda"), "bf16") == used
+    assert precision_on(torch.device("cuda"), "fp32") == "fp32"
 
 
 def test_the_device_named_is_the_device_used(monkeypatch):

@@ -9,8 +9,9 @@ from memory import CHAIN_ADVICE, GIB, Cost, cost_of, cost_of_compression, peak_f
 from saving import Skips
 from test_train import refusal, script, train
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from training import machine_of
 
-from imagebart import distributed, presets
+from imagebart import distributed, linear, presets
 from imagebart.checkpoint import EMA
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
@@ -171,3 +172,11 @@ def test_every_preset_of_the_paper_takes_a_step(name, capsys):
     for line in (line for line in lines if "VQGAN" not in line):
         t, images = (int(re.search(x, line)[1]) for x in (r"t = (\d+)", r"(\d+) images"))
         fake_step(preset, t, images, preset.scale.precision, look=False)
+
+
+@pytest.mark.parametrize("has, used", [({torch.bfloat16}, "bf16"), (set(), "fp32")])
+def test_a_run_says_and_records_what_it_computes_in(monkeypatch, capsys, has, used):
+    monkeypatch.setattr(linear, "PRECISIONS", has)
+    machine = machine_of(Ranks(0, 1, torch.device("cpu")), "bf16", 3)
+    assert machine == {"ranks": 1, "device": "cpu", "images_at_once": 3, "precision": used}
+    assert ("has no products in bfloat16" in capsys.readouterr().err) == (used == "fp32")

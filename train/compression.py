@@ -31,7 +31,16 @@ from repainting import Repainter, marks_of, seeing_known
 from running import TrainingRun
 from torch.utils.data import DataLoader
 from torchmetrics.functional.image import peak_signal_noise_ratio
-from training import Log, errors_said, must_stay, read_options, report, say, write_run
+from training import (
+    Log,
+    errors_said,
+    machine_of,
+    must_stay,
+    read_options,
+    report,
+    say,
+    write_run,
+)
 
 from imagebart import distributed
 from imagebart.checkpoint import (
@@ -89,7 +98,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         torch.set_float32_matmul_precision("high")  # TF32 where a product is in fp32
     vqgan = vqgan_of(config, preset)
     share = recipe.batch // ranks.world
-    cost = partial(cost_of_compression, vqgan.config, recipe, ranks.world)
+    precision = distributed.precision_on(ranks.device, recipe.precision)
+    here = replace(recipe, precision=precision)
+    cost = partial(cost_of_compression, vqgan.config, here, ranks.world)
     at_once, _ = images_at_once(config.at_once, recipe.batch, share, ranks, cost, VQGAN_ADVICE)
 
     # ── what we learn from ────────────────────────────────────────────────────────────────────
@@ -116,7 +127,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         kept["data"] = train.digest()
         remove_drafts(config.out)
         remove_drafts(config.out / "checkpoints")
-        machine = {"ranks": ranks.world, "device": str(ranks.device), "images_at_once": at_once}
+        machine = machine_of(ranks, recipe.precision, at_once)
         write_run(config.out, config, recipe, kept, machine)
     checkpoints, saved = Checkpoints(config.out / "checkpoints"), copy.deepcopy(vqgan).cpu()
 

@@ -8,6 +8,7 @@ nothing computed, so the largest preset is measured in seconds and without a GPU
 import re
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from training import say
 
-from imagebart import distributed
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import Ranks
@@ -52,9 +52,10 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
-    "V100": 112e12,
+    "V100": 15.7e12,
 }
-"""Operations a second in bfloat16 without sparsity (V100: float16), as the vendor states them."""
+"""Operations a second in bfloat16 without sparsity (V100: in float32, see `precision_on`), as the
+vendor states them."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ def kept_bytes(denoiser: Denoiser, precision: str, images: int) -> int:
     tokens = torch.zeros(images, denoiser.n, dtype=torch.int64)
     lengths = [shape.length for shape in denoiser.config.conditions.values()]
     condition = torch.zeros(images, sum(lengths), dtype=torch.int64) if lengths else None
-    with Live() as live, distributed.autocast(tokens.device, precision):
+    with Live() as live, as_on_a_gpu(precision):
         loss = denoiser.loss(tokens, tokens, tokens, condition).mean()
         kept = live.bytes()
     del loss
@@ -209,7 +210,7 @@ def cost_of_compression(config: VQGANConfig, recipe: CompressionRecipe, ranks: i
 
         def kept(images: int) -> int:
             image = torch.zeros(images, 3, config.image_size, config.image_size)
-            with Live() as live, distributed.autocast(image.device, recipe.precision):
+            with Live() as live, as_on_a_gpu(recipe.precision):
                 back, codebook, _ = vqgan(image)
                 weights = recipe.perceptual_weight, recipe.detail, recipe.edges
                 rec = reconstruction_loss(image, back, features, *weights)
@@ -223,6 +224,11 @@ def cost_of_compression(config: VQGANConfig, recipe: CompressionRecipe, ranks: i
     numbers = numbers_of(vqgan)
     state = copies * (numbers + numbers_of(judge)) + numbers + numbers_of(features)
     return Cost(numbers, 4 * state, *passes)
+
+
+def as_on_a_gpu(precision: str) -> AbstractContextManager:
+    """The precision of a GPU for tensors that lie on the CPU and hold no numbers."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 
 def numbers_of(network: nn.Module) -> int:

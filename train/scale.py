@@ -31,7 +31,16 @@ from saving import Skips, without_infinite
 from sharding import Whole, shard, whole
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from training import Log, errors_said, must_stay, read_options, report, warmup_cosine, write_run
+from training import (
+    Log,
+    errors_said,
+    machine_of,
+    must_stay,
+    read_options,
+    report,
+    warmup_cosine,
+    write_run,
+)
 
 from imagebart import distributed
 from imagebart.checkpoint import (
@@ -104,7 +113,8 @@ def main(config: Config, ranks: Ranks) -> None:
     diffusion = MultinomialDiffusion(preset.alpha_bar, tokens.K)
 
     # ── what we learn ─────────────────────────────────────────────────────────────────────────
-    how = recipe.precision, config.recompute, ranks.world, in_shards
+    precision = distributed.precision_on(device, recipe.precision)
+    how = precision, config.recompute, ranks.world, in_shards
     cost = partial(cost_of, shape, diffusion, scales[-1], *how)
     fits = config.at_once, recipe.batch, len(part), ranks, cost, CHAIN_ADVICE
     at_once, needs = images_at_once(*fits)
@@ -132,7 +142,7 @@ def main(config: Config, ranks: Ranks) -> None:
     if ranks.is_main:
         kept["data"] = tokens.digest()
         remove_drafts(folder)
-        machine = {"ranks": ranks.world, "device": str(device), "images_at_once": at_once}
+        machine = machine_of(ranks, recipe.precision, at_once)
         machine |= {"image_flops": flops[0], "peak_flops": flops[1]} if flops else {}
         write_run(folder, config, recipe, kept, machine)
     learned = [*denoiser.parameters(), *ema.average.values()]
