@@ -7,7 +7,8 @@ preset `mini-T` (3 million parameters in all; every scale as many steps: equal p
 compute), measured by the probe: unconditional samples (probe-FID, probe-IS), and upper halves
 completed by a single pass, as in the paper, by resampling passes, and by a conditional draw at
 t = T. `mini-5-joint` is one network of the size of each of `mini-5`'s four, trained for as many
-steps as all of them. A chain takes about 20 minutes of one core, the whole table about 5 hours.
+steps as all of them. A chain takes about 20 minutes of one core, the whole table about 5 hours;
+`--workers 2` trains and measures two chains at a time.
 
 Reported are the mean over training seeds with its 95 % interval (Student's t), and the differences
 from T = 2, of the joint network from `mini-5`, seed by seed: `distinct` if their interval does not
@@ -17,7 +18,9 @@ hold 0. Every step resumes: run the same command again.
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +54,7 @@ class Config:
     n: int = 1000  # samples, and half as many completions
     steps: int | None = None  # of the VQGAN and of every scale, instead of the presets'
     images: int | None = None  # that the chains learn from, instead of the presets'
+    workers: int = 1  # chains at a time; each computes by OMP_NUM_THREADS threads
     device: str = "auto"
 
 
@@ -60,7 +64,7 @@ def main(config: Config) -> dict:
     tokens = tokens_of_all(config)
     names = [f"mini-{T}" for T in config.T]
     names += [name for T in config.T if (name := f"mini-{T}-joint") in PRESETS]
-    each = {name: seed_by_seed(name, tokens, config) for name in names}
+    each = figures_of_all(names, tokens, config)
     rows = []
     for name, seeds in each.items():
         other = name.removesuffix("-joint") if name.endswith("-joint") else "mini-2"
@@ -88,19 +92,25 @@ def tokens_of_all(config: Config) -> Path:
     return tokens
 
 
-def seed_by_seed(name: str, tokens: Path, config: Config) -> list[dict]:
-    """The figures of a preset's chains, one trained by each seed."""
-    preset, figures = find_preset(name), []
+def figures_of_all(names: list[str], tokens: Path, config: Config) -> dict[str, list[dict]]:
+    """{preset: the figures of its chains, one trained by each seed}, so many chains at a time."""
+    chains = [*product(names, config.seeds)]
+    with ThreadPoolExecutor(config.workers) as pool:  # all work is done in other processes
+        figures = [*pool.map(lambda chain: trained_and_measured(*chain, tokens, config), chains)]
+    found = dict(zip(chains, figures, strict=True))
+    return {name: [found[name, seed] for seed in config.seeds] for name in names}
+
+
+def trained_and_measured(name: str, seed: int, tokens: Path, config: Config) -> dict:
+    """The figures of a preset's chain, trained by this seed."""
+    preset, model = find_preset(name), chain_folder(name, seed, config)
     scales = range(2, preset.T + 1)
     count = (config.steps or 0) * (len(scales) if preset.joint else 1)
     steps = ["--steps", count] if count else []
-    for seed in config.seeds:
-        model = chain_folder(name, seed, config)
-        what = ["--preset", name, "--seed", seed, "--tokens", tokens, "--out", model]
-        for which in [[]] if preset.joint else [["--t", t] for t in scales]:
-            script("train/scale.py", *what, *steps, *which)
-        figures.append(figures_of_chain(model, config.n))
-    return figures
+    what = ["--preset", name, "--seed", seed, "--tokens", tokens, "--out", model]
+    for which in [[]] if preset.joint else [["--t", t] for t in scales]:
+        script("train/scale.py", *what, *steps, *which)
+    return figures_of_chain(model, config.n)
 
 
 def chain_folder(name: str, seed: int, config: Config) -> Path:

@@ -79,6 +79,15 @@ def test_a_joint_network_is_trained_as_long_as_all_scales_and_compared_with_them
     assert joint["against"]["probe_fid"]["value"] == pytest.approx(5)
 
 
+def test_chains_at_a_time_change_no_figure(scripts, tmp_path):
+    options = dict(T=(2, 3), seeds=(0, 1, 2), device="cpu")
+    rows = [
+        trend.main(trend.Config(runs=tmp_path / str(workers), **options, workers=workers))["rows"]
+        for workers in (1, 3)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 2
+
+
 def test_joint_and_independent_scales_are_trained_by_equal_compute():
     apart, joint = PRESETS["mini-5"], PRESETS["mini-5-joint"]
     assert joint.joint and joint.scale.steps == 4 * apart.scale.steps
