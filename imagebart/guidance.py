@@ -154,25 +154,11 @@ def encode_condition(
     if unknown := given.keys() - option_names():
         known = ", ".join(sorted(option_names()))
         raise TypeError(f"conditions must be given by {known}, got {', '.join(unknown)}")
-    scales, shapes, called = guidance_of(model, guidance), model.conditions, called or {}
-    positive: list[Tensor] = []
-    negative: list[Tensor] = []
-    for name, kind in CONDITIONS.items():
-        for parts, option in ((positive, kind.option), (negative, kind.negative or "")):
-            name_given = called.get(option, option)
-            values = each_of(given.get(option), batch, kind.value, name_given)
-            if kind.value is str:
-                values = [one or None for one in values]  # an empty text is none
-            if name in shapes:
-                parts.append(kind.encode(model, values, name_given))
-            elif any(one is not None for one in values):
-                said = quoted(given[option])
-                raise ValueError(f"this model takes no {name}, got {name_given} {said}")
-    if not shapes:
+    scales, called = guidance_of(model, guidance), called or {}
+    tokens = tokens_given(model, batch, given, called)
+    if not model.conditions:
         return EncodedCondition(None, None, scales)
-    condition, unconditional = (
-        torch.cat(parts, dim=1).to(model.device) for parts in (positive, negative)
-    )
+    condition, unconditional = (torch.cat(parts, dim=1).to(model.device) for parts in tokens)
     if seeds is not None and model.draws_class:
         unsaid = (condition == ABSENT).all(1)
         condition = torch.where(unsaid[:, None], classes_of_seeds(model, seeds), condition)
@@ -182,6 +168,27 @@ def encode_condition(
     if torch.equal(condition, unconditional):  # nothing to guide to
         scales = dict.fromkeys(scales, 1.0)
     return EncodedCondition(condition, unconditional, scales)
+
+
+def tokens_given(
+    model: ImageBART, batch: int, given: Mapping[str, Any], called: Mapping[str, str]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The tokens (b, _) of each of the model's conditions, and those of the negative ones;
+    ValueError for a condition that it has not. `given` and `called` as in `encode_condition`."""
+    positive: list[Tensor] = []
+    negative: list[Tensor] = []
+    for name, kind in CONDITIONS.items():
+        for parts, option in ((positive, kind.option), (negative, kind.negative or "")):
+            name_given = called.get(option, option)
+            values = each_of(given.get(option), batch, kind.value, name_given)
+            if kind.value is str:
+                values = [one or None for one in values]  # an empty text is none
+            if name in model.conditions:
+                parts.append(kind.encode(model, values, name_given))
+            elif any(one is not None for one in values):
+                said = quoted(given[option])
+                raise ValueError(f"this model takes no {name}, got {name_given} {said}")
+    return positive, negative
 
 
 def require_conditions(model: ImageBART, condition: Condition, called: Mapping[str, str]) -> None:
