@@ -62,6 +62,12 @@ MEASUREMENTS = (
         12,
     ),
     Measurement(
+        "scenery_completion_400",
+        "eval/completion.py --masks upper --process single --n 400 --resampling-passes 0 "
+        "--particles 8",
+        12,
+    ),
+    Measurement(
         "scenery_generation",
         "eval/generation.py --features probe --reference scenery --n 2000 --metrics all",
         15,

@@ -424,9 +424,13 @@ CLAIMS = {  # sentence in the text: what is printed in the notebook, and what mu
         r"outside the mask: (\d+)\nseen before: birds; birds in (\d+) of 4 edits",
         lambda outside, birds: outside == birds == 0,
     ),
-    ("09_edit", "The intervals overlap"): (
+    ("09_edit", "100 landscapes do not decide between the first two, which take 0.9 and 2.3 s"): (
         r"once.* % \(([\d.]+) to ([\d.]+) %\).*\n.* % \(([\d.]+) to ([\d.]+) %\)",
         lambda *ends: max(ends[::2]) < min(ends[1::2]),
+    ),
+    ("09_edit", "finds the land's hour more often, in pictures nearer to the renders"): (
+        r"400.*: ([\d.]+) % .*, ([\d.]+) % .*; beyond the noise: .*probe-FID, time of day\n",
+        lambda one, chosen: chosen > one,
     ),
     ("09_edit", "The sky of noon is brighter than that of dusk"): (
         r"brightness of the skies, of 255: (\d+), (\d+), (\d+)",
