@@ -19,7 +19,6 @@ RESULTS = ROOT / "eval" / "results"
 UNNAMED = (
     "ffhq-4_speed",
     "ffhq-4_speed_bf16",
-    "passes",
     "passes_equal_training",
     "scenery_seams",
     "scenery_seams_exact",
