@@ -61,7 +61,8 @@ class Config(as_dataclass(SamplingOptions, without=(*Conditions.__annotations__,
     model: str = str(SHIPPED)  # a folder or a Hub id
     conditions: tuple[ConditionName, ...] = ("text", "class")
     n: int = 1000  # samples of each
-    guidance: tuple[float, ...] = ()  # several to compare; the model's own unless given
+    guidance: tuple[str, ...] = ()  # several to compare, a number or one for each of t = 2 .. T
+    # as 8,4,4,4; the model's own unless given
     probe: Path | None = None  # the shipped one unless given
     batch: int = 8
     seed: int = 0  # of sample 0
@@ -129,7 +130,7 @@ def main(config: Config) -> dict:
     print(f"renders: probe-FID {rows[0]['probe_fid']:.2f}", flush=True)
     for condition in config.conditions:
         first = None
-        for guidance in config.guidance or (model.guidance,):
+        for guidance in guidance_of(config, model):
             name = f"{condition}-{guidance}"
             kept = measured.rows(name, config.n, columns_of(probe) | {"seconds": ("f4", 1)})
             draw_samples(model, probe, targets, condition, guidance, config, kept)
@@ -162,7 +163,7 @@ def main(config: Config) -> dict:
         data=sha256_of_images(image_digest(scene.image) for scene in targets.scenes),
         n=config.n,
         seeds=(config.seed, config.seed + config.n - 1),
-        guidance=list(config.guidance or (model.guidance,)),
+        guidance=guidance_of(config, model),
     )
     return {"rows": rows, **record}
 
@@ -188,12 +189,23 @@ def against_first(
     }
 
 
+def guidance_of(config: Config, model: ImageBART) -> list[float | list[float]]:
+    """Every guidance that is compared: a number, or one for each of t = 2 .. T."""
+    try:
+        given = [[float(x) for x in one.split(",")] for one in config.guidance]
+    except ValueError:
+        raise ValueError(
+            f"guidance must be numbers, as 4 or 8,4,4,4, got {config.guidance}"
+        ) from None
+    return [one if len(one) > 1 else one[0] for one in given] or [model.guidance]
+
+
 def draw_samples(
     model: ImageBART,
     probe: Probe,
     targets: Targets,
     condition: ConditionName,
-    guidance: float,
+    guidance: float | list[float],
     config: Config,
     kept: ImageRows,
 ) -> None:

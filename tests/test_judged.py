@@ -55,7 +55,7 @@ def test_obedience_counts_correct_predictions(folder, probe):
         "batch": 4,
         "seed": 3,
     }
-    report = obedience.main(obedience.Config(**given, guidance=(1.5, 1.0)))
+    report = obedience.main(obedience.Config(**given, guidance=("1.5", "1")))
     rows = {row["condition"]: row for row in report["rows"] if row.get("guidance") == 1.5}
     assert report["rows"][2]["against_first"].keys() == {"all", "probe_fid"}
     model, eyes, targets = ImageBART.from_pretrained(folder), Probe(probe), scenes(6)

@@ -72,6 +72,8 @@ class Config:
     preset: str = "scenery"  # a row of imagebart/presets.py; "list" prints them
     init: Path | None = None  # start from this trained VQGAN (its shape, its weights)
     train: Literal["all", "decoder", "known"] = "all"  # all else stays as --init's
+    count: int | None = None  # images of the training split, instead of the preset's
+    keep: Path | None = None  # folder where scenes are kept that were painted, for train/encode.py
     steps: int | None = None  # instead of the preset's; what begins later begins in proportion
     batch: int | None = None  # instead of the preset's, over all ranks
     learning_rate: float | None = None  # instead of the preset's
@@ -106,7 +108,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     size = preset.vqgan.image_size
     shares = dict(held_out=config.held_out, unreadable=config.unreadable)
-    train = open_data(config.data, size, "train", preset.train_images or None, **shares)
+    count = config.count or preset.train_images or None
+    train = open_data(config.data, size, "train", count, **shares, keep=config.keep)
     held_out = open_data(config.data, size, "validation", 64, **shares)
     if ranks.is_main:
         say(f"{config.data}: {summary_of(train)}; validation on {summary_of(held_out)}")

@@ -12,12 +12,13 @@ encode their parts of every batch, and the first one writes.
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import tyro
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 from training import errors_said, located
 
@@ -28,6 +29,7 @@ from imagebart.data.image_folder import UNREADABLE
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.data.tokens import HEADER, TokenFile, TokenWriter
 from imagebart.folders import load_vqgan, save_vqgan
+from imagebart.notation import Images
 from imagebart.quantiser import TOKEN_TABLES
 from imagebart.vqgan import VQGAN
 
@@ -49,6 +51,7 @@ class Config:
     precision: str = "bf16"
     seed: int = 0  # of the table for unused codes
     device: str = "auto"
+    keep: Path | None = None  # folder where scenes of the training split are, or will be, kept
 
 
 def main(config: Config, ranks: distributed.Ranks) -> None:
@@ -59,7 +62,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     # ── what we encode ────────────────────────────────────────────────────────────────────────
     size = config.size or vqgan.config.image_size
     shares = dict(held_out=config.held_out, unreadable=config.unreadable)
-    train = open_data(config.data, size, "train", config.count, **shares)
+    train = open_data(config.data, size, "train", config.count, **shares, keep=config.keep)
     validation = open_data(config.data, size, "validation", config.validation, **shares)
     train = Mirrored(train) if config.flips else train
     splits = {"train": train, "validation": validation}
@@ -78,25 +81,22 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
         require_same_tokens(TokenFile(config.out / name), this | {"vqgan_sha256": sha256_of(path)})
     vqgan = vqgan.to(device, memory_format=torch.channels_last).eval()
 
-    def encoded(item: dict) -> tuple:
-        """A grid (b, h, w), and {name: tokens (b, m)} of the conditions."""
-        image = item["image"].to(device, memory_format=torch.channels_last)
+    grid = (size // vqgan.f, size // vqgan.f)
+
+    def encoded(image: Images, conditions: dict[str, np.ndarray]) -> tuple:
+        """Tokens (b, h, w) of images, and those (b, m) of their conditions, by name."""
+        image = image.to(device, memory_format=torch.channels_last)
         with torch.inference_mode(), distributed.autocast(device, config.precision):
-            grid = vqgan.encode(image).cpu()
-        conditions = {
-            name: kind.tokenise(item[name], tuple(grid.shape[1:]))
-            for name, kind in CONDITIONS.items()
-            if name in item
-        }
-        return grid, conditions
+            return vqgan.encode(image).cpu(), conditions
 
     def code_batches(data, name: str):
         """What `encoded` gives, batch after batch, of all ranks in order."""
         parts = parts_of_batches(len(data), config.batch, ranks)
         mine = [part for part in parts if part]
-        items = iter(DataLoader(data, batch_sampler=mine, num_workers=config.workers))
+        how = dict(num_workers=config.workers, collate_fn=partial(conditions_read, grid=grid))
+        items = iter(DataLoader(data, batch_sampler=mine, **how))
         for part in tqdm(parts, desc=name, mininterval=5, disable=not ranks.is_main):
-            own = encoded(next(items)) if part else None
+            own = encoded(*next(items)) if part else None
             yield from filter(None, distributed.of_all(own, ranks))
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
@@ -124,10 +124,19 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             "names": data.names,
             "vqgan_sha256": sha256_of(path),
         }
-        grid = (size // vqgan.f, size // vqgan.f)
         with TokenWriter(config.out / name, len(data), grid, vqgan.K, **header) as writer:
             for parts in code_batches(data, name):
                 writer.append(*parts)
+
+
+def conditions_read(
+    items: list[dict], grid: tuple[int, int]
+) -> tuple[Images, dict[str, np.ndarray]]:
+    """Images, and the tokens (b, m) of each condition that they have; done where images are
+    loaded, as reading a map takes longer than a GPU needs for its image."""
+    batch = default_collate(items)
+    known = {name: kind for name, kind in CONDITIONS.items() if name in batch}
+    return batch["image"], {name: kind.tokenise(batch[name], grid) for name, kind in known.items()}
 
 
 class Mirrored(Dataset):

@@ -11,13 +11,16 @@ all else a rehearsal runs the training stages for a few steps: it finds what is 
 or the machine at once, and it tells how long a step takes, hence how long everything takes. With
 `--minutes` the steps are planned to fit.
 
-Where there is a GPU, steps have more images, and all cores but one make them.
+Where there is a GPU, steps have more images, and all cores but one make them. It waits for them
+nevertheless, so scenery is painted once: the chain learns from the very scenes that the VQGAN has
+learned from, kept in OUT/scenes (4 · height · width bytes each) until their tokens are there.
 
 OUT holds model/ (loadable once the chain has begun), vqgan/, tokens/, figures/, what each stage
 printed (STAGE.txt), and everything.json: what is planned, what is done, how long it took.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,8 @@ from imagebart.checkpoint import StopSignal, read_json, write_json
 from imagebart.data.sources import open_data
 from imagebart.presets import Preset, find_preset
 
+ENCODE_BATCH = 32
+"""Images at once that are encoded on a CPU."""
 VQGAN_SHARE, ENCODE_SHARE, CHAIN_SHARE = 0.35, 0.1, 0.45
 """Parts of the time that is left after the rehearsal; the rest is start-up and figures."""
 
@@ -43,7 +48,7 @@ class Computer:
     gpus: int
     workers: int  # processes that make images
     larger: dict[str, int]  # times the preset's batch, at the same learning rates
-    rehearsal: dict[str, int]
+    steps: int  # of each stage of the rehearsal
     encoded_while_one_is_learned: int
     """Images that are encoded in the time that the VQGAN's training takes for one: on a GPU both
     wait for the images."""
@@ -51,13 +56,21 @@ class Computer:
     @classmethod
     def here(cls) -> "Computer":
         gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
-        few = {"images": 64, "held_out": 64}
         if not gpus:
-            return cls(0, 2, {"vqgan": 1, "chain": 1}, {"vqgan": 20, "chain": 20} | few, 3)
+            return cls(0, 2, {"vqgan": 1, "tokens": 1, "chain": 1}, 20, 3)
+        larger = {"vqgan": 4, "tokens": 4, "chain": 16}  # what keeps it busy between two launches
         # steps of a GPU are counted once the images that were made ahead are used up
-        steps = {"vqgan": 2 * cores + 100, "chain": 100}
-        larger = {"vqgan": 8, "chain": 32}  # as many as keep it busy between two launches
-        return cls(gpus, max(1, cores - 1), larger, steps | few, 1)
+        return cls(gpus, max(1, cores - 1), larger, 2 * cores + 100, 1)
+
+    def rehearsal(self, preset: Preset, data: str) -> dict[str, int]:
+        """The plan of the rehearsal: a few steps, and few images, but none is kept yet."""
+        steps = {"vqgan": self.steps, "chain": self.steps}
+        images = self.steps * self.batches(preset)["vqgan"] if self.keeps(data) else 64
+        return steps | {"images": images, "held_out": 64}
+
+    def keeps(self, data: str) -> bool:
+        """Whether images are made once, and kept for all stages."""
+        return bool(self.gpus) and data == "scenery"
 
     def batches(self, preset: Preset) -> dict[str, int]:
         """Images a step of each stage; of the VQGAN every GPU gets as many."""
@@ -89,7 +102,8 @@ def main(config: Config) -> None:
         if "plan" not in record:
             begin_anew(rehearsal)  # one that was stopped says nothing about a step's time
             record["rehearsal"] = {}
-            for stage in training(config, preset, computer, rehearsal, computer.rehearsal):
+            few = computer.rehearsal(preset, config.data)
+            for stage in training(config, preset, computer, rehearsal, few):
                 run_stage(stage, rehearsal, record["rehearsal"], save, progress, stop)
             record["plan"] = plan(config, preset, computer, rehearsal, record["rehearsal"])
             save()
@@ -98,6 +112,7 @@ def main(config: Config) -> None:
             run_stage(stage, config.out, record["stages"], save, progress, stop)
             if stage.name == "tokens" and config.minutes and "chain" not in record["stages"]:
                 record["plan"]["chain"] = chain_steps(config, preset, rehearsal, record)
+        shutil.rmtree(config.out / "scenes", ignore_errors=True)
         for stage in measuring(config):
             run_stage(stage, config.out, record["stages"], save, progress, stop)
     write_card(vars(config), preset, computer.batches(preset), record)
@@ -127,6 +142,7 @@ def training(
     """VQGAN → tokens → chain. The plan of a stage, its steps or images, is read when it begins."""
     what = {"--preset": config.preset}
     made = {"--data": config.data, "--workers": computer.workers}
+    made |= {"--keep": out / "scenes"} if computer.keeps(config.data) else {}
     batch = computer.batches(preset)
     yield Stage(
         "vqgan",
@@ -134,6 +150,7 @@ def training(
         what
         | made
         | {"--steps": plan["vqgan"], "--batch": batch["vqgan"], "--seed": config.seed}
+        | ({"--count": plan["images"]} if computer.keeps(config.data) else {})
         | {"--out": out / "vqgan"},
         metrics="vqgan/metrics.jsonl",
         steps=plan["vqgan"],
@@ -145,7 +162,7 @@ def training(
         ("train/encode.py",),
         made
         | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], "--count": plan["images"]}
-        | {"--out": out / "tokens"},
+        | {"--batch": ENCODE_BATCH * computer.larger["tokens"], "--out": out / "tokens"},
         gpus=computer.gpus,
     )
     yield Stage(
@@ -192,17 +209,17 @@ def plan(
     encode_rate = vqgan_rate * computer.batches(preset)["vqgan"]
     encode_rate *= computer.encoded_while_one_is_learned
     steps = {"vqgan": preset.compression.steps, "chain": preset.scale.steps}
-    images = computer.larger["vqgan"] * preset.token_images or images_in(config.data)
+    images = preset.token_images or images_in(config.data)
     if config.minutes is not None:
         left = 60 * config.minutes - seconds_of(spent)
         if left < 30:
             raise ValueError(f"minutes must leave time after the rehearsal, got {left:.0f} s")
         steps["vqgan"] = max(1, int(VQGAN_SHARE * left * vqgan_rate))
         steps["chain"] = max(1, int(CHAIN_SHARE * left * chain_rate / runs_of(preset)))
-        images = min(
-            images, max(computer.rehearsal["images"], int(ENCODE_SHARE * left * encode_rate))
-        )
-    held_out = max(computer.rehearsal["held_out"], min(2000, images // 10))
+        images = min(images, max(64, int(ENCODE_SHARE * left * encode_rate)))
+    if computer.keeps(config.data):
+        images = steps["vqgan"] * computer.batches(preset)["vqgan"]
+    held_out = max(64, min(2000, images // 10))
     seconds = steps["vqgan"] / vqgan_rate + steps["chain"] * runs_of(preset) / chain_rate
     seconds += (images + held_out) / encode_rate
     return {**steps, "images": images, "held_out": held_out, "expected_seconds": round(seconds)}

@@ -8,6 +8,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -16,6 +17,7 @@ from imagebart.data import scenery
 from imagebart.data.image_folder import UNREADABLE, ImageFolder
 from imagebart.data.images import Size, to_tensor
 from imagebart.data.lsun import LMDB, LmdbFolder
+from imagebart.data.painted import Painted
 from imagebart.data.remote import fetched, is_remote
 from imagebart.data.shards import ShardFolder
 
@@ -35,13 +37,22 @@ HELD_OUT = 0.02
 class SceneryData(Dataset):
     """The first `count` landscapes of a split of `scenery`: dict(image, class, text, map).
 
-    `size` is their height, and their width unless `width` is given.
+    `size` is their height, and their width unless `width` is given. In a folder `keep` each scene
+    is kept once it is painted (`Painted`).
     """
 
-    def __init__(self, split: str, size: int, count: int, width: int | None = None):
+    def __init__(
+        self,
+        split: str,
+        size: int,
+        count: int,
+        width: int | None = None,
+        keep: PathLike | None = None,
+    ):
         if count < 1:
             raise ValueError(f"scenery: count must be at least 1, got {count}")
         self.split, self.height, self.width, self.count = split, size, width or size, count
+        self.painted = None if keep is None else Painted(keep, split, count, size, self.width)
         self.names = {"class": tuple(scenery.KINDS), "map": scenery.LABELS}
 
     def digest(self) -> str:
@@ -56,14 +67,21 @@ class SceneryData(Dataset):
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.count:
             raise IndexError(f"index must lie in [0, {self.count}), got {index}")
-        seed = scenery.scene_seed(self.split, int(index))
+        image, semantic_map, caption, kind = self._scene(int(index))
+        pixels = to_tensor(Image.fromarray(image))
+        return {"image": pixels, "class": kind, "text": caption, "map": semantic_map}
+
+    def _scene(self, index: int) -> tuple[np.ndarray, np.ndarray, str, int]:
+        """Image, semantic map, caption and number of the class of a scene."""
+        if self.painted is not None and (kept := self.painted[index]) is not None:
+            return kept
+        seed = scenery.scene_seed(self.split, index)
         scene = scenery.render(seed, self.height, self.width)
-        return {
-            "image": to_tensor(Image.fromarray(scene.image)),
-            "class": self.names["class"].index(scene.kind),
-            "text": scene.caption,
-            "map": scene.semantic_map,
-        }
+        kind = self.names["class"].index(scene.kind)
+        of_scene = scene.image, scene.semantic_map, scene.caption, kind
+        if self.painted is not None:
+            self.painted.keep(index, *of_scene)
+        return of_scene
 
 
 def open_data(
@@ -75,6 +93,7 @@ def open_data(
     strict: bool = False,
     held_out: float = HELD_OUT,
     unreadable: float = UNREADABLE,
+    keep: PathLike | None = None,
 ) -> Dataset:
     """The data set called `name`: "scenery", a folder of images, of tar files of them, of LSUN's
     lmdb, or the address of tar files, which are fetched first (`fetched`).
@@ -85,6 +104,7 @@ def open_data(
     Classes are numbered as in training. `unreadable` is the share of the images that may be, see
     `ImageFolder`.
     At most `at_most` images are taken (at least one), spread evenly over a folder; None takes all.
+    Of scenery, what is painted is kept in the folder `keep`; other images lie in files already.
     ValueError if there is no such split, if it has no images, or if their classes or maps are not
     those of training.
     """
@@ -92,7 +112,7 @@ def open_data(
         if not isinstance(size, int):
             raise ValueError(f"scenery must have one size, got {size}")
         count = SCENERY_COUNTS.get(split, 5000) if at_most is None else at_most
-        return SceneryData(split, size, count)
+        return SceneryData(split, size, count, keep=keep)
 
     root = fetched(str(name)) if is_remote(str(name)) else Path(name)
     train = find_split(root, "train")
