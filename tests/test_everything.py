@@ -31,8 +31,8 @@ COMMAND = [sys.executable, ROOT / "train" / "everything.py", "--preset", "tiny"]
 
 
 FEW = {"vqgan": 20, "chain": 20, "images": 64, "held_out": 64}
-CPU = everything.Computer(0, 2, {"vqgan": 1, "chain": 1}, FEW, 3)
-GPU = everything.Computer(1, 15, {"vqgan": 8, "chain": 32}, FEW, 1)
+CPU = everything.Computer(0, 2, {"vqgan": 1, "tokens": 1, "chain": 1}, 20, 3)
+GPU = everything.Computer(1, 15, {"vqgan": 4, "tokens": 4, "chain": 16}, 132, 1)
 
 
 def lines(path: Path, *rows: dict) -> None:
@@ -104,25 +104,42 @@ def test_the_chain_has_a_tenth_of_its_steps_whatever_is_left(rehearsed, tmp_path
     assert everything.chain_steps(config, find_preset("tiny"), rehearsed, record) == 54
 
 
-def options_of(computer: everything.Computer, tmp_path: Path) -> dict[str, dict]:
-    config = everything.Config(tmp_path, "tiny")
+def options_of(
+    computer: everything.Computer, tmp_path: Path, data: str = "scenery"
+) -> dict[str, dict]:
+    config = everything.Config(tmp_path, "tiny", data)
     stages = everything.training(config, find_preset("tiny"), computer, tmp_path, FEW)
     return {stage.name: stage.options for stage in stages}
 
 
-def test_a_gpu_gets_larger_batches_and_all_cores_but_one(rehearsed, tmp_path):
+def test_a_gpu_gets_larger_batches_and_all_cores_but_one(tmp_path):
     on_cpu, on_gpu = options_of(CPU, tmp_path), options_of(GPU, tmp_path)
-    for name, times in (("vqgan", 8), ("chain", 32)):
+    for name, times in (("vqgan", 4), ("tokens", 4), ("chain", 16)):
         assert on_gpu[name]["--batch"] == times * on_cpu[name]["--batch"]
     for name in ("vqgan", "tokens"):
         assert (on_cpu[name]["--workers"], on_gpu[name]["--workers"]) == (2, 15)
     three = options_of(replace(GPU, gpus=3), tmp_path)["vqgan"]["--batch"]
     assert three % 3 == 0 and three > on_gpu["vqgan"]["--batch"] - 3
+
+
+def test_a_gpu_waits_for_scenery_once(rehearsed, tmp_path):
+    """The VQGAN paints each of its scenes, and the chain has the tokens of these very scenes; in
+    the rehearsal none is kept yet, so that a step takes as long as later."""
     tiny = find_preset("tiny")
-    plan = everything.plan(everything.Config(tmp_path, "tiny"), tiny, GPU, rehearsed, {})
-    assert plan["images"] == 8 * tiny.token_images
-    encode = (plan["images"] + plan["held_out"]) / (2 * 8 * tiny.compression.batch)
-    assert plan["expected_seconds"] == round(400 / 2 + 400 * 2 / 4 + encode)
+    for name in ("vqgan", "tokens"):
+        options = options_of(GPU, tmp_path)[name]
+        assert options["--keep"] == tmp_path / "scenes" and options["--count"] == FEW["images"]
+    for others in (options_of(CPU, tmp_path), options_of(GPU, tmp_path, "photos")):
+        assert not any("--keep" in options for options in others.values())
+        assert "--count" not in others["vqgan"]
+    config = everything.Config(tmp_path, "tiny", minutes=11)
+    spent = {"vqgan": {"seconds": 60.0}}
+    plan = everything.plan(config, tiny, GPU, rehearsed, spent)
+    assert plan["vqgan"] == int(0.35 * 600 * 2)
+    assert plan["images"] == plan["vqgan"] * 4 * tiny.compression.batch
+    few = GPU.rehearsal(tiny, "scenery")
+    assert few["images"] == few["vqgan"] * 4 * tiny.compression.batch
+    assert GPU.rehearsal(tiny, "photos")["images"] == CPU.rehearsal(tiny, "scenery")["images"] == 64
 
 
 def test_the_chain_is_planned_again_in_the_time_that_is_left(rehearsed, tmp_path, monkeypatch):

@@ -1,14 +1,17 @@
 """Data sets are opened by name; each has its splits."""
 
+import pickle
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from test_image_folder import plain
 
 from imagebart.data import scenery
 from imagebart.data.image_folder import ImageFolder
 from imagebart.data.images import to_pil
+from imagebart.data.painted import Painted
 from imagebart.data.sources import SceneryData, open_data
 
 
@@ -21,6 +24,40 @@ def test_scenery_is_rendered_as_its_seed_says():
     assert data.names["class"] == tuple(scenery.KINDS) and len(data) == 3
     with pytest.raises(IndexError):
         data[3]
+
+
+def test_a_scene_that_is_kept_is_painted_once(tmp_path, monkeypatch):
+    """By any process, also one that opens the file later."""
+    new = SceneryData("train", 32, 3, width=48)
+    kept = pickle.loads(pickle.dumps(SceneryData("train", 32, 3, width=48, keep=tmp_path)))
+    first = kept[2]
+    painted = []
+    monkeypatch.setattr(scenery, "render", lambda *given: painted.append(given))
+    again, later = kept[2], SceneryData("train", 32, 3, width=48, keep=tmp_path)[2]
+    assert not painted
+    monkeypatch.undo()
+    for item in (first, again, later):
+        assert item.keys() == new[2].keys() and item["text"] == new[2]["text"]
+        assert item["class"] == new[2]["class"] and torch.equal(item["image"], new[2]["image"])
+        assert np.array_equal(item["map"], new[2]["map"])
+        item["map"][:] = 0  # its own
+    assert torch.equal(kept[0]["image"], new[0]["image"])  # one that is not there yet
+
+
+def test_half_a_scene_is_none(tmp_path):
+    """A row that was begun when its process was killed."""
+    painted = Painted(tmp_path, "train", 2, 16, 16)
+    scene = np.full((16, 16, 3), 7, np.uint8), np.full((16, 16), 3, np.uint8), "A hill.", 4
+    painted.keep(1, *scene)
+    assert painted[0] is None and painted[1][2:] == ("A hill.", 4)
+    with open(painted.path, "r+b") as file:
+        file.truncate(painted.path.stat().st_size - 1)
+        file.truncate(painted.path.stat().st_size + 1)
+    assert painted[1] is None
+    with pytest.raises(ValueError, match="must be 3 scenes, .* bytes, got"):
+        Painted(tmp_path, "train", 3, 16, 16)
+    with pytest.raises(ValueError, match="a caption must have at most 256 bytes"):
+        painted.keep(0, *scene[:2], 257 * "a", 4)
 
 
 def test_data_are_opened_by_name(tmp_path):
