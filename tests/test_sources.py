@@ -54,7 +54,7 @@ def test_half_a_scene_is_none(tmp_path):
         file.truncate(painted.path.stat().st_size - 1)
         file.truncate(painted.path.stat().st_size + 1)
     assert painted[1] is None
-    with pytest.raises(ValueError, match="must be 3 scenes, .* bytes, got"):
+    with pytest.raises(ValueError, match=r"must be 3 scenes, .* bytes, got"):
         Painted(tmp_path, "train", 3, 16, 16)
     with pytest.raises(ValueError, match="a caption must have at most 256 bytes"):
         painted.keep(0, *scene[:2], 257 * "a", 4)
