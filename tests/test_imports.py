@@ -27,7 +27,7 @@ LAYERS = [
     {"data.scenery.scenes"},
     {"data.scenery"},
     {"data.colours"},
-    {"data.images", "data.text", "data.maps", "data.batches"},
+    {"data.images", "data.text", "data.maps", "data.batches", "data.painted"},
     {"data.listing"},
     {"data.image_folder"},
     {"conditions", "listed"},

@@ -137,7 +137,7 @@ def fake_step(preset: presets.Preset, t: int, images: int, precision: str, look:
     with torch.random.fork_rng(), FakeTensorMode(allow_non_fake_inputs=True):
         denoiser = Denoiser(shape, diffusion, t)
         denoiser._checked = lambda condition: condition
-        ema, optimisers = EMA(denoiser), optimisers_of(denoiser, preset.scale)
+        ema, optimisers = EMA(denoiser), optimisers_of(denoiser, preset.scale, precision)
         x = torch.zeros(images, denoiser.n, dtype=torch.int64)
         length = sum(one.length for one in shape.conditions.values())
         condition = torch.zeros(images, length, dtype=torch.int64) if length else None

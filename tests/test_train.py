@@ -821,7 +821,7 @@ def test_matrices_decay_and_vectors_do_not(make_denoiser):
     denoiser = make_denoiser(2, conditions={"class": 3})
     for muon in (0.0, 0.01):
         recipe = presets.ScaleRecipe(10, 4, learning_rate=0.5, weight_decay=0.1, muon=muon)
-        optimisers = script("scale")["optimisers_of"](denoiser, recipe)
+        optimisers = script("scale")["optimisers_of"](denoiser, recipe, "fp32")
         assert [*optimisers] == (["optimiser", "muon"] if muon else ["optimiser"])
         decay = {
             id(p): group["weight_decay"]

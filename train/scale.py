@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 from memory import CHAIN_ADVICE, Blocks, cost_of, images_at_once, peak_flops
+from muon import Muon
 from running import TrainingRun
 from saving import Skips, without_infinite
 from sharding import Whole, shard, whole
@@ -131,7 +132,7 @@ def main(config: Config, ranks: Ranks) -> None:
     elif ranks.world > 1:
         loss_t = DistributedDataParallel(loss_t)
     ema = EMA(denoiser, recipe.ema_decay)
-    optimisers = optimisers_of(denoiser, recipe)
+    optimisers = optimisers_of(denoiser, recipe, precision)
     rates = {"optimiser": recipe.learning_rate, "muon": recipe.muon}
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
@@ -347,7 +348,9 @@ def begin(denoiser: Denoiser, vqgan: VQGAN, tokens: TokenFile, init: Path | None
         start_from(denoiser, init if is_file else init / scale_file(denoiser.config, denoiser.t))
 
 
-def optimisers_of(denoiser: Denoiser, recipe: ScaleRecipe) -> dict[str, torch.optim.Optimizer]:
+def optimisers_of(
+    denoiser: Denoiser, recipe: ScaleRecipe, precision: str
+) -> dict[str, torch.optim.Optimizer]:
     """AdamW, "optimiser"; and "muon" for the layers' matrices, if the recipe has a rate for it.
 
     What has two dimensions decays, tables of tokens and positions among it; biases and norms do
@@ -367,8 +370,8 @@ def optimisers_of(denoiser: Denoiser, recipe: ScaleRecipe) -> dict[str, torch.op
         "optimiser": torch.optim.AdamW(groups, recipe.learning_rate, (0.9, 0.95), fused=True)
     }
     if layers:
-        by = dict(weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimisers["muon"] = torch.optim.Muon(layers, recipe.muon, **by)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        optimisers["muon"] = Muon(layers, recipe.muon, recipe.weight_decay, dtype)
     return optimisers
 
 

@@ -1,6 +1,7 @@
 """Training data and their storage.
 
 scenery/        procedural landscapes with class, caption and semantic map: no download
+painted         scenes that were painted once, kept in a file
 images          a picture: any file → RGB → a size → a tensor, and back
 colours         colour profiles: into sRGB and back
 listing         what is in a folder of images: names, order, captions
