@@ -28,6 +28,7 @@ from imagebart.choice import FILTERS
 from imagebart.conditions import class_count
 from imagebart.data import scenery
 from imagebart.data.scenery.words import PHRASES, SKY_PHRASES
+from imagebart.guidance import checked_guidance
 from imagebart.settings import settings_of
 
 Controls = dict[str, gr.components.Component]
@@ -205,6 +206,8 @@ def settings_from(inputs: Controls, file: dict) -> list:
     found = read_picture(file, settings_of)
     if "seed" not in found:
         raise ValueError("the picture must hold settings, as those made here do")
+    if isinstance(by_scale := found.get("guidance"), list) and by_scale:
+        found["guidance"] = by_scale[-1]  # as `along_own` made it of one number
     return values_of_fields(inputs, found)
 
 
@@ -218,7 +221,8 @@ def controls_of_words(model: ImageBART) -> Controls:
     )
     about = "1 is plain conditional sampling; higher values follow the prompt more closely"
     how = {"label": "Guidance", "info": about, "visible": conditional}
-    guidance = gr.Slider(*bounds(model, "guidance"), model.guidance, step=0.1, **how)
+    own = checked_guidance(model.guidance, model.T)[-1]
+    guidance = gr.Slider(*bounds(model, "guidance"), own, step=0.1, **how)
     return {"negative_prompt": negative, "guidance": guidance}
 
 

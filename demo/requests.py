@@ -15,7 +15,7 @@ from imagebart.arguments import as_int
 from imagebart.choice import FILTERS
 from imagebart.conditions import class_count
 from imagebart.editing.inpainting import each_image
-from imagebart.guidance import class_of_seed, encode_condition
+from imagebart.guidance import checked_guidance, class_of_seed, encode_condition
 from imagebart.options import InpaintOptions, OutputOptions, ReimaginingOptions, rows
 from imagebart.ranking import Draw, Ranked, Score, best_so_far
 
@@ -127,11 +127,25 @@ def read_words(
     if "class" in model.conditions or classes not in ("", None):
         options["classes"] = read_classes(model, classes, seed, count)
     if guidance is not None:
-        options["guidance"] = read_number(model, "guidance", guidance)
+        options["guidance"] = along_own(model, read_number(model, "guidance", guidance))
     with own_warnings() as said:
         encode_condition(model, count, **options)
     remarks += [f"{message[:200]}." for message in said]
     return options, "".join(f" {remark}" for remark in dict.fromkeys(remarks))
+
+
+def along_own(model: ImageBART, strength: float) -> float | list[float]:
+    """Guidance by one number, that of t = T; where the model's own differs by scale, along it:
+
+        g_t = 1 + (own_t - 1) · (strength - 1) / (own_T - 1),    not below 0
+
+    so that 1 is plain conditional sampling, and own_T what the model takes if nobody says.
+    """
+    own = checked_guidance(model.guidance, model.T)
+    if len({*own}) == 1 or own[-1] == 1:
+        return strength
+    times = (strength - 1) / (own[-1] - 1)
+    return [max(0.0, 1 + (each - 1) * times) for each in own]
 
 
 @contextmanager

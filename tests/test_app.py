@@ -1310,6 +1310,25 @@ def test_settings_of_an_edit_come_back_with_margins_mask_and_words(make_model, t
     assert back["New seed each time"] is False and back["Pixels above"] == 0
 
 
+def test_one_number_moves_guidance_along_the_models_own(make_model, tmp_path):
+    """At 1 none is guided, at the slider's start all are as if nobody had said a number; what is
+    written into a file comes back to the slider, and to the library."""
+    model = make_model(T=4, conditions={"class": 2}, condition_dropout=True)
+    assert requests.along_own(model, 2.5) == 2.5
+    model.guidance = [8.0, 1.0, 4.0]  # of t = 2, 3, 4
+    assert requests.along_own(model, 4) == model.guidance
+    assert requests.along_own(model, 1) == [1, 1, 1]
+    assert requests.along_own(model, 0) == [0, 1, 0]
+    assert requests.along_own(model, 2.5) == [4.5, 1, 2.5]
+    guidance = parts.controls_of_words(model)["guidance"]
+    assert guidance.value == 4
+    *_, (_, _, ((path, _),)) = sample(model, seed=3, classes=1, guidance=guidance.value)
+    assert_same([Image.open(path)], model.sample(1, seed=3, classes=1))
+    assert settings_of(Image.open(path))["guidance"] == model.guidance
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    assert parts.settings_from({"guidance": guidance}, file) == [4]
+
+
 def test_a_class_named_with_a_digit_is_that_class(make_model):
     model = make_model(conditions={"class": 3})
     model.names["class"] = ["1", "2", "3"]
