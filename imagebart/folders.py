@@ -7,6 +7,7 @@ Only JSON and safetensors are read, and untrusted files are checked before anyth
 """
 
 import hashlib
+import json
 import math
 import re
 import reprlib
@@ -230,7 +231,8 @@ def model_sha256(folder: Path) -> str:
     """The SHA-256 of all that a model, a VQGAN or a probe computes with.
 
     Of the lines "SHA-256 of the file, its name" of every `*config.json` and `*.safetensors` of its
-    folder, in order of the names, and of those of a VQGAN beside it that config.json names.
+    folder, in order of the names, and of those of a VQGAN beside it that config.json names; of a
+    config.json without its `guidance`, which only says how to sample if nobody does.
     """
     patterns = ("*config.json", "*.safetensors")
     files = {path.name: path for pattern in patterns for path in Path(folder).glob(pattern)}
@@ -241,8 +243,17 @@ def model_sha256(folder: Path) -> str:
         beside, _ = find_vqgan(Path(folder))
         for name in ("config.json", "vqgan.safetensors"):
             files[f"{beside.name}/{name}"] = beside / name
-    lines = [f"{sha256_of(path)}  {name}\n" for name, path in sorted(files.items())]
+    lines = [f"{_sha256_of_part(path)}  {name}\n" for name, path in sorted(files.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256_of_part(path: Path) -> str:
+    """The SHA-256 of a file of a model; of a config.json that has guidance, of all else in it."""
+    entries = read_json(path) if path.name == "config.json" else None
+    if not isinstance(entries, dict) or "guidance" not in entries:
+        return sha256_of(path)
+    rest = {name: value for name, value in entries.items() if name != "guidance"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -82,7 +82,8 @@ class Preset:
     codes_in_use: int = 0  # tokens left once the codebook is shrunk; 0: all of it
     train_images: int = 0  # images of the procedural data set that the VQGAN learns from
     token_images: int = 0  # of these, images that the chain learns from
-    guidance: float = 1.0  # of sampling, unless a caller says otherwise
+    guidance: float | tuple[float, ...] = 1.0  # of sampling unless a caller says otherwise, or of
+    # t = 2 .. T each
     draws_class: bool = False  # a sample of which nothing is said has the class of its seed
 
     @property
@@ -193,7 +194,7 @@ _SCENERY = Preset(
     ),
     train_images=1_000_000,
     token_images=40_000,
-    guidance=4.0,
+    guidance=(8.0, 4.0, 1.0, 2.0),  # fine scales follow it, coarse ones stay varied and whole
     draws_class=True,
 )
 
