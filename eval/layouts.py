@@ -71,8 +71,9 @@ def markdown(header: str, rows: Iterable[Iterable], *names: str) -> str:
 
 
 def provenance(*names: str) -> str:
-    """Hardware, day, commit, models and file of each record, grouped by what they share; of more
-    than four models only their number, the record has the hashes."""
+    """Hardware, day, commit, models and file of each record, grouped by what they share, and its
+    guidance if that is another than the model's; of more than four models only their number, the
+    record has the hashes."""
     made: dict[str, list[str]] = {}
     for name in names:
         one = record(name)
@@ -84,8 +85,21 @@ def provenance(*names: str) -> str:
             where += f", commit {one['commit']['id'][:7]}"
         models = [f"{Path(at).name} {sha[:7]}" for at, sha in one.get("models", {}).items()]
         where = ", ".join([where, *(models if len(models) <= 4 else [f"{len(models)} models"])])
+        where += other_guidance(one)
         made.setdefault(where, []).append(f"`{name}.json`")
     return "; ".join(f"{where}: {', '.join(files)}" for where, files in made.items()) + "."
+
+
+def other_guidance(found: dict) -> str:
+    """The guidance of a record, if that is not what its model takes now."""
+    given = found.get("options", {}).get("guidance")
+    given = given[0] if isinstance(given, list) and len(given) == 1 else given
+    owns = [
+        read_json(ROOT / path / "config.json").get("guidance")
+        for path in found.get("models", {})
+        if (ROOT / path / "config.json").exists()
+    ]
+    return "" if given is None or given in owns else f", guidance {given:g}"
 
 
 def day(date: str) -> str:

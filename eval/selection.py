@@ -87,6 +87,7 @@ def main(config: Config) -> dict:
         data=sha256_of_images(image_digest(scene.image) for scene in scenes),
         n=config.per_class,
         seeds=(config.seed, config.seed + most - 1),
+        guidance=model.guidance if config.guidance is None else config.guidance,
     )
 
 
