@@ -11,6 +11,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
+from records import other_guidance
+
 from imagebart.checkpoint import read_json
 from imagebart.folders import model_sha256
 
@@ -85,21 +87,11 @@ def provenance(*names: str) -> str:
             where += f", commit {one['commit']['id'][:7]}"
         models = [f"{Path(at).name} {sha[:7]}" for at, sha in one.get("models", {}).items()]
         where = ", ".join([where, *(models if len(models) <= 4 else [f"{len(models)} models"])])
-        where += other_guidance(one)
+        if (guidance := other_guidance(one, ROOT)) is not None:
+            numbers = guidance if isinstance(guidance, list) else [guidance]
+            where += ", guidance " + ", ".join(map(str, numbers))
         made.setdefault(where, []).append(f"`{name}.json`")
     return "; ".join(f"{where}: {', '.join(files)}" for where, files in made.items()) + "."
-
-
-def other_guidance(found: dict) -> str:
-    """The guidance of a record, if that is not what its model takes now."""
-    given = found.get("options", {}).get("guidance")
-    given = given[0] if isinstance(given, list) and len(given) == 1 else given
-    owns = [
-        read_json(ROOT / path / "config.json").get("guidance")
-        for path in found.get("models", {})
-        if (ROOT / path / "config.json").exists()
-    ]
-    return "" if given is None or given in owns else f", guidance {given:g}"
 
 
 def day(date: str) -> str:

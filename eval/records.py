@@ -72,6 +72,7 @@ class Run:
             "code": code.get("sha256"),
             "models": self.identity["models"],
             "options": {k: v for k, v in options if k not in ELSEWHERE},
+            "guidance": [own_guidance(find_folder(one)) for one in self.identity["models"]],
         }
         if not path.exists():
             write_json(identity, path)
@@ -128,13 +129,29 @@ def commit() -> dict | None:
     return {"id": head, "changed": [line[3:] for line in changed], "sha256": whole}
 
 
+def own_guidance(folder: Path) -> float | list[float] | None:
+    """What a model is guided by if nobody says otherwise; None for what is never guided."""
+    return read_json(folder / "config.json").get("guidance")
+
+
+def other_guidance(record: dict, root: Path) -> float | list[float] | None:
+    """The guidance of a record, if that is not what its model takes now."""
+    given = record.get("options", {}).get("guidance")
+    given = given[0] if isinstance(given, list) and len(given) == 1 else given
+    folders = [root / path for path in record.get("models", {})]
+    owns = [own_guidance(folder) for folder in folders if (folder / "config.json").exists()]
+    return None if given in owns else given
+
+
 def is_current(record: dict) -> bool:
-    """Whether a record is of this code, and of the weights that lie where it says."""
+    """Whether a record is of this code, and of the weights, and the guidance, of the models that
+    lie where it says."""
     models = record.get("models", {})
     same = all(
         (ROOT / path).is_dir() and model_sha256(ROOT / path) == digest
         for path, digest in models.items()
     )
+    same = same and other_guidance(record, ROOT) is None
     return bool(models) and same and same_code(record["commit"])
 
 

@@ -87,6 +87,26 @@ def test_a_record_of_other_weights_is_refused(tmp_path, monkeypatch):
         layouts.record("measured")
 
 
+def test_a_guidance_that_is_not_the_models_own_is_said(tmp_path, monkeypatch):
+    """The model's hash says nothing of it."""
+    monkeypatch.setattr(layouts, "ROOT", tmp_path)
+    monkeypatch.setattr(layouts, "RESULTS", tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+
+    def said(own, given) -> str:
+        write_json({"guidance": own, "T": 3}, model / "config.json")
+        where = {"hardware": "a chip", "date": "2026-11-28T12:00:00"}
+        where |= {"models": {"model": model_sha256(model)}, "options": {"guidance": given}}
+        write_json(where, tmp_path / "measured.json")
+        return layouts.provenance("measured").removeprefix("a chip, 28 November 2026, model ")[7:]
+
+    for own, given in ((4.0, 4.0), (4.0, [4.0]), (4.0, None), ([8.0, 2.0], [[8.0, 2.0]])):
+        assert said(own, given) == ": `measured.json`."
+    assert said([8.0, 2.0], 4.0) == said([8.0, 2.0], [4.0]) == ", guidance 4.0: `measured.json`."
+    assert said(4.0, [8.0, 2.0]) == ", guidance 8.0, 2.0: `measured.json`."
+
+
 @pytest.mark.parametrize("tables_of", [paper.PAPER_TABLES, paper.PAPER_FIGURES])
 def test_the_paper_s_tables_stand_beside_ours(tables_of, capsys):
     for name, table in tables_of.items():

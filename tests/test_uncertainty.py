@@ -123,6 +123,8 @@ def test_the_hash_of_a_model_covers_its_weights_and_its_configuration(folder, tm
     (folder / "README.md").write_text("a card")
     assert model_sha256(folder) == first
     write_json({"guidance": 3.0}, folder / "config.json")
+    assert model_sha256(folder) == first  # how to sample is no part of what is computed
+    write_json({"guidance": 3.0, "draws_class": True}, folder / "config.json")
     second = model_sha256(folder)
     save_tensors({"a": torch.ones(2)}, folder / "scale_2.safetensors")
     third = model_sha256(folder)
@@ -187,13 +189,26 @@ def test_the_code_is_known_by_its_contents(tmp_path, monkeypatch):
     assert len({*found}) == 4
 
 
+def test_a_record_of_another_guidance_is_measured_again(folder, monkeypatch):
+    """Also if its weights are those that lie there."""
+    monkeypatch.setattr(records, "ROOT", folder.parent)
+    monkeypatch.setattr(records, "same_code", lambda then: True)
+    found = {"models": {"model": model_sha256(folder)}, "commit": None}
+    for given, current in ((None, True), (1.0, True), ([1.0], True), (4.0, False)):
+        assert records.is_current(found | {"options": {"guidance": given}}) is current
+    save_tensors({"a": torch.ones(2)}, folder / "scale_2.safetensors")
+    assert not records.is_current(found | {"options": {"guidance": 1.0}})
+
+
 def test_rows_of_another_model_are_refused_and_rows_go_with_the_record(folder, tmp_path):
     config = Config(tmp_path / "a.json")
     Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)}).put([0, 1], x=[1.0, 2.0])
     assert Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)})["x"].sum() == 3
-    write_json({"guidance": 2.0}, folder / "config.json")
-    with pytest.raises(ValueError, match="must hold this run's rows, got those of other models"):
-        Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)})
+    for entries, other in (({"guidance": 2.0}, "guidance"), ({"T": 3}, "models, guidance")):
+        write_json(entries, folder / "config.json")
+        said = f"must hold this run's rows, got those of other {other}: delete"
+        with pytest.raises(ValueError, match=said):
+            Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)})
     reporting.write_report({"x": float("nan"), "y": [1.0, float("inf")]}, config.out)
     assert json.loads(config.out.read_text()) == {"x": None, "y": [1.0, None]}
     assert [path.name for path in tmp_path.iterdir() if path != folder] == ["a.json"]
