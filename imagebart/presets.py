@@ -82,8 +82,7 @@ class Preset:
     codes_in_use: int = 0  # tokens left once the codebook is shrunk; 0: all of it
     train_images: int = 0  # images of the procedural data set that the VQGAN learns from
     token_images: int = 0  # of these, images that the chain learns from
-    guidance: float | tuple[float, ...] = 1.0  # of sampling unless a caller says otherwise, or of
-    # t = 2 .. T each
+    guidance: float | tuple[float, ...] = 1.0  # of all t or of each, if nobody says
     draws_class: bool = False  # a sample of which nothing is said has the class of its seed
 
     @property

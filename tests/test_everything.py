@@ -143,12 +143,13 @@ def test_a_gpu_waits_for_scenery_once(rehearsed, tmp_path):
 
 
 def test_the_chain_is_planned_again_in_the_time_that_is_left(rehearsed, tmp_path, monkeypatch):
-    """The VQGAN took longer than planned, and the chain has fewer steps."""
-    steps = []
+    """The VQGAN took longer than planned, and the chain has fewer steps; the scenes are gone."""
+    steps, scenes = [], []
 
     def run(stage, out, done, *_):
         done[stage.name] = {"seconds": 350.0 if stage.name == "vqgan" else 10.0, "done": True}
         steps.append((stage.name, stage.options.get("--steps")))
+        scenes.append([*tmp_path.rglob("scenes")])
 
     monkeypatch.setattr(everything, "run_stage", run)
     monkeypatch.setattr(everything, "write_card", lambda *_: None)
@@ -157,12 +158,16 @@ def test_the_chain_is_planned_again_in_the_time_that_is_left(rehearsed, tmp_path
     record = everything.read_record(tmp_path / "out" / "everything.json", config)
     record["rehearsal"] = {"vqgan": {"seconds": 40.0}, "tokens": {"seconds": 20.0}}
     record["plan"] = {"vqgan": 420, "chain": 540, "images": 2000, "held_out": 200}
-    (tmp_path / "out").mkdir()
+    for folder in (rehearsed, tmp_path / "out"):
+        (folder / "scenes").mkdir(parents=True)
     (tmp_path / "out" / "rehearsal").symlink_to(rehearsed)
     write_json(record, tmp_path / "out" / "everything.json")
     everything.main(config)
     left = 660 - 60 - 350 - 10
     assert dict(steps[:3])["chain"] == pytest.approx(0.45 / 0.55 * left * 4 / 2, abs=1)
+    assert (
+        scenes[1] and not scenes[2]
+    )  # there as tokens are made, and not any more as they are read
 
 
 def test_a_joint_chain_is_one_run(rehearsed, tmp_path):

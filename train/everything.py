@@ -110,9 +110,12 @@ def main(config: Config) -> None:
             progress.say(f"planned: {record['plan']}")
         for stage in training(config, preset, computer, config.out, record["plan"]):
             run_stage(stage, config.out, record["stages"], save, progress, stop)
-            if stage.name == "tokens" and config.minutes and "chain" not in record["stages"]:
+            if stage.name != "tokens":
+                continue
+            for folder in (rehearsal, config.out):
+                shutil.rmtree(folder / "scenes", ignore_errors=True)
+            if config.minutes and "chain" not in record["stages"]:
                 record["plan"]["chain"] = chain_steps(config, preset, rehearsal, record)
-        shutil.rmtree(config.out / "scenes", ignore_errors=True)
         for stage in measuring(config):
             run_stage(stage, config.out, record["stages"], save, progress, stop)
     write_card(vars(config), preset, computer.batches(preset), record)
