@@ -130,7 +130,7 @@ def main(config: Config) -> dict:
     print(f"renders: probe-FID {rows[0]['probe_fid']:.2f}", flush=True)
     for condition in config.conditions:
         first = None
-        for guidance in guidance_of(config, model):
+        for guidance in guidance_compared(config, model):
             name = f"{condition}-{guidance}"
             kept = measured.rows(name, config.n, columns_of(probe) | {"seconds": ("f4", 1)})
             draw_samples(model, probe, targets, condition, guidance, config, kept)
@@ -163,7 +163,7 @@ def main(config: Config) -> dict:
         data=sha256_of_images(image_digest(scene.image) for scene in targets.scenes),
         n=config.n,
         seeds=(config.seed, config.seed + config.n - 1),
-        guidance=guidance_of(config, model),
+        guidance=guidance_compared(config, model),
     )
     return {"rows": rows, **record}
 
@@ -189,7 +189,7 @@ def against_first(
     }
 
 
-def guidance_of(config: Config, model: ImageBART) -> list[float | list[float]]:
+def guidance_compared(config: Config, model: ImageBART) -> list[float | list[float]]:
     """Every guidance that is compared: a number, or one for each of t = 2 .. T."""
     try:
         given = [[float(x) for x in one.split(",")] for one in config.guidance]
