@@ -213,11 +213,8 @@ def obedience_table() -> str:
     text = record_row("scenery_obedience_text", condition="text")
     classes = record_row("scenery_obedience_class", condition="class")
     said = {"all": "held-out captions, all attributes", "kind": "… kind of place"}
-    said |= {"time": "… time of day"}
-    rows = [
-        (said.get(key, f"… {key}"), *(share_in(text, of, key) for of in OF))
-        for key in ("all", "kind", "time", "weather", "season", "object")
-    ]
+    said |= {"time": "… time of day"} | {x: f"… {x}" for x in ("weather", "season", "object")}
+    rows = [(label, *(share_in(text, of, key) for of in OF)) for key, label in said.items()]
     rows.append(("classes", *(share_in(classes, of, "all") for of in OF)))
     names = "scenery_obedience_text", "scenery_obedience_class"
     return markdown("attribute found by the probe | samples | renders | chance", rows, *names)
@@ -259,16 +256,14 @@ def rejection_table() -> str:
         (
             row["rate"],
             with_interval(row, "class_accuracy", percent),
-            f"{row['inception_score']:.2f}",
+            two(row["inception_score"]),
             with_interval(row, "probe_fid", "{:.0f}".format),
             row["kept"],
         )
         for row in record("scenery_selection")["rejection"]
     ]
-    header = (
-        "rejection at rate | class accuracy | inception score, at most 12 | probe-FID of 24 | kept"
-    )
-    return markdown(header, rows, "scenery_selection")
+    header = "rejection at rate | class accuracy | inception score, at most 12"
+    return markdown(f"{header} | probe-FID of 24 | kept", rows, "scenery_selection")
 
 
 def re_ranking_table() -> str:
@@ -341,10 +336,8 @@ def blind_table() -> str:
         )
         for label, one in ((label, record(name)) for label, name in records.items())
     ]
-    head = (
-        "mixed with as many renders | of each | labelled rightly (50 % by chance) | labelled surely"
-    )
-    return markdown(head, rows, *records.values())
+    head = "mixed with as many renders | of each | labelled rightly (50 % by chance)"
+    return markdown(f"{head} | labelled surely", rows, *records.values())
 
 
 # ── masks and windows ─────────────────────────────────────────────────────────────────────────
@@ -381,7 +374,7 @@ def completion_400_table() -> str:
     """With the diversity of the results, without seconds: other work took from the processor."""
     name = "scenery_completion_400"
     rows = [
-        (way_of(row), *completed(row)[:-1], f"{row['spread_completed']:.2f}")
+        (way_of(row), *completed(row)[:-1], two(row["spread_completed"]))
         for row in record_rows(name)
     ]
     columns = COMPLETION.replace("seconds", "times of day")
@@ -406,7 +399,7 @@ def completion_particles_table() -> str:
             if "particles" in row
             else f"{row['resampling_passes']} passes at t = T − 1",
             *completed(row),
-            f"{row['spread_completed']:.2f}",
+            two(row["spread_completed"]),
         )
         for row in record_rows(name)
     ]
@@ -425,7 +418,7 @@ def completion_filling_table() -> str:
             seen[row["filling"]],
             percent(row["hidden"], 0),
             percent(row["agreed"], 0),
-            f"{row['seam']:.2f}",
+            two(row["seam"]),
             percent(row["found"]["all"]),
         )
         for row in record_rows(name)
@@ -521,7 +514,7 @@ def speed_scales_table() -> str:
 
 def speed_ways_table() -> str:
     rows = [
-        (way, f"{one['seconds']:.3f}", f"{one['over_parallel']:.2f}")
+        (way, three(one["seconds"]), two(one["over_parallel"]))
         for way, one in record("scenery_speed")["one_image"].items()
     ]
     header = "one image with VQGAN | s | relative to parallel"

@@ -137,6 +137,10 @@ def test_a_gpu_waits_for_scenery_once(rehearsed, tmp_path):
     plan = everything.plan(config, tiny, GPU, rehearsed, spent)
     assert plan["vqgan"] == int(0.35 * 600 * 2)
     assert plan["images"] == plan["vqgan"] * 4 * tiny.compression.batch
+    plan = everything.plan(everything.Config(tmp_path, "tiny"), tiny, GPU, rehearsed, {})
+    assert plan["images"] == 400 * 4 * tiny.compression.batch
+    encode = (plan["images"] + plan["held_out"]) / (2 * 4 * tiny.compression.batch)
+    assert plan["expected_seconds"] == round(400 / 2 + 400 * 2 / 4 + encode)
     few = GPU.rehearsal(tiny, "scenery")
     assert few["images"] == few["vqgan"] * 4 * tiny.compression.batch
     assert GPU.rehearsal(tiny, "photos")["images"] == CPU.rehearsal(tiny, "scenery")["images"] == 64
