@@ -40,6 +40,10 @@ MakeWork = Callable[..., Work]
 SEND = "Send the selected image to Change"
 NO_TEXT = "This model takes no text"
 NEW_SEED = "(fresh, seed) => fresh ? Math.floor(Math.random() * 2 ** 31) : seed"
+WHAT_FAILED = """async () => {
+    await new Promise(resolve => setTimeout(resolve, 100));  // until the page shows it
+    return [...document.querySelectorAll("[data-testid=toast-text]")].at(-1)?.innerText ?? "";
+}"""
 IDEAS = {  # label of a button: its prompt, in scenery's vocabulary
     "Sunset": "snowy mountains at sunset under scattered clouds",
     "City": "a city by the water at night",
@@ -382,5 +386,7 @@ def connect(
     work = work or alone_with(steps, model, **given)
     how = job(steps, inputs, worker, work, line)
     event = ready.then(outputs=outputs, **how)  # in turn: results must not be cleared
+    # what was wrong stays when its message has faded; a job that is stopped has failed, but says so
+    event.failure(lambda said: said or gr.skip(), line, line, js=WHAT_FAILED, **private)
     stops(stop, event, line)
     return begun, event

@@ -1501,6 +1501,16 @@ def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
     assert page.complaints == []
 
 
+def test_what_was_wrong_stays_when_its_message_is_closed(page):
+    page.get_by_role("tab", name="Change", exact=True).click()
+    page.get_by_role("button", name="Repaint", exact=True).click()
+    said = page.locator("#edit-status").get_by_text("the mask is empty: paint over what")
+    said.wait_for()
+    page.get_by_test_id("toast-close").click()
+    page.get_by_test_id("toast-body").wait_for(state="detached")
+    assert said.is_visible() and page.complaints == []
+
+
 @pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
 def test_the_click_after_stop_counts(page, model):
     """Three times, and no error is shown."""
@@ -1521,6 +1531,8 @@ def test_the_click_after_stop_counts(page, model):
             assert page.locator(line).evaluate(done) >= int(said)  # the bar
         stop.click()
         page.locator(line).get_by_text("Stopped.").wait_for()
+        page.wait_for_timeout(500)
+        assert page.locator(line).inner_text() == "Stopped."  # still
         width.fill("40")
         page.get_by_label("Exact").uncheck()
         draw.click()
