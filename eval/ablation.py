@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trend
-from records import Run
+from records import TRAINING_CODE, Run
 from reporting import run
 from trend import difference_over_seeds, over_seeds
 
@@ -54,7 +54,7 @@ def main(config: Config) -> dict:
         rows.append(row)
     validation = TokenFile(tokens / "validation")
     models = [run_folder_of(name, seed, config) for name in names for seed in config.seeds]
-    record = Run(config, models).record(
+    record = Run(config, models, code=TRAINING_CODE).record(
         pick_device(config.device),
         data=validation.digest(),
         n=min(512, len(validation)),
@@ -70,11 +70,14 @@ def run_folder_of(name: str, seed: int, config: Config) -> Path:
 def one_run(name: str, seed: int, tokens: Path, config: Config) -> float:
     """L_3 of held-out images in nats a token after a run, which is trained if it is not."""
     out = run_folder_of(name, seed, config)
-    what = ["--preset", name, "--t", ABLATED_T, "--seed", seed, "--steps", config.steps]
-    trend.script("train/scale.py", *what, "--tokens", tokens, "--out", out)
-    log = out / "checkpoints" / f"scale_{ABLATED_T}" / "metrics.jsonl"
+    log = trend.train_scale(name, ABLATED_T, seed, config.steps, tokens, out) / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [row["held_out"] for row in rows if "held_out" in row][-1]
+    for row in rows:
+        if "held_out" in row and row["step"] == config.steps:
+            return row["held_out"]
+    raise ValueError(
+        f"{log} must hold the held-out loss of step {config.steps}, got none: delete {out}"
+    )
 
 
 def summary(report: dict) -> str:

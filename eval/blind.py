@@ -1,7 +1,7 @@
 """Blind test: can a viewer distinguish samples from renders?
 
-    python eval/blind.py --picture sheet.png                 # shows the thumbnails
-    python eval/blind.py --answers "RsS…" --out eval/results/scenery_blind.json
+    python eval/blind.py --picture sheet.png                 # the thumbnails, and sheet.json
+    python eval/blind.py --picture sheet.png --answers "RsS…" --out eval/results/scenery_blind.json
     python eval/blind.py --of reconstructions …              # of the VQGAN alone
     python eval/blind.py --of edits …                        # renders with a part repainted
 
@@ -10,7 +10,7 @@ the model takes text), reconstructions of other renders, or edits of them (`edit
 order given by the seed. A viewer
 writes r (render) or s (model) for each, row by row, in capitals where certain. The JSON counts the
 right and the certain answers, with the 95 % interval, and the right answers by chance: the same
-answers to sheets in another order.
+answers to sheets in another order. What was measured is recorded where the sheet is drawn.
 """
 
 import random
@@ -21,11 +21,12 @@ from typing import Literal
 import numpy as np
 from completion import mask_of
 from PIL import Image
-from records import Run, image_digest, sha256_of_images
+from records import Run, image_digest, options_of, sha256_of_images
 from reporting import run
 from uncertainty import by_chance, share_interval
 
 from imagebart import ImageBART, show
+from imagebart.checkpoint import read_json, write_json
 from imagebart.data import scenery
 from imagebart.distributed import pick_device
 from imagebart.folders import SHIPPED
@@ -39,7 +40,7 @@ class Config:
     of: Literal["samples", "reconstructions", "edits"] = "samples"  # what is mixed with the renders
     n: int = 32  # thumbnails, half of them the model's
     seed: int = 0  # of the order, the samples and the renders
-    picture: Path | None = None  # where the sheet goes
+    picture: Path | None = None  # where the sheet goes, or lies if there are answers
     answers: str = ""  # a letter for each thumbnail, row by row; spaces are ignored
     out: Path | None = None  # where the JSON goes
     device: str = "auto"
@@ -48,18 +49,31 @@ class Config:
 def main(config: Config) -> dict:
     if config.n < 2 or config.n % 2:
         raise ValueError(f"n must be even and at least 2, got {config.n}")
-    if config.picture:
-        sheet(config).save(config.picture)
+    if config.picture is None:
+        raise ValueError("picture must be given, where the sheet goes or lies, got none")
+    beside = config.picture.with_suffix(".json")
     if not config.answers:
+        drawn, record = sheet(config)
+        drawn.save(config.picture)
+        write_json(record, beside)
         return {}
     scores = score(config.answers, order(config.n, config.seed))
-    size = ImageBART.from_pretrained(config.model, device="cpu").image_size
-    return scores | Run(config, [config.model]).record(
-        pick_device(config.device),
-        data=sha256_of_images(image_digest(scene.image) for scene in scenes_of(config, size)),
-        n=config.n,
-        seeds=(config.seed * config.n, config.seed * config.n + config.n // 2 - 1),
-    )
+    return scores | record_of_sheet(beside, config)
+
+
+def record_of_sheet(path: Path, config: Config) -> dict:
+    """The record of the sheet that was answered; ValueError unless it was drawn as it is scored."""
+    if not path.exists():
+        raise ValueError(
+            f"{path} must lie beside the sheet, got none: draw it with --picture alone"
+        )
+    record, asked = read_json(path), options_of(config)
+    of_answers = {name: asked[name] for name in ("answers", "picture", "out")}
+    drawn = {name: record["options"].get(name) for name in asked.keys() - of_answers}
+    other = [name for name, value in drawn.items() if value != asked[name]]
+    if other:
+        raise ValueError(f"{path} must be of this sheet, got another {', '.join(sorted(other))}")
+    return record | {"options": record["options"] | of_answers}
 
 
 def scenes_of(config: Config, size: tuple[int, int]) -> list[scenery.Scene]:
@@ -76,9 +90,10 @@ def order(n: int, seed: int) -> str:
     return "".join(letters)
 
 
-def sheet(config: Config) -> show.Picture:
-    """The thumbnails at twice their size."""
-    model = ImageBART.from_pretrained(config.model, device=config.device)
+def sheet(config: Config) -> tuple[show.Picture, dict]:
+    """(the thumbnails at twice their size, their record)."""
+    device, measured = pick_device(config.device), Run(config, [config.model])
+    model = ImageBART.from_pretrained(config.model, device=device)
     half, first = config.n // 2, config.seed * config.n
     scenes = scenes_of(config, model.image_size)
     renders = [Image.fromarray(scene.image) for scene in scenes]
@@ -93,7 +108,14 @@ def sheet(config: Config) -> show.Picture:
         made = edited_renders(model, renders[half:], first)
     of = {"r": iter(renders[:half]), "s": iter(made)}
     mixed = [next(of[letter]) for letter in order(config.n, config.seed)]
-    return show.grid(mixed, columns=COLUMNS, height=2 * model.image_size[0])
+    record = measured.record(
+        device,
+        data=sha256_of_images(image_digest(scene.image) for scene in scenes),
+        n=config.n,
+        seeds=(first, first + half - 1),
+        guidance=model.guidance if config.of == "samples" else None,
+    )
+    return show.grid(mixed, columns=COLUMNS, height=2 * model.image_size[0]), record
 
 
 def edited_renders(model: ImageBART, renders: list[Image.Image], seed: int) -> list[Image.Image]:

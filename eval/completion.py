@@ -64,7 +64,7 @@ from uncertainty import (
     distance_interval,
     feature_distance,
     mean_difference,
-    mean_interval,
+    ratio_interval,
     share_difference,
 )
 
@@ -313,8 +313,7 @@ def figures_of(kept: ImageRows, renders: Renders) -> dict:
     row["found_interval"] = two_of(share_intervals(renders.hits(kept)))
     row["found_by_chance"] = two_of(chance_of(partial(renders.hits, kept), kept.n))
     row["seam"] = row["border_step"] / row["border_step_of_renders"]
-    relative = values["border_step"] / row["border_step_of_renders"]
-    row["seam_interval"] = mean_interval(relative[np.isfinite(relative)])
+    row["seam_interval"] = ratio_interval(values["border_step"], values["border_step_of_renders"])
     return row
 
 

@@ -56,7 +56,7 @@ from uncertainty import by_chance, mean_interval, share_interval
 
 from imagebart import ImageBART
 from imagebart.checkpoint import sha256_of
-from imagebart.distributed import Ranks, finish, part_of, start
+from imagebart.distributed import Ranks, by_main, finish, part_of, split, start
 from imagebart.options import (
     Conditions,
     RankingOptions,
@@ -126,6 +126,8 @@ def check(config: Config) -> None:
         or folder_of_rows(config.out).exists(),  # of this run, which goes on
         "--images excludes --model, --captions, --save-images and ranking": not config.images
         or not (config.model or config.captions or keep or options_given(config, RankingOptions)),
+        "--images excludes the options of sampling": not config.images
+        or not options_given(config, SamplingOptions).keys() - {"seed"},
         "--rejection-rate is of classes, --candidates of captions": not (
             config.captions and config.rejection_rate != 1
         )
@@ -192,11 +194,13 @@ def extract_missing(
     rows: ImageRows, source: Source, extractor: Extractor, config: Config, ranks: Ranks, real: bool
 ) -> None:
     """Extract from every image that is missing; the main rank shows a progress bar."""
-    part, what = part_of(rows.n, ranks), "reference" if real else "samples"
-    batches = [*rows.missing(part, config.batch)]
+    missing = by_main(lambda: [i for at in rows.missing() for i in at], ranks)
+    mine = [missing[k] for k in part_of(len(missing), ranks)]
+    what = "reference" if real else "samples"
     with tqdm(total=rows.n, desc=what, unit="img", disable=not ranks.is_main) as bar:
-        bar.update(rows.n - ranks.world * sum(map(len, batches)))
-        for at in batches:
+        bar.update(rows.n - len(missing))
+        for part in split(range(len(mine)), config.batch):
+            at = mine[part.start : part.stop]
             rows.put(at, **extractor.extract(source(at), ranks.device, real))
             bar.update(min(len(at) * ranks.world, rows.n - bar.n))
     wait(ranks)

@@ -8,7 +8,8 @@
     versions, hardware, date (UTC)
 
 A `Run` also keeps rows of results beside the file that is to be written (rows.py): run again with
-the same options, models and code, a script goes on where it was stopped.
+the same options, models, code, libraries and kind of device, a script goes on where it was
+stopped.
 """
 
 import hashlib
@@ -26,12 +27,15 @@ import torch
 from rows import Columns, ImageRows
 
 from imagebart.checkpoint import read_json, sha256_of, write_json
+from imagebart.distributed import pick_device
 from imagebart.folders import find_folder, model_sha256
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "torchvision", "numpy")
 CODE = ("imagebart", "eval/*.py", "requirements.txt", ":(exclude)*.md")
 """What a change of changes what is measured."""
+TRAINING_CODE = ("train/*.py", *CODE)
+"""The same of what is trained first."""
 ELSEWHERE = ("out", "picture", "device", "batch")
 """Options that change no figure."""
 
@@ -48,14 +52,16 @@ class Run:
         config,
         models: Iterable[str | Path | None] = (),
         packages: tuple[str, ...] = PACKAGES,
+        code: tuple[str, ...] = CODE,
     ):
         folders = {recorded(one or find_folder(one)): find_folder(one) for one in models}
         self.identity = {
-            "commit": commit(),
+            "commit": commit(code),
             "models": {name: model_sha256(folder) for name, folder in folders.items()},
             "options": options_of(config),
         }
-        self.packages = packages
+        self.packages = {one: version(one) for one in packages}
+        self.device = pick_device(getattr(config, "device", "auto")).type
         self.folder = folder_of_rows(config.out) if config.out else None
 
     def rows(self, name: str, n: int, columns: Columns) -> ImageRows:
@@ -63,16 +69,21 @@ class Run:
         if self.folder is None:
             return ImageRows(None, n, columns)
         self._claim(self.folder / "run.json")
-        return ImageRows(self.folder / (re.sub(r"\W+", "_", name) + ".npy"), n, columns)
+        readable = re.sub(r"\W+", "_", name)
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]  # names that read alike differ
+        return ImageRows(self.folder / f"{readable}_{digest}.npy", n, columns)
 
     def _claim(self, path: Path) -> None:
-        """ValueError unless the rows are this run's: of the same options, models and code."""
+        """ValueError unless the rows are this run's: of the same options, models, code, libraries
+        and kind of device."""
         code, options = self.identity["commit"] or {}, self.identity["options"].items()
         identity = {
             "code": code.get("sha256"),
             "models": self.identity["models"],
             "options": {k: v for k, v in options if k not in ELSEWHERE},
             "guidance": [own_guidance(find_folder(one)) for one in self.identity["models"]],
+            "versions": self.packages,
+            "device": self.device,
         }
         if not path.exists():
             write_json(identity, path)
@@ -97,13 +108,12 @@ class Run:
 
         `resolved` are options that the script's `Config` left open, as they were.
         """
-        packages = {one: version(one) for one in self.packages}
         return self.identity | {
             "options": self.identity["options"] | resolved,
             "data": data,
             "n": n,
             "seeds": list(seeds),
-            "versions": {"python": platform.python_version()} | packages,
+            "versions": {"python": platform.python_version()} | self.packages,
             "hardware": hardware(device),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -114,13 +124,13 @@ def folder_of_rows(out: Path) -> Path:
     return out.with_name(f"{out.stem}.rows")
 
 
-def commit() -> dict | None:
+def commit(code: tuple[str, ...] = CODE) -> dict | None:
     """The commit of the code, which files of it were changed, and the SHA-256 of all of them; None
     outside of a checkout."""
     try:
         head = _git("rev-parse", "HEAD").strip()
-        changed = _git("status", "--porcelain", "--", *CODE).splitlines()
-        files = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE)
+        changed = _git("status", "--porcelain", "--", *code).splitlines()
+        files = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *code)
     except (OSError, subprocess.CalledProcessError):
         return None
     each = sorted({name for name in files.split("\0") if (ROOT / name).is_file()})

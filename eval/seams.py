@@ -2,11 +2,12 @@
 
     python eval/seams.py --out seams.json
 
-Unconditional panoramas, `fast` and `exact`. `seam` is the mean |difference| of the two pixel
-columns at the borders of windows at t = 2, over that at all other token borders (1 is invisible),
-with its standard error and 95 % interval over panoramas. The exact mode has no such borders; the
-same columns are measured. `rhythm` is the same ratio at token borders half a window apart, for
-every offset: windows at equal distances would be visible there. Also seconds.
+Panoramas of each seed's class (unconditional, if the model draws none), `fast` and `exact`. `seam`
+is the mean |difference| of the two pixel columns at the borders of windows at t = 2, over that at
+all other token borders (1 is invisible), with its standard error and 95 % interval over panoramas.
+The exact mode has no such borders; the same columns are measured. `rhythm` is the same ratio at
+token borders half a window apart, for every offset: windows at equal distances would be visible
+there. Also seconds.
 """
 
 import time
@@ -81,7 +82,9 @@ def main(config: Config) -> dict:
             flush=True,
         )
     seeds = config.seed, config.seed + config.n - 1
-    return {"rows": rows, **measured.record(device, data=None, n=config.n, seeds=seeds)}
+    guidance = model.guidance if config.guidance is None else config.guidance
+    record = measured.record(device, data=None, n=config.n, seeds=seeds, guidance=guidance)
+    return {"rows": rows, **record}
 
 
 def standard_error(values: list) -> np.ndarray:

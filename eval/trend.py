@@ -24,12 +24,13 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from records import Run, is_current
+from records import TRAINING_CODE, Run, is_current
 from reporting import run
 from scipy.stats import t as students_t
 
-from imagebart.checkpoint import read_json
+from imagebart.checkpoint import Checkpoints, read_json
 from imagebart.distributed import pick_device
+from imagebart.folders import JOINT
 from imagebart.presets import PRESETS, find_preset
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,7 @@ def main(config: Config) -> dict:
         rows.append(row)
     models = [chain_folder(name, seed, config) for name in names for seed in config.seeds]
     data = each[names[0]][0]["data"]
-    record = Run(config, models).record(
+    record = Run(config, models, code=TRAINING_CODE).record(
         pick_device(config.device), data=data, n=config.n, seeds=(0, config.n - 1)
     )
     return {"rows": rows, **record}
@@ -105,12 +106,28 @@ def trained_and_measured(name: str, seed: int, tokens: Path, config: Config) -> 
     """The figures of a preset's chain, trained by this seed."""
     preset, model = find_preset(name), chain_folder(name, seed, config)
     scales = range(2, preset.T + 1)
-    count = (config.steps or 0) * (len(scales) if preset.joint else 1)
-    steps = ["--steps", count] if count else []
-    what = ["--preset", name, "--seed", seed, "--tokens", tokens, "--out", model]
-    for which in [[]] if preset.joint else [["--t", t] for t in scales]:
-        script("train/scale.py", *what, *steps, *which)
+    steps = preset.scale.steps
+    if config.steps:
+        steps = config.steps * (len(scales) if preset.joint else 1)
+    for t in [None] if preset.joint else scales:
+        train_scale(name, t, seed, steps, tokens, model)
     return figures_of_chain(model, config.n)
+
+
+def train_scale(name: str, t: int | None, seed: int, steps: int, tokens: Path, model: Path) -> Path:
+    """Train scale t of a preset, None all of a joint one; the run's folder.
+
+    ValueError if it was stopped before its last step.
+    """
+    which = [] if t is None else ["--t", t]
+    what = ["--preset", name, "--seed", seed, "--tokens", tokens, "--out", model]
+    script("train/scale.py", *what, "--steps", steps, *which)
+    run = model / "checkpoints" / f"scale_{JOINT if t is None else t}"
+    if (made := Checkpoints(run).newest()) != steps:
+        raise ValueError(
+            f"{run} must have made {steps} steps, got {made}: the same command goes on"
+        )
+    return run
 
 
 def chain_folder(name: str, seed: int, config: Config) -> Path:

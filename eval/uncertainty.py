@@ -43,6 +43,13 @@ def mean_interval(values: np.ndarray) -> list[float]:
     return central([values[at].mean() for at in resamples(len(values))])
 
 
+def ratio_interval(ours: np.ndarray, theirs: np.ndarray) -> list[float]:
+    """[low, high] of Σ ours / Σ theirs, one value each an image; images without are left out."""
+    there = np.isfinite(ours) & np.isfinite(theirs)
+    ours, theirs = ours[there], theirs[there]
+    return central([ours[at].sum() / theirs[at].sum() for at in resamples(len(ours))])
+
+
 def share_interval(right: np.ndarray, of: np.ndarray | int = 1) -> list[float]:
     """[low, high] of Σ right / Σ of: `right` answers `of` so many, an image.
 

@@ -101,6 +101,6 @@ WRAPPERS = ("imagebart", "jaxtyping", "torch")
 def warn_caller(message: str) -> None:
     """Warn at the line of the caller, the innermost one outside of this package."""
     level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in WRAPPERS:
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in WRAPPERS:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)

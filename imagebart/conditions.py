@@ -150,7 +150,7 @@ def class_id(model: "ImageBART", name: int | str, option: str) -> int:
     count, names = model.conditions["class"].vocabulary, model.names["class"]
     if isinstance(name, str) and name in names:
         return names.index(name)
-    if isinstance(name, int) and 0 <= name < count:
+    if isinstance(name, int) and not isinstance(name, bool) and 0 <= name < count:
         return name
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     known = ", ".join(names[:20]) or "it has no names"

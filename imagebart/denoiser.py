@@ -36,7 +36,7 @@ from imagebart.transformer import (
     Encoder,
     LayerCache,
     Present,
-    Sequence,
+    Vectors,
     in_tiles,
     normal_parameter,
     one_by_one,
@@ -183,7 +183,7 @@ class Denoiser(nn.Module, Decodable):
             losses.append(self.diffusion.loss_t(self.logits(self.head(h), now), now, image, self.t))
         return torch.cat(losses)
 
-    def features(self, x_prev: Tokens, x_t: Tokens | None, condition: Condition | None) -> Sequence:
+    def features(self, x_prev: Tokens, x_t: Tokens | None, condition: Condition | None) -> Vectors:
         """What the output layer reads, b×n×c; arguments as `forward`."""
         memory, memory_present = self.encode(x_t, condition)
         prefix, present = self.decoder_prefix(len(x_prev), condition)
@@ -196,7 +196,7 @@ class Denoiser(nn.Module, Decodable):
 
     def encode(
         self, x_t: Tokens | None, condition: Condition | None
-    ) -> tuple[Sequence | None, Present]:
+    ) -> tuple[Vectors | None, Present]:
         """What the decoder cross-attends to, prefix and x_t read in both directions, and which of
         its slots are there."""
         if not self.sees_x_t:
@@ -257,7 +257,7 @@ class Denoiser(nn.Module, Decodable):
 
     def _inputs(
         self, x_prev: Tokens, at: Int[Tensor, "b s"], state: "Decoding"
-    ) -> tuple[Sequence, Int[Tensor, "b s"]]:
+    ) -> tuple[Vectors, Int[Tensor, "b s"]]:
         """What the decoder reads at positions `at`, and its slots for them."""
         before = x_prev.gather(1, (at - 1).clamp(min=0))
         x = torch.where(at[..., None] == 0, state.first, self.tokens(before))
@@ -322,12 +322,12 @@ class Denoiser(nn.Module, Decodable):
         assert condition is not None  # a denoiser with a map is always given tokens, maybe `ABSENT`
         return split_condition(condition, self.config.conditions)["map"] - ABSENT
 
-    def decoder_prefix(self, batch: int, condition: Condition | None) -> tuple[Sequence, Present]:
+    def decoder_prefix(self, batch: int, condition: Condition | None) -> tuple[Vectors, Present]:
         return self.prefix(batch, None if self.sees_x_t else self._checked(condition))
 
     def _memory_of_each(
         self, x_t: Tokens, condition: Condition | None
-    ) -> tuple[Sequence | None, Present]:
+    ) -> tuple[Vectors | None, Present]:
         if not self.sees_x_t:
             return None, None
         images = one_by_one(x_t)
@@ -370,7 +370,7 @@ class Decoding:
     """One scale being decoded: caches, the first input, a vector for each place, and x_t."""
 
     cache: list[LayerCache]
-    first: Sequence
+    first: Vectors
     positions: Float[Tensor, "b n c"]
     x_t: Tokens
 
@@ -386,7 +386,7 @@ class Start(nn.Module):
 
     def forward(
         self, batch: int, condition: None = None, t: int | None = None
-    ) -> tuple[Sequence, Present]:
+    ) -> tuple[Vectors, Present]:
         """The vectors, and which of them are there."""
         vector = self.vector if t is None or self.vector.ndim == 1 else self.vector[t - 2]
         return repeat(vector, "c -> b 1 c", b=batch), None
@@ -413,7 +413,7 @@ class Prefix(Start):
 
     def forward(
         self, batch: int, condition: Int[Tensor, "b m"] | None = None, t: int | None = None
-    ) -> tuple[Sequence, Present]:
+    ) -> tuple[Vectors, Present]:
         start, _ = super().forward(batch, t=t)
         if condition is None or not self.shapes:
             return start, None

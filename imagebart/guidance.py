@@ -219,13 +219,21 @@ def class_of_seed(model: ImageBART, seed: int) -> int:
 
 def guidance_of(model: ImageBART, guidance: float | Sequence[float] | None) -> dict[int, float]:
     """{t: guidance}, the model's own for None; ValueError where the model cannot be guided."""
-    guidance = model.guidance if guidance is None else guidance
-    scales = checked_guidance(guidance, model.T)
-    if any(scale != 1 for scale in scales) and not (model.conditions and model.condition_dropout):
+    scales = guidance_by_scale(model, guidance)
+    guided = any(scale != 1 for scale in scales.values())
+    if guided and not (model.conditions and model.condition_dropout):
         raise ValueError(
             "guidance must be 1 for a model that was trained without condition dropout, "
-            f"got {guidance}"
+            f"got {model.guidance if guidance is None else guidance}"
         )
+    return scales
+
+
+def guidance_by_scale(
+    model: ImageBART, guidance: float | Sequence[float] | None
+) -> dict[int, float]:
+    """{t: guidance}, the model's own for None."""
+    scales = checked_guidance(model.guidance if guidance is None else guidance, model.T)
     return dict(zip(range(2, model.T + 1), scales, strict=True))
 
 
@@ -241,7 +249,7 @@ def checked_guidance(guidance: float | Sequence[float], T: int) -> list[float]:
 def per_scale(value, T: int, name: str) -> list:
     """One value for every scale t = 2 .. T."""
     value = to_builtin(value, str)
-    values = list(value) if is_several(value) else [value] * (T - 1)
+    values = [to_builtin(v, str) for v in value] if is_several(value) else [value] * (T - 1)
     if len(values) != T - 1:
         raise ValueError(f"{name} must be one number, or {T - 1} for t = 2 to {T}, got {value}")
     return values

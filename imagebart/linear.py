@@ -29,14 +29,17 @@ PRECISIONS = precisions()
 class Linear(nn.Linear):
     """y = x Wᵀ + b; as `nn.Linear`, and faster on a CPU without gradients.
 
-    New weights are noticed, by whatever way they come but one: writing through `weight.data`, which
-    hides from PyTorch's own count of changes, needs a call of `forget` afterwards.
+    New weights are noticed: those of an optimiser by its forward passes, others by PyTorch's own
+    count of changes. Writing through `weight.data` or `weight.numpy()` hides from that count, and
+    needs a call of `forget` afterwards.
     """
 
     _ready: tuple[Tensor, int, Tensor] | None = None
     """The weights that were made ready, their version, and the result."""
 
     def forward(self, x: Float[Tensor, "*b c_in"]) -> Float[Tensor, "*b c_out"]:
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            self.forget()  # the optimisers that are fused do not count their changes
         if not self.serves(x):
             return F.linear(x, self.weight, self.bias)
         return product(x, self.ready(), self.bias)

@@ -93,10 +93,11 @@ class ImageBART(nn.Module):
         require_names_fit(names or {}, denoisers[2].config.conditions)
         if draws_class and "class" not in denoisers[2].config.conditions:
             raise ValueError("draws_class must be false for a model without classes, got true")
-        checked_guidance(guidance, diffusion.T)
+        scales = checked_guidance(guidance, diffusion.T)
         self.vqgan, self.diffusion = vqgan, diffusion
         self.names = {name: tuple((names or {}).get(name, ())) for name in CONDITIONS}
-        self.guidance, self.draws_class = guidance, draws_class
+        self.guidance = scales if len(set(scales)) > 1 else scales[0]
+        self.draws_class = draws_class
         self._scales = nn.ModuleDict({str(t): denoisers[t] for t in sorted(denoisers)})
         self.eval().requires_grad_(False)
 
@@ -509,7 +510,7 @@ def require_output(output_type: str) -> None:
 def require_tokens(tokens: Tensor, K: int) -> None:
     """ValueError unless these are (b, h, w), at least one, whole numbers in [0, K)."""
     if tokens.ndim != 3 or tokens.numel() == 0:
-        raise ValueError(f"tokens must be (b, h, w), got shape {tuple(tokens.shape)}")
+        raise ValueError(f"tokens must be (b, h, w), at least one, got {tuple(tokens.shape)}")
     if tokens.is_floating_point() or tokens.dtype == torch.bool:
         raise ValueError(f"tokens must be whole numbers, got {tokens.dtype}")
     low, high = int(tokens.min()), int(tokens.max())

@@ -343,7 +343,7 @@ def with_options(function: Function) -> Function:
         )
         for name, (kind, option) in rows(table).items()
     ]
-    known = {parameter.name: None for parameter in (*written, *shown)}
+    known = [one.name for one in (*written, *shown) if one.name != "self"]
 
     @wraps(function)
     def checked(*args, **given):

@@ -61,6 +61,12 @@ class ScaleRecipe:
     repeated: dict[str, int] = field(default_factory=dict)
     """How often an epoch has the images whose text has a word: rare things are learned sooner."""
 
+    def lasting(self, steps: int) -> "ScaleRecipe":
+        """The same recipe in other many steps: the warm-up is as large a part of them."""
+        return replace(
+            self, steps=steps, warmup_steps=round(self.warmup_steps * steps / self.steps)
+        )
+
     def at_rate(self, learning_rate: float) -> "ScaleRecipe":
         """The same recipe at another learning rate, Muon's in proportion."""
         muon = self.muon * learning_rate / self.learning_rate

@@ -31,7 +31,7 @@ TOGETHER = 16, 8, 4, 2
 """So many tiles go through a layer at once where that changes no bit: a CPU then fetches a layer's
 weights once and not once a tile."""
 
-Sequence = Float[Tensor, "b s c"]
+Vectors = Float[Tensor, "b s c"]
 Memory = Float[Tensor, "b m c"]
 Heads = Float[Tensor, "b s heads d"]
 Keys = Float[Tensor, "b key heads d"]
@@ -90,10 +90,10 @@ class SelfAttention(Attention):
 
     def forward(
         self,
-        x: Sequence,
+        x: Vectors,
         visible: Bool[Tensor, "*b #s s"] | None = None,
         turns: Rotation | None = None,
-    ) -> Sequence:
+    ) -> Vectors:
         q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b s h d", three=3, h=self.heads)
         q, k = self.queries(q, turns), self.keys(k, turns)
         a = attend_all(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), visible)
@@ -122,12 +122,12 @@ class CrossAttention(Attention):
 
     def forward(
         self,
-        x: Sequence,
+        x: Vectors,
         memory: Memory,
         visible: Bool[Tensor, "b 1 1 m"] | None,
         turns: Rotation | None = None,
         memory_turns: Rotation | None = None,
-    ) -> Sequence:
+    ) -> Vectors:
         q = rearrange(self.q(x), "b s (h d) -> b s h d", h=self.heads)
         k, v = rearrange(self.kv(memory), "b s (two h d) -> two b s h d", two=2, h=self.heads)
         q, k = self.queries(q, turns), self.keys(k, memory_turns)
@@ -157,7 +157,7 @@ class MLP(nn.Module):
         self.up = Linear(width, 4 * width)
         self.down = Linear(4 * width, width)
 
-    def forward(self, x: Sequence) -> Sequence:
+    def forward(self, x: Vectors) -> Vectors:
         return self.down(F.gelu(self.up(x)))
 
     def step(self, rows: Rows, tile: int) -> Rows:
@@ -173,8 +173,8 @@ class EncoderBlock(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(shape.width), MLP(shape.width)
 
     def forward(
-        self, x: Sequence, visible: Bool[Tensor, "b 1 1 s"] | None, turns: Rotation | None
-    ) -> Sequence:
+        self, x: Vectors, visible: Bool[Tensor, "b 1 1 s"] | None, turns: Rotation | None
+    ) -> Vectors:
         x = x + self.attention(self.norm1(x), visible, turns)
         return x + self.mlp(self.norm2(x))
 
@@ -192,13 +192,13 @@ class DecoderBlock(nn.Module):
 
     def forward(
         self,
-        x: Sequence,
+        x: Vectors,
         visible: Bool[Tensor, "*b s s"],
         memory: Memory | None,
         memory_visible: Bool[Tensor, "b 1 1 m"] | None,
         turns: Rotation | None,
         memory_turns: Rotation | None,
-    ) -> Sequence:
+    ) -> Vectors:
         x = x + self.attention(self.norm1(x), visible, turns)
         if self.crosses:
             x = x + self.cross(self.norm_cross(x), memory, memory_visible, turns, memory_turns)
@@ -238,7 +238,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(shape.width)
         self.register_buffer("turns", turns_of(places, shape.head_width), persistent=False)
 
-    def forward(self, x: Sequence, present: Present = None) -> Sequence:
+    def forward(self, x: Vectors, present: Present = None) -> Vectors:
         visible = seen_by_all(present)
         for block in self.blocks:
             x = block(x, visible, self.turns)
@@ -277,11 +277,11 @@ class Decoder(nn.Module):
 
     def forward(
         self,
-        x: Sequence,
+        x: Vectors,
         memory: Memory | None = None,
         memory_present: Present = None,
         prefix_present: Present = None,
-    ) -> Sequence:
+    ) -> Vectors:
         visible = causal(x.shape[1], self.prefix, x.device)
         if prefix_present is not None:
             there = F.pad(prefix_present, (0, x.shape[1] - self.prefix), value=True)
@@ -315,7 +315,7 @@ class Decoder(nn.Module):
             for block in self.blocks
         ]
 
-    def step(self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]) -> Sequence:
+    def step(self, x: Vectors, slots: Int[Tensor, "b s"], cache: list["LayerCache"]) -> Vectors:
         """The outputs at `slots` (b, s) of each row, given their inputs; the cache knows the rest.
 
         Slots may differ from row to row. A slot sees those before it and the prefix, so whatever
@@ -325,13 +325,13 @@ class Decoder(nn.Module):
         rows = last.step(rows, cache[-1], window)
         return window.from_rows(self.norm(rows))
 
-    def read(self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]) -> None:
+    def read(self, x: Vectors, slots: Int[Tensor, "b s"], cache: list["LayerCache"]) -> None:
         """As `step`, for slots whose outputs nobody wants: later slots will see them."""
         rows, last, window = self._below_the_last(x, slots, cache)
         last.read(rows, cache[-1], window)
 
     def _below_the_last(
-        self, x: Sequence, slots: Int[Tensor, "b s"], cache: list["LayerCache"]
+        self, x: Vectors, slots: Int[Tensor, "b s"], cache: list["LayerCache"]
     ) -> tuple[Rows, DecoderBlock, "Window"]:
         """What enters the last block, that block, and the slots."""
         first = cache[0]
@@ -401,12 +401,12 @@ class Window:
         self.visible = as_bias(visible, dtype)
         self.padding = -self.batch * self.length % tile
 
-    def to_rows(self, x: Sequence) -> Rows:
+    def to_rows(self, x: Vectors) -> Rows:
         """(b, s, c) → (b·s, c), filled up to whole tiles."""
         rows = x.flatten(0, 1)
         return F.pad(rows, (0, 0, 0, self.padding)) if self.padding else rows
 
-    def from_rows(self, rows: Rows) -> Sequence:
+    def from_rows(self, rows: Rows) -> Vectors:
         return rows[: self.batch * self.length].unflatten(0, (self.batch, self.length))
 
     def heads(self, rows: Rows, parts: int, heads: int) -> tuple[Heads, ...]:
@@ -439,7 +439,7 @@ def attend_all(
 
 def attend(
     q: Heads, k: Keys, v: Keys, visible: Float[Tensor, "b 1 #s key"] | None, tile: int
-) -> Sequence:
+) -> Vectors:
     """softmax(q kᵀ / √d + visible) v, `tile` queries at a time: each meets products of one shape.
 
     A matter of CPUs in float32; a GPU takes all queries at once.

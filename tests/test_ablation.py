@@ -52,13 +52,16 @@ def test_differences_are_taken_seed_by_seed(tmp_path, monkeypatch):
         called.append(" ".join(map(str, [name, *options])))
         if name != "train/scale.py":
             return
-        given, out = dict(zip(options[::2], options[1::2], strict=True)), options[-1]
+        given = dict(zip(options[::2], options[1::2], strict=True))
+        out = given["--out"]
         rotary = given["--preset"] == "mini-5-rotary"
         nats = 2 + given["--seed"] - 0.1 * rotary
-        rows = [{"held_out": 9.0}, {"loss": 5.0}, {"held_out": nats}]
+        last = {"step": given["--steps"]}
+        rows = [{"step": 1, "held_out": 9.0}, last | {"loss": 5.0}, last | {"held_out": nats}]
         log = out / "checkpoints" / "scale_3" / "metrics.jsonl"
         log.parent.mkdir(parents=True)
         log.write_text("\n".join(map(json.dumps, rows)) + "\n")
+        log.with_name(f"step_{given['--steps']}.pt").touch()
         save_tensors({"a": torch.zeros(1)}, out / "scale_3.safetensors")
         write_json({}, out / "config.json")
 
@@ -69,9 +72,8 @@ def test_differences_are_taken_seed_by_seed(tmp_path, monkeypatch):
     report = ablation.main(config)
     trained = [line for line in called if line.startswith("train/scale.py")]
     assert len(trained) == 8 * 3
-    assert trained[0].startswith(
-        "train/scale.py --preset mini-5 --t 3 --seed 0 --steps 90 --tokens"
-    )
+    assert trained[0].startswith("train/scale.py --preset mini-5 --seed 0 --tokens")
+    assert trained[0].endswith("--steps 90 --t 3")
     rows = {row["preset"]: row for row in report["rows"]}
     assert rows["mini-5"]["seeds"] == [2, 3, 4] and rows["mini-5"]["nats"]["value"] == 3
     half = 4.302653 / 3**0.5  # Student's t, two degrees of freedom

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import blind
@@ -306,32 +307,47 @@ def test_edits_keep_what_is_not_repainted(tiny):
         assert not at.any()
 
 
-def test_a_blind_look_is_scored(folder):
+def test_a_blind_look_is_scored(folder, tmp_path):
     scores = blind.score("Rs Sr", "rsrs")
     assert {**scores, "right": 2, "sure": 2, "sure_and_right": 1, "right_share": 0.5} == scores
     assert blind.score("sssr", "ssss" + "")["right_by_chance"] == 0.75  # whatever the order
-    answers = blind.order(4, 0).upper()
-    report = blind.main(blind.Config(model=str(folder), n=4, answers=answers, device="cpu"))
-    assert report["right"] == report["sure_and_right"] == 4 and "date" in report
+    sheet = blind.Config(model=str(folder), n=4, picture=tmp_path / "s.png", device="cpu")
+    answered = replace(sheet, answers=blind.order(4, 0).upper())
+    with pytest.raises(ValueError, match=r"s\.json must lie beside the sheet, got none"):
+        blind.main(answered)
+    blind.main(sheet)
+    drawn, report = read_json(tmp_path / "s.json"), blind.main(answered)
+    assert report["right"] == report["sure_and_right"] == 4
+    assert {name: report[name] for name in ("commit", "models", "date")}.items() <= drawn.items()
+    assert report["options"]["answers"] == answered.answers
+    with pytest.raises(ValueError, match="must be of this sheet, got another seed"):
+        blind.main(replace(answered, seed=1))
     assert 0.3 < report["right_by_chance"] < 0.7
     with pytest.raises(ValueError, match="answers must be 4 letters of r, s, R, S, got 'rs'"):
         blind.score("rs", "rsrs")
     with pytest.raises(ValueError, match="n must be even and at least 2, got 3"):
         blind.main(blind.Config(n=3))
+    with pytest.raises(ValueError, match="picture must be given"):
+        blind.main(blind.Config(n=4))
 
 
 # ── how a script runs ─────────────────────────────────────────────────────────────────────────
 
 
 def test_a_script_says_and_writes_its_report(monkeypatch, capsys, tmp_path):
-    out = tmp_path / "blind.json"
-    monkeypatch.setattr("sys.argv", ["blind.py", "--n", "2", "--answers", "RS", "--out", str(out)])
-    reporting.run(blind.main, blind.Config, "A blind look.", blind.summary)
-    assert capsys.readouterr().out.startswith("{'right': ")
+    given, out = ["--n", "2", "--picture", str(tmp_path / "sheet.png")], tmp_path / "blind.json"
+
+    def ran(*options, **how) -> str:
+        monkeypatch.setattr("sys.argv", ["blind.py", *given, *options])
+        reporting.run(blind.main, blind.Config, "A blind look.", **how)
+        return capsys.readouterr().out
+
+    ran()
+    there = {*tmp_path.iterdir()}
+    assert ran("--answers", "RS", "--out", str(out), summary=blind.summary).startswith("{'right': ")
     assert read_json(out)["n"] == 2
-    monkeypatch.setattr("sys.argv", ["blind.py", "--n", "2", "--answers", "RS"])
-    reporting.run(blind.main, blind.Config, "A blind look.")  # nowhere to write, nothing to say
-    assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == [out]
+    assert ran("--answers", "RS") == ""  # nowhere to write, nothing to say
+    assert {*tmp_path.iterdir()} == {*there, out}
 
 
 def test_a_bad_option_ends_a_script_as_a_sentence(monkeypatch, tmp_path):

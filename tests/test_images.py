@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from imagebart.data.images import fit, read_image, to_pil, to_rgb, to_tensor
+from imagebart.data.images import as_given, fit, read_image, to_pil, to_rgb, to_tensor
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -93,6 +93,9 @@ def test_16_bits_read_alike_from_a_file(tmp_path):
         assert [p[0] for p in np.asarray(read_image(tmp_path / name))[0]] == [0, 1, 128, 255]
     grey16(*values).save(tmp_path / "a.png", transparency=257)
     assert [p[0] for p in np.asarray(read_image(tmp_path / "a.png"))[0]] == [0, 255, 128, 255]
+    with Image.open(tmp_path / "a.png") as image:
+        own = as_given(image)
+    assert own.mode == "RGBA" and np.asarray(own)[0, :, 3].tolist() == [255, 0, 255, 255]
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "avif"])
@@ -120,14 +123,14 @@ def test_broken_exif_turns_nothing(tmp_path, exif):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
-def test_of_an_animation_the_first_frame_counts(tmp_path, suffix):
+def test_of_an_animation_the_frame_counts_where_it_stands(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 0, 255), (0, 255, 0))]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, lossless=True)
     with Image.open(path) as image:
         assert image.n_frames == 3
         image.seek(2)
-        assert to_rgb(image).getpixel((4, 4)) == RED
+        assert to_rgb(image).getpixel((4, 4)) == (0, 255, 0) and image.tell() == 2
     assert read_image(path).getpixel((4, 4)) == RED
 
 

@@ -54,8 +54,15 @@ def step_of_training(layer, x):
     optimiser.step()
 
 
+def fused_step(layer, x):
+    optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    layer(x).square().mean().backward()
+    optimiser.step()
+
+
 CHANGES = {
     "a step of training": step_of_training,
+    "a step of a fused optimiser": fused_step,
     "weights are loaded": lambda layer, x: layer.load_state_dict(Linear(24, 40).state_dict()),
     "weights are put in place": lambda layer, x: layer.load_state_dict(
         Linear(24, 40).state_dict(), assign=True

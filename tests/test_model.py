@@ -662,6 +662,8 @@ def test_guidance_that_no_sample_can_have_is_refused_at_once(conditional, guidan
     with pytest.raises(ValueError, match=says):
         ImageBART(*parts, guidance=guidance)
     assert ImageBART(*parts, guidance=[1.0, 2.0, 0.0]).guidance == [1.0, 2.0, 0.0]
+    for given in (np.float32(2), torch.tensor(2.0), np.full(3, 2.0), [np.float32(2)] * 3):
+        assert json.dumps(ImageBART(*parts, guidance=given).guidance) == "2.0"
 
 
 def test_the_parts_of_a_model_are_the_callers_own_and_no_longer_learn(make_vqgan, make_denoiser):

@@ -165,10 +165,10 @@ WRONG = {
     "inpaint() got 'promt': did you mean 'prompt'?": lambda m: m.inpaint(IMAGE, MASK, promt="x"),
     "complete() got 'kep': did you mean 'keep'?": lambda m: m.complete(IMAGE, kep="left"),
     "outpaint() got 'lft': did you mean 'left'?": lambda m: m.outpaint(IMAGE, lft=8),
-    "outpaint() got 'context', it takes self, image, num_images, ": (  # there it is `overlap`
+    "outpaint() got 'context', it takes image, num_images, ": (  # there it is `overlap`
         lambda m: m.outpaint(IMAGE, left=8, context=1)
     ),
-    "reimagine() got 'top_k', it takes self, image, num_images, ": (
+    "reimagine() got 'top_k', it takes image, num_images, ": (
         lambda m: m.reimagine(IMAGE, top_k=8)
     ),
     "panorama() got 'prompt': did you mean 'prompts'?": lambda m: m.panorama(64, prompt="x"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import seams
 import torch
+from conftest import new_model
 
 from imagebart import ImageBART
 from imagebart.conditions import text_tokens
@@ -219,6 +220,13 @@ def test_numbers_may_be_numpys(asking):
 def test_what_cannot_be_drawn_is_refused_in_a_sentence(asking, options, message):
     with pytest.raises(ValueError, match=message):
         tokens(asking, options.pop("width"), **options)
+
+
+def test_a_panorama_has_no_map_for_a_model_that_needs_one():
+    with pytest.raises(ValueError, match="a panorama takes no map, and this model was trained to"):
+        tokens(new_model(conditions={"map": 5}), 64)
+    with pytest.raises(TypeError, match="got 'semantic_map', it takes width, height, "):
+        new_model().panorama(64, semantic_map=np.zeros((4, 4), int))
 
 
 @pytest.mark.parametrize("seed", [[0], "a", None, True])

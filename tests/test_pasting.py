@@ -200,6 +200,20 @@ def test_a_border_is_softened_inside_the_mask():
     soft = softened(marked, 3)[0, 0, 5]
     assert soft[14:22].tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
     assert torch.equal(softened(marked, 0), marked.float())
+    assert not softened(torch.zeros_like(marked), 3).any()
+
+
+@pytest.mark.parametrize("place", [(0, 0), (12, 9), (26, 20)])
+@pytest.mark.parametrize("width", [1, 2, 9])
+def test_a_small_mask_is_softened_as_in_the_whole_picture(place, width):
+    marked = torch.zeros(1, 1, 32, 26, dtype=torch.bool)
+    y, x = place
+    marked[:, :, y : y + 6, x : x + 6] = True
+    inner, depth = marked.float(), marked.float()
+    for _ in range(width):
+        inner = -F.max_pool2d(-inner, 3, 1, 1)
+        depth += inner
+    assert torch.equal(softened(marked, width), depth / (width + 1))
 
 
 @given(st.integers(8, 30), st.integers(8, 30), st.tuples(*[st.integers(0, 40)] * 4))
@@ -234,3 +248,12 @@ def test_a_known_place_is_found_in_both_directions():
 @pytest.mark.parametrize("size", [(8, 8), (8, 16)])
 def test_nothing_to_do_needs_no_window(size):
     assert list(outward(np.ones((16, 16), bool), size)) == []
+
+
+@pytest.mark.parametrize(("known", "size"), [((1, 1), (8, 8)), ((8, 8), (8, 64))])
+def test_a_window_needs_four_known_pixels(known, size):
+    """Half of one is no step outwards."""
+    (h, w), around = known, np.zeros((16, 16), bool)
+    around[:h, :w] = True
+    with pytest.raises(ValueError, match=f"must hold 2×2 pixels.*, got {h}×{w} pixels"):
+        list(outward(around, size))

@@ -71,6 +71,14 @@ def test_other_words_change_it_and_the_seed_decides(conditional):
         assert torch.equal(last(conditional, x_1, seed=5 + i, **how)[0], several[i])
 
 
+def test_guidance_between_two_classes_needs_no_condition_dropout():
+    model, x_1 = new_model(conditions={"class": 3}), tokens()
+    one = last(model, x_1, classes=1, source_classes=2, guidance=1.0, seed=3)
+    more = last(model, x_1, classes=1, source_classes=2, guidance=8.0, seed=3)
+    assert not torch.equal(one, more)
+    assert torch.equal(last(model, x_1, classes=2, source_classes=2, guidance=8.0), x_1)
+
+
 def test_each_image_has_its_own_words(conditional):
     x_1, prompts, seeds = tokens(), [TEXT, None, TEXT], [3, 3, 3]
     got = last(conditional, x_1, 3, seed=seeds, prompt=prompts, source_prompt=[None, None, TEXT])

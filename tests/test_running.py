@@ -3,8 +3,8 @@
 import math
 import os
 import signal
+from dataclasses import make_dataclass
 from functools import partialmethod
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,19 +20,24 @@ from imagebart.distributed import Ranks
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
+def settings(**values):
+    """A dataclass of these values, as a script's `Config` and a recipe are."""
+    return make_dataclass("Settings", values)(**values)
+
+
 class Toy:
     """A network whose one weight is the number of its steps, and the run that makes them."""
 
     def __init__(self, folder, steps: int = 6, ranks: Ranks = ALONE, **options):
         given = dict(preset="toy", seed=0, save_every=2, look_every=4, override=False)
-        config = SimpleNamespace(**given, timeout=600, tensorboard=False)
-        recipe = SimpleNamespace(steps=steps, batch=1, learning_rate=0.1, precision="fp32")
+        config = settings(**given, timeout=600, tensorboard=False)
+        recipe = settings(steps=steps, batch=1, learning_rate=0.1, precision="fp32")
         self.network = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.network.weight)
         self.made, self.checkpoints = [], Checkpoints(folder)
         parts, learned = {"network": self.network}, [*self.network.parameters()]
         kept = must_stay(config, recipe)
-        saves = self.checkpoints, parts, learned, kept, self.publish
+        saves = self.checkpoints, parts, learned, kept, {}, self.publish
         self.published = []
         self.run = TrainingRun(config, recipe, ranks, folder, *saves, **options)
 
@@ -75,8 +80,10 @@ def test_a_run_goes_on_after_its_checkpoint(tmp_path):
     third = Toy(tmp_path)
     third.learn()
     assert not third.made and third.checkpoints.newest() == 6
+    before = (tmp_path / "run.json").read_bytes()
     with pytest.raises(ValueError, match="must keep its steps 6, got steps 7"):
         Toy(tmp_path, steps=7).learn()
+    assert (tmp_path / "run.json").read_bytes() == before  # it says what the checkpoint was made by
 
 
 def test_the_models_files_are_never_older_than_the_checkpoint(tmp_path):

@@ -1,5 +1,7 @@
 """Data sets are opened by name; each has its splits."""
 
+import gc
+import os
 import pickle
 import shutil
 
@@ -42,6 +44,16 @@ def test_a_scene_that_is_kept_is_painted_once(tmp_path, monkeypatch):
         assert np.array_equal(item["map"], new[2]["map"])
         item["map"][:] = 0  # its own
     assert torch.equal(kept[0]["image"], new[0]["image"])  # one that is not there yet
+
+
+def test_kept_scenes_close_their_file(tmp_path):
+    gone = pickle.loads(pickle.dumps(Painted(tmp_path, "train", 2, 16, 16)))
+    file = gone._file
+    os.fstat(file)
+    del gone
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file)
 
 
 def test_half_a_scene_is_none(tmp_path):

@@ -1,6 +1,7 @@
 """eval/trend.py: the rows of table 3 are at equal parameters, and are compared over seeds."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,14 @@ def test_chains_of_all_lengths_have_equal_parameters_and_steps():
     assert max(totals) < 1.05 * min(totals) and len(steps) == 1
 
 
+def made(model: Path, *options) -> None:
+    """The checkpoint of a scale that was trained to its end."""
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    folder = model / "checkpoints" / f"scale_{given.get('--t', 'joint')}"
+    folder.mkdir(parents=True)
+    (folder / f"step_{given['--steps']}.pt").touch()
+
+
 @pytest.fixture
 def scripts(monkeypatch) -> list[str]:
     """Scripts that are not run: a chain's figures follow from its T and its training seed."""
@@ -37,6 +46,7 @@ def scripts(monkeypatch) -> list[str]:
         if name == "train/scale.py":
             save_tensors({"a": torch.zeros(1)}, out / "scale_2.safetensors")
             write_json({}, out / "config.json")
+            made(out, *options)
         if name.startswith("eval/"):
             chain, seed = out.parent.name.split("-seed")
             value = 20 - find_preset(chain).T + 0.1 * int(seed) + 5 * chain.endswith("joint")
@@ -54,7 +64,7 @@ def test_every_length_is_trained_by_several_seeds_and_compared_with_t_2(scripts,
     trained = [line for line in scripts if line.startswith("train/scale.py")]
     assert len(trained) == 3 * 1 + 3 * 2
     assert trained[-1].startswith(f"train/scale.py --preset mini-3 --seed 2 --tokens {tmp_path}/")
-    assert trained[-1].endswith("mini-3-seed2 --t 3")
+    assert trained[-1].endswith("mini-3-seed2 --steps 1500 --t 3")
     plain, longer = report["rows"]
     assert plain["probe_fid"]["value"] == pytest.approx(18.1)
     half = 4.302653 * np.std([18, 18.1, 18.2], ddof=1) / 3**0.5  # Student's t, two degrees

@@ -161,9 +161,11 @@ def test_rows_are_of_the_code_and_not_of_its_commit(folder, tmp_path, monkeypatc
         pytest.skip("no checkout")
     Run(config, [folder]).rows("some", 2, columns).put([0, 1], x=[1.0, 2.0])
     now = records.commit()
-    monkeypatch.setattr(records, "commit", lambda: now | {"id": "another", "changed": ["x.py"]})
+    monkeypatch.setattr(
+        records, "commit", lambda code: now | {"id": "another", "changed": ["x.py"]}
+    )
     assert Run(config, [folder]).rows("some", 2, columns)["x"].sum() == 3
-    monkeypatch.setattr(records, "commit", lambda: now | {"sha256": "another"})
+    monkeypatch.setattr(records, "commit", lambda code: now | {"sha256": "another"})
     with pytest.raises(ValueError, match="must hold this run's rows, got those of other code"):
         Run(config, [folder]).rows("some", 2, columns)
 
@@ -178,6 +180,10 @@ def test_the_code_is_known_by_its_contents(tmp_path, monkeypatch):
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)
     found = [records.commit()["sha256"]]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.py").write_text("a = 1")
+    assert records.commit()["sha256"] == found[0]
+    assert records.commit(records.TRAINING_CODE)["sha256"] != found[0]
     (tmp_path / "README.md").write_text("after")
     assert records.commit()["sha256"] == found[0]
     for content in ("a = 2", "a = 3"):
@@ -204,6 +210,11 @@ def test_rows_of_another_model_are_refused_and_rows_go_with_the_record(folder, t
     config = Config(tmp_path / "a.json")
     Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)}).put([0, 1], x=[1.0, 2.0])
     assert Run(config, [folder]).rows("some", 2, {"x": ("f8", 1)})["x"].sum() == 3
+    for name in ("so-me", "so_me"):  # alike in a file's name, and others
+        assert not Run(config, [folder]).rows(name, 2, {"x": ("f8", 1)}).table["done"].any()
+        Run(config, [folder]).rows(name, 2, {"x": ("f8", 1)}).put([0, 1], x=[1.0, 2.0])
+    with pytest.raises(ValueError, match="got those of other versions: delete"):
+        Run(config, [folder], packages=("torch", "pytest")).rows("some", 2, {"x": ("f8", 1)})
     for entries, other in (({"guidance": 2.0}, "guidance"), ({"T": 3}, "models, guidance")):
         write_json(entries, folder / "config.json")
         said = f"must hold this run's rows, got those of other {other}: delete"

@@ -26,7 +26,8 @@ class Usage:
 
     def note(self, code: Tensor, finite: Tensor) -> None:
         """A batch used these codes, if its gradients were finite."""
-        self.counts += finite * torch.bincount(code.flatten(), minlength=len(self.counts))
+        each = finite.to(self.counts.dtype).expand(code.numel())
+        self.counts.index_add_(0, code.flatten(), each)  # bincount would wait for a GPU
 
     def total(self) -> Tensor:
         return distributed.total(self.counts, self.ranks)

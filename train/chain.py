@@ -32,6 +32,8 @@ from imagebart.presets import find_preset
 
 RESTARTS = 3
 """Times that a scale is started again."""
+LEAST_STEPS = 20
+"""Between two reports that say how fast it is: a joint network reports several in a row."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ def row_of_scale(config: Config, scale: Scale, steps: int, batch: int) -> tuple[
     rows = reports(config, scale.t)
     losses = [row for row in rows if row.get("loss") is not None]
     held_out = [row["held_out"] for row in rows if row.get("held_out") is not None]
-    rate = 0.0  # steps a second, between the last two reports of one process
-    if len(losses) > 1 and (seconds := losses[-1]["seconds"] - losses[-2]["seconds"]) > 0:
-        rate = (losses[-1]["step"] - losses[-2]["step"]) / seconds
+    rate = 0.0  # steps a second, since a report of the same process that is some steps older
+    older = [row for row in losses if row["step"] + LEAST_STEPS <= losses[-1]["step"]]
+    if older and (seconds := losses[-1]["seconds"] - older[-1]["seconds"]) > 0:
+        rate = (losses[-1]["step"] - older[-1]["step"]) / seconds
     done = steps_of(rows)
     return (
         f"{done:,} / {steps:,}",

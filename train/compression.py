@@ -39,7 +39,6 @@ from training import (
     read_options,
     report,
     say,
-    write_run,
 )
 
 from imagebart import distributed
@@ -125,27 +124,27 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     both = Adversaries(vqgan, recipe, ranks, by_known, at_once)
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
-    kept = must_stay(config, recipe, perceptual=recipe.perceptual, train=config.train)
+    data = distributed.by_main(train.digest, ranks)
+    kept = must_stay(config, recipe, perceptual=recipe.perceptual, train=config.train, data=data)
+    machine = machine_of(ranks, recipe.precision, at_once)
     if ranks.is_main:
-        kept["data"] = train.digest()
         remove_drafts(config.out)
         remove_drafts(config.out / "checkpoints")
-        machine = machine_of(ranks, recipe.precision, at_once)
-        write_run(config.out, config, recipe, kept, machine)
     checkpoints, saved = Checkpoints(config.out / "checkpoints"), copy.deepcopy(vqgan).cpu()
 
     def publish(state: dict) -> None:
         saved.load_state_dict(state["ema"]["average"])
         save_vqgan(saved, config.out)
 
-    parts, learned = both.parts(), both.learned()
-    run = TrainingRun(config, recipe, ranks, config.out, checkpoints, parts, learned, kept, publish)
+    saves = checkpoints, both.parts(), both.learned(), kept, machine, publish
+    run = TrainingRun(config, recipe, ranks, config.out, *saves)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
     with run:
         images = Following(images_from)
         for step in run.steps():
-            image = images.at(step).to(ranks.device, memory_format=torch.channels_last)
+            image = distributed.sent(images.at(step), ranks.device)
+            image = image.to(memory_format=torch.channels_last)
             quantised = tokens_held or step >= recipe.quantise_start
             how: bool | torch.Tensor = quantised
             if by_known:

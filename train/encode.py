@@ -3,10 +3,11 @@
     python train/encode.py --vqgan runs/scenery/vqgan --data scenery --out runs/scenery/tokens
     torchrun --standalone --nproc-per-node gpu train/encode.py --vqgan …
 
-The codebook is shrunk to the entries that held-out images use; every other entry is mapped to a
-random used one by a table drawn once. OUT holds the shrunk `vqgan/` and a token file each for
-`train/` and `validation/`. The same command again goes on with what is not there yet. Several ranks
-encode their parts of every batch, and the first one writes.
+The codebook is shrunk to the entries in use: by the held-out images and by as many of the training
+split, evenly spread; every other entry is mapped to a random used one by a table drawn once. OUT
+holds the shrunk `vqgan/` and a token file each for `train/` and `validation/`. The same command
+again goes on with what is not there yet. Several ranks encode their parts of every batch, and the
+first one writes.
 """
 
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 from tqdm import tqdm
 from training import errors_said, located
 
@@ -43,9 +44,9 @@ class Config:
     unreadable: float = UNREADABLE  # share of the images that may be replaced by others
     size: int | None = None  # pixels a side; the VQGAN's unless given
     count: int | None = None  # images of the training split; all unless given
-    validation: int = 2000  # held-out images, which decide which codes are in use
+    validation: int = 2000  # held-out images; they and as many others say which codes are in use
     flips: bool = False  # each training image mirrored too; its text's left and right change places
-    shrink: bool = True  # drop codes that held-out images do not use
+    shrink: bool = True  # drop codes that are not in use
     batch: int = 32  # images a rank
     workers: int = 2  # processes that load images, a rank
     precision: str = "bf16"
@@ -101,7 +102,9 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
     if config.shrink and not vqgan.quantiser.shrunk and not finished:
-        seen = [grid.unique() for grid, _ in code_batches(validation, "codes in use")]
+        some = Subset(train, range(0, len(train), -(-len(train) // config.validation)))
+        looked_at = ConcatDataset([validation, some])
+        seen = [grid.unique() for grid, _ in code_batches(looked_at, "codes in use")]
         used = torch.cat(seen).unique()
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
     if not finished and ranks.is_main:

@@ -91,6 +91,8 @@ class Config:
 
 def main(config: Config) -> None:
     preset, computer = find_preset(config.preset), Computer.here()
+    if config.figures < 2:
+        raise ValueError(f"figures must be at least 2, got {config.figures}")
     path = config.out / "everything.json"
     record = read_record(path, config)
 

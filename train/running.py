@@ -11,7 +11,16 @@ from saving import CHECK_EVERY, MOST_SKIPPED, Saver, Skips, are_finite, checksum
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
-from training import Log, Pace, is_reported, require_same_run, say, stop_early, versions
+from training import (
+    Log,
+    Pace,
+    is_reported,
+    require_same_run,
+    say,
+    stop_early,
+    versions,
+    write_run,
+)
 from watching import Watchdog
 
 from imagebart import distributed
@@ -41,6 +50,7 @@ class TrainingRun:
     parts: dict[str, Any]  # of a checkpoint; state_dict and its load are called on all ranks
     learned: list[Tensor]  # what must be finite, and the same on all ranks if not in shards
     must_stay: dict[str, Any]  # what the run is resumed with again
+    machine: dict[str, Any]  # where it computes
     publish: Callable[[dict[str, Any]], None]  # write the model's files from the state of `parts`
     in_a_row: int = 1  # steps that are reported one after another
     flops: tuple[int, float | None] | None = None  # of `Pace`
@@ -51,6 +61,8 @@ class TrainingRun:
         self.went_back_to: int | None = None
         self.in_shards = any(isinstance(x, DTensor) for x in self.learned)
         self.first = self.left_off()
+        if self.ranks.is_main:
+            write_run(self.folder, self.config, self.recipe, self.must_stay, self.machine)
         shown = dict(total=self.recipe.steps, initial=self.first, unit="step", mininterval=5)
         self.bar = tqdm(**shown, disable=not self.ranks.is_main)
         with ExitStack() as entered:

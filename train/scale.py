@@ -40,7 +40,6 @@ from training import (
     read_options,
     report,
     warmup_cosine,
-    write_run,
 )
 
 from imagebart import distributed
@@ -139,13 +138,12 @@ def main(config: Config, ranks: Ranks) -> None:
     folder = run_folder(config)
     parts = {"denoiser": denoiser, "ema": ema} | optimisers
     parts = {name: Whole(x, ranks) for name, x in parts.items()} if in_shards else parts
-    kept = must_stay(config, recipe, vqgan=digest)
+    data = distributed.by_main(tokens.digest, ranks)
+    kept = must_stay(config, recipe, vqgan=digest, data=data)
+    machine = machine_of(ranks, recipe.precision, at_once)
+    machine |= {"image_flops": flops[0], "peak_flops": flops[1]} if flops else {}
     if ranks.is_main:
-        kept["data"] = tokens.digest()
         remove_drafts(folder)
-        machine = machine_of(ranks, recipe.precision, at_once)
-        machine |= {"image_flops": flops[0], "peak_flops": flops[1]} if flops else {}
-        write_run(folder, config, recipe, kept, machine)
     learned = [*denoiser.parameters(), *ema.average.values()]
 
     def publish(state: dict) -> None:
@@ -157,7 +155,7 @@ def main(config: Config, ranks: Ranks) -> None:
             weights = state["ema"]["average"]
             save_scale(weights, shape, diffusion, denoiser.t, config.out, **entries)
 
-    saves = Checkpoints(folder), parts, learned, kept, publish
+    saves = Checkpoints(folder), parts, learned, kept, machine, publish
     run = TrainingRun(config, recipe, ranks, folder, *saves, in_a_row=len(scales), flops=flops)
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────
@@ -187,8 +185,8 @@ def main(config: Config, ranks: Ranks) -> None:
             if run.is_looked_at(done):
                 average = parts["ema"].state_dict()["average"]  # all ranks have a part of it
                 if ranks.is_main:
-                    averaged = Denoiser(shape, diffusion, denoiser.t).to(device)
                     with report("the held-out loss"):
+                        averaged = Denoiser(shape, diffusion, denoiser.t).to(device)
                         averaged.load_state_dict(average)
                         log_held_out(averaged, scales, held_out, run.log, done, recipe.precision)
 
@@ -288,9 +286,9 @@ def scales_of(preset: Preset, config: Config) -> list[int]:
 
 def recipe_of_scale(config: Config, preset: Preset) -> ScaleRecipe:
     """The preset's recipe, but for what is given."""
-    names = ("steps", "batch", "precision")
+    names = ("batch", "precision")
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    recipe = replace(preset.scale, **given)
+    recipe = replace(preset.scale, **given).lasting(config.steps or preset.scale.steps)
     return recipe if config.learning_rate is None else recipe.at_rate(config.learning_rate)
 
 

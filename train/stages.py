@@ -108,7 +108,8 @@ def run_stage(
         seconds = time.monotonic() - began
         if ended or seconds + before - entry["seconds"] > SAVE_SECONDS:
             entry["seconds"] = round(before + seconds, 1)
-            entry["done"] = process.returncode == 0 and not stop.requested
+            steps = Metrics(out, stage.metrics).steps()
+            entry["done"] = process.returncode == 0 and steps >= stage.steps
             save()
         metrics = Metrics(out, stage.metrics)
         steps, learned = metrics.steps(), (metrics.steps() - at_first, seconds)
@@ -118,6 +119,8 @@ def run_stage(
     if process.returncode:
         lines = output.read_text(encoding="utf-8").strip().splitlines() or ["nothing"]
         raise ValueError(f"{stage.name} must succeed, see {output}, which ends: {lines[-1]}")
+    if not entry["done"]:
+        raise ValueError(f"{stage.name} must make {stage.steps} steps, got {steps}: it was stopped")
 
 
 def begin_anew(out: Path) -> None:

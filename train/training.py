@@ -112,7 +112,7 @@ def require_same_run(left_off: dict, run: dict, folder: Path, override: bool = F
 def machine_of(ranks: distributed.Ranks, precision: str, at_once: int) -> dict[str, Any]:
     """Where a run computes, and in what; the latter is said if it is not as asked."""
     used = distributed.precision_on(ranks.device, precision)
-    if used != precision:
+    if used != precision and ranks.is_main:
         say(f"{ranks.device}: has no products in bfloat16, so everything is computed in float32")
     machine = {"ranks": ranks.world, "device": str(ranks.device)}
     return machine | {"images_at_once": at_once, "precision": used}

@@ -88,16 +88,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def as_given(image: Image.Image) -> Image.Image:
     """Any image as upright 8-bit RGB, RGBA if something in it is transparent, in its own colours.
 
-    The first frame of an animation; EXIF orientation applied; 16-bit grey scaled, not clipped;
-    palettes converted. `info` has its profile, if it is one of RGB; grey and CMYK are converted,
-    into sRGB if they have a profile. ValueError for float pixels and integers beyond 16 bits, whose
-    range is unknown, and for images without pixels.
+    An animation's frame at which it stands, the first of a file just opened; EXIF orientation
+    applied; 16-bit grey scaled, not clipped; palettes converted. `info` has its profile, if it is
+    one of RGB; grey and CMYK are converted, into sRGB if they have a profile. ValueError for float
+    pixels and integers beyond 16 bits, whose range is unknown, and for images without pixels.
     """
     if not isinstance(image, Image.Image) or 0 in image.size:
         got = f"{image.width}×{image.height}" if isinstance(image, Image.Image) else type(image)
         raise ValueError(f"an image must be a PIL image of a pixel at least, got {got}")
-    if getattr(image, "is_animated", False):
-        image.seek(0)
     image.load()
     turn, profile = turn_of(image), profile_of(image)
 
@@ -151,7 +149,7 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey 0 .. 65535 → 0 .. 255, rounded; other modes unchanged."""
+    """16-bit grey 0 .. 65535 → 0 .. 255, rounded, with its transparency; other modes unchanged."""
     if image.mode == "F":
         raise ValueError("pixels must be integers, got floats (mode F)")
     if not image.mode.startswith("I"):
@@ -160,10 +158,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"grey must lie in 0..65535, got {values.min()}..{values.max()}")
-    grey = (values + 128) // 257
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if "transparency" in image.info:  # the grey value that means transparent
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey.astype(np.uint8))
+        opaque = 255 * (values != image.info["transparency"])
+        grey.putalpha(Image.fromarray(opaque.astype(np.uint8)))
+    return grey
 
 
 def fit(image: Image.Image, size: Size) -> Image.Image:

@@ -2,6 +2,7 @@
 training find them."""
 
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ class Painted:
         size = self.count * self.row.itemsize
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT)
+        weakref.finalize(self, os.close, self._file)
         if (got := os.fstat(self._file).st_size) not in (0, size):
             raise ValueError(f"{self.path}: must be {self.count} scenes, {size} bytes, got {got}")
         os.truncate(self._file, size)

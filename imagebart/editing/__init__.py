@@ -5,7 +5,7 @@ particles     a conditional draw at t = T, by importance resampling
 masks         masks: images, files and arrays as levels, which pixels they mark
 harmonic      Laplace's equation: what is under the mask is filled from its surroundings
 pasting       the crop that the model edits, and how its result is pasted back
-inpainting    inpaint, complete, outpaint
+inpainting    inpaint, the other half, outpaint
 reimagining   counterfactual edits: a picture's own noise, and other words
 panorama      images wider than the training size: a sliding window
 """

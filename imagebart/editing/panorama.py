@@ -344,7 +344,11 @@ def encode_along_x(
 ) -> list[EncodedCondition]:
     """One per prompt or class, with the options of `encode_condition`, and by this seed the class
     of what nothing is said of; ValueError if there are more than columns, or if two lists differ in
-    length."""
+    length, and for a model that needs a map."""
+    if "map" in model.conditions and not model.condition_dropout:
+        raise ValueError(
+            "a panorama takes no map, and this model was trained to be given one always"
+        )
     given = {"prompt": to_builtin(prompts, str), "classes": to_builtin(classes, str)}
     lists = {name: list(v) if is_several(v) else [v] for name, v in given.items()}
     counts = {len(values) for values in lists.values()} - {1}
@@ -374,7 +378,7 @@ def decode_wide(model: ImageBART, tokens: Grid, wrap: bool = False) -> Images:
     total, weights = torch.zeros(1, 3, H * f, W * f), torch.zeros(1, 1, H * f, W * f)
     fade = triangular_window(h * f)[:, None] * triangular_window(w * f)
     for top in origins(H, h, False):
-        for left in origins(W, w, wrap) if not wrap else range(0, W, w // 2):
+        for left in range(0, W, w // 2 or 1) if wrap else origins(W, w, False):
             columns = torch.arange(left, left + w) % W
             window = model.generate(tokens[:, top : top + h, columns.to(tokens.device)])
             rows = torch.arange(top * f, (top + h) * f)[:, None]

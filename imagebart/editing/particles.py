@@ -30,7 +30,7 @@ from imagebart.sampling import generator_of, span
 def known_log_probability(
     scale: Decodable, x_t: Tokens, x_prev: Tokens, condition: Condition | None, known: Mask
 ) -> Float[Tensor, "b"]:
-    """Σ_{i ∈ k} log p(x_{t-1}^i | x_{t-1}^{<i}, x_t), in one pass.
+    """Σ_{i ∈ k} log p(x_{t-1}^i | x_{t-1}^{<i}, x_t), in one pass; on the CPU, in float64.
 
     Known tokens before the first masked one are left out: they have no part in the choice.
     """
@@ -40,7 +40,7 @@ def known_log_probability(
     at = repeat(torch.arange(first, scale.n, device=x_t.device), "s -> b s", b=len(x_t))
     log_p = scale.step(x_prev, at, state).log_softmax(-1)
     each = log_p.gather(2, x_prev[:, first:, None])[..., 0]
-    return each.masked_fill(~known[:, first:], 0).double().sum(1)
+    return each.masked_fill(~known[:, first:], 0).cpu().double().sum(1)
 
 
 def tempered(log_p: Float[Tensor, "b j"], least: float | None = None) -> Float[Tensor, "b j"]:

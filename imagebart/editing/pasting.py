@@ -123,12 +123,17 @@ def box_around(mask: np.ndarray, size: tuple[int, int]) -> Box:
 def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
     """Boxes of the aspect ratio of `size` (h, w) that cover the unknown area around a known
     rectangle: right, left, above, below. Each is as large as fits into the rectangle, and at least
-    half known once those before it are painted."""
+    half known once those before it are painted. ValueError if that is less than 2×2 pixels."""
     (H, W), (h, w) = known.shape, size
     rows, columns = (np.flatnonzero(known.any(axis)).tolist() for axis in (1, 0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     scale = min((bottom - top) / h, (right - left) / w)
     height, width = int(h * scale + 1e-9), int(w * scale + 1e-9)
+    if min(height, width) < 2:
+        raise ValueError(
+            f"what is known must hold 2×2 pixels, or more, of the model's shape {h}×{w}, "
+            f"got {bottom - top}×{right - left} pixels"
+        )
 
     def along(start: int, stop: int, length: int) -> list[int]:
         return [*range(start, stop - length, max(length // 2, 1)), stop - length]
@@ -265,8 +270,16 @@ def neighbours(v: Float[Tensor, "b c H W"]) -> list[Float[Tensor, "b c H W"]]:
 
 def softened(marked: Bool[Tensor, "1 1 H W"], width: int) -> Float[Tensor, "1 1 H W"]:
     """1 where marked, rising from the border inwards over `width` pixels; 0 elsewhere."""
-    depth, inner = torch.zeros(marked.shape, device=marked.device), marked.float()
+    depth = torch.zeros(marked.shape, device=marked.device)
+    if not marked.any():
+        return depth
+    rows, columns = (marked[0, 0].any(dim).nonzero() for dim in (1, 0))
+    around = [slice(max(int(at[0]) - 1, 0), int(at[-1]) + 2) for at in (rows, columns)]
+    own, inner = depth[:, :, *around], marked[:, :, *around].float()
     for _ in range(width):
-        depth += inner
+        if not inner.any():
+            break
+        own += inner
         inner = -F.max_pool2d(-inner, 3, 1, 1)
-    return (depth + inner) / (width + 1)
+    own += inner
+    return depth / (width + 1)

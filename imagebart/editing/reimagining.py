@@ -31,7 +31,7 @@ from imagebart.conditions import Condition
 from imagebart.data.images import to_rgb
 from imagebart.decodable import Decodable
 from imagebart.diffusion import MultinomialDiffusion
-from imagebart.guidance import EncodedCondition, encode_condition, guidance_of
+from imagebart.guidance import EncodedCondition, encode_condition, guidance_by_scale
 from imagebart.isolation import isolated
 from imagebart.model import ImageBART, require_x_1
 from imagebart.notation import Grid, Images, Logits, Tokens
@@ -104,10 +104,11 @@ def reimagine_steps(
     strength = given.pop("strength", 1.0)
     rows(ReimaginingOptions)["strength"].check(strength, "strength")
     source = {name: given.pop(option, None) for name, option in SOURCE.items()}
-    scales = guidance_of(model, given.get("guidance"))
+    guidance = given.pop("guidance", None)
+    scales = guidance_by_scale(model, guidance)  # of two conditions: no dropout is needed
     of_source: dict[str, Any] = {"guidance": 1.0, "called": SOURCE, **source}
     picture = encode_condition(model, num_images, **of_source).condition
-    request = Request.of(model, num_images, given)
+    request = Request.of(model, num_images, given | {"guidance": 1.0})
     if any(choose.temperature < COLDEST for choose in request.filters.values()):
         raise ValueError("temperature must be more than 0, where noise decides, got 0")
     encoded = EncodedCondition(request.encoded.condition, picture, scales)
