@@ -216,8 +216,17 @@ def obedience_table() -> str:
     said |= {"time": "… time of day"} | {x: f"… {x}" for x in ("weather", "season", "object")}
     rows = [(label, *(share_in(text, of, key) for of in OF)) for key, label in said.items()]
     rows.append(("classes", *(share_in(classes, of, "all") for of in OF)))
-    names = "scenery_obedience_text", "scenery_obedience_class"
-    return markdown("attribute found by the probe | samples | renders | chance", rows, *names)
+    names = [f"scenery_obedience_{of}" for of in ("text", "class", "map")]
+    rows += [probe_fid_row(name) for name in names]
+    return markdown("found by the probe | samples | renders | chance", rows, *names)
+
+
+def probe_fid_row(name: str) -> tuple[str, ...]:
+    """The probe-FID of samples for a condition, and that of as many renders."""
+    renders, samples = record_rows(name)
+    label = {"text": "captions", "class": "classes", "map": "maps"}[samples["condition"]]
+    shown = [with_interval(row, "probe_fid", "{:.1f}".format) for row in (samples, renders)]
+    return (f"probe-FID, {record(name)['n']} {label}", *shown, "")
 
 
 OF = ("samples", "renders", "chance")
@@ -586,22 +595,22 @@ def highlights_table() -> str:
     text, sky = record_row("scenery_obedience_text", condition="text"), record("scenery_edits")
     paper, ours = record_rows("scenery_completion_400")
     apart = "beyond" if ours["against_first"]["time"]["distinct"] else "within"
-    classes = record_row("scenery_obedience_class", condition="class")
+    _, distance, of_renders, _ = probe_fid_row("scenery_obedience_text")
     rows = [
         (
-            "one image, unconditional",
+            "one image, no condition, no guidance",
             f"{seconds(one['parallel']['median_s'])}, {one['parallel']['passes']} passes",
             f"{other_ways(fast)}; {one['sequential']['passes']} tokens in all",
         ),
         ("captions: attributes found", *shares(text, "all")),
-        ("classes: found", *shares(classes, "all")),
+        ("captions: probe-FID of the samples", distance, f"as many renders {of_renders}"),
         (
             "skies repainted by prompt: weather found",
             found_in(sky),
             f"{sky['options']['n']} edits, chance {percent(sky['chance'])}",
         ),
         (
-            "upper halves, unconditional: right time of day",
+            "upper half repainted, no prompt: time of day as below",
             share_in(ours, "found", "time"),
             f"the paper's chain (`resampling_passes=0`) {share_in(paper, 'found', 'time')}, a "
             f"difference {apart} the noise; chance {percent(ours['found_by_chance']['time'])}",

@@ -101,4 +101,5 @@ def test_the_python_of_the_documents_runs(make_model, tmp_path, monkeypatch):
 
 
 def test_the_readme_is_read_in_five_minutes():
-    assert len((ROOT / "README.md").read_text().split()) <= 1000
+    words = (ROOT / "README.md").read_text().split()
+    assert sum(any(c.isalnum() for c in word) for word in words) <= 1000  # not the lines of tables

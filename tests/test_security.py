@@ -189,9 +189,9 @@ def test_what_was_tried_is_quoted():
     """SECURITY.md and README.md, from the summary of the slow tests."""
     summary = json.loads((ROOT / "tests/abuse/summary.json").read_text(encoding="utf-8"))
     held = [f"{name} {row['held']:,} of {row['tried']:,}" for name, row in summary.items()]
-    assert f"When last tried these held: {', '.join(held)}." in words_of("SECURITY.md")
+    assert f"When last tried, the promises held in: {', '.join(held)}." in words_of("SECURITY.md")
     numbers = [sum(row[key] for row in summary.values()) for key in ("held", "tried")]
-    total = "{:,} of {:,} attacks and calls held".format(*numbers)
+    total = "{:,} of {:,} hostile files, requests and calls broke no promise".format(*numbers)
     assert total in words_of("README.md")
 
 

@@ -89,6 +89,13 @@ def test_a_joint_network_is_trained_as_long_as_all_scales_and_compared_with_them
     assert joint["against"]["probe_fid"]["value"] == pytest.approx(5)
 
 
+def test_a_chain_that_was_stopped_is_not_measured(tmp_path, monkeypatch):
+    """A script that is told to stop saves, and has not failed."""
+    monkeypatch.setattr(trend, "script", lambda *_: None)
+    with pytest.raises(ValueError, match="scale_2 must have made 7 steps, got None: the same comm"):
+        trend.main(trend.Config(runs=tmp_path, steps=7, device="cpu"))
+
+
 def test_chains_at_a_time_change_no_figure(scripts, tmp_path):
     options = dict(T=(2, 3), seeds=(0, 1, 2), device="cpu")
     rows = [
