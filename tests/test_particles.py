@@ -5,12 +5,12 @@ import torch
 from test_inpainting import corner, picture, same
 from test_process import tokens
 
+from imagebart.denoiser import Denoiser
+from imagebart.editing import process
 from imagebart.editing.particles import (
     choose_by_weight,
-    effective_size,
     known_log_probability,
     particle_seed,
-    tempered,
 )
 from imagebart.editing.process import edit_steps, refined_steps
 
@@ -29,26 +29,6 @@ def test_the_weight_is_the_probability_of_the_known_tokens_after_the_mask(tiny):
     torch.testing.assert_close(got, log_p[:, 8:].double().sum(1), atol=1e-3, rtol=0)
 
 
-def test_weights_are_tempered_as_little_as_needed():
-    log_p = torch.tensor([[0.0, -30.0, -90.0, -60.0], [0.0, -0.1, -0.2, -0.3], [5.0] * 4]).double()
-    weights = tempered(log_p, 2.0)
-    torch.testing.assert_close(weights.sum(1), torch.ones(3).double())
-    sizes = effective_size(weights)
-    assert sizes[0].item() == pytest.approx(2, abs=1e-6)
-    gamma = (weights[0, 0] / weights[0, 1]).log() / 30
-    torch.testing.assert_close(weights[0], (gamma * log_p[0]).softmax(0))
-    torch.testing.assert_close(weights[1:], log_p[1:].softmax(1))
-    assert sizes[2].item() == pytest.approx(4)
-
-
-def test_of_two_particles_the_known_tokens_prefer_one():
-    """Their effective sample size may not be 2: then both would weigh the same."""
-    weights = tempered(torch.tensor([[-900.0, -400.0], [-400.0, -400.0]]).double())
-    assert effective_size(weights).tolist() == pytest.approx([1.5, 2])
-    assert weights[0, 1] > 0.7
-    assert tempered(torch.zeros(1, 1)).tolist() == [[1.0]]
-
-
 def test_many_particles_are_the_conditional_distribution():
     """Three fillings of one token and what they make of the known one: 4000 draws against Bayes,
     within 5 standard deviations (0.04)."""
@@ -57,7 +37,7 @@ def test_many_particles_are_the_conditional_distribution():
     generator = torch.Generator().manual_seed(0)
     fillings = torch.multinomial(prior, 4000 * 64, replacement=True, generator=generator)
     fillings = fillings.reshape(4000, 64)
-    weights = tempered(likelihood.log()[fillings].double(), 1.0)
+    weights = likelihood.log()[fillings].double().softmax(1)
     chosen = fillings[torch.arange(4000), choose_by_weight(weights, range(4000), 4)]
     share = torch.bincount(chosen, minlength=3) / 4000
     torch.testing.assert_close(share, posterior, atol=0.04, rtol=0)
@@ -74,7 +54,43 @@ def test_one_of_the_particles_is_kept(tiny):
         plain = list(edit_steps(tiny, x_1, upper(), 3, seed=seeds, resampling_passes=0))
         assert any(torch.equal(steps[1].tokens[i], one) for one in plain[1].tokens)
     assert steps[0].effective is None and steps[1].effective.shape == (2,)
-    assert (steps[1].effective >= 2 - 1e-4).all() and (steps[1].effective <= 3).all()
+    assert (steps[1].effective >= 1).all() and (steps[1].effective <= 3).all()
+
+
+def test_particles_weigh_what_their_known_tokens_are_probable(tiny, monkeypatch):
+    said, weighed = [], []
+
+    def log_probability(*arguments):
+        said.append(known_log_probability(*arguments))
+        return said[-1]
+
+    def choose(weights, seeds, t):
+        weighed.append(weights)
+        return choose_by_weight(weights, seeds, t)
+
+    monkeypatch.setattr(process, "known_log_probability", log_probability)
+    monkeypatch.setattr(process, "choose_by_weight", choose)
+    step = list(edit_steps(tiny, tokens(), upper(), 2, seed=[5, 9], particles=3))[1]
+    weights = torch.cat(said).reshape(2, 3).softmax(1)
+    torch.testing.assert_close(torch.cat(weighed), weights)
+    torch.testing.assert_close(step.effective, 1 / weights.square().sum(1))
+
+
+def test_what_particles_share_is_encoded_once(make_model, monkeypatch):
+    """On a CPU: x_t of an image, whatever its particles draw; another image, or another condition,
+    is another."""
+    model, encoded = make_model(T=3, conditions={"class": 3}, condition_dropout=True), []
+    denoiser, encode = model.denoisers[2], Denoiser.encode
+    monkeypatch.setattr(
+        Denoiser, "encode", lambda self, *a: (encoded.append(len(a[0])), encode(self, *a))[1]
+    )
+    x_t = torch.randint(12, (2, 16), generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([[0], [0], [1]])
+    state = denoiser.start(x_t[[0, 0, 0, 1]], classes[[0, 1, 2, 2]])
+    assert encoded == [1, 1, 1]
+    apart = [denoiser.start(x_t[[i]], classes[[k]]) for i, k in ((0, 0), (0, 1), (0, 2), (1, 2))]
+    for layer, *alone in zip(state.cache, *(one.cache for one in apart), strict=True):
+        assert torch.equal(layer.memory_k, torch.cat([one.memory_k for one in alone]))
 
 
 def test_an_edit_by_particles_alone_is_the_edit_in_company(make_model):

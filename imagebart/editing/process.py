@@ -27,7 +27,6 @@ from imagebart.editing.particles import (
     effective_size,
     known_log_probability,
     particle_seed,
-    tempered,
 )
 from imagebart.guidance import per_scale
 from imagebart.isolation import isolated
@@ -242,7 +241,7 @@ class MaskedProcess:
             own = self.of(images, [particle_seed(seeds[i], j, T) for i, j in here])
             drawn.append(own.denoise(x_T[images], T, [0] * len(here)))
             log_p.append(own.log_probability(x_T[images], drawn[-1], T))
-        weights = [tempered(one[None]) for one in torch.cat(log_p).split([*counts])]
+        weights = [one[None].softmax(1) for one in torch.cat(log_p).split([*counts])]
         each = zip(torch.cat(drawn).split([*counts]), weights, seeds, strict=True)
         chosen = [one[choose_by_weight(weight, [seed], T)] for one, weight, seed in each]
         return torch.cat(chosen), torch.cat([effective_size(weight) for weight in weights])
