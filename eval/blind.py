@@ -67,10 +67,10 @@ def record_of_sheet(path: Path, config: Config) -> dict:
         raise ValueError(
             f"{path} must lie beside the sheet, got none: draw it with --picture alone"
         )
-    record, asked = read_json(path), options_of(config)
-    of_answers = {name: asked[name] for name in ("answers", "picture", "out")}
-    drawn = {name: record["options"].get(name) for name in asked.keys() - of_answers}
-    other = [name for name, value in drawn.items() if value != asked[name]]
+    record, options = read_json(path), options_of(config)
+    of_answers = {name: options[name] for name in ("answers", "picture", "out")}
+    drawn = {name: record["options"].get(name) for name in options.keys() - of_answers}
+    other = [name for name, value in drawn.items() if value != options[name]]
     if other:
         raise ValueError(f"{path} must be of this sheet, got another {', '.join(sorted(other))}")
     return record | {"options": record["options"] | of_answers}

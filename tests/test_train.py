@@ -862,7 +862,7 @@ def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
     train_scale(chain, tmp_path / "adamw", *step)
     learn_by_muon(monkeypatch)
     train_scale(chain, tmp_path / "muon", *step)
-    moved, recipe = {}, presets.PRESETS["tiny"].scale
+    moved, recipe = {}, presets.PRESETS["tiny"].scale.lasting(1)
     factor = warmup_cosine(0, 1, recipe.warmup_steps)
     for name in ("adamw", "muon"):
         _, state = Checkpoints(tmp_path / name / "checkpoints" / "scale_2").latest()
@@ -873,7 +873,7 @@ def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
         assert torch.equal(by_muon, by_adamw) != in_a_layer, name
         if in_a_layer:
             steep, even = (torch.linalg.svdvals(x) for x in (by_adamw, by_muon))
-            assert (even / even[0]).mean() > 1.2 * (steep / steep[0]).mean(), name
+            assert even[3] / even[0] > 1.2 * steep[3] / steep[0], name  # few tokens: of low rank
             longest = 0.2 * factor * recipe.muon * max(by_muon.shape) ** 0.5
             assert even[0].item() == pytest.approx(longest, rel=0.3), name
             rate = factor * recipe.learning_rate
@@ -1070,7 +1070,9 @@ def test_a_scale_that_was_killed_starts_again_alone(tmp_path, monkeypatch, capsy
             started.append(t)
             run = tmp_path / "checkpoints" / f"scale_{t}"
             if t == "2":
-                rows = [dict(step=s, seconds=s / 2, loss=1.5) for s in (10, 10 + len(started))]
+                rows = [dict(step=9, seconds=90.0, loss=1.5)]  # of an earlier process
+                rows += [dict(step=s, seconds=2 * s, loss=1.5) for s in (10, 10 + len(started))]
+                rows += [dict(step=10 + len(started), seconds=rows[-1]["seconds"], loss=1.5)]
                 path = run / "metrics.jsonl"
                 path.write_text("".join(json.dumps(row) + "\n" for row in rows))
                 machine = {"ranks": 1, "image_flops": 100, "peak_flops": 1000}
@@ -1088,7 +1090,7 @@ def test_a_scale_that_was_killed_starts_again_alone(tmp_path, monkeypatch, capsy
     assert started == ["2", "2", "2", "2", "3"]
     said = capsys.readouterr().out
     assert said.replace("\n", "").count("it is started again") == 3
-    assert "scale 2, steps 11 / 400, nats 1.500, images/s 8.0, MFU 80%, left 0:03:14" in said
+    assert "scale 2, steps 11 / 400, nats 1.500, images/s 2.0, MFU 20%, left 0:12:58" in said
 
 
 def test_a_chain_hands_on_what_a_scale_takes(tmp_path, monkeypatch):

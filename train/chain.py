@@ -32,7 +32,7 @@ from imagebart.presets import find_preset
 
 RESTARTS = 3
 """Times that a scale is started again."""
-LEAST_STEPS = 20
+LEAST_SECONDS = 1.0
 """Between two reports that say how fast it is: a joint network reports several in a row."""
 
 
@@ -119,6 +119,12 @@ def reports(config: Config, t: str) -> list[dict]:
     return rows_of(path) if path.exists() else []
 
 
+def since_the_start(rows: list[dict]) -> int:
+    """The first row of the process that wrote last: each counts its own seconds."""
+    seconds = [row["seconds"] for row in rows]
+    return max((i for i in range(1, len(rows)) if seconds[i] < seconds[i - 1]), default=0)
+
+
 def steps_of(rows: list[dict]) -> int:
     return rows[-1]["step"] if rows else 0
 
@@ -128,10 +134,11 @@ def row_of_scale(config: Config, scale: Scale, steps: int, batch: int) -> tuple[
     rows = reports(config, scale.t)
     losses = [row for row in rows if row.get("loss") is not None]
     held_out = [row["held_out"] for row in rows if row.get("held_out") is not None]
-    rate = 0.0  # steps a second, since a report of the same process that is some steps older
-    older = [row for row in losses if row["step"] + LEAST_STEPS <= losses[-1]["step"]]
-    if older and (seconds := losses[-1]["seconds"] - older[-1]["seconds"]) > 0:
-        rate = (losses[-1]["step"] - older[-1]["step"]) / seconds
+    rate = 0.0  # steps a second, since the newest report of the same process that is older
+    of_process = losses[since_the_start(losses) :]
+    older = [row for row in of_process if row["seconds"] + LEAST_SECONDS <= losses[-1]["seconds"]]
+    if older and (steps_since := losses[-1]["step"] - older[-1]["step"]) > 0:
+        rate = steps_since / (losses[-1]["seconds"] - older[-1]["seconds"])
     done = steps_of(rows)
     return (
         f"{done:,} / {steps:,}",
