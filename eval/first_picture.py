@@ -35,7 +35,7 @@ from imagebart.folders import SHIPPED
 
 MILESTONES = ("server", "page", "first_picture", "finished")
 VIEWPORT = {"width": 1280, "height": 800}
-PHOTOGRAPH = {"width": 1280, "height": 920}
+PHOTOGRAPH = {"width": 1280, "height": 1040}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MOST_WAITED = 120
 """Seconds that one step of a start may take."""
