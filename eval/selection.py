@@ -5,7 +5,8 @@
 Rejection: `per_class` samples of every class, without guidance. At acceptance rate r the sample
 with the highest class probability by the probe is kept of every 1/r; class accuracy, inception
 score and probe-FID of the kept samples, all by the probe. Both scores are of as many samples at
-every rate, since they depend on the number. Accuracy by chance is that of shuffled classes.
+every rate, since they depend on the number; probe-FID is compared with that at rate 1. Accuracy by
+chance is that of shuffled classes.
 
 Re-ranking: `candidates` samples for each of `captions` held-out captions; of the first 1, 2, 4, …
 the one most similar to the caption is kept; cosine similarity, and accuracy of the caption's
@@ -35,7 +36,13 @@ from records import Run, image_digest, sha256_of_images
 from reporting import run
 from rows import ImageRows
 from tqdm import tqdm
-from uncertainty import feature_distance, mean_distance_interval, mean_interval, share_interval
+from uncertainty import (
+    feature_distance,
+    mean_distance_difference,
+    mean_distance_interval,
+    mean_interval,
+    share_interval,
+)
 
 from imagebart import ImageBART
 from imagebart.data import scenery
@@ -81,7 +88,7 @@ def main(config: Config) -> dict:
     ]
     report = {"rejection": rejection_rates(model, probe, config, measured)}
     report["re-ranking"] = reranking(model, probe, scenes, config, measured)
-    most = max(config.per_class, config.candidates)
+    most = max(len(model.names["class"]) * config.per_class, config.captions * config.candidates)
     return report | measured.record(
         device,
         data=sha256_of_images(image_digest(scene.image) for scene in scenes),
@@ -104,13 +111,17 @@ def rejection_rates(model: ImageBART, probe: Probe, config: Config, measured: Ru
         for part in kept.missing(range(c * n, (c + 1) * n), config.batch)
     ]
     for part in tqdm(batches, desc="classes", mininterval=5):
-        how |= {"seed": [config.seed + i % n for i in part]}
+        how |= {"seed": [config.seed + i for i in part]}
         images = model.sample(len(part), classes=names[part[0] // n], **how)
         kept.put(part, **as_columns(probe.predict(images)))
     predictions, classes = from_rows(kept), np.repeat(names, n)
     few = round(min(RATES) * n) * len(names)
     reference = probe.predict(validation(few, model.image_size)).features
-    rows = [rejected(predictions, classes, names, rate, reference) for rate in RATES]
+    each = [rejected(predictions, classes, names, rate, reference) for rate in RATES]
+    (_, everything), *fewer = each  # at rate 1
+    for row, features in fewer:
+        row["against_first"] = mean_distance_difference(features, everything, reference)
+    rows = [row for row, _ in each]
     for row in rows:
         print(
             f"rate {row['rate']:4}  class accuracy {row['class_accuracy']:.1%}  inception score "
@@ -127,8 +138,9 @@ def rejected(
     names: list[str],
     rate: float,
     reference: torch.Tensor,
-) -> dict:
-    """The figures of the likeliest of every 1/rate samples of a class."""
+) -> tuple[dict, list[torch.Tensor]]:
+    """(the figures of the likeliest of every 1/rate samples of a class, their features in sets of
+    one size at every rate)."""
     kinds = torch.tensor([ATTRIBUTES["kind"].index(name) for name in names])
     probabilities = predictions.attributes["kind"].unflatten(0, (len(names), -1))
     own = probabilities.gather(2, kinds[:, None, None].expand(-1, probabilities.shape[1], 1))
@@ -141,7 +153,7 @@ def rejected(
     fewest = round(min(RATES) * probabilities.shape[1])
     parts = at.unflatten(0, (len(names), -1)).split(fewest, dim=1)  # of one size at every rate
     features = [predictions.features[part.flatten()] for part in parts]
-    return {
+    row = {
         "rate": rate,
         "kept": len(at),
         "class_accuracy": right_shares(hits())["kind"],
@@ -154,6 +166,7 @@ def rejected(
         "probe_fid_interval": mean_distance_interval(features, reference),
         "of_subsets_of": fewest * len(names),
     }
+    return row, features
 
 
 def some_of(predictions: Predictions, at: torch.Tensor) -> Predictions:
@@ -188,7 +201,7 @@ def reranking(
     how = options_given(config, SamplingOptions)
     for k, scene in enumerate(tqdm(scenes, desc="captions", mininterval=5)):
         for part in kept.missing(range(k * n, (k + 1) * n), config.batch):
-            how |= {"seed": [config.seed + i % n for i in part]}
+            how |= {"seed": [config.seed + i for i in part]}
             images = model.sample(len(part), prompt=scene.caption, **how)
             similarity = probe(images, [scene.caption] * len(images)).cpu()
             kept.put(part, **as_columns(probe.predict(images)), similarity=similarity)

@@ -114,10 +114,14 @@ def distance_interval(ours: Tensor, theirs: Tensor) -> list[float]:
 
 def mean_distance_interval(several: Sequence[Tensor], theirs: Tensor) -> list[float]:
     """The same of the mean of several sets' distances to one."""
-    value = float(np.mean([feature_distance(ours, theirs) for ours in several]))
-    draws = np.mean([resampled_distances(ours, theirs) for ours in several], axis=0)
-    low, high = around(value, draws)
+    low, high = around(*mean_distance(several, theirs))
     return [max(0.0, low), high]
+
+
+def mean_distance(several: Sequence[Tensor], theirs: Tensor) -> tuple[float, np.ndarray]:
+    """(the mean of several sets' distances to one, its resamples)."""
+    value = float(np.mean([feature_distance(ours, theirs) for ours in several]))
+    return value, np.mean([resampled_distances(ours, theirs) for ours in several], axis=0)
 
 
 def resampled_distances(ours: Tensor, theirs: Tensor, times: int = OF_DISTANCES) -> np.ndarray:
@@ -155,9 +159,15 @@ def share_difference(ours: np.ndarray, theirs: np.ndarray, of: np.ndarray) -> di
 
 def distance_difference(ours: Tensor, theirs: Tensor, reference: Tensor) -> dict:
     """Of the distances of two sets to one reference; image i of both has the same source."""
-    value = feature_distance(ours, reference) - feature_distance(theirs, reference)
-    draws = resampled_distances(ours, reference) - resampled_distances(theirs, reference)
-    return difference(value, draws)
+    return mean_distance_difference([ours], [theirs], reference)
+
+
+def mean_distance_difference(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], reference: Tensor
+) -> dict:
+    """Of the mean distances of several sets each to one reference."""
+    (value, draws), (other, other_draws) = (mean_distance(x, reference) for x in (ours, theirs))
+    return difference(value - other, draws - other_draws)
 
 
 def by_chance(

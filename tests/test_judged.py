@@ -100,8 +100,8 @@ def test_rejection_keeps_the_most_probable_of_each_group(folder, probe):
     model, eyes = ImageBART.from_pretrained(folder), Probe(probe)
     right = {rate: [] for rate in selection.RATES}
     surest = []
-    for name in KINDS:
-        images = model.sample(20, seed=0, classes=name, guidance=1.0)
+    for k, name in enumerate(KINDS):
+        images = model.sample(20, seed=20 * k, classes=name, guidance=1.0)
         probabilities = eyes.predict(images).attributes["kind"]
         own = ATTRIBUTES["kind"].index(name)
         for rate in selection.RATES:
@@ -118,12 +118,18 @@ def test_rejection_keeps_the_most_probable_of_each_group(folder, probe):
         assert row["kept"] == len(right[row["rate"]]) == round(240 * row["rate"])
         assert row["class_accuracy"] == pytest.approx(np.mean(right[row["rate"]]))
 
+    every, *fewer = report["rejection"]
+    assert "against_first" not in every
+    for row in fewer:
+        assert row["against_first"]["value"] == pytest.approx(row["probe_fid"] - every["probe_fid"])
+    assert report["seeds"] == [0, 239]
+
     ranked = report["re-ranking"]
     assert [row["best_of"] for row in ranked] == [1, 2, 4]
     for row in ranked:
         best = []
-        for scene in scenes(2):
-            images = model.sample(row["best_of"], seed=0, prompt=scene.caption)
+        for k, scene in enumerate(scenes(2)):
+            images = model.sample(row["best_of"], seed=4 * k, prompt=scene.caption)
             best.append(max(eyes.likeness(scene.caption)(images)))
         assert row["similarity"] == pytest.approx(np.mean(best), abs=1e-5)
     similar = [row["similarity"] for row in ranked]
