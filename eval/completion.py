@@ -202,10 +202,8 @@ def complete_images(
     kept: ImageRows,
 ) -> list[Image.Image]:
     """Complete the images whose rows are missing, and those of the picture, which it returns."""
-    pictured, left = [], {i for (i,) in kept.missing()}
-    if config.picture:
-        left |= {*range(min(config.n, PICTURED))}
-    for i in tqdm(sorted(left), desc=f"{family}, {how}", mininterval=5, leave=False):
+    pictured, left = [], kept.left(PICTURED if config.picture else 0)
+    for i in tqdm(left, desc=f"{family}, {how}", mininterval=5, leave=False):
         render, mask = held_out(model, i), mask_of(family, model.image_size, i)
         edit, result, cost = completion_of(model, render, mask, filling, how, config.seed + i)
         exchanged = np.where(mask[..., None], held_out(model, i + 1), render)

@@ -63,10 +63,7 @@ def main(config: Config) -> dict:
         raise ValueError(f"n must be at most {len(scenes)}, the scenes found, got {config.n}")
     kept = measured.rows("erased", config.n, {"gone": ("?", 1), "seconds": ("f4", 1)})
     how, pictures = options_given(config, MaskOptions), []
-    left = {i for (i,) in kept.missing()}
-    if config.picture:
-        left |= {*range(min(config.n, ON_PICTURE))}
-    for i in tqdm(sorted(left), desc="erased", mininterval=5):
+    for i in tqdm(kept.left(ON_PICTURE if config.picture else 0), desc="erased", mininterval=5):
         image, began = Image.fromarray(scenes[i].image), time.perf_counter()
         mask = object_mask(scenes[i], config.margin)
         (edit,) = model.inpaint(image, mask, **how | {"seed": config.seed + i})

@@ -194,7 +194,7 @@ def extract_missing(
     rows: ImageRows, source: Source, extractor: Extractor, config: Config, ranks: Ranks, real: bool
 ) -> None:
     """Extract from every image that is missing; the main rank shows a progress bar."""
-    missing = by_main(lambda: [i for at in rows.missing() for i in at], ranks)
+    missing = by_main(rows.left, ranks)
     mine = [missing[k] for k in part_of(len(missing), ranks)]
     what = "reference" if real else "samples"
     with tqdm(total=rows.n, desc=what, unit="img", disable=not ranks.is_main) as bar:

@@ -57,10 +57,9 @@ def main(config: Config) -> dict:
     frame = np.array([0 in pair for *_, pair in joints_of(windows)])
     columns = {"step": ("f8", len(frame)), "sha256": ("u1", 32), "seconds": ("f4", 1)}
     kept = measured.rows("outpaintings", config.n, columns)
-    left = {i for (i,) in kept.missing()}
-    if config.picture:
-        left |= {*range(min(config.n, LARGEST_GRID))}
-    for i in tqdm(sorted(left), desc="outpaintings", mininterval=5):
+    for i in tqdm(
+        kept.left(LARGEST_GRID if config.picture else 0), desc="outpaintings", mininterval=5
+    ):
         scene, began = (
             scenery.render(scenery.scene_seed("test", i), H, W).image,
             time.perf_counter(),

@@ -38,6 +38,10 @@ class ImageRows:
         for start in range(0, len(left), batch):
             yield left[start : start + batch]
 
+    def left(self, shown: int = 0) -> list[int]:
+        """All rows that are missing, and the first `shown`, which a picture needs once more."""
+        return [i for i in range(self.n) if i < shown or not self.table["done"][i]]
+
     def put(self, at: list[int], **columns) -> None:
         """Save rows; they count as done once all their numbers are written."""
         for name, values in columns.items():

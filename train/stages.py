@@ -106,13 +106,13 @@ def run_stage(
         time.sleep(0.2)
         ended = process.poll() is not None
         seconds = time.monotonic() - began
+        metrics = Metrics(out, stage.metrics)
+        steps = metrics.steps()
         if ended or seconds + before - entry["seconds"] > SAVE_SECONDS:
             entry["seconds"] = round(before + seconds, 1)
-            steps = Metrics(out, stage.metrics).steps()
             entry["done"] = process.returncode == 0 and steps >= stage.steps
             save()
-        metrics = Metrics(out, stage.metrics)
-        steps, learned = metrics.steps(), (metrics.steps() - at_first, seconds)
+        learned = steps - at_first, seconds
         progress.show(stage.name, (steps, stage.steps), metrics.loss(), stage.batch, learned, ended)
     if stop.requested:
         sys.exit(128 + signal.SIGTERM)
