@@ -28,15 +28,15 @@ def harmonic(
     """
     if not unknown.any() or unknown.all():
         return x.masked_fill(unknown, 0)
-    rows, columns = _extent(unknown[0, 0].any(1)), _extent(unknown[0, 0].any(0))
+    rows, columns = extent(unknown[0, 0].any(1)), extent(unknown[0, 0].any(0))
     part = ..., rows, columns
     u = x.clone()
     u[part] = _solved(x[part].masked_fill(unknown[part], 0), unknown[part])
     return u
 
 
-def _extent(line: Bool[Tensor, " n"]) -> slice:
-    """The unknown places of a line, and one known place at either end."""
+def extent(line: Bool[Tensor, " n"]) -> slice:
+    """The places of a line that are True, and one more at either end."""
     places = line.nonzero()
     return slice(max(int(places[0]) - 1, 0), int(places[-1]) + 2)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from imagebart.editing.harmonic import harmonic
+from imagebart.editing.harmonic import extent, harmonic
 from imagebart.notation import Bool, Float, Images
 
 FADE = 5
@@ -273,9 +273,8 @@ def softened(marked: Bool[Tensor, "1 1 H W"], width: int) -> Float[Tensor, "1 1 
     depth = torch.zeros(marked.shape, device=marked.device)
     if not marked.any():
         return depth
-    rows, columns = (marked[0, 0].any(dim).nonzero() for dim in (1, 0))
-    around = [slice(max(int(at[0]) - 1, 0), int(at[-1]) + 2) for at in (rows, columns)]
-    own, inner = depth[:, :, *around], marked[:, :, *around].float()
+    part = ..., extent(marked[0, 0].any(1)), extent(marked[0, 0].any(0))
+    own, inner = depth[part], marked[part].float()
     for _ in range(width):
         if not inner.any():
             break
