@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -214,30 +214,34 @@ def ended_cleanly(worker: Worker) -> Iterator[None]:
     It does so without the interpreter's own ending, which aborts if a thread is in native code.
     """
 
+    signals = signal.SIGTERM, signal.SIGINT  # gradio would end the page itself at the second
+
     def leave(*_) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
         sys.exit(0)
 
-    signal.signal(signal.SIGTERM, leave)
+    for one in signals:
+        signal.signal(one, leave)
     try:
         with private_folder():
             try:
                 yield
             finally:
                 worker.stop()
-    except (SystemExit, KeyboardInterrupt):
+    except SystemExit:
         sys.stdout.flush()
         os._exit(0)
 
 
-def main(config: Config, decorate: Callable[[Callable], Callable] | None = None) -> None:
-    """Serve the page until it is stopped; `decorate` as `Worker`'s."""
+def main(config: Config) -> None:
+    """Serve the page until it is stopped."""
     read_auth(config.host, config.auth, config.public_host)
     site_of(config.host, config.public_host, config.root_path, config.trusted_proxy)
     model = ImageBART.from_pretrained(config.model, device=config.device)
     shipped = config.model is None
     ranker = CLIP(config.clip).to(model.device) if config.clip else None
-    worker = Worker(model, ranker, seconds=config.time_limit, decorate=decorate)
+    worker = Worker(model, ranker, seconds=config.time_limit)
     if shipped and ranker is None:
         ranker = Late(lambda: Probe().to(model.device))
     set_environment(config.host)

@@ -174,7 +174,7 @@ def change_tab(
             with gr.Accordion("Resize the picture", open=False):
                 longer = gr.Slider(*SIDE_RANGE, 512, step=8, label="Longer side in pixels")
                 resize = gr.Button("Resize", size="sm")
-            settings_button(said.inputs | edits | mask | margins | shows, said.fresh)
+            settings_button(model, said.inputs | edits | mask | margins | shows, said.fresh)
     shown, strip = how_it_works()
 
     before = gr.State(None)
@@ -227,8 +227,7 @@ def controls_of_edits(
         partial(previewed, model),
         [editor, source, *sliders.values(), inverted],
         preview,
-        preprocess=False,
-        queue=False,
+        preprocess=False,  # it takes memory for its picture: gradio's queue has one at a time
         api_visibility="private",
         show_progress="hidden",
     )
@@ -299,7 +298,6 @@ def margins_in_frame(
         [editor, source, *sliders, overlap],
         frame,
         preprocess=False,
-        queue=False,
         trigger_mode="always_last",
         api_visibility="private",
         show_progress="hidden",

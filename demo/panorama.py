@@ -14,7 +14,7 @@ from demo.parts import (
     seed_box,
 )
 from demo.pictures import Throttle, chosen_for_editor, stored
-from demo.requests import LONGEST_PROMPT, read_flag, read_int, read_request, status
+from demo.requests import LONGEST_PROMPT, read_flag, read_int, read_request, read_text, status
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import to_pil
@@ -40,9 +40,7 @@ def panorama(
     """
     width = read_int(width, "width", 0, MOST_WIDTH) or 6 * model.image_size[1]
     wrap, exact = read_flag(wrap, "wrap"), read_flag(exact, "exact")
-    if not isinstance(prompts, str | None) or len(prompts or "") > LONGEST_PROMPT:
-        raise ValueError(f"prompts must be text of at most {LONGEST_PROMPT} characters")
-    lines = [line for line in (prompts or "").splitlines() if line.strip()] or [""]
+    lines = [one for one in read_text(prompts, "prompts").splitlines() if one.strip()] or [""]
     requests = [read_request(model, line, 1, seed, **options) for line in lines]
     options, remark = requests[0][1], "".join(dict.fromkeys(remark for *_, remark in requests))
     if options.pop("prompt", None):

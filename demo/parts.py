@@ -19,8 +19,10 @@ from demo.requests import (
     bounds,
     read_int,
     read_real,
+    read_text,
     sentences,
     short,
+    strength_of,
 )
 from demo.worker import Work, Worker, alone
 from imagebart import ImageBART
@@ -38,6 +40,10 @@ MakeWork = Callable[..., Work]
 """What a job does with an endpoint's inputs, which are given by name."""
 
 SEND = "Send the selected image to Change"
+MOST_EXACT = 2**53
+"""The largest seed of a field: a browser's numbers are exact up to it."""
+NOT_DRAWN_BY = ("command", "model")
+"""What settings say beside how the picture was drawn."""
 NO_TEXT = "This model takes no text"
 NEW_SEED = "(fresh, seed) => fresh ? Math.floor(Math.random() * 2 ** 31) : seed"
 WHAT_FAILED = """async () => {
@@ -180,7 +186,7 @@ def value_of_field(
     if isinstance(field, gr.Slider):
         return read_int(value, name, int(field.minimum), int(field.maximum))
     if isinstance(field, gr.Number):
-        return read_int(value, name, 0, 2**63 - 1)
+        return read_int(value, name, 0, MOST_EXACT)
     if isinstance(field, gr.Dropdown):
         _, *known = (one for _, one in field.choices)  # the first is any
         if str(value) in ("", *known):
@@ -188,30 +194,32 @@ def value_of_field(
         if str(value).isdecimal() and int(value) < len(known):
             return known[int(value)]
         raise ValueError(f"{name} must be one of {len(known)} classes, got {short(value)}")
-    if not isinstance(value, str) or len(value) > LONGEST_PROMPT:
-        raise ValueError(f"{name} must be text of at most {LONGEST_PROMPT} characters")
-    return value
+    return read_text(value, name)
 
 
-def settings_button(inputs: Controls, fresh: gr.Checkbox) -> None:
+def settings_button(model: ImageBART, inputs: Controls, fresh: gr.Checkbox) -> None:
     """A button that takes the settings of a picture made here."""
     button = gr.UploadButton("Settings from a picture", file_types=[".png"], size="sm")
 
     @sentences()
     def read(file: dict) -> list:
-        return [*settings_from(inputs, file), False]
+        return [*settings_from(model, inputs, file), False]
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     button.upload(read, button, [*inputs.values(), fresh], preprocess=False, **private)
 
 
-def settings_from(inputs: Controls, file: dict) -> list:
-    """A value for each field, as the file of a picture made here says."""
+def settings_from(model: ImageBART, inputs: Controls, file: dict) -> list:
+    """A value for each field, as the file of a picture made here says; the visitor is warned of
+    what it says that no field can have."""
     found = read_picture(file, settings_of)
     if "seed" not in found:
         raise ValueError("the picture must hold settings, as those made here do")
-    if isinstance(by_scale := found.get("guidance"), list) and by_scale:
-        found["guidance"] = by_scale[-1]  # as `along_own` made it of one number
+    if "guidance" in found:
+        found["guidance"] = strength_of(model, found["guidance"])
+    lost = [name for name in found if name not in (*inputs, *NOT_DRAWN_BY) or found[name] is None]
+    if lost:
+        gr.Warning(f"Not taken from the picture: {', '.join(lost)}.")
     return values_of_fields(inputs, found)
 
 
@@ -296,9 +304,11 @@ def endpoint(steps: Callable, inputs: Controls, worker: Worker, work: MakeWork) 
 async def in_turn(worker: Worker, work: Work) -> AsyncIterator:
     """The outputs of work for the visitor who is being answered, errors as sentences."""
     request = LocalContext.request.get()
-    visitor = request.client.host, request.session_hash or "", LocalContext.event_id.get() or ""
+    event, session = LocalContext.event_id.get() or "", request.session_hash or ""
+    if session == event:  # gradio names the session of a caller who has none after the event
+        session = ""
     with sentences():
-        async for outputs in worker.results(work, *visitor):
+        async for outputs in worker.results(work, request.client.host, session, event):
             yield outputs
 
 

@@ -16,7 +16,7 @@ from demo.requests import MOST_PIXELS, read_layers, sentences
 from demo.style import PAINT, SEEN
 from imagebart import ImageBART
 from imagebart.data import scenery
-from imagebart.data.images import as_given, enlarged, to_pil, to_rgb
+from imagebart.data.images import MAX_SIDE, as_given, enlarged, to_pil, to_rgb
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import masked_pixels, pixel_mask, upright
 from imagebart.editing.pasting import softened
@@ -49,12 +49,12 @@ def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
     """An image of one of `UPLOAD_FORMATS`, converted."""
     try:
         with Image.open(source, formats=UPLOAD_FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MOST_PIXELS or max(image.size) > MAX_SIDE:
                 raise Image.DecompressionBombError
             return convert(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        most = MOST_PIXELS // 10**6
-        raise ValueError(f"an image must have at most {most} million pixels, got more") from None
+        most = f"{MOST_PIXELS // 10**6} million pixels, {MAX_SIDE} a side"
+        raise ValueError(f"an image must have at most {most}, got more") from None
     except Exception:  # decoders raise any exception on a broken file
         names = ", ".join(UPLOAD_FORMATS)
         raise ValueError(f"an image must be a whole file, one of {names}, got another") from None

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from math import isclose
 from typing import Any, Protocol
 
 import gradio as gr
@@ -72,6 +73,14 @@ def read_flag(value: Any, name: str) -> bool:
     return value
 
 
+def read_text(value: Any, name: str) -> str:
+    """A prompt, "" for None."""
+    if not isinstance(value, str | None) or len(value or "") > LONGEST_PROMPT:
+        most = f"text of at most {LONGEST_PROMPT} characters"
+        raise ValueError(f"{name} must be {most}, got {short(value)}")
+    return value or ""
+
+
 def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"
@@ -113,12 +122,13 @@ def read_words(
     classes: Any = "",
     negative_prompt: str = "",
     guidance: Any = None,
+    called: str = "prompt",
 ) -> tuple[dict, str]:
-    """(conditions as options of sampling, a remark on what the model does not take)."""
+    """(conditions as options of sampling, a remark on what the model does not take); the prompt is
+    `called` so in messages."""
     texts = {"prompt": prompt, "negative_prompt": negative_prompt}
-    for name, text in texts.items():
-        if not isinstance(text, str | None) or len(text or "") > LONGEST_PROMPT:
-            raise ValueError(f"{name} must be text of at most {LONGEST_PROMPT} characters")
+    read_text(prompt, called)
+    read_text(negative_prompt, "negative_prompt")
     options, remarks = {}, []
     if "text" in model.conditions:
         options |= texts
@@ -129,7 +139,7 @@ def read_words(
     if guidance is not None:
         options["guidance"] = along_own(model, read_number(model, "guidance", guidance))
     with own_warnings() as said:
-        encode_condition(model, count, **options)
+        encode_condition(model, count, called={"prompt": called}, **options)
     remarks += [f"{message[:200]}." for message in said]
     return options, "".join(f" {remark}" for remark in dict.fromkeys(remarks))
 
@@ -146,6 +156,17 @@ def along_own(model: ImageBART, strength: float) -> float | list[float]:
         return strength
     times = (strength - 1) / (own[-1] - 1)
     return [max(0.0, 1 + (each - 1) * times) for each in own]
+
+
+def strength_of(model: ImageBART, guidance: Any) -> float | None:
+    """The number from which `along_own` makes this guidance, of one or of all scales; None if there
+    is none."""
+    with suppress(ValueError, TypeError):
+        given = checked_guidance(guidance, model.T)
+        along = checked_guidance(along_own(model, given[-1]), model.T)
+        if all(map(isclose, given, along)):
+            return given[-1]
+    return None
 
 
 @contextmanager

@@ -145,13 +145,25 @@ def read_or_error(model: ImageBART, given: dict) -> SampleRequest | Exception:
         return error
 
 
-def draw_together(model: ImageBART, requests: list[SampleRequest]) -> Iterator[list[tuple]]:
+def draw_together(
+    model: ImageBART, requests: list[SampleRequest]
+) -> Iterator[list[tuple | Exception]]:
     """The outputs of each request after every scale; their numbers are the first one's."""
     each = {name: per_image(requests, name) for name in EACH if name in requests[0].options}
     count = sum(one.count for one in requests)
     for step in model.sample_steps(count, **requests[0].options | each):
         pictures = iter(model.decode(step.tokens))
-        yield [one.shown(model, step, [*islice(pictures, one.count)]) for one in requests]
+        yield [shown_or_error(model, one, step, [*islice(pictures, one.count)]) for one in requests]
+
+
+def shown_or_error(
+    model: ImageBART, request: SampleRequest, step: Step, pictures: list[Image.Image]
+) -> tuple | Exception:
+    """The outputs of a request, or what ends it alone: others in its batch are drawn."""
+    try:
+        return request.shown(model, step, pictures)
+    except Exception as error:
+        return error
 
 
 def per_image(requests: list[SampleRequest], name: str) -> list:
@@ -179,7 +191,7 @@ def sample_tab(
                 model, "Sample", "sample-status", "To begin,", ranker, ideas=True, count=IMAGES
             )
             with gr.Row():
-                settings_button(said.inputs, said.fresh)
+                settings_button(model, said.inputs, said.fresh)
                 link_button(said)
         with gr.Column(scale=3, min_width=320):
             plain = {"label": "Images", "elem_id": "samples", "columns": 2}
@@ -196,13 +208,18 @@ def sample_tab(
     work = partial(sampling_work, model, ranker)
     how = said.buttons, said.inputs, said.fresh, [chain, said.line, gallery], index, work
     _, ended = connect(worker, model, sample, *how)
-    remember_visit(ended, said, gallery, index, visit)
+    remember_visit(ended, model, said, gallery, index, visit)
     sent = send, chosen_for_editor, [gallery, index]
     return SimpleNamespace(sent=sent, said=said)
 
 
 def remember_visit(
-    ended: Dependency, said: Panel, gallery: gr.Gallery, index: gr.State, visit: gr.Gallery
+    ended: Dependency,
+    model: ImageBART,
+    said: Panel,
+    gallery: gr.Gallery,
+    index: gr.State,
+    visit: gr.Gallery,
 ) -> None:
     """`visit` has the results of every run that has `ended`, the latest first; one that is clicked
     comes back, with its settings."""
@@ -214,9 +231,10 @@ def remember_visit(
         kept = [*new, *(one for one in before if Path(one[0]).exists())][:MOST_REMEMBERED]
         return kept, kept
 
+    @sentences()
     def again(event: gr.SelectData, before: list) -> list:
         path, seed = picked(before, event)
-        return [*settings_from(said.inputs, {"path": path}), False, [(path, seed)], 0]
+        return [*settings_from(model, said.inputs, {"path": path}), False, [(path, seed)], 0]
 
     ended.success(add, [gallery, seen], [seen, visit], preprocess=False, queue=False, **private)
     back = [*said.inputs.values(), said.fresh, gallery, index]

@@ -117,18 +117,11 @@ class LastBatch:
 class Worker:
     """Runs jobs on `models` (None is no model), each for at most `seconds`.
 
-    The thread starts with the first job. `stop` ends it; jobs are refused from then on. `decorate`
-    is put around the generator of every batch: `spaces.GPU` lends it a GPU.
+    The thread starts with the first job. `stop` ends it; jobs are refused from then on.
     """
 
-    def __init__(
-        self,
-        *models: nn.Module | None,
-        seconds: float = inf,
-        decorate: Callable[[Callable], Callable] | None = None,
-    ):
+    def __init__(self, *models: nn.Module | None, seconds: float = inf):
         self.models, self.seconds = [model for model in models if model is not None], seconds
-        self.decorate = decorate or (lambda run: run)
         self.changed = threading.Condition()
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -336,8 +329,7 @@ class Worker:
         """Run jobs to their end and post what they yield."""
         began, error = time.monotonic(), None
         try:
-            run = self.decorate(jobs[0].work.run)
-            with closing(run([job.work.request for job in jobs])) as steps:
+            with closing(jobs[0].work.run([job.work.request for job in jobs])) as steps:
                 for outputs in steps:
                     for job, output in zip(jobs, outputs, strict=True):
                         self.post(job, output)

@@ -58,14 +58,14 @@ MEASUREMENTS = (
     Measurement(
         "scenery_completion",
         "eval/completion.py --masks upper --process single annealed --n 100 "
-        "--resampling-passes 0 --particles 16",
+        "--resampling-passes 0 --particles 8",
         12,
     ),
     Measurement(
         "scenery_completion_400",
         "eval/completion.py --masks upper --process single --n 400 --resampling-passes 0 "
-        "--particles 8 16",
-        24,
+        "--particles 8",
+        12,
     ),
     Measurement(
         "scenery_generation",

@@ -14,7 +14,6 @@ from pathlib import Path
 from records import other_guidance
 
 from imagebart.checkpoint import read_json
-from imagebart.editing.process import MOST_PARTICLES
 from imagebart.folders import model_sha256
 
 ROOT = Path(__file__).parents[1]
@@ -395,8 +394,7 @@ def way_of(row: dict) -> str:
     if row["process"] == "annealed":
         return "annealed, as released"
     if "particles" in row:
-        is_default = row["particles"] == MOST_PARTICLES  # of a half
-        return f"one of {row['particles']} fillings at t = T{' (the default)' * is_default}"
+        return f"one of {row['particles']} fillings at t = T (the default)"
     return "every scale once, as in the paper (`--resampling-passes 0`)"
 
 

@@ -14,6 +14,7 @@ prints what a shell completes.
 """
 
 import json
+import os
 import runpy
 import sys
 import warnings
@@ -107,10 +108,17 @@ class Command:
         return ImageBART.from_pretrained(self.model, device=device or self.device)
 
     def require_new(self, paths: Iterable[Path]) -> None:
-        """ValueError if there is such a file, unless files may be overwritten."""
-        there = None if self.overwrite else next((path for path in paths if path.exists()), None)
-        if there is not None:
-            raise ValueError(f"{there} is there already: give another --out, or --overwrite")
+        """ValueError if these files cannot be written, or if one is there, unless files may be
+        overwritten."""
+        for path in (paths := [*paths]):
+            if path.is_dir():
+                raise ValueError(f"--out must be the name of a file, got the folder {path}")
+            if path.exists() and not self.overwrite:
+                raise ValueError(f"{path} is there already: give another --out, or --overwrite")
+        for folder in {path.parent for path in paths}:
+            there = next(one for one in (folder, *folder.parents) if one.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK):
+                raise ValueError(f"--out must lie in a folder that can be written to, got {there}")
 
     def save(self, image: Image.Image, path: Path, options: dict) -> None:
         """The whole picture or nothing."""

@@ -31,9 +31,11 @@ def as_real(
 ) -> float:
     """The value; ValueError unless it is a finite number from `least` (more than it if `exclusive`)
     to `most`. True is none."""
-    top = math.inf if most is None else most
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    fits = is_number and least <= value <= top and value < math.inf
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):  # of a whole number beyond all real ones
+            number = float(value)
+    fits = least <= number <= (math.inf if most is None else most) and number < math.inf
     if not fits or (exclusive and value == least):
         bracket = "(" if exclusive else "["
         bounds = f"be a number, at least {least}"

@@ -422,8 +422,10 @@ class ImageBART(nn.Module):
         """A model from a folder or a Hugging Face Hub id; None is the shipped scenery model.
 
         Weights run in float32 unless `dtype` says otherwise. Raises ValueError, in a sentence, for
-        a folder that is missing or holds something else.
+        a folder that is missing or holds something else, and for a `dtype` that computes nothing.
         """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be one of torch's floating-point types, got {dtype!r}")
         folder = find_folder(source, revision, local_files_only)
         config = read_config(folder)
         vqgan = load_vqgan(folder)

@@ -157,7 +157,7 @@ class SingleOptions(SamplingOptions, total=False):
         Option(
             None,
             "fillings drawn at t = T, of which the known tokens after them choose one; unless "
-            "given, 2 to 16 by the size of the mask, and 1 with a condition",
+            "given, 2 to 8 by the size of the mask, and 1 with a condition",
             least=1,
         ),
     ]

@@ -20,9 +20,14 @@ MOST_BYTES = 200
 
 def chunk_of(settings: dict[str, Any]) -> PngInfo:
     """What `Image.save(…, pnginfo=)` writes."""
-    info = PngInfo()
-    info.add_itxt(PARAMETERS, json.dumps(settings, ensure_ascii=False))
+    info, text = PngInfo(), json.dumps(settings, ensure_ascii=False)
+    info.add_itxt(PARAMETERS, without_surrogates(text))
     return info
+
+
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which no UTF-8 has, as a model reads it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def settings_of(image: Image.Image) -> dict[str, Any]:

@@ -1,17 +1,10 @@
 """The page as a Space of the Hugging Face Hub, which has app.py beside this file.
 
-AUTH is a secret of the Space, USER:PASSWORD; SPACE_HOST is the name that the Hub gives it. On its
-hardware ZeroGPU the Hub installs the package `spaces`, which lends a GPU for as long as a batch of
-pictures is drawn; it is imported before PyTorch, as it asks for.
+AUTH is a secret of the Space, USER:PASSWORD; SPACE_HOST is the name that the Hub gives it.
 """
 
 import os
 import sys
-
-try:
-    import spaces
-except ImportError:  # on other hardware
-    spaces = None
 
 import app
 
@@ -22,10 +15,9 @@ CONFIG = app.Config(
     public_host=os.environ["SPACE_HOST"],
     trusted_proxy=["10.0.0.0/8"],  # the Hub's own network
 )
-DECORATE = spaces.GPU if spaces else None
 
 if __name__ == "__main__":
     try:
-        app.main(CONFIG, DECORATE)
+        app.main(CONFIG)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -40,7 +40,7 @@ from demo.parts import IDEAS, panel
 from demo.pictures import example_pictures, growing, read_editor, read_picture
 from demo.ready import READY, draw_ready, ready_pictures
 from demo.requests import MARGINS, Late, read_classes
-from demo.sample import sample, sampling_work, settings_of_link
+from demo.sample import SampleRequest, sample, sample_each, sampling_work, settings_of_link
 from demo.style import PAINT, SEEN
 from demo.worker import Worker
 from imagebart import ImageBART
@@ -63,6 +63,8 @@ from imagebart.probe import Probe
 from imagebart.ranking import CLIP, best_edits, best_of
 from imagebart.sampling import Filter, Request, reverse_steps
 from imagebart.settings import chunk_of, settings_of
+
+LONG = f"text of at most 1000 characters, got '{39 * 'x'}…"
 
 ROOT = Path(__file__).parents[1]
 AXE = ROOT / "node_modules/axe-core/axe.min.js"
@@ -353,7 +355,7 @@ def test_a_panorama_is_the_models_and_grows(client, model):
         ({"width": 31}, "width must be at least the model's 32, got 31"),
         ({"width": 4097}, "width must be a whole number, from 0 to 4096, got 4097"),
         ({"wrap": 1}, "wrap must be true or false, got 1"),
-        ({"prompts": "x" * 1001}, "prompts must be text of at most 1000 characters"),
+        ({"prompts": "x" * 1001}, f"prompts must be {LONG}"),
     ):
         with pytest.raises(AppError, match=f"^{re.escape(sentence)}$"):
             client.predict(**values, api_name="/panorama")
@@ -488,8 +490,8 @@ WRONG = [
     ({"temperature": 5.5}, "temperature must be a number from 0 to 5, got 5.5"),
     ({"temperature": "hot"}, "temperature must be a number from 0 to 5, got 'hot'"),
     ({"top_k": -1}, "top_k must be a whole number, from 0 to 12, got -1"),
-    ({"prompt": "x" * 1001}, "prompt must be text of at most 1000 characters"),
-    ({"negative_prompt": 3}, "negative_prompt must be text of at most 1000 characters"),
+    ({"prompt": "x" * 1001}, f"prompt must be {LONG}"),
+    ({"negative_prompt": 3}, "negative_prompt must be text of at most 1000 characters, got 3"),
     ({"classes": "lake"}, "this model takes no class, got classes ['lake']"),
     ({"guidance": "much"}, "guidance must be a number from 0 to 20, got 'much'"),
     (
@@ -803,6 +805,10 @@ def test_a_picture_is_reimagined_by_words(conditional, tmp_path):
     about = settings_of(Image.open(images[0][0]))
     said = {"command": "reimagine", "source_prompt": "a lake", "strength": 0.5}
     assert said.items() <= about.items()
+    with pytest.raises(ValueError, match="source_prompt must be text of at most 1000 characters"):
+        next(reimagine(conditional, request, words, source_prompt="a" * 1001))
+    *_, (line, _, _) = reimagine(conditional, request, words, strength=0, source_prompt="a zzyzx")
+    assert line.endswith(" source_prompt: this model has never seen zzy, zx.")
     with pytest.raises(ValueError, match=r"^strength must be a number from 0 to 1, got 2$"):
         next(reimagine(conditional, request, strength=2))
 
@@ -1096,8 +1102,11 @@ def test_pixels_are_counted_whatever_others_do_with_warnings(tmp_path):
     Image.new("1", (4097, 4096)).save(tmp_path / "large.png")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="at most 16 million pixels, got more"):
+        with pytest.raises(ValueError, match="at most 16 million pixels, 32768 a side, got more"):
             read_picture({"path": str(tmp_path / "large.png")})
+    Image.new("1", (1, 2**15 + 1)).save(tmp_path / "long.png")
+    with pytest.raises(ValueError, match="32768 a side, got more"):
+        read_picture({"path": str(tmp_path / "long.png")})
 
 
 def test_what_ranks_is_where_the_model_is(monkeypatch, clip):
@@ -1223,10 +1232,31 @@ def test_a_preset_marks_what_it_says(name):
 
 ODD_WORDS = {
     "NUL": ("a \0 lake", None),
+    "lone surrogate": ("a lake \ud800", "prompt: this model has never seen"),
     "emoji": ("🏔️ 🌊", "prompt: this model has never seen"),
     "right to left": ("בוקר טוב", "prompt: only its first 4 pieces are read"),
     "many": ("lake " * 200, "prompt: only its first 4 pieces are read"),
 }
+
+
+def test_what_fails_of_one_request_ends_that_one_alone(conditional, monkeypatch):
+    """Requests of a batch are drawn together; one of them cannot be shown."""
+    given = [{"prompt": "a lake", "num_images": 1, "seed": seed} for seed in (1, 2)]
+    usual = {"candidates": 1, "enlarge": 1, "temperature": 1.0}
+    store = SampleRequest.shown
+
+    def shown(request, *how):
+        if request.options["seed"] == 2:
+            raise OSError("no room")
+        return store(request, *how)
+
+    monkeypatch.setattr(SampleRequest, "shown", shown)
+    first, *steps = sample_each(conditional, [usual | one for one in given])
+    assert first == [None, None] and len(steps) == conditional.T
+    assert {str(error) for _, error in steps} == {"no room"}
+    (_, line, ((path, _),)), _ = steps[-1]
+    assert_same([Image.open(path)], conditional.sample(1, prompt="a lake", seed=1))
+    assert line.startswith("Seed 1, ")
 
 
 @pytest.mark.parametrize("name", ODD_WORDS)
@@ -1278,6 +1308,7 @@ def test_a_link_restores_settings(conditional):
         assert {repr(value) for value in settings_of_link(inputs, nothing)} == {repr(gr.skip())}
     for query, sentence in (
         ("seed=-1", "seed must be a whole number, from 0 to"),
+        ("seed=9007199254740993", "seed must be a whole number, from 0 to 9007199254740992, got"),
         ("temperature=nan", "temperature must be a number from 0 to 5, got nan"),
         ("top_k=2.5", "top_k must be a whole number, from 0 to 12, got '2.5'"),
         ("num_images=17", "num_images must be a whole number, from 1 to 16, got 17"),
@@ -1326,7 +1357,26 @@ def test_one_number_moves_guidance_along_the_models_own(make_model, tmp_path):
     assert_same([Image.open(path)], model.sample(1, seed=3, classes=1))
     assert settings_of(Image.open(path))["guidance"] == model.guidance
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    assert parts.settings_from({"guidance": guidance}, file) == [4]
+    assert parts.settings_from(model, {"guidance": guidance}, file) == [4]
+
+
+def test_what_no_field_can_have_of_a_picture_s_settings_is_said(make_model, tmp_path):
+    """One number of the library is that of every scale, the page's is along the model's own."""
+    model = make_model(T=4, conditions={"class": 2}, condition_dropout=True)
+    model.guidance = [8.0, 1.0, 4.0]
+    inputs = {"seed": gr.Number(0), "guidance": parts.controls_of_words(model)["guidance"]}
+    path = tmp_path / "edit.png"
+    file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+    about = {"command": "edit", "model": "shipped", "seed": 4, "process": "annealed", "chains": 3}
+    for given, strength, lost in (
+        (2.0, 4, "process, chains, guidance"),
+        ([4.5, 1, 3], 4, "process, chains, guidance"),
+        ("much", 4, "process, chains, guidance"),
+        ([4.5, 1, 2.5], 2.5, "process, chains"),
+    ):
+        Image.new("RGB", (8, 8)).save(path, pnginfo=chunk_of(about | {"guidance": given}))
+        with pytest.warns(UserWarning, match=f"^Not taken from the picture: {lost}.$"):
+            assert parts.settings_from(model, inputs, file) == [4, strength]
 
 
 def test_a_class_named_with_a_digit_is_that_class(make_model):

@@ -162,6 +162,22 @@ def test_no_file_is_overwritten_unasked(folder, tmp_path, monkeypatch):
         assert Image.open(path).size
 
 
+@pytest.mark.parametrize("run", [["sample"], ["panorama"]])
+def test_what_cannot_be_written_is_said_before_any_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ImageBART, "from_pretrained", None)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder.png").mkdir()
+    out = tmp_path / "file" / "wide.png"
+    with pytest.raises(SystemExit, match=f"--out must lie in a folder .*, got {tmp_path}/file$"):
+        main([*run, "-o", str(out)])
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SystemExit, match=f"that can be written to, got {tmp_path}$"):
+        main([*run, "-o", str(tmp_path / "new" / "wide.png")])
+    if run == ["panorama"]:
+        with pytest.raises(SystemExit, match="must be the name of a file, got the folder"):
+            main([*run, "--overwrite", "-o", str(tmp_path / "folder.png")])
+
+
 def test_passes_are_counted_while_an_edit_runs(folder, tmp_path, capsys):
     _, base = folder
     picture(32, 32).save(tmp_path / "image.png")

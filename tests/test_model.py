@@ -359,6 +359,12 @@ def test_weights_are_floating_point_numbers(folder, dtype):
         load(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "float16"], ids=str)
+def test_a_model_runs_in_floating_point_numbers(folder, dtype):
+    with pytest.raises(ValueError, match="dtype must be one of torch's floating-point types, got"):
+        ImageBART.from_pretrained(folder, dtype=dtype)
+
+
 @pytest.mark.parametrize(
     "table, value, says",
     [

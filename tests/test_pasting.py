@@ -1,6 +1,7 @@
 """The part of a picture that the model sees: where it lies, what it cuts, and the seam."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -56,6 +57,37 @@ def test_a_box_cuts_what_it_says_and_goes_on_beyond_the_border():
     assert np.array_equal(beyond[:3, 2:], pixels[17:, :6])
     assert (beyond[3:, 2:] == pixels[19, :6]).all() and (beyond[:3, :2] == pixels[17:, :1]).all()
     assert Box(0, 0, 30, 20).cut(image, (40, 60)).size == (60, 40)
+
+
+@given(
+    st.integers(-9, 9), st.integers(-9, 9), st.integers(10, 40), st.integers(10, 40), SIDES, SIDES
+)
+def test_a_crop_is_that_of_a_larger_picture_with_its_edge_repeated(left, top, width, height, h, w):
+    """Sides are resized one after the other, as Pillow does it; to and fro."""
+    image, box = numbered(10, 10), Box(left, top, width, height)
+    rows, columns = (np.arange(n, n + m).clip(0, 9) for n, m in ((top, height), (left, width)))
+    whole = Image.fromarray(np.asarray(image)[np.ix_(rows, columns)])
+    expected = np.asarray(whole.resize((w, h), Image.Resampling.LANCZOS)).astype(int)
+    off = 16 * (left < 0 or left + width > 10)  # what is rounded and clipped first differs
+    assert abs(np.asarray(box.cut(image, (h, w))) - expected).max() <= off
+    small = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(h))
+    there, large = box.part((10, 10)), smoothly(small, (height, width))
+    seen = large[..., there[0].start - top : there[0].stop - top, :]
+    seen = seen[..., there[1].start - left : there[1].stop - left]
+    torch.testing.assert_close(box.resized(small, (10, 10)), seen)
+
+
+@pytest.mark.parametrize("height, width", [(16, 16_000), (16_000, 16)])
+def test_a_long_picture_costs_what_it_has_itself(height, width):
+    """Not what a box of its longer side squared would."""
+    image, side = Image.new("RGB", (width, height)), max(height, width)
+    box = Box((width - side) // 2, (height - side) // 2, side, side)
+    tracemalloc.start()
+    assert box.cut(image, (32, 32)).size == (32, 32)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * height * width
+    assert box.resized(torch.rand(1, 3, 32, 32), (height, width)).shape == (1, 3, height, width)
 
 
 @given(st.integers(-3, 9), st.integers(-3, 9), st.integers(4, 40), st.integers(4, 40), st.data())

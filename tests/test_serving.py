@@ -9,10 +9,12 @@ import threading
 import time
 import tracemalloc
 from contextlib import aclosing
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import torch
+from gradio.context import LocalContext
 from gradio.data_classes import ImageData
 from starlette.requests import ClientDisconnect, Request
 from torch import nn
@@ -21,6 +23,7 @@ from demo import files, serving
 from demo import worker as limits
 from demo.calls import PageFunction
 from demo.files import check_files, is_alive, opened, private_folder, tidy
+from demo.parts import in_turn
 from demo.serving import MOST_BODY, Guard, Site, read_auth, site_of
 from demo.worker import CutShort, Refused, Work, Worker, alone
 
@@ -268,6 +271,23 @@ def test_places_in_the_queue_are_shared(monkeypatch):
     results, _ = queued(model, [(str(i), str(i // 8), str(i // 8)) for i in range(65)])
     assert [result for result in results if isinstance(result, Refused)] == results[64:]
     assert str(results[64]) == limits.QUEUE_FULL and results[64].full
+
+
+@pytest.mark.parametrize("session, counted", [("page", "page"), ("event", ""), (None, "")])
+def test_callers_without_a_session_share_that_of_their_address(monkeypatch, session, counted):
+    """Gradio names it after the event, which would be a new session for every call."""
+    visitor = SimpleNamespace(client=SimpleNamespace(host="1"), session_hash=session)
+    monkeypatch.setattr(LocalContext, "request", SimpleNamespace(get=lambda: visitor))
+    monkeypatch.setattr(LocalContext, "event_id", SimpleNamespace(get=lambda: "event"))
+    worker, joined = Worker(), []
+    join = worker.join
+    monkeypatch.setattr(worker, "join", lambda *how: joined.append(how[1:3]) or join(*how))
+
+    async def go() -> list:
+        return [one async for one in in_turn(worker, alone(steps(Slow(), "drawn")))]
+
+    assert asyncio.run(go()) == ["drawn"] and joined == [("1", (counted, "event"))]
+    worker.stop()
 
 
 def test_a_stopped_job_ends_before_its_next_layer():

@@ -1,19 +1,13 @@
 """The folder of a Space has what the Hub reads, and its page would be served."""
 
-import asyncio
 import re
 import runpy
-import sys
-from functools import partial, wraps
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import RepoCard
 
-import app
 from demo.serving import read_auth, site_of
-from demo.worker import Worker, alone
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "space"
@@ -46,36 +40,3 @@ def test_its_page_needs_a_password_and_has_the_space_s_name(monkeypatch):
     assert read_auth(config.host, config.auth, config.public_host) == ("anna", "secret")
     site = site_of(config.host, config.public_host, config.root_path, config.trusted_proxy)
     assert "anna-imagebart.hf.space" in site.hosts
-
-
-def test_a_gpu_is_lent_for_every_batch_where_the_hub_lends_them(monkeypatch):
-    """By a stub of the Hub's package; without the package nothing is decorated."""
-    lent, served = [], []
-
-    def GPU(run):
-        @wraps(run)
-        def decorated(*given):
-            lent.append("begins")
-            yield from run(*given)
-            lent.append("ends")
-
-        return decorated
-
-    monkeypatch.syspath_prepend(ROOT)
-    monkeypatch.setenv("SPACE_HOST", "anna-imagebart.hf.space")
-    monkeypatch.setattr(app, "main", lambda config, decorate: served.append(decorate))
-    for module in (None, SimpleNamespace(GPU=GPU)):  # None: there is no such package
-        monkeypatch.setitem(sys.modules, "spaces", module)
-        runpy.run_path(str(SPACE / "space.py"), run_name="__main__")
-    assert served == [None, GPU]
-
-    def drawn(what: str):
-        yield what
-
-    async def outputs() -> list:
-        worker, works = Worker(decorate=served[1]), [alone(partial(drawn, one)) for one in "ab"]
-        got = [one for work in works async for one in worker.results(work)]
-        worker.stop()
-        return got
-
-    assert asyncio.run(outputs()) == ["a", "b"] and lent == ["begins", "ends"] * 2

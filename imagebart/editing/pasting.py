@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagebart.editing.harmonic import extent, harmonic
-from imagebart.notation import Bool, Float, Images
+from imagebart.notation import Bool, Float, Images, Int
 
 FADE = 5
 """Pixels inside the border over which a step at it is spread."""
@@ -34,15 +34,22 @@ class Box:
     height: int
 
     def cut(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """The crop, resized to `size` (H, W); beyond the borders edge pixels are repeated."""
-        pixels = np.asarray(image)
-        (H, W), right, bottom = pixels.shape[:2], self.left + self.width, self.top + self.height
-        rows = np.arange(self.top, bottom).clip(0, H - 1)
-        columns = np.arange(self.left, right).clip(0, W - 1)
-        part = Image.fromarray(pixels[np.ix_(rows, columns)])
-        if part.size == size[::-1]:
-            return part
-        return part.resize(size[::-1], Image.Resampling.LANCZOS)
+        """The crop, resized to `size` (H, W); beyond the borders edge pixels are repeated.
+
+        One side after the other, one that goes beyond the borders last: what is repeated is small
+        by then, however long the image.
+        """
+        rows, columns = self.part((image.height, image.width))
+        pixels = np.asarray(image)[rows, columns]
+        sides = [(1, columns, self.left, self.width), (0, rows, self.top, self.height)]
+        if self.width > columns.stop - columns.start:
+            sides.reverse()
+        for axis, known, start, length in sides:
+            places = np.arange(start, start + length).clip(known.start, known.stop - 1)
+            part = Image.fromarray(pixels.take(places - known.start, axis))
+            wanted = (size[1], part.height) if axis else (part.width, size[0])
+            pixels = np.asarray(part.resize(wanted, Image.Resampling.LANCZOS))
+        return Image.fromarray(pixels)
 
     def kinds(self, kinds: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
         """The crop of a semantic map (H', W') of an image of `size` (H, W), resampled to 8×8 places
@@ -89,19 +96,38 @@ class Box:
         self, painted: Float[Tensor, "b 3 h w"], size: tuple[int, int]
     ) -> Float[Tensor, "b 3 H W"]:
         """Crops at the model's size as pixels of their `part` of an image of `size` (H, W)."""
-        if painted.shape[2:] != (self.height, self.width):
-            painted = smoothly(painted, (self.height, self.width))
         rows, columns = self.part(size)
-        rows = slice(rows.start - self.top, rows.stop - self.top)
-        return painted[..., rows, columns.start - self.left : columns.stop - self.left]
+        within = (
+            slice(rows.start - self.top, rows.stop - self.top),
+            slice(columns.start - self.left, columns.stop - self.left),
+        )
+        if painted.shape[2:] == (self.height, self.width):
+            return painted[..., *within]
+        return smoothly(painted, (self.height, self.width), within)
 
 
-def smoothly(x: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 H W"]:
-    """x at another size, bicubic, without the rings beside edges: no pixel leaves the range of the
-    nine around its place."""
+def smoothly(
+    x: Float[Tensor, "b 3 h w"],
+    size: tuple[int, int],
+    within: tuple[slice, slice] = (slice(None), slice(None)),
+) -> Float[Tensor, "b 3 H W"]:
+    """`within` x at another size, bicubic, without the rings beside edges: no pixel leaves the
+    range of the nine around its place."""
+    scales = [bicubic(n, N) for n, N in zip(x.shape[2:], size, strict=True)]
+    (rows, i), (columns, j) = (
+        (weights[part].to(x), nearest[part].to(x.device))
+        for (weights, nearest), part in zip(scales, within, strict=True)
+    )
     low, high = -F.max_pool2d(-x, 3, 1, 1), F.max_pool2d(x, 3, 1, 1)
-    low, high = (F.interpolate(bound, size, mode="nearest-exact") for bound in (low, high))
-    return F.interpolate(x, size, mode="bicubic", antialias=True).clamp(low, high)
+    low, high = (bound[:, :, i[:, None], j] for bound in (low, high))
+    return (rows @ x @ columns.T).clamp(low, high)
+
+
+def bicubic(n: int, size: int) -> tuple[Float[Tensor, "N n"], Int[Tensor, " N"]]:
+    """(the weights by which `size` points are made of n, the nearest of these to each point)."""
+    weights = F.interpolate(torch.eye(n)[None, None], (size, n), mode="bicubic", antialias=True)
+    nearest = F.interpolate(torch.arange(n)[None, None].float(), size, mode="nearest-exact")
+    return weights[0, 0], nearest[0, 0].long()
 
 
 def box_around(mask: np.ndarray, size: tuple[int, int]) -> Box:

@@ -51,7 +51,7 @@ from imagebart.sampling import (
 )
 from imagebart.streaming import batch_that_fits
 
-LEAST_PARTICLES, MOST_PARTICLES = 2, 16
+LEAST_PARTICLES, MOST_PARTICLES = 2, 8
 """Bounds of `default_particles`."""
 
 
@@ -295,11 +295,11 @@ PROCESSES: dict[str, Callable[..., Iterator[Step]]] = {
 
 
 def default_particles(masked: Bool[Tensor, " n"]) -> int:
-    """Particles: the square of the eighths of the image that are masked, 2 to 16.
+    """Particles: one for each sixteenth of the image that is masked, 2 to 8.
 
-    The larger the mask, the more is left open by what stands before it.
+    The smaller the mask, the less is left open by what stands before it.
     """
-    particles = round((8 * masked.float().mean().item()) ** 2)
+    particles = round(16 * masked.float().mean().item())
     return min(max(particles, LEAST_PARTICLES), MOST_PARTICLES)
 
 

@@ -213,7 +213,24 @@ ENDPOINTS = (
 )
 READS = ("file=", "file/", "proxy=", "custom_component/", "deep_link?session_hash=", "stream/")
 ODD = (
-    *(None, True, -1, 0, 3, 1.5, 1e308, 2**64, 10**30, "", "x", "\0", "x" * 2000, "3", "\u202e"),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        3,
+        1.5,
+        1e308,
+        2**64,
+        10**30,
+        "",
+        "x",
+        "\0",
+        "x" * 2000,
+        "3",
+        "\u202e",
+        "\ud800",
+    ),
     *([], [[]], {}, {"a": {}}, {"path": None}, {"path": "x"}, {"background": None}, [None] * 300),
 )
 """Values of parameters."""
