@@ -32,7 +32,10 @@ def test_real_numbers_pass_as_they_are(value):
     assert as_real(value, "x") is value
 
 
-@pytest.mark.parametrize("value", [True, None, "1", 1j, [1.0], -1e-9, np.nan, np.inf, 10**400])
+NO_NUMBERS = (True, False, "1", None, 1j, [1.0], -1e-9, np.nan, np.inf, 10**400)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
 def test_all_else_is_no_real_number(value):
     with pytest.raises(ValueError, match="x must be a number, at least 0, got "):
         as_real(value, "x")

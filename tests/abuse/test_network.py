@@ -213,25 +213,9 @@ ENDPOINTS = (
 )
 READS = ("file=", "file/", "proxy=", "custom_component/", "deep_link?session_hash=", "stream/")
 ODD = (
-    *(
-        None,
-        True,
-        -1,
-        0,
-        3,
-        1.5,
-        1e308,
-        2**64,
-        10**30,
-        "",
-        "x",
-        "\0",
-        "x" * 2000,
-        "3",
-        "\u202e",
-        "\ud800",
-    ),
+    *(None, True, -1, 0, 3, 1.5, 1e308, 2**64, 10**30, "", "x", "\0", "x" * 2000, "3", "\u202e"),
     *([], [[]], {}, {"a": {}}, {"path": None}, {"path": "x"}, {"background": None}, [None] * 300),
+    "\ud800",
 )
 """Values of parameters."""
 
