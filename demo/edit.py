@@ -186,9 +186,10 @@ def reimagine(
     in `inpaint`.
     """
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
-    named = {"called": "source_prompt"}
-    picture, of_source = read_words(model, options["seed"], count, source_prompt, **named)
-    remark += of_source
+    picture, unread = read_words(
+        model, options["seed"], count, source_prompt, called="source_prompt"
+    )
+    remark += unread
     options |= {"source_prompt": picture["prompt"], "strength": real(strength, "strength", 0, 1)}
     del options["negative_prompt"]  # it is guided away from the words of the image
     image = fit(to_rgb(read_editor(editor, source)[0]), model.image_size)
