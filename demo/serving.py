@@ -218,7 +218,8 @@ class Guard:
             check_files(request)
             function, passed = read_call(self.functions, path, request)
             if function.job:
-                self.worker.refuse_overload(scope["client"][0], passed.get("session_hash"))
+                session = passed.get("session_hash") or ""
+                self.worker.refuse_overload(scope["client"][0], session)
         except LookupError:
             raise nothing_here() from None
         except Refused as error:

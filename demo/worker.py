@@ -175,15 +175,16 @@ class Worker:
             self.changed.notify_all()
             return job
 
-    def refuse_overload(self, address: str, session: str | None) -> None:
-        """Raise Refused if a job of this visitor would have no place in the queue."""
+    def refuse_overload(self, address: str, session: str) -> None:
+        """Raise Refused if a job of this visitor would have no place in the queue; clients without
+        a session, "", share the places of one."""
         with self.changed:
             self.drop_ended()
             of_address = [job for job in self.waiting if job.address == address]
             of_session = [job for job in of_address if job.keys[0] == session]
             full = self.stopped or len(self.waiting) >= MOST_WAITING
-            share = session is not None and len(of_session) >= SHARE_OF_SESSION
-            if full or share or len(of_address) >= SHARE_OF_ADDRESS:
+            share = len(of_session) >= SHARE_OF_SESSION or len(of_address) >= SHARE_OF_ADDRESS
+            if full or share:
                 self.counts["refused"] += 1
                 raise Refused(full)
 

@@ -763,7 +763,7 @@ def test_overload_is_refused_before_gradio_sees_it(monkeypatch):
     requests = call, ("POST", JOIN, {"json": body}), other
     assert [answer.status_code for answer in asked(guard, *requests)] == [200] * 3
     monkeypatch.setattr(limits, "SHARE_OF_SESSION", 0)
-    assert [answer.status_code for answer in asked(guard, *requests)] == [200, 429, 200]
+    assert [answer.status_code for answer in asked(guard, *requests)] == [429, 429, 200]
     monkeypatch.setattr(limits, "MOST_WAITING", 0)
     answers = asked(guard, *requests)
     assert [answer.status_code for answer in answers] == [503, 503, 200]
