@@ -64,8 +64,8 @@ MEASUREMENTS = (
     Measurement(
         "scenery_completion_400",
         "eval/completion.py --masks upper --process single --n 400 --resampling-passes 0 "
-        "--particles 8",
-        12,
+        "--particles 8 16",
+        24,
     ),
     Measurement(
         "scenery_generation",

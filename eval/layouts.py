@@ -14,6 +14,7 @@ from pathlib import Path
 from records import other_guidance
 
 from imagebart.checkpoint import read_json
+from imagebart.editing.process import MOST_PARTICLES
 from imagebart.folders import model_sha256
 
 ROOT = Path(__file__).parents[1]
@@ -394,7 +395,8 @@ def way_of(row: dict) -> str:
     if row["process"] == "annealed":
         return "annealed, as released"
     if "particles" in row:
-        return f"one of {row['particles']} fillings at t = T (the default)"
+        default = " (the default)" if row["particles"] == MOST_PARTICLES else ""
+        return f"one of {row['particles']} fillings at t = T{default}"
     return "every scale once, as in the paper (`--resampling-passes 0`)"
 
 
@@ -593,7 +595,7 @@ def highlights_table() -> str:
     fast, back = record("scenery_speed"), record("scenery_reconstruction")
     one = fast["chain"]["1"]
     text, sky = record_row("scenery_obedience_text", condition="text"), record("scenery_edits")
-    paper, ours = record_rows("scenery_completion_400")
+    paper, ours, _ = record_rows("scenery_completion_400")
     apart = "beyond" if ours["against_first"]["time"]["distinct"] else "within"
     _, distance, of_renders, _ = probe_fid_row("scenery_obedience_text")
     rows = [

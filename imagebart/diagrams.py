@@ -62,7 +62,7 @@ def chain_of_scales(pictures: Sequence[Image.Image]) -> Picture:
 def encoder_and_decoder(n: int = 6) -> Picture:
     """One scale t < T for n tokens: its two halves, and the masks of its three attentions.
 
-    Row i of a mask is filled where token i may look.
+    Row i of a mask is filled where slot i may look.
     """
     figure = Figure(figsize=(10.2, 3.0), dpi=100)
     ax = canvas(figure, 10.2, 3.0)
@@ -86,7 +86,7 @@ def encoder_and_decoder(n: int = 6) -> Picture:
         left, side = 5.75 + 1.55 * k, 1.3
         grid_of(ax, mask, (left, 1.0), side, colour)
         ax.text(left + side / 2, 2.4, title, ha="center", va="bottom", fontsize=8.5, color=colour)
-    ax.text(5.7 + 2.2, 0.7, "row i: where token i may look", ha="center", va="top", fontsize=8.5)
+    ax.text(5.7 + 2.2, 0.7, "row i: where slot i may look", ha="center", va="top", fontsize=8.5)
     return drawn(figure)
 
 
