@@ -207,6 +207,36 @@ def ablation_table() -> str:
     return markdown("change | L_3, nats per token | difference", rows, name)
 
 
+TREND = {
+    "probe_fid": "samples: probe-FID",
+    "probe_is": "probe-IS",
+    "completion_fid": "upper halves, each scale once: probe-FID",
+    "completion_time": "time of day, once",
+    "drawn_fid": "one of 16 fillings: probe-FID",
+    "drawn_time": "time of day, of 16",
+}
+
+
+def trend_table() -> str:
+    name, rows = "scenery_trend", []
+    for row in record_rows(name):
+        cells = [f"`{row['preset']}`"]
+        for key in TREND:
+            show = percent if key.endswith("_time") else two
+            cells.append(within(show(row[key]["value"]), row[key]["interval"], show))
+        rows.append((*cells, trend_apart(row.get("against"))))
+    header = f"chain | {' | '.join(TREND.values())} | beyond the noise"
+    return markdown(header, rows, name)
+
+
+def trend_apart(against: dict | None) -> str:
+    """In which figures a chain differs beyond the noise, and from which chain."""
+    if against is None:
+        return ""
+    apart = [TREND[key] for key in TREND if against[key]["distinct"]]
+    return f"of `{against['preset']}`: {'; '.join(apart) or 'nothing'}"
+
+
 # ── conditions ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -648,6 +678,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "highlights": highlights_table,
     "held-out": held_out_table,
     "ablation": ablation_table,
+    "trend": trend_table,
     "obedience": obedience_table,
     "objects": objects_table,
     "maps": maps_table,

@@ -122,7 +122,9 @@ def trend(preset: str, key: str) -> str:
 
 
 def trend_of(one: dict, preset: str, key: str) -> str:
-    (row,) = (row for row in one["rows"] if row["preset"] == preset)
+    row = next((row for row in one["rows"] if row["preset"] == preset), None)
+    if row is None:
+        return f"{AWAITED}scenery_trend.json of {preset}"
     text = f"probe-FID {figure(row[key], 1)}"
     if against := row.get("against"):
         other = f"T = {against['preset'].removeprefix('mini-')}"

@@ -139,6 +139,16 @@ def test_a_trend_within_the_noise_is_called_so(tmp_path, monkeypatch):
     assert "probe-FID 30.0 (29.0 to 31.0), T = 2 within the noise" in table
     assert "probe-FID 50.0 (49.0 to 51.0), differs from T = 2" in table
     assert "4.4 |  | probe-FID 40.0 (39.0 to 41.0), differs from T = 5" in table
+    write_json({"rows": rows[:2], "models": {}}, tmp_path / "scenery_trend.json")
+    assert f"| {paper.AWAITED}scenery_trend.json of mini-5 |" in paper.table_3()
+
+
+def test_a_trend_s_row_says_in_which_figures_it_differs():
+    against = {key: {"distinct": key.startswith("drawn")} for key in layouts.TREND}
+    said = layouts.trend_apart({"preset": "mini-2", **against})
+    assert said == "of `mini-2`: one of 16 fillings: probe-FID; time of day, of 16"
+    nothing = {key: {"distinct": False} for key in layouts.TREND}
+    assert layouts.trend_apart({"preset": "mini-2", **nothing}) == "of `mini-2`: nothing"
 
 
 # ── all records again ─────────────────────────────────────────────────────────────────────────
