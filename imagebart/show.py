@@ -433,7 +433,8 @@ def curves(
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(ScalarFormatter())
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=x is None or all(at == int(at) for at in x)))
+        whole = x is None or all(at == int(at) for at in x)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=whole, steps=[1, 2, 5, 10]))
     if log:
         ax.set_yscale("log")
     if bottom is not None:

@@ -327,6 +327,15 @@ def test_an_axis_begins_where_it_is_told_to():
     assert (axis - low) / (axis - high) == pytest.approx(0.5, abs=0.03)
 
 
+def test_shares_have_no_tick_beyond_1(monkeypatch):
+    monkeypatch.setattr(show, "drawn", lambda figure: figure)
+    share = [k / 10 for k in range(11)]
+    (ax,) = show.curves({"a": share}, share).axes
+    low, high = ax.get_xlim()
+    ticks = [round(float(tick), 9) for tick in ax.get_xticks() if low <= tick <= high]
+    assert ticks == [0, 0.2, 0.4, 0.6, 0.8, 1]
+
+
 @pytest.mark.parametrize("names, colours", [(None, 1), ("pqr", 3), ("pqrstuvwx", 1)])
 def test_a_few_named_bars_have_colours_of_their_own(names, colours):
     house = {rgb(colour) for colour in show.COLOUR_CYCLE}
