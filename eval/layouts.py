@@ -298,12 +298,22 @@ def rejection_table() -> str:
             with_interval(row, "class_accuracy", percent),
             two(row["inception_score"]),
             with_interval(row, "probe_fid", "{:.0f}".format),
+            against_all(row.get("against_first")),
             row["kept"],
         )
         for row in record("scenery_selection")["rejection"]
     ]
-    header = "rejection at rate | class accuracy | inception score, at most 12"
-    return markdown(f"{header} | probe-FID of 24 | kept", rows, "scenery_selection")
+    header = "rejection at rate | class accuracy | inception score, at most 12 | probe-FID of 24"
+    return markdown(f"{header} | … less that of rate 1 | kept", rows, "scenery_selection")
+
+
+def against_all(difference: dict | None) -> str:
+    """The distance of a rate less that of all samples, and whether it may be noise."""
+    if difference is None:
+        return ""
+    whole = "{:+.0f}".format
+    shown = within(whole(difference["value"]), difference["interval"], whole)
+    return shown if difference["distinct"] else f"{shown}, within the noise"
 
 
 def re_ranking_table() -> str:

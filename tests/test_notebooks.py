@@ -528,6 +528,18 @@ def resampling_does_not_help() -> bool:
     return within_noise and seconds == [2.1, 2.4] and passes == [187, 72]
 
 
+def longer_chains_do_not_help() -> bool:
+    two, _, five, joint = record("scenery_trend")["rows"]
+    assert (two["preset"], five["preset"]) == (
+        five["against"]["preset"],
+        joint["against"]["preset"],
+    )
+    distances = [round(row["probe_fid"]["value"], 1) for row in (five, two)]
+    names = "probe_fid", "completion_fid", "completion_time"
+    apart = [row["against"][name]["distinct"] for row in (five, joint) for name in names]
+    return distances == [65.3, 56.9] and apart == [True, *[False] * 5]
+
+
 COMPLETION = "scenery_completion"
 PARTICLES = "scenery_completion_particles"
 BEFORE_MAPS, EQUAL_DROPOUT = "scenery_obedience_before_maps", "scenery_obedience_equal_dropout"
@@ -536,6 +548,7 @@ DID_NOT_WORK = {  # run record: what the page says of it
     "passes": lambda: passes_by_scale()[0] == max(passes_by_scale()),
     PARTICLES: resampling_does_not_help,
     **dict.fromkeys((BEFORE_MAPS, EQUAL_DROPOUT), captions_are_followed_less),
+    "scenery_trend": longer_chains_do_not_help,
     "scenery_blind": lambda: told("scenery_blind") == 32,
     "scenery_blind_reconstructions": lambda: told("scenery_blind_reconstructions") == 30,
     "scenery_blind_edits": lambda: told("scenery_blind_edits") == 32,

@@ -143,9 +143,16 @@ def test_a_trend_within_the_noise_is_called_so(tmp_path, monkeypatch):
     assert f"| {paper.AWAITED}scenery_trend.json of mini-5 |" in paper.table_3()
 
 
+def test_a_rate_s_distance_is_compared_with_that_of_all():
+    noise = {"value": -4.2, "interval": [-9.0, 1.4], "distinct": False}
+    assert layouts.against_all(noise) == "-4 (-9 to +1), within the noise"
+    assert layouts.against_all(noise | {"distinct": True}) == "-4 (-9 to +1)"
+    assert layouts.against_all(None) == ""
+
+
 def test_a_trend_s_row_says_in_which_figures_it_differs():
-    against = {key: {"distinct": key.startswith("drawn")} for key in layouts.TREND}
-    said = layouts.trend_apart({"preset": "mini-2", **against})
+    drawn = {key: {"distinct": key.startswith("drawn")} for key in layouts.TREND}
+    said = layouts.trend_apart({"preset": "mini-2", **drawn})
     assert said == "of `mini-2`: one of 16 fillings: probe-FID; time of day, of 16"
     nothing = {key: {"distinct": False} for key in layouts.TREND}
     assert layouts.trend_apart({"preset": "mini-2", **nothing}) == "of `mini-2`: nothing"
