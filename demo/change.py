@@ -298,6 +298,7 @@ def margins_in_frame(
         [editor, source, *sliders, overlap],
         frame,
         preprocess=False,
+        queue=False,  # it follows events of the queue, whose stream may end as this would join it
         trigger_mode="always_last",
         api_visibility="private",
         show_progress="hidden",
