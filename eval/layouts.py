@@ -125,6 +125,18 @@ def within(text: str, interval: list[float] | None, show: Callable[[float], str]
     return f"{text} ({low.removesuffix(' %')} to {high})"
 
 
+def valued(one: dict, show: Callable[[float], str]) -> str:
+    """A value with its interval."""
+    return within(show(one["value"]), one.get("interval"), show)
+
+
+def difference_of(one: dict | None, show: Callable[[float], str]) -> str:
+    """A difference with its interval, and whether it may be noise; nothing for None."""
+    if one is None:
+        return ""
+    return valued(one, show) + ("" if one["distinct"] else ", within the noise")
+
+
 def with_interval(row: dict, key: str, show: Callable[[float], str]) -> str:
     """A figure of a row, with its interval where there is one."""
     return within(show(row[key]), row.get(f"{key}_interval"), show)
@@ -198,12 +210,8 @@ def ablation_table() -> str:
         "mini-5-plain-output": "output: the network's alone",
     }
     for row in record_rows(name):
-        held_out, difference = row["nats"], ""
-        if apart := row.get("against"):
-            difference = within(signed(apart["value"]), apart["interval"], signed)
-            difference += "" if apart["distinct"] else ", within the noise"
-        shown = within(three(held_out["value"]), held_out["interval"], three)
-        rows.append((labels[row["preset"]], shown, difference))
+        difference = difference_of(row.get("against"), signed)
+        rows.append((labels[row["preset"]], valued(row["nats"], three), difference))
     return markdown("change | L_3, nats per token | difference", rows, name)
 
 
@@ -223,7 +231,7 @@ def trend_table() -> str:
         cells = [f"`{row['preset']}`"]
         for key in TREND:
             show = percent if key.endswith("_time") else two
-            cells.append(within(show(row[key]["value"]), row[key]["interval"], show))
+            cells.append(valued(row[key], show))
         rows.append((*cells, trend_apart(row.get("against"))))
     header = f"chain | {' | '.join(TREND.values())} | beyond the noise"
     return markdown(header, rows, name)
@@ -298,22 +306,13 @@ def rejection_table() -> str:
             with_interval(row, "class_accuracy", percent),
             two(row["inception_score"]),
             with_interval(row, "probe_fid", "{:.0f}".format),
-            against_all(row.get("against_first")),
+            difference_of(row.get("against_first"), "{:+.0f}".format),
             row["kept"],
         )
         for row in record("scenery_selection")["rejection"]
     ]
     header = "rejection at rate | class accuracy | inception score, at most 12 | probe-FID of 24"
     return markdown(f"{header} | … less that of rate 1 | kept", rows, "scenery_selection")
-
-
-def against_all(difference: dict | None) -> str:
-    """The distance of a rate less that of all samples, and whether it may be noise."""
-    if difference is None:
-        return ""
-    whole = "{:+.0f}".format
-    shown = within(whole(difference["value"]), difference["interval"], whole)
-    return shown if difference["distinct"] else f"{shown}, within the noise"
 
 
 def re_ranking_table() -> str:

@@ -11,7 +11,7 @@ a column is compared with itself, and the paper's claim is whether its order is 
 from collections.abc import Callable
 
 import layouts
-from layouts import markdown, percent, record, seconds, within
+from layouts import markdown, percent, record, seconds, valued
 
 GENERATION = "eval/generation.py --model models/{0} --reference {1} --num-images 50000"
 THREE_COLUMNS = "| the paper | ours, released weights | ours, scenery"
@@ -36,8 +36,7 @@ def on_scenery(name: str, show: Callable[[dict], str]) -> str:
 
 def figure(one: dict, digits: int = 2) -> str:
     """A value with its interval."""
-    show = f"{{:.{digits}f}}".format
-    return within(show(one["value"]), one.get("interval"), show)
+    return valued(one, f"{{:.{digits}f}}".format)
 
 
 def metric(key: str) -> Callable[[dict], str]:

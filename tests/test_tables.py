@@ -144,10 +144,11 @@ def test_a_trend_within_the_noise_is_called_so(tmp_path, monkeypatch):
 
 
 def test_a_rate_s_distance_is_compared_with_that_of_all():
+    whole = "{:+.0f}".format
     noise = {"value": -4.2, "interval": [-9.0, 1.4], "distinct": False}
-    assert layouts.against_all(noise) == "-4 (-9 to +1), within the noise"
-    assert layouts.against_all(noise | {"distinct": True}) == "-4 (-9 to +1)"
-    assert layouts.against_all(None) == ""
+    assert layouts.difference_of(noise, whole) == "-4 (-9 to +1), within the noise"
+    assert layouts.difference_of(noise | {"distinct": True}, whole) == "-4 (-9 to +1)"
+    assert layouts.difference_of(None, whole) == ""
 
 
 def test_a_trend_s_row_says_in_which_figures_it_differs():
