@@ -112,7 +112,7 @@ def build(
 
         for button, chosen, inputs in sent:
             event = button.click(chosen, inputs, editor, preprocess=False, **private)
-            event.success(opened, None, [tabs, views], **private)
+            event.success(opened, None, [tabs, views], queue=False, **private)
     return page.queue(max_size=MOST_WAITING, api_open=False)
 
 

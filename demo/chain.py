@@ -149,5 +149,6 @@ def picture_input(examples: list[Image.Image]) -> gr.Image:
     def pick(event: gr.SelectData) -> str:
         return stored(picked(examples, event))
 
-    shelf.select(pick, None, image, api_visibility="private", show_progress="hidden")
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    shelf.select(pick, None, image, queue=False, **private)
     return image

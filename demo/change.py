@@ -200,7 +200,8 @@ def change_tab(
         change(before_and_after, seen, compare, preprocess=False, queue=False, **private)
     history = gr.State([])
     chosen, back_to = [gallery, index, editor, source, history], [editor, source, history]
-    back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **private}
+    back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views}
+    back |= {"queue": False, **private}
     again.click(taken, chosen, back_to, preprocess=False, **private).success(**back)
     of_length = [longer, editor, source, history]
     resize.click(at_length, of_length, back_to, preprocess=False, **private).success(**back)
@@ -298,7 +299,7 @@ def margins_in_frame(
         [editor, source, *sliders, overlap],
         frame,
         preprocess=False,
-        queue=False,  # it follows events of the queue, whose stream may end as this would join it
+        queue=False,
         trigger_mode="always_last",
         api_visibility="private",
         show_progress="hidden",

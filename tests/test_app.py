@@ -792,6 +792,23 @@ def test_stop_ends_the_run_it_stands_beside(make_model):
     assert cancelled == [[named[name]] for name in runs]
 
 
+def test_no_event_of_the_queue_follows_another(make_model):
+    """Gradio ends a page's stream with its last event: one that joins just then is lost, or the
+    page reloads itself."""
+    model = make_model(T=3, conditions={"text": 6, "map": 3}, condition_dropout=True)
+    model.names["map"] = ["sky", "water", "grass"]
+    functions = app.build(Worker(), model).config["dependencies"]
+    queued = {one["id"]: one for one in functions if one["backend_fn"] and one["queue"]}
+    changed = {i: {(output, "change") for output in one["outputs"]} for i, one in queued.items()}
+    followers = [
+        (one["api_name"], other["api_name"])
+        for i, one in queued.items()
+        for other in queued.values()
+        if other["trigger_after"] == i or changed[i] & set(map(tuple, other["targets"]))
+    ]
+    assert len(queued) > 20 and followers == []
+
+
 def test_a_picture_is_reimagined_by_words(conditional, tmp_path):
     """As the library does it; a model that takes no text has no such endpoint."""
     image, words = picture(50, 40), "a lake at night"
