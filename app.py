@@ -50,6 +50,8 @@ from imagebart.ranking import CLIP
 MOST_SESSIONS = 128
 """Visitors whose state gradio keeps, 240 kB each; the one seen longest ago is forgotten."""
 SECONDS_BETWEEN_TIDIES = 30
+SECONDS_BETWEEN_LOOKS = 0.02
+"""Of an idle queue for jobs; as often as gradio looks, it takes 8 % of a core."""
 
 
 @dataclass
@@ -113,7 +115,10 @@ def build(
         for button, chosen, inputs in sent:
             event = button.click(chosen, inputs, editor, preprocess=False, **private)
             event.success(opened, None, [tabs, views], queue=False, **private)
-    return page.queue(max_size=MOST_WAITING, api_open=False)
+    page.queue(max_size=MOST_WAITING, api_open=False)
+    queue = page._queue
+    queue.sleep_when_free = queue.progress_update_sleep_when_free = SECONDS_BETWEEN_LOOKS
+    return page
 
 
 def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:
