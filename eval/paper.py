@@ -10,8 +10,8 @@ a column is compared with itself, and the paper's claim is whether its order is 
 
 from collections.abc import Callable
 
-import layouts
-from layouts import markdown, percent, record, seconds, valued
+from layouts import parts
+from layouts.parts import markdown, percent, record, seconds, valued
 
 GENERATION = "eval/generation.py --model models/{0} --reference {1} --num-images 50000"
 THREE_COLUMNS = "| the paper | ours, released weights | ours, scenery"
@@ -20,7 +20,7 @@ AWAITED = "not measured: "
 
 def released(name: str, command: str, key: str = "fid") -> str:
     """The figure of a record of released weights, or the command that makes the record."""
-    if (layouts.RESULTS / f"released_{name}.json").exists():
+    if (parts.RESULTS / f"released_{name}.json").exists():
         return figure(record(f"released_{name}")["metrics"][key])
     return f"`python {command} --out eval/results/released_{name}.json`"
 
@@ -28,9 +28,7 @@ def released(name: str, command: str, key: str = "fid") -> str:
 def on_scenery(name: str, show: Callable[[dict], str]) -> str:
     """A cell of a scenery record, or that it is not there yet."""
     return (
-        show(record(name))
-        if (layouts.RESULTS / f"{name}.json").exists()
-        else f"{AWAITED}{name}.json"
+        show(record(name)) if (parts.RESULTS / f"{name}.json").exists() else f"{AWAITED}{name}.json"
     )
 
 
@@ -158,7 +156,7 @@ def figure_9() -> str:
     """Levels of the chain as compressed pictures.   [section 5]"""
     command = "eval/reconstruction.py --levels --model models/ffhq-4 --data data/ffhq"
     rows = [("levels", "pictures, figure 9", f"`python {command}`", "")]
-    path = layouts.RESULTS / "scenery_levels.json"
+    path = parts.RESULTS / "scenery_levels.json"
     levels = record("scenery_levels")["levels"] if path.exists() else []
     for row in levels:
         text = f"{row['bits']:.4f} bits a pixel dimension, {row['psnr']:.2f} dB"

@@ -3,11 +3,11 @@
 import importlib
 import json
 
-import layouts
 import paper
 import pytest
 import tables
 import torch
+from layouts import TABLES, held_out, parts
 
 from imagebart.checkpoint import save_tensors, write_json
 from imagebart.folders import model_sha256
@@ -24,16 +24,16 @@ def test_documents_agree_with_the_records(path):
 def test_every_table_stands_in_a_document():
     texts = [path.read_text(encoding="utf-8") for path in tables.DOCUMENTS]
     placed = {name for text in texts for name, _, _ in tables.tables_in(text)}
-    assert placed == set(layouts.TABLES)
+    assert placed == set(TABLES)
 
 
 def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
-    record = json.loads((layouts.RESULTS / "scenery_edits.json").read_text(encoding="utf-8"))
+    record = json.loads((parts.RESULTS / "scenery_edits.json").read_text(encoding="utf-8"))
     (rainbow,) = (row for row in record["rows"] if row["target"] == "under a rainbow")
     rainbow["found"] = 0.25
-    monkeypatch.setattr(layouts, "RESULTS", tmp_path / "results")
-    (layouts.RESULTS / "scenery_edits.json").write_text(json.dumps(record))
+    monkeypatch.setattr(parts, "RESULTS", tmp_path / "results")
+    (parts.RESULTS / "scenery_edits.json").write_text(json.dumps(record))
     document = tmp_path / "README.md"
     document.write_text("above\n\n<!-- table edits -->\n| typed |\n<!-- end -->\n\nbelow\n")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
@@ -53,10 +53,10 @@ def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
 
 def test_a_row_is_found_by_what_it_is_and_must_be_alone():
     name = "scenery_completion_particles"
-    row = layouts.record_row(name, mask="upper", resampling_passes=8)
+    row = parts.record_row(name, mask="upper", resampling_passes=8)
     assert (row["mask"], row["resampling_passes"]) == ("upper", 8)
     with pytest.raises(ValueError, match=rf"{name}.json must have one row .* got 3"):
-        layouts.record_row(name, mask="upper")
+        parts.record_row(name, mask="upper")
 
 
 def test_an_unknown_table_is_named():
@@ -67,30 +67,30 @@ def test_an_unknown_table_is_named():
 def test_a_record_of_other_weights_is_refused(tmp_path, monkeypatch):
     for folder in ("results", "model"):
         (tmp_path / folder).mkdir()
-    monkeypatch.setattr(layouts, "ROOT", tmp_path)
-    monkeypatch.setattr(layouts, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setattr(parts, "RESULTS", tmp_path / "results")
     save_tensors({"a": torch.zeros(2)}, tmp_path / "model" / "scale_2.safetensors")
     write_json({"guidance": 1.0}, tmp_path / "model" / "config.json")
     named = {"models": {"model": model_sha256(tmp_path / "model"), "runs/elsewhere": "0" * 64}}
     write_json(named, tmp_path / "results" / "measured.json")
-    assert layouts.record("measured") == named
+    assert parts.record("measured") == named
     write_json({}, tmp_path / "results" / "nameless.json")
     with pytest.raises(ValueError, match=r"but nameless\.json names none"):
-        layouts.record("nameless")
-    monkeypatch.setattr(layouts, "UNNAMED", ("nameless", "measured"))
-    assert layouts.record("nameless") == {}
+        parts.record("nameless")
+    monkeypatch.setattr(parts, "UNNAMED", ("nameless", "measured"))
+    assert parts.record("nameless") == {}
     with pytest.raises(ValueError, match=r"but measured\.json names its model"):
-        layouts.record("measured")
-    monkeypatch.setattr(layouts, "UNNAMED", ())
+        parts.record("measured")
+    monkeypatch.setattr(parts, "UNNAMED", ())
     save_tensors({"a": torch.ones(2)}, tmp_path / "model" / "scale_2.safetensors")
     with pytest.raises(ValueError, match=r"measured\.json must be of the weights in model, got"):
-        layouts.record("measured")
+        parts.record("measured")
 
 
 def test_a_guidance_that_is_not_the_models_own_is_said(tmp_path, monkeypatch):
     """The model's hash says nothing of it."""
-    monkeypatch.setattr(layouts, "ROOT", tmp_path)
-    monkeypatch.setattr(layouts, "RESULTS", tmp_path)
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    monkeypatch.setattr(parts, "RESULTS", tmp_path)
     model = tmp_path / "model"
     model.mkdir()
 
@@ -99,7 +99,7 @@ def test_a_guidance_that_is_not_the_models_own_is_said(tmp_path, monkeypatch):
         where = {"hardware": "a chip", "date": "2026-11-28T12:00:00"}
         where |= {"models": {"model": model_sha256(model)}, "options": {"guidance": given}}
         write_json(where, tmp_path / "measured.json")
-        return layouts.provenance("measured").removeprefix("a chip, 28 November 2026, model ")[7:]
+        return parts.provenance("measured").removeprefix("a chip, 28 November 2026, model ")[7:]
 
     for own, given in ((4.0, 4.0), (4.0, [4.0]), (4.0, None), ([8.0, 2.0], [[8.0, 2.0]])):
         assert said(own, given) == ": `measured.json`."
@@ -134,7 +134,7 @@ def test_a_trend_within_the_noise_is_called_so(tmp_path, monkeypatch):
     rows = [row("mini-2", 20.0), row("mini-3", 30.0, "mini-2"), row("mini-5", 50.0, "mini-2", True)]
     rows += [row("mini-9", 90.0, "mini-2", True), row("mini-5-joint", 40.0, "mini-5", True)]
     write_json({"rows": rows, "models": {}}, tmp_path / "scenery_trend.json")
-    monkeypatch.setattr(layouts, "RESULTS", tmp_path)
+    monkeypatch.setattr(parts, "RESULTS", tmp_path)
     table = paper.table_3()
     assert "probe-FID 30.0 (29.0 to 31.0), T = 2 within the noise" in table
     assert "probe-FID 50.0 (49.0 to 51.0), differs from T = 2" in table
@@ -146,17 +146,17 @@ def test_a_trend_within_the_noise_is_called_so(tmp_path, monkeypatch):
 def test_a_rate_s_distance_is_compared_with_that_of_all():
     whole = "{:+.0f}".format
     noise = {"value": -4.2, "interval": [-9.0, 1.4], "distinct": False}
-    assert layouts.difference_of(noise, whole) == "-4 (-9 to +1), within the noise"
-    assert layouts.difference_of(noise | {"distinct": True}, whole) == "-4 (-9 to +1)"
-    assert layouts.difference_of(None, whole) == ""
+    assert parts.difference_of(noise, whole) == "-4 (-9 to +1), within the noise"
+    assert parts.difference_of(noise | {"distinct": True}, whole) == "-4 (-9 to +1)"
+    assert parts.difference_of(None, whole) == ""
 
 
 def test_a_trend_s_row_says_in_which_figures_it_differs():
-    drawn = {key: {"distinct": key.startswith("drawn")} for key in layouts.TREND}
-    said = layouts.trend_apart({"preset": "mini-2", **drawn})
+    drawn = {key: {"distinct": key.startswith("drawn")} for key in held_out.TREND}
+    said = held_out.trend_apart({"preset": "mini-2", **drawn})
     assert said == "of `mini-2`: one of 16 fillings: probe-FID; time of day, of 16"
-    nothing = {key: {"distinct": False} for key in layouts.TREND}
-    assert layouts.trend_apart({"preset": "mini-2", **nothing}) == "of `mini-2`: nothing"
+    nothing = {key: {"distinct": False} for key in held_out.TREND}
+    assert held_out.trend_apart({"preset": "mini-2", **nothing}) == "of `mini-2`: nothing"
 
 
 # ── all records again ─────────────────────────────────────────────────────────────────────────
@@ -168,9 +168,9 @@ def test_every_record_of_scenery_is_remade_by_one_command():
     names = {one.name for one in REMADE.MEASUREMENTS}
     own = {"passes_equal_training"}  # chains that are not shipped
     larger = {"ffhq-4_speed_bf16", "split_752"}  # shapes with random weights
-    assert {*layouts.UNNAMED} - names == own | larger
+    assert {*parts.UNNAMED} - names == own | larger
     for one in REMADE.MEASUREMENTS:
-        assert (layouts.ROOT / one.command.split()[0]).exists()
+        assert (parts.ROOT / one.command.split()[0]).exists()
 
 
 def test_what_moved_is_told_by_its_interval():
