@@ -286,7 +286,9 @@ class Denoiser(nn.Module, Decodable):
         elif t > 2:
             alpha_bar = float(diffusion.alpha_bar[t - 1])
             f = (alpha_bar * f.softmax(-1) + (1 - alpha_bar) / self.K).log()
-        return f + diffusion.log_likelihood(x_t, t) if self.sees_x_t and x_t is not None else f
+        if not self.sees_x_t or x_t is None:
+            return f
+        return f + diffusion.log_likelihood(x_t, t).to(f.dtype)
 
     @property
     def adds_noise(self) -> bool:
@@ -353,7 +355,7 @@ class Denoiser(nn.Module, Decodable):
         wanted = " and ".join(f"{name} of length {one.length}" for name, one in shapes.items())
         if condition is None:
             raise ValueError(f"this denoiser takes {wanted}, got {condition}")
-        tokens = condition.reshape(len(condition), -1)
+        tokens = condition[:, None] if condition.ndim == 1 else condition.flatten(1)
         if tokens.shape[1] != sum(shape.length for shape in shapes.values()):
             raise ValueError(f"this denoiser takes {wanted}, got {tuple(condition.shape)}")
         if not (self.training and tokens.is_cuda):  # a look at them would hold up every step
@@ -363,6 +365,8 @@ class Denoiser(nn.Module, Decodable):
     def require_known(self, tokens: Int[Tensor, "b m"]) -> None:
         """ValueError unless each part of a condition lies within its vocabulary, or is absent where
         this denoiser learned without it. On a GPU whoever trains has looked before."""
+        if not len(tokens):
+            return
         for name, part in split_condition(tokens, self.config.conditions).items():
             count = self.config.conditions[name].vocabulary
             low, high = int(part.min()), int(part.max())

@@ -76,13 +76,18 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
+DRAWS = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
+"""By which new layers draw their weights."""
+
+
 class Undrawn(TorchFunctionMode):
-    """`nn.init.normal_` leaves a tensor as it is: where there is no memory it would only load
-    PyTorch's compiler, in two seconds."""
+    """New layers leave their weights undrawn, in this thread: for those whose weights come from a
+    file, or who have no memory for them (where drawing would load PyTorch's compiler, in two
+    seconds). The process' random numbers stay where they are."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if function is nn.init.normal_:
+        if function in DRAWS:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **kwargs)
 

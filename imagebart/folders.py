@@ -45,6 +45,8 @@ KNOWN_FORMATS = (1, CONFIG_FORMAT)
 JOINT = "joint"
 """What stands for t where one network serves all scales."""
 
+COMPUTED = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Types of weights that models compute in."""
 OPTIONAL_ENTRIES = ("names", "guidance", "draws_class")
 """Optional entries of config.json."""
 
@@ -421,6 +423,14 @@ def _upgraded_shape(shape: dict) -> dict:
     if kinds:
         conditions["map"] = {"vocabulary": kinds, "length": math.prod(grid)}
     return shape | {"conditions": conditions, "condition_dropout": shape.pop("droppable", False)}
+
+
+def require_dtype(dtype: torch.dtype | None, *others: torch.dtype) -> None:
+    """ValueError unless weights can be of this type: one that is computed in, or one of `others`.
+    None is their own."""
+    known = *COMPUTED, *others
+    if dtype is not None and not any(dtype is one for one in known):
+        raise ValueError(f"dtype must be one of {', '.join(map(str, known))}, got {dtype!r}")
 
 
 def _as(tensors: dict[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ the number of threads stay the caller's, since the tokens do not depend on them.
 """
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -22,6 +23,31 @@ AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 """Kinds of devices that autocast knows."""
 
 
+class Float32:
+    """float32 as the process' default type of floating-point tensors while anything is computed
+    here: the default belongs to all threads, so the first that comes sets it, and the last that
+    leaves gives the caller's back."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                torch.set_default_dtype(self.before)
+
+
+FLOAT32 = Float32()
+
+
 @contextmanager
 def plain_settings() -> Iterator[None]:
     """No autocast, no inference mode, float32 and the CPU as defaults, in this block; then as
@@ -33,10 +59,7 @@ def plain_settings() -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        dtype = torch.get_default_dtype()
-        if dtype != torch.float32:
-            stack.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
+        stack.enter_context(FLOAT32)
         yield
 
 

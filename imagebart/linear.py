@@ -30,12 +30,12 @@ class Linear(nn.Linear):
     """y = x Wᵀ + b; as `nn.Linear`, and faster on a CPU without gradients.
 
     New weights are noticed: those of an optimiser by its forward passes, others by PyTorch's own
-    count of changes. Writing through `weight.data` or `weight.numpy()` hides from that count, and
-    needs a call of `forget` afterwards.
+    count of changes or because they lie elsewhere. Writing into `weight.data` or `weight.numpy()`
+    hides from both, and needs a call of the model's `eval` or of `forget` afterwards.
     """
 
-    _ready: tuple[Tensor, int, Tensor] | None = None
-    """The weights that were made ready, their version, and the result."""
+    _ready: tuple[Tensor, int, Tensor, Tensor] | None = None
+    """The weights that were made ready, their version, the memory where they lay, the result."""
 
     def forward(self, x: Float[Tensor, "*b c_in"]) -> Float[Tensor, "*b c_out"]:
         if torch.is_grad_enabled() and self.weight.requires_grad:
@@ -47,9 +47,10 @@ class Linear(nn.Linear):
     def ready(self) -> Tensor:
         """The weights in oneDNN's order, made again when they have changed."""
         weight, version = self.weight, self.weight._version
-        if self._ready is None or self._ready[0] is not weight or self._ready[1] != version:
-            self._ready = weight, version, ordered(weight.detach())
-        return self._ready[2]
+        if self._ready is None or not is_of(weight, *self._ready[:3]):
+            lies = weight.detach()  # kept, so that no other weights come to lie there
+            self._ready = weight, version, lies, ordered(lies)
+        return self._ready[3]
 
     def forget(self) -> None:
         """Make the weights ready anew at the next call."""
@@ -67,6 +68,11 @@ class Linear(nn.Linear):
             and not weight.is_inference()  # those count no changes
         )
 
+    def train(self, mode: bool = True) -> "Linear":
+        """Weights that were swapped are noticed here at the latest."""
+        self.forget()
+        return super().train(mode)
+
     def _apply(self, fn, recurse: bool = True) -> "Linear":
         """`to`, `float`, `cuda` and their like: other weights in the same parameter."""
         self.forget()
@@ -75,6 +81,12 @@ class Linear(nn.Linear):
     def __getstate__(self) -> dict:
         """Without what can be made again: copies and files hold the weights once."""
         return {name: value for name, value in vars(self).items() if name != "_ready"}
+
+
+def is_of(weight: Tensor, parameter: Tensor, version: int, lies: Tensor) -> bool:
+    """Whether the weight is this parameter, of this version, and lies there."""
+    same = weight is parameter and weight._version == version
+    return same and weight.data_ptr() == lies.data_ptr()
 
 
 def ordered(weight: Float[Tensor, "c_out c_in"]) -> Tensor:

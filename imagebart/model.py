@@ -21,6 +21,7 @@ from imagebart.data.images import as_given, fit, to_pil, to_rgb, to_tensor
 from imagebart.denoiser import Denoiser
 from imagebart.diffusion import MultinomialDiffusion
 from imagebart.distributed import pick_device
+from imagebart.fitting import Undrawn
 from imagebart.folders import (
     OPTIONAL_ENTRIES,
     find_folder,
@@ -29,6 +30,7 @@ from imagebart.folders import (
     read_config,
     read_entries,
     remove_other_scales,
+    require_dtype,
     save_scale,
     save_vqgan,
     scale_name,
@@ -94,6 +96,11 @@ class ImageBART(nn.Module):
         if draws_class and "class" not in denoisers[2].config.conditions:
             raise ValueError("draws_class must be false for a model without classes, got true")
         scales = checked_guidance(guidance, diffusion.T)
+        if {*scales} != {1} and not denoisers[2].config.condition_dropout:
+            raise ValueError(
+                "guidance must be 1 for a model that was trained without condition dropout, got "
+                f"{guidance!r}"
+            )
         self.vqgan, self.diffusion = vqgan, diffusion
         self.names = {name: tuple((names or {}).get(name, ())) for name in CONDITIONS}
         self.guidance = scales if len(set(scales)) > 1 else scales[0]
@@ -312,8 +319,7 @@ class ImageBART(nn.Module):
     def generate(self, tokens: Grid, known: Known | None = None) -> Images:
         """G(x_1), as the network gives it: about [-1, 1]; made to fit the `known` pixels of
         these images by a VQGAN that has learned to (known_pixels.py)."""
-        require_tokens(tokens, self.K)
-        parts = self.parts(tokens.to(self.device))
+        parts = self.parts(require_tokens(tokens, self.K).to(self.device))
         if known is None:
             return torch.cat([self.vqgan.decode(part).float() for part in parts])
         both = zip(parts, self.parts(known.to(self.device)), strict=True)
@@ -329,7 +335,7 @@ class ImageBART(nn.Module):
         """PIL images or a tensor in [0, 1] as x_0: b×3×H×W in [-1, 1] on the model's device."""
         if isinstance(images, Tensor):
             require_pixels(images)
-            return (2 * images.clamp(0, 1) - 1).to(self.device, torch.float32)
+            return 2 * images.to(self.device, torch.float32).clamp(0, 1) - 1
         images = [images] if isinstance(images, Image.Image) else list(images)
         if not images:
             raise ValueError("images must be at least one, got none")
@@ -378,7 +384,7 @@ class ImageBART(nn.Module):
             (h, w), (H, W) = self.grid, self.image_size
             got = f"got shape {tuple(tokens.shape)}"
             raise ValueError(f"tokens must be b×{h}×{w}, of images of {W}×{H} pixels, {got}")
-        require_tokens(tokens, self.K)
+        tokens = require_tokens(tokens, self.K)
         x_1 = rearrange(tokens, "b h w -> b (h w)").to(self.device)
         seeds = image_seeds(seed, len(x_1))
         condition = encode_condition(self, len(x_1), guidance=1.0, **conditions).condition
@@ -409,7 +415,6 @@ class ImageBART(nn.Module):
 
     @classmethod
     @plain_settings()
-    @torch.random.fork_rng(devices=())  # new layers draw weights, before those of the files come
     def from_pretrained(
         cls,
         source: str | Path | None = None,
@@ -424,13 +429,13 @@ class ImageBART(nn.Module):
         Weights run in float32 unless `dtype` says otherwise. Raises ValueError, in a sentence, for
         a folder that is missing or holds something else, and for a `dtype` that computes nothing.
         """
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"dtype must be one of torch's floating-point types, got {dtype!r}")
+        require_dtype(dtype)
         folder = find_folder(source, revision, local_files_only)
         config = read_config(folder)
-        vqgan = load_vqgan(folder)
-        diffusion = MultinomialDiffusion(config["alpha_bar"], vqgan.K)
-        denoisers = load_denoisers(folder, config["denoisers"], diffusion)
+        with Undrawn():
+            vqgan = load_vqgan(folder)
+            diffusion = MultinomialDiffusion(config["alpha_bar"], vqgan.K)
+            denoisers = load_denoisers(folder, config["denoisers"], diffusion)
         named = {name: config[name] for name in OPTIONAL_ENTRIES if name in config}
         model = cls(vqgan, diffusion, denoisers, **named)
         return model.to(device=pick_device(None if device is None else str(device)), dtype=dtype)
@@ -445,8 +450,10 @@ class ImageBART(nn.Module):
         `vqgan_of` names a model's folder beside this one whose VQGAN is the same, but for rounding
         to the type that it is stored in there: it is then not stored again. Scales of another model
         that the folder had are removed. Raises ValueError, and leaves the folder as it is, if there
-        is no such VQGAN, and if the folder is of a format that this version does not know.
+        is no such VQGAN, if weights cannot be of this `dtype`, and if the folder is of a format
+        that this version does not know.
         """
+        require_dtype(dtype, torch.int8)
         folder = Path(folder)
         if (folder / "config.json").exists():
             read_entries(folder)
@@ -509,8 +516,9 @@ def require_output(output_type: str) -> None:
         raise ValueError(f"output_type must be one of {OUTPUT_TYPES}, got {output_type!r}")
 
 
-def require_tokens(tokens: Tensor, K: int) -> None:
-    """ValueError unless these are (b, h, w), at least one, whole numbers in [0, K)."""
+def require_tokens(tokens: Tensor, K: int) -> Grid:
+    """The tokens in int64; ValueError unless these are (b, h, w), at least one, whole numbers in
+    [0, K)."""
     if tokens.ndim != 3 or tokens.numel() == 0:
         raise ValueError(f"tokens must be (b, h, w), at least one, got {tuple(tokens.shape)}")
     if tokens.is_floating_point() or tokens.dtype == torch.bool:
@@ -518,14 +526,16 @@ def require_tokens(tokens: Tensor, K: int) -> None:
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= K:
         raise ValueError(f"tokens must lie in [0, {K}), got {low} to {high}")
+    return tokens.long()
 
 
-def require_x_1(model: ImageBART, x_1: Tensor) -> None:
-    """ValueError unless these are the tokens (1, h, w) of one image of the model's size."""
+def require_x_1(model: ImageBART, x_1: Tensor) -> Grid:
+    """The tokens in int64; ValueError unless they are those (1, h, w) of one image of the model's
+    size."""
     if tuple(x_1.shape) != (1, *model.grid):
         (h, w), got = model.grid, tuple(x_1.shape)
         raise ValueError(f"x_1 must be (1, {h}, {w}) tokens, got shape {got}")
-    require_tokens(x_1, model.K)
+    return require_tokens(x_1, model.K)
 
 
 def require_pixels(images: Tensor) -> None:

@@ -13,7 +13,7 @@ pass: by construction, not by tolerance.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -222,7 +222,19 @@ class DecoderBlocks(nn.ModuleList):
         return cast(Iterator[DecoderBlock], super().__iter__())
 
 
-class Encoder(nn.Module):
+class Turned(nn.Module):
+    """Its tables of rotations, the buffers, stay in float32 whatever the weights become: they are
+    in no file, from which they could come back."""
+
+    def _apply(self, fn, recurse: bool = True) -> Self:
+        tables = {name: x for name, x in self._buffers.items() if x is not None and not x.is_meta}
+        super()._apply(fn, recurse)
+        for name, table in tables.items():
+            self._buffers[name] = table.to(cast(Tensor, self._buffers[name]).device)
+        return self
+
+
+class Encoder(Turned):
     """Bidirectional: every slot sees every slot. With `places`, positions are rotary."""
 
     turns: Rotation | None
@@ -245,7 +257,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
-class Decoder(nn.Module):
+class Decoder(Turned):
     """Causal after its first `prefix` slots, which see each other.
 
     With `places` of its own slots, and `memory_places` of those it cross-attends to, positions are

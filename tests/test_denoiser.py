@@ -52,6 +52,20 @@ def test_a_logit_sees_the_tokens_before_it_and_no_other(watched, t, conditions):
     assert torch.equal(seen, torch.ones(N, N).tril(-1).bool())
 
 
+def test_no_image_has_no_logit(make_denoiser):
+    """An empty batch is one."""
+    denoiser, x = make_denoiser(conditions={"class": 3}), tokens(0)
+    assert denoiser(x, x, torch.zeros(0, dtype=torch.long)).shape == (0, N, 12)
+
+
+@pytest.mark.parametrize("output", ["plain", "residual", "posterior"])
+def test_logits_are_float32_whatever_the_schedule_is_kept_in(make_denoiser, output):
+    config = make_denoiser(3, output=output).config
+    diffusion = MultinomialDiffusion(geometric(3), 12, dtype=torch.float64)
+    x = tokens(1)
+    assert Denoiser(config, diffusion, 2)(x, x).dtype == torch.float32
+
+
 def test_every_logit_sees_all_of_x_t(watched):
     denoiser = watched(2, output="plain")
     x = torch.randperm(N, generator=torch.Generator().manual_seed(0))[None]

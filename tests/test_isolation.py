@@ -12,6 +12,7 @@ from PIL import Image
 from imagebart import ImageBART
 from imagebart.editing.panorama import panorama_steps
 from imagebart.editing.process import edit_steps, refined_steps
+from imagebart.isolation import plain_settings
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
 MASK = np.eye(32, dtype=bool)
@@ -141,6 +142,17 @@ def test_steps_may_be_taken_in_different_threads(tiny):
             thread.start()
             thread.join()
     assert all(map(torch.equal, got, expected))
+
+
+def test_the_first_thread_that_ends_does_not_change_the_default_of_the_others():
+    with WORLDS["float64"]():
+        one, other = plain_settings(), plain_settings()
+        one.__enter__()
+        other.__enter__()
+        one.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float32
+        other.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float64
 
 
 def test_a_refusal_leaves_the_world_as_it_was(tiny):

@@ -72,6 +72,10 @@ CHANGES = {
     ),
     "in place": lambda layer, x: layer.weight.detach().mul_(2),
     "in place, in inference mode": torch.inference_mode()(lambda layer, x: layer.weight.mul_(2)),
+    "a vector of all weights": lambda layer, x: torch.nn.utils.vector_to_parameters(
+        torch.randn(40 * 24 + 40 * (layer.bias is not None)), layer.parameters()
+    ),
+    "through .data, for evaluation": lambda layer, x: (layer.weight.data.mul_(2), layer.eval()),
     "through .data, and forgotten": lambda layer, x: (layer.weight.data.mul_(2), layer.forget()),
     "through .data, as `to` does": lambda layer, x: layer.double().float().weight.data.mul_(2),
 }

@@ -131,6 +131,8 @@ def test_what_is_no_mask_is_one_sentence(tiny, mask, got):
 def test_bytes_of_0_and_1_are_not_taken_for_black(tiny):
     with pytest.raises(ValueError, match="the mask must be booleans, or uint8 up to 255, got"):
         tiny.inpaint(picture(), corner().astype(np.uint8))
+    with pytest.raises(ValueError, match="booleans, or uint8 up to 255, got a picture of mode L"):
+        tiny.inpaint(picture(), Image.fromarray(corner().astype(np.uint8)))
 
 
 ENTRIES = struct.pack("<HHIHxx", ORIENTATION, 3, 1, 6), struct.pack("<HHIf", 0x0131, 11, 1, 1.5)

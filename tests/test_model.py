@@ -18,8 +18,16 @@ from imagebart.conditions import ConditionShape
 from imagebart.data.text import TEXT_IDS
 from imagebart.denoiser import Denoiser, DenoiserConfig
 from imagebart.diffusion import MultinomialDiffusion, geometric
+from imagebart.editing.process import edit_steps
+from imagebart.editing.reimagining import reimagine_steps
 from imagebart.fitting import LIMITS
-from imagebart.folders import MOST_SCALES, load_vqgan, read_config, save_vqgan
+from imagebart.folders import (
+    MOST_SCALES,
+    load_denoisers,
+    load_vqgan,
+    read_config,
+    save_vqgan,
+)
 from imagebart.model import require_tokens
 from imagebart.sampling import generator_of
 from imagebart.vqgan import VQGANConfig
@@ -359,10 +367,40 @@ def test_weights_are_floating_point_numbers(folder, dtype):
         load(folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "float16"], ids=str)
+NUMBERS = r"dtype must be one of torch\.float32, torch\.float16, torch\.bfloat16, torch\.float64"
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, "float16"], ids=str
+)
 def test_a_model_runs_in_floating_point_numbers(folder, dtype):
-    with pytest.raises(ValueError, match="dtype must be one of torch's floating-point types, got"):
+    with pytest.raises(ValueError, match=f"{NUMBERS}, got"):
         ImageBART.from_pretrained(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, "float16"], ids=str)
+def test_a_model_is_stored_in_numbers_that_can_be_read(folder, dtype):
+    """One that was stored well stays as it is."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=rf"{NUMBERS}, torch\.int8, got"):
+        load(folder).save_pretrained(folder, dtype)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_while_a_model_is_read_no_random_number_moves(folder, monkeypatch):
+    """They are those of all threads."""
+    seen = []
+
+    def look(*parts):
+        seen.append(torch.get_rng_state())
+        return load_denoisers(*parts)
+
+    monkeypatch.setattr("imagebart.model.load_denoisers", look)
+    before = torch.get_rng_state()
+    load(folder)
+    for state in (*seen, torch.get_rng_state()):
+        assert torch.equal(state, before)
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
@@ -670,6 +708,33 @@ def test_guidance_that_no_sample_can_have_is_refused_at_once(conditional, guidan
     assert ImageBART(*parts, guidance=[1.0, 2.0, 0.0]).guidance == [1.0, 2.0, 0.0]
     for given in (np.float32(2), torch.tensor(2.0), np.full(3, 2.0), [np.float32(2)] * 3):
         assert json.dumps(ImageBART(*parts, guidance=given).guidance) == "2.0"
+
+
+def test_a_model_that_cannot_be_guided_has_no_guidance_of_its_own(make_model):
+    model = make_model(T=3, conditions={"class": 3})
+    parts = model.vqgan, model.diffusion, model.denoisers
+    with pytest.raises(ValueError, match="guidance must be 1 for a model that was trained without"):
+        ImageBART(*parts, guidance=[1.0, 2.0])
+    assert ImageBART(*parts, guidance=1).guidance == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32], ids=str)
+def test_tokens_may_be_of_any_whole_numbers(tiny, dtype):
+    x_1 = torch.randint(12, (1, 4, 4), generator=torch.Generator().manual_seed(0))
+    masked = torch.ones(1, 4, 4, dtype=torch.bool)
+    for results in (
+        lambda one: tiny.decode(one, "pt"),
+        lambda one: torch.stack([*tiny.bits_per_token_of(one).values()]),
+        lambda one: [*edit_steps(tiny, one, masked)][-1].tokens,
+        lambda one: [*reimagine_steps(tiny, one)][-1].tokens,
+    ):
+        assert torch.equal(results(x_1.to(dtype)), results(x_1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_pixels_of_half_precision_are_scaled_in_single(tiny, dtype):
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(tiny.pixels(images), tiny.pixels(images.float()))
 
 
 def test_the_parts_of_a_model_are_the_callers_own_and_no_longer_learn(make_vqgan, make_denoiser):

@@ -202,6 +202,8 @@ def test_an_option_of_another_process_is_refused(tiny):
             "needs process='single' or 'refined'",
         ),
         ({"process": "fast"}, "process must be one of"),
+        ({"process": ["single"]}, "process must be one of"),
+        ({"temperature": None}, "temperature must be a number, at least 0, got None"),
     ):
         with pytest.raises(ValueError, match=sentence):
             tiny.inpaint(IMAGE, MASK, **wrong)

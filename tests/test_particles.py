@@ -5,6 +5,7 @@ import torch
 from test_inpainting import corner, picture, same
 from test_process import tokens
 
+from imagebart.choice import Filter
 from imagebart.denoiser import Denoiser
 from imagebart.editing import process
 from imagebart.editing.particles import (
@@ -26,6 +27,27 @@ def test_the_weight_is_the_probability_of_the_known_tokens_after_the_mask(tiny):
     x_prev, x_t = (torch.randint(12, (3, 16)) for _ in range(2))
     got = known_log_probability(tiny.denoisers[3], x_t, x_prev, None, known)
     log_p = tiny.denoisers[3](x_prev, x_t).log_softmax(-1).gather(2, x_prev[..., None])[..., 0]
+    torch.testing.assert_close(got, log_p[:, 8:].double().sum(1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("output", ["plain", "residual", "posterior"])
+@pytest.mark.parametrize("temperature", [0.5, 0.0])
+def test_weights_are_of_the_temperature_of_the_draw(make_model, output, temperature):
+    """At 0, of 1: a known token may have no probability there. A scale that predicts x_1 has its
+    predictions tempered."""
+    model = make_model(T=3, output=output)
+    one = process.MaskedProcess(model, tokens(), upper(), 2, seed=0, temperature=temperature)
+    x, x_T = torch.randint(12, (2, 16)), one.start()
+    scale = model.denoisers[3]
+    logits = scale(x, x_T)
+    if output == "posterior":
+        choose = Filter(temperature)
+        logits = scale.logits(choose.applied(scale.head(scale.features(x, x_T, None))), x_T)
+    elif temperature:
+        logits = logits / temperature
+    log_p = logits.log_softmax(-1).gather(2, x[..., None])[..., 0]
+    with torch.inference_mode():
+        got = one.log_probability(x_T, x, 3)
     torch.testing.assert_close(got, log_p[:, 8:].double().sum(1), atol=1e-3, rtol=0)
 
 

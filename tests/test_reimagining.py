@@ -79,6 +79,13 @@ def test_guidance_between_two_classes_needs_no_condition_dropout():
     assert torch.equal(last(model, x_1, classes=2, source_classes=2, guidance=8.0), x_1)
 
 
+def test_a_picture_between_two_classes_needs_no_condition_dropout():
+    model, image = new_model(conditions={"class": 3}), picture()
+    how = dict(classes=1, source_classes=2, seed=3, guidance=8.0)
+    expected = model.decode(last(model, model.encode(image), **how), "pt")
+    assert torch.equal(model.reimagine(image, output_type="pt", **how), expected)
+
+
 def test_each_image_has_its_own_words(conditional):
     x_1, prompts, seeds = tokens(), [TEXT, None, TEXT], [3, 3, 3]
     got = last(conditional, x_1, 3, seed=seeds, prompt=prompts, source_prompt=[None, None, TEXT])

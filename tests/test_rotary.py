@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import new_model
 
 from imagebart.conditions import ConditionShape, text_shape
 from imagebart.denoiser import DenoiserConfig, decoder_places, encoder_places
@@ -36,6 +37,15 @@ def test_turning_keeps_lengths_and_the_origin():
     turned = rotate(x, rotation(grid_places((3, 4)), 16))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, 0], x[:, 0]) and not torch.equal(turned[:, 1], x[:, 1])
+
+
+def test_turns_stay_exact_whatever_the_weights_become():
+    for model in (new_model(T=3, rotary=True), new_model(T=3, rotary=True, joint=True)):
+        tables = [one.clone() for name, one in model.named_buffers() if "turns" in name]
+        assert len(tables) >= 3
+        model.to(torch.bfloat16).float()
+        after = [one for name, one in model.named_buffers() if "turns" in name]
+        assert all(map(torch.equal, after, tables))
 
 
 @pytest.mark.parametrize("sees_x_t", [True, False])

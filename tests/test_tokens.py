@@ -156,6 +156,10 @@ def test_finished_tokens_are_never_overwritten(tmp_path):
         ({"tokens": torch.full((1, 2, 3), -1)}, r"must lie in \[0, 9\), got -1"),
         ({"tokens": grids(2, 9), "conditions": {"class": [1]}}, "class must be given for every"),
         ({"tokens": grids(2, 9), "conditions": {"depth": [1, 2]}}, "a condition must be one of"),
+        (
+            {"tokens": grids(1, 9), "conditions": {"map": [[0, 40_000, 3, -1, 2, 1]]}},
+            "map must fit int16, got up to 40000",
+        ),
     ],
 )
 def test_a_batch_that_does_not_belong_is_refused(tmp_path, batch, sentence):
@@ -227,7 +231,7 @@ def test_images_of_rare_words_come_more_often(tmp_path):
         writer.append(grids(5, 9), {"text": CONDITIONS["text"].tokenise(texts, (2, 3))})
     file = TokenFile(tmp_path)
     assert file.repeated({}).tolist() == [0, 1, 2, 3, 4]
-    words = {"lake": 2, "lighthouse": 3, "cactus": 2, "boat": 9}
+    words = {"lake": 2, "lighthouse": 3, "cactus": 2, "boat": 9, "": 7}
     assert file.repeated(words).tolist() == [0, 0, 1, 1, 1, 2, 3, 3, 4]
 
 

@@ -114,14 +114,14 @@ class ImageFolder(Dataset):
 
     def take_classes(self, names: tuple[str, ...]) -> None:
         """Number the classes as the training images do; ValueError if they have other ones."""
-        own = self.names["class"]
-        unknown = [name for name in own if name not in names]
+        own, number_of = self.names["class"], {name: i for i, name in enumerate(names)}
+        unknown = [name for name in own if name not in number_of]
         if unknown or (names and not own):
             got = ", ".join(map(shown, unknown[:5])) or "none"
             raise ValueError(
                 f"{self.root}: classes must be those of the training images, got {got}"
             )
-        number = {i: names.index(name) for i, name in enumerate(own)}
+        number = {i: number_of[name] for i, name in enumerate(own)}
         self.classes = [number.get(i, -1) for i in self.classes]
         self.names["class"] = names
 

@@ -83,7 +83,11 @@ class TokenWriter:
         self._file.write(tokens.cpu().numpy().astype("<u2").tobytes())
         self.written += b
         for name, rows in (conditions or {}).items():
-            rows = np.asarray(rows, find_condition(name).stored).reshape(len(rows), -1)
+            given = np.asarray(rows)
+            rows = given.astype(find_condition(name).stored)
+            if not np.array_equal(rows, given):
+                raise ValueError(f"{name} must fit {rows.dtype}, got up to {given.max()}")
+            rows = rows.reshape(len(rows), -1)
             self._conditions.setdefault(name, []).append(rows)
         for name, parts in self._conditions.items():
             if (got := sum(map(len, parts))) != self.written:
@@ -196,6 +200,8 @@ class TokenFile:
         for word, often in words.items():
             (ids,) = tokenise_text([word], (0, 0))
             pieces = ids[ids != ABSENT][1:-1]  # without START and END
+            if not len(pieces):
+                continue
             has = (sliding_window_view(texts, len(pieces), axis=1) == pieces).all(-1).any(-1)
             times[has] = np.maximum(times[has], often)
         return np.repeat(np.arange(self.count), times)

@@ -103,16 +103,17 @@ def repainted(
 
 
 def process_of(options: dict[str, Any]) -> Callable[..., Iterator[Step]]:
-    """The process named by the options, which loses `process` and all that is None; ValueError for
-    an unknown process or an option of another."""
+    """The process named by the options, which loses `process` and what is None and may be;
+    ValueError for an unknown process or an option of another."""
     name = options.pop("process", "single")
-    if name not in PROCESSES:
+    if name not in tuple(PROCESSES):
         raise ValueError(f"process must be one of {tuple(PROCESSES)}, got {name!r}")
     takes = {name: inspect.signature(steps).parameters for name, steps in PROCESSES.items()}
     for option, value in list(options.items()):
-        if value is None:
+        own = takes[name].get(option)
+        if value is None and (own is None or own.default is None):
             del options[option]
-        elif option not in takes[name]:
+        elif own is None:
             others = " or ".join(repr(other) for other in takes if option in takes[other])
             raise ValueError(f"{option} needs process={others}, got {name!r}")
     return PROCESSES[name]

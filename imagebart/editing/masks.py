@@ -16,6 +16,8 @@ MASK_MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "I;16")
 
 HALF = 128
 """The least level that is marked."""
+LEVELS = "booleans, or uint8 up to 255"
+"""What a mask holds."""
 
 
 def pixel_mask(mask: Marks, size: tuple[int, int]) -> np.ndarray:
@@ -54,8 +56,11 @@ def opacity(levels: np.ndarray) -> np.ndarray:
 
 
 def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
-    """The mask as an upright image; ValueError if it is neither image nor array."""
+    """The mask as an upright image; ValueError if it is neither image nor array, or has 1 where 255
+    is meant."""
     if isinstance(mask, Image.Image) and mask.mode in MASK_MODES:
+        if mask.mode == "L" and mask.getextrema()[1] == 1:
+            raise ValueError(f"the mask must be {LEVELS}, got a picture of mode L up to 1")
         return upright(mask)
     if isinstance(mask, Image.Image) or not (
         isinstance(mask, np.ndarray)
@@ -69,7 +74,7 @@ def mask_picture(mask: Image.Image | np.ndarray) -> Image.Image:
     if mask.dtype == bool:
         return Image.fromarray(mask * np.uint8(255))
     if mask.max(initial=0) == 1:
-        raise ValueError("the mask must be booleans, or uint8 up to 255, got uint8 up to 1")
+        raise ValueError(f"the mask must be {LEVELS}, got uint8 up to 1")
     return Image.fromarray(mask)
 
 

@@ -20,6 +20,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from imagebart.choice import COLDEST
 from imagebart.conditions import Condition
 from imagebart.decodable import Decodable
 from imagebart.notation import Float, Int, Mask, Tokens
@@ -27,18 +28,26 @@ from imagebart.sampling import generator_of
 
 
 def known_log_probability(
-    scale: Decodable, x_t: Tokens, x_prev: Tokens, condition: Condition | None, known: Mask
+    scale: Decodable,
+    x_t: Tokens,
+    x_prev: Tokens,
+    condition: Condition | None,
+    known: Mask,
+    temperature: float = 1.0,
 ) -> Float[Tensor, "b"]:
     """Σ_{i ∈ k} log p(x_{t-1}^i | x_{t-1}^{<i}, x_t), in two passes; on the CPU, in float64.
 
-    Known tokens before the first masked one are left out: they have no part in the choice.
+    p is of the temperature that masked tokens were drawn at, but for one near 0, which would leave
+    known tokens no probability; for the same reason other filters have no part in it. Known tokens
+    before the first masked one are left out: they have no part in the choice.
     """
     counted = known & (~known).cumsum(1).bool()
     first = int(counted.any(0).int().argmax())
     state = scale.start(x_t, condition)
     scale.read(x_prev, first, state)
     at = repeat(torch.arange(first, scale.n, device=x_t.device), "s -> b s", b=len(x_t))
-    log_p = scale.step(x_prev, at, state).log_softmax(-1)
+    logits = scale.step(x_prev, at, state)
+    log_p = (logits / (temperature if temperature >= COLDEST else 1)).log_softmax(-1)
     each = log_p.gather(2, x_prev[:, first:, None])[..., 0]
     return each.masked_fill(~counted[:, first:], 0).cpu().double().sum(1)
 

@@ -168,7 +168,7 @@ class MaskedProcess:
         num_images: int,
         **options: Unpack[SamplingOptions],
     ):
-        require_x_1(model, x_1)
+        x_1 = require_x_1(model, x_1)
         require_masked(masked, model.grid)
         self.model, self.draft = model, Draft(model.diffusion)
         self.request = Request.of(model, num_images, options)
@@ -257,8 +257,9 @@ class MaskedProcess:
     def log_probability(self, x_t: Tokens, x_prev: Tokens, t: int) -> Float[Tensor, "b"]:
         """Of the known tokens of x_{t-1} after the first masked one."""
         encoded = self.request.encoded
-        scale, _ = self.request.scale(self.model.denoisers[t])
-        return known_log_probability(scale, x_t, x_prev, encoded.condition, self.known)
+        scale, choose = self.request.scale(self.model.denoisers[t])
+        how = encoded.condition, self.known, choose.temperature
+        return known_log_probability(scale, x_t, x_prev, *how)
 
     def resample(self, x: Tokens, t: int, pass_index: Sequence[int]) -> Tokens:
         """x_{t-1} with its masked tokens noised to t and denoised."""

@@ -71,12 +71,14 @@ def reimagine(
     """
     given: dict[str, Any] = {**options}
     source = {name: given.pop(option, None) for name, option in SOURCE.items()}
+    guidance = {"guidance": given.pop("guidance", None)}
     x_1, images = model.encode(to_rgb(image)), []
-    of_source = batches(model, num_images, source, called=SOURCE)
-    both = batches(model, num_images, given), of_source
+    unguided = {"guidance": 1.0}  # of two conditions: no dropout is needed
+    of_source = batches(model, num_images, source | unguided, called=SOURCE)
+    both = batches(model, num_images, given | unguided), of_source
     for (count, own), (_, own_source) in zip(*both, strict=True):
         del own["negative_prompt"]  # it is guided away from the picture's words
-        own |= {option: own_source[name] for name, option in SOURCE.items()}
+        own |= guidance | {option: own_source[name] for name, option in SOURCE.items()}
         *_, last = reimagine_steps(model, x_1, count, **own)
         images.append(model.generate(last.tokens))
     return torch.cat(images)
@@ -135,7 +137,7 @@ def reimagine_steps(
 
 def noised(model: ImageBART, x_1: Grid, most: int, seeds: Sequence[int]) -> dict[int, Tensor]:
     """{t: x_t (b, n)} for t = 1 .. `most`, each by `q_sample_step` with its image's seed."""
-    require_x_1(model, x_1)
+    x_1 = require_x_1(model, x_1)
     x = repeat(x_1, "1 h w -> b (h w)", b=len(seeds)).cpu()
     levels = {1: x.to(model.device)}
     for t in range(2, most + 1):
