@@ -26,6 +26,7 @@ from typing import Any
 
 import gradio as gr
 import tyro
+from gradio.blocks import BlockContext
 from gradio.routes import file_upload_statuses
 from starlette.middleware import Middleware
 
@@ -49,6 +50,7 @@ from imagebart.ranking import CLIP
 
 MOST_SESSIONS = 128
 """Visitors whose state gradio keeps, 240 kB each; the one seen longest ago is forgotten."""
+HOLDS_PICTURE = gr.ImageEditor, BlockContext
 SECONDS_BETWEEN_TIDIES = 30
 SECONDS_BETWEEN_LOOKS = 0.02
 """Of an idle queue for jobs; as often as gradio looks, it takes 8 % of a core."""
@@ -115,10 +117,23 @@ def build(
         for button, chosen, inputs in sent:
             event = button.click(chosen, inputs, editor, preprocess=False, **private)
             event.success(opened, None, [tabs, views], queue=False, **private)
+    tell_no_editor(page)
     page.queue(max_size=MOST_WAITING, api_open=False)
     queue = page._queue
     queue.sleep_when_free = queue.progress_update_sleep_when_free = SECONDS_BETWEEN_LOOKS
     return page
+
+
+def tell_no_editor(page: gr.Blocks) -> None:
+    """Leave the editors, and what holds them, out of what is told how far an event is.
+
+    Gradio tells all that any event has written to, at every step of every event; before that it
+    asks each, and all within it, for its value; and an editor uploads its picture to answer.
+    """
+    for function in page.fns.values():
+        others = [one for one in function.outputs if not isinstance(one, HOLDS_PICTURE)]
+        if len(others) < len(function.outputs):
+            function.show_progress_on = others
 
 
 def launch(page: gr.Blocks, worker: Worker, config: Config, **options) -> Any:

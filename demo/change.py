@@ -232,6 +232,14 @@ def controls_of_edits(
         api_visibility="private",
         show_progress="hidden",
     )
+    source.change(
+        lambda: gr.Image(visible=False),  # it is of the picture before
+        None,
+        preview,
+        queue=False,
+        api_visibility="private",
+        show_progress="hidden",
+    )
     mask = {"context": sliders["context"], "invert_mask": inverted}
     return {"passes": passes, "feather": sliders["feather"]}, mask
 

@@ -83,14 +83,15 @@ def inpaint(
     edit = masked(model, image, mask, **{name: how[name] for name in MASK_OPTIONS})
 
     began, shown, strip = time.perf_counter(), stored(token_map(edit)), []
-    before = stored(image)
+    before, best_images = stored(image), []
     if score is not None:
         draw = partial(model.inpaint, image, mask, process="refined", **how)
         few = at_once(*image.size)
         for best, line in ranked(draw, count, candidates, score, options, few):
             chosen = options_of_best(options, best)
             about = settings_of_each("edit", chosen | how, len(best))
-            yield shown, [], line, labelled([one.image for one in best], about), before
+            best_images = labelled([one.image for one in best], about)
+            yield shown, [], line, best_images, before
         options = chosen
         remark += f" The best of {count * candidates}."
     about = settings_of_each("edit", options | how, count)
@@ -99,9 +100,10 @@ def inpaint(
     for i, step in enumerate(steps, 1 - model.T):
         if throttle.due(step.done) or small:
             drawn = [edit.pictures(one)[0] for one in edit.results(step.tokens)]
-            images = labelled(drawn, about)
+            now = labelled(drawn, about)
             name = f"pass {i}" if i > 0 else caption(model, step.t)
-            strip = [*strip, (images[0][0], name)]
+            strip = [*strip, (now[0][0], name)]
+            images = best_images or now  # the best stay while their chain is shown
         if step.done == 1 and i < how["passes"]:
             remark += f" Converged after {i} passes."
         yield shown, strip, status(step, options["seed"], count, began, remark), images, before

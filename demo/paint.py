@@ -13,6 +13,7 @@ from demo.parts import SEND, connect, panel, results_gallery, shelf_of
 from demo.pictures import EXAMPLES, chosen_for_editor, for_editor, labelled, read_picture, stored
 from demo.requests import (
     Ranker,
+    finished,
     options_of_best,
     picked,
     ranked,
@@ -95,9 +96,11 @@ def semantic(
         for best, line in ranked(draw, count, candidates, score, options):
             chosen = options_of_best(options, best)
             about = settings_of_each("semantic", chosen | larger, len(best))
-            yield shown, line, labelled([one.image for one in best], about)
-        options = chosen
-        remark += f" The best of {count * candidates}."
+            images = labelled([one.image for one in best], about)
+            yield shown, line, images
+        seeds, remark = [one.seed for one in best], f"{remark} The best of {count * candidates}."
+        yield shown, finished(seeds, count, began, remark), images
+        return
     about = settings_of_each("semantic", options | larger, count)
     for step in model.sample_steps(count, semantic_map=kinds, **options):
         images = labelled(model.decode(step.tokens), about)

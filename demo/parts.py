@@ -46,8 +46,10 @@ NOT_DRAWN_BY = ("command", "model")
 """What settings say beside how the picture was drawn."""
 NO_TEXT = "This model takes no text"
 NEW_SEED = "(fresh, seed) => fresh ? Math.floor(Math.random() * 2 ** 31) : seed"
+STOPPED = "Stopped."
 WHAT_FAILED = """async () => {
     await new Promise(resolve => setTimeout(resolve, 100));  // until the page shows it
+    if (document.getElementById("%s").innerText.trim() === "%s") return "";
     return [...document.querySelectorAll("[data-testid=toast-text]")].at(-1)?.innerText ?? "";
 }"""
 IDEAS = {  # label of a button: its prompt, in scenery's vocabulary
@@ -342,7 +344,7 @@ def job(
 def stops(stop: gr.Button, event: Dependency, line: gr.Markdown) -> None:
     """The button ends the event's job at once."""
     private = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    stop.click(lambda: "Stopped.", None, line, cancels=[event], **private)
+    stop.click(lambda: STOPPED, None, line, cancels=[event], **private)
 
 
 def described(steps: Callable, inputs: Controls) -> str:
@@ -396,7 +398,8 @@ def connect(
     work = work or alone_with(steps, model, **given)
     how = job(steps, inputs, worker, work, line)
     event = ready.then(outputs=outputs, **how)  # in turn: results must not be cleared
-    # what was wrong stays when its message has faded; a job that is stopped has failed, but says so
-    event.failure(lambda said: said or gr.skip(), line, line, js=WHAT_FAILED, **private)
+    # what was wrong stays when its message has faded; a job that is stopped has failed too
+    why = WHAT_FAILED % (line.elem_id, STOPPED)
+    event.failure(lambda said: said or gr.skip(), line, line, js=why, **private)
     stops(stop, event, line)
     return begun, event

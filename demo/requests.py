@@ -280,7 +280,7 @@ def read_candidates(
     if ranker is None:
         raise ValueError("candidates must be 1 for this model: start the app with --clip to rank")
     if not (prompt or "").strip():
-        raise ValueError("candidates must be 1 without a prompt: there is nothing to compare with")
+        raise ValueError('candidates ("Best of") must be 1 without a prompt to compare with')
     return candidates, ranker.likeness(prompt)
 
 

@@ -75,15 +75,18 @@ def sample(
     began = time.perf_counter()
     count, options, remark = read_request(model, prompt, num_images, seed, **options)
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    enlarge = read_enlarge(model, enlarge, count)
+    enlarge, best_images = read_enlarge(model, enlarge, count), []
     if score is not None:
         for best, line in ranked(model.sample, count, candidates, score, options):
             chosen = options_of_best(options, best)
             about = settings_of_each("sample", chosen | {"enlarge": enlarge}, len(best))
-            yield [], line, labelled([one.image for one in best], about)
+            best_images = labelled([one.image for one in best], about)
+            yield [], line, best_images
         options = chosen
         remark += f" The best of {count * candidates}."
     for [outputs] in draw_together(model, [SampleRequest(count, options, remark, began, enlarge)]):
+        if best_images and isinstance(outputs, tuple):  # they stay while their chain is shown
+            outputs = (*outputs[:2], best_images)
         yield outputs
 
 

@@ -762,6 +762,14 @@ def test_other_sites_are_refused(server):
     assert own.headers["content-security-policy"] == "frame-ancestors 'self'"
 
 
+def test_a_browser_keeps_pictures(client, server):
+    client.predict(api_name="/sample")
+    path, *_ = server.folder.glob("imagebart-*/*/image.png")
+    got = httpx.get(f"{server.url}/gradio_api/file={path}")
+    assert got.headers["cache-control"] == "private, max-age=3600"
+    assert "cache-control" not in httpx.get(f"{server.url}/gradio_api/file=/etc/passwd").headers
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org"])
 def test_others_come_in_with_a_password_only(host):
     with pytest.raises(ValueError, match="--auth USER:PASSWORD must be given, got none"):
@@ -1207,6 +1215,7 @@ def test_the_best_edits_are_shown_and_the_best_first(conditional, clip, tmp_path
         "4 of 6 candidates drawn …",
         "6 of 6 candidates drawn …",
     ]
+    assert len(steps) > 3 and all(images == got for _, _, _, images, _ in steps[2:])
     assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
     assert_same([Image.open(path) for path, _ in got], [images[i] for i in best])
     assert_same([Image.open(strip[-1][0])], [images[best[0]]])
@@ -1415,7 +1424,9 @@ def test_the_best_of_several_are_shown(make_model, clip):
     model, ranker = make_model(T=3, conditions={"text": 6}, condition_dropout=True), CLIP(clip)
     for denoiser in model.denoisers.values():
         denoiser.know_text(text_tokens(["a lake"], 6)[0])
-    *_, (_, line, got) = sample(model, "a lake", 2, 5, candidates=3, ranker=ranker)
+    steps = [*sample(model, "a lake", 2, 5, candidates=3, ranker=ranker)]
+    chain, line, got = steps[-1]
+    assert len(chain) == model.T and all(shown == got for _, _, shown in steps[-model.T :])
     images = model.sample(6, prompt="a lake", seed=5)
     best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
     assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
@@ -1434,7 +1445,7 @@ def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
     model = make_model(T=3)
     with pytest.raises(ValueError, match="candidates must be 1 for this model"):
         next(sample(model, "a lake", candidates=2))
-    with pytest.raises(ValueError, match="candidates must be 1 without a prompt"):
+    with pytest.raises(ValueError, match=r'candidates \("Best of"\) must be 1 without a prompt'):
         next(sample(model, " ", candidates=2, ranker=CLIP(clip)))
     with pytest.raises(ValueError, match="candidates must be a whole number, from 1 to 64, got 65"):
         next(sample(model, candidates=65))
@@ -1568,6 +1579,23 @@ def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
     assert page.complaints == []
 
 
+def test_an_editor_uploads_its_picture_when_it_is_used_only(page):
+    """Gradio asks an editor for its picture at every step of any event that it is told of."""
+    sent = []
+    page.get_by_role("tab", name="Change", exact=True).click()
+    settled(page)
+    same_seed(page, "Make")
+    page.on("request", lambda request: "/upload" in request.url and sent.append(request.url))
+    page.get_by_role("button", name="Sample", exact=True).click()
+    page.locator("#sample-status").get_by_text("Seeds 0 to 3,").wait_for()
+    page.wait_for_timeout(1000)
+    assert sent == []
+    page.get_by_role("tab", name="Change", exact=True).click()
+    page.get_by_role("button", name="Upper half").click()
+    page.wait_for_timeout(2000)
+    assert sent
+
+
 def test_what_was_wrong_stays_when_its_message_is_closed(page):
     page.get_by_role("tab", name="Change", exact=True).click()
     page.get_by_role("button", name="Repaint", exact=True).click()
@@ -1580,7 +1608,10 @@ def test_what_was_wrong_stays_when_its_message_is_closed(page):
 
 @pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
 def test_the_click_after_stop_counts(page, model):
-    """Three times, and no error is shown."""
+    """Three times, and no error is shown, not even one of before."""
+    page.get_by_role("tab", name="Change", exact=True).click()
+    page.get_by_role("button", name="Repaint", exact=True).click()
+    page.get_by_test_id("toast-text").wait_for()
     same_seed(page, "Panorama")
     width = page.get_by_role("spinbutton", name="Width in pixels")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()
