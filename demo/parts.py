@@ -49,7 +49,7 @@ NEW_SEED = "(fresh, seed) => fresh ? Math.floor(Math.random() * 2 ** 31) : seed"
 STOPPED = "Stopped."
 WHAT_FAILED = """async () => {
     await new Promise(resolve => setTimeout(resolve, 100));  // until the page shows it
-    if (document.getElementById("%s").innerText.trim() === "%s") return "";
+    if (document.getElementById("%s").innerText.trim().endsWith("%s")) return "";
     return [...document.querySelectorAll("[data-testid=toast-text]")].at(-1)?.innerText ?? "";
 }"""
 IDEAS = {  # label of a button: its prompt, in scenery's vocabulary
