@@ -98,7 +98,7 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
             image = picture_input(examples)
             about = f"1 is the picture, in {model.T} nothing is left of it; called t in the paper"
             t = gr.Slider(1, model.T, 2, step=1, label="Level", info=about, elem_id="level")
-            seed = gr.Number(0, label="Seed of the noise", precision=0)
+            seed = gr.Number(0, label="Seed of the noise", precision=0, info="Then press Enter")
         with gr.Column(scale=3, min_width=320):
             plain = {"format": "png", "interactive": False, "height": 460, "buttons": []}
             shown = gr.Image(label="The picture at this level", elem_id="noisy", **plain)
@@ -131,7 +131,11 @@ def added_by_scales(worker: Worker, model: ImageBART, inputs: Controls) -> None:
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
     drawn = shelf_of(label="Drawn again", elem_id="redrawn", **plain)
     how = job(draw_again, inputs, worker, alone_with(draw_again, model), line)
-    stops(stop, again.click(outputs=[line, drawn], **how), line)
+    event = again.click(outputs=[line, drawn], **how)
+    stops(stop, event, line)
+    private = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    # another picture: what was drawn again is not of it
+    inputs["image"].change(lambda: ("", []), None, [line, drawn], cancels=[event], **private)
 
 
 def samples_freely(model: ImageBART) -> bool:

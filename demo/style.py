@@ -148,16 +148,26 @@ SCRIPT = """() => {
   mend();
 
   // A file that is dropped goes to the upload button of its part of the page.
+  const UPLOADS = 'input[type=file][data-testid$="-upload-button"]';
   const inputOf = event => event.dataTransfer?.types.includes('Files')
     && event.target.closest?.('.takes-files')
-      ?.querySelector('input[type=file][data-testid$="-upload-button"]');
+      ?.querySelector(UPLOADS);
   document.addEventListener('dragover', event => inputOf(event) && event.preventDefault());
+  const give = (input, event, files) => {
+    event.preventDefault();
+    input.files = files;
+    input.dispatchEvent(new Event('change', {bubbles: true}));
+  };
   document.addEventListener('drop', event => {
     const input = inputOf(event);
-    if (!input) return;
-    event.preventDefault();
-    input.files = event.dataTransfer.files;
-    input.dispatchEvent(new Event('change', {bubbles: true}));
+    if (input) give(input, event, event.dataTransfer.files);
+  });
+  // A picture that is pasted goes to the editor of photographs, where that is seen.
+  document.addEventListener('paste', event => {
+    const editor = document.getElementById('editor'), files = event.clipboardData?.files;
+    const input = editor?.closest('.takes-files').querySelector(UPLOADS);
+    if (input && files?.length && editor.offsetParent) give(input, event, files);
   });
 }"""
-"""What the browser does beyond gradio's own: for screen readers, and where files are dropped."""
+"""What the browser does beyond gradio's own: for screen readers, and for files that are dropped or
+pasted."""

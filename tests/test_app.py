@@ -1579,6 +1579,29 @@ def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
     assert page.complaints == []
 
 
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_picture_is_dropped_or_pasted(page, way):
+    """Twice as large as the first one, so it is seen half as large."""
+    file = BytesIO()
+    picture(64, 64).save(file, "PNG")
+    page.get_by_role("tab", name="Change", exact=True).click()
+    settled(page)
+    page.evaluate(
+        """([way, bytes]) => {
+            const files = new DataTransfer();
+            files.items.add(new File([new Uint8Array(bytes)], "a.png", {type: "image/png"}));
+            const how = {bubbles: true, cancelable: true};
+            if (way == "drop") document.getElementById("editor").dispatchEvent(
+                new DragEvent("drop", {...how, dataTransfer: files}));
+            else document.body.dispatchEvent(
+                new ClipboardEvent("paste", {...how, clipboardData: files}));
+        }""",
+        [way, [*file.getvalue()]],
+    )
+    settled(page, least=5, most=7)
+    assert page.complaints == []
+
+
 def test_an_editor_uploads_its_picture_when_it_is_used_only(page):
     """Gradio asks an editor for its picture at every step of any event that it is told of."""
     sent = []
@@ -1822,6 +1845,8 @@ def test_a_visitor_slides_the_chain(page, model):
     page.get_by_role("button", name="Draw again from every level").click()
     page.locator("#redrawn .thumbnail-item").nth(model.T - 1).wait_for()
     np.testing.assert_array_equal(shown(page, "#redrawn"), seen)
+    page.locator("#starts .thumbnail-item").nth(2).click()
+    page.locator("#redrawn .thumbnail-item").first.wait_for(state="detached")
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0 and page.complaints == []
 
