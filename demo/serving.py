@@ -27,7 +27,7 @@ HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"content-security-policy": b"frame-ancestors 'self'",
 }
-KEPT = b"cache-control", b"private, max-age=3600"
+CACHED = b"cache-control", b"private, max-age=3600"
 """Of files, whose names say what they hold: a browser need not ask for a picture twice."""
 FORWARDED = (b"x-forwarded-", b"forwarded", b"x-real-ip", b"x-gradio-server")
 """How headers begin that tell of a proxy; gradio trusts them, so none is passed on."""
@@ -150,7 +150,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *HEADERS.items()]
                 if READ_FILE in scope["path"] and message["status"] in (200, 206):
-                    message["headers"].append(KEPT)
+                    message["headers"].append(CACHED)
             await send(message)
 
         try:

@@ -47,7 +47,7 @@ class Linear(nn.Linear):
     def ready(self) -> Tensor:
         """The weights in oneDNN's order, made again when they have changed."""
         weight, version = self.weight, self.weight._version
-        if self._ready is None or not is_of(weight, *self._ready[:3]):
+        if self._ready is None or not is_made_of(weight, *self._ready[:3]):
             lies = weight.detach()  # kept, so that no other weights come to lie there
             self._ready = weight, version, lies, ordered(lies)
         return self._ready[3]
@@ -83,7 +83,7 @@ class Linear(nn.Linear):
         return {name: value for name, value in vars(self).items() if name != "_ready"}
 
 
-def is_of(weight: Tensor, parameter: Tensor, version: int, lies: Tensor) -> bool:
+def is_made_of(weight: Tensor, parameter: Tensor, version: int, lies: Tensor) -> bool:
     """Whether the weight is this parameter, of this version, and lies there."""
     same = weight is parameter and weight._version == version
     return same and weight.data_ptr() == lies.data_ptr()
