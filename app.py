@@ -51,6 +51,7 @@ from imagebart.ranking import CLIP
 MOST_SESSIONS = 128
 """Visitors whose state gradio keeps, 240 kB each; the one seen longest ago is forgotten."""
 HOLDS_PICTURE = gr.ImageEditor, BlockContext
+"""What is a picture of a visitor, or may hold one."""
 SECONDS_BETWEEN_TIDIES = 30
 SECONDS_BETWEEN_LOOKS = 0.02
 """Of an idle queue for jobs; as often as gradio looks, it takes 8 % of a core."""

@@ -184,24 +184,22 @@ def change_tab(
     how = beyond, inputs | margins | kept, said.fresh, [shown, said.line, gallery], index
     grown = connect(worker, model, outpaint, *how, enter=False, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    grown[0].then(lambda: ([], None), None, [strip, before], queue=False, **private)
+    unqueued = {"queue": False, **private}
+    grown[0].then(lambda: ([], None), None, [strip, before], **unqueued)
     runs = [painted, grown]
     if by_words:
         whole = {name: inputs[name] for name in OF_THE_WHOLE} | shows | kept
         how = anew, whole, said.fresh, [said.line, gallery, before], index
         runs.append(connect(worker, model, reimagine, *how, enter=False))
+    back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **unqueued}
     for begun, ended in runs:
-        begun.then(
-            lambda: gr.Tabs(selected="result"), None, views, js=INTO_VIEW, queue=False, **private
-        )
-        ended.failure(lambda: gr.Tabs(selected="picture"), None, views, queue=False, **private)
+        begun.then(lambda: gr.Tabs(selected="result"), None, views, js=INTO_VIEW, **unqueued)
+        ended.failure(**back)
     for change in (gallery.change, index.change):
         seen = [before, gallery, index]
-        change(before_and_after, seen, compare, preprocess=False, queue=False, **private)
+        change(before_and_after, seen, compare, preprocess=False, **unqueued)
     history = gr.State([])
     chosen, back_to = [gallery, index, editor, source, history], [editor, source, history]
-    back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views}
-    back |= {"queue": False, **private}
     again.click(taken, chosen, back_to, preprocess=False, **private).success(**back)
     of_length = [longer, editor, source, history]
     resize.click(at_length, of_length, back_to, preprocess=False, **private).success(**back)
@@ -224,22 +222,12 @@ def controls_of_edits(
         plain = {"format": "png", "interactive": False, "height": 260, "buttons": []}
         label = "Coloured: will be drawn. Dark: is not looked at"
         preview = gr.Image(label=label, elem_id="preview", visible=False, **plain)
-    look.click(
-        partial(previewed, model),
-        [editor, source, *sliders.values(), inverted],
-        preview,
-        preprocess=False,  # it takes memory for its picture: gradio's queue has one at a time
-        api_visibility="private",
-        show_progress="hidden",
-    )
-    source.change(
-        lambda: gr.Image(visible=False),  # it is of the picture before
-        None,
-        preview,
-        queue=False,
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    seen = [editor, source, *sliders.values(), inverted]
+    # it takes memory for its picture: gradio's queue has one at a time
+    look.click(partial(previewed, model), seen, preview, preprocess=False, **private)
+    # of another picture it would be wrong
+    source.change(lambda: gr.Image(visible=False), None, preview, queue=False, **private)
     mask = {"context": sliders["context"], "invert_mask": inverted}
     return {"passes": passes, "feather": sliders["feather"]}, mask
 

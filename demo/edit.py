@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from demo.pictures import Throttle, growing, labelled, read_editor, stored, token_map
+from demo.pictures import Throttle, growing, labelled, ranked_images, read_editor, stored, token_map
 from demo.requests import (
     MARGINS,
     MOST_MARGIN,
@@ -17,9 +17,7 @@ from demo.requests import (
     caption,
     check_pixels,
     finished,
-    options_of_best,
     progress,
-    ranked,
     read_candidates,
     read_flag,
     read_int,
@@ -87,12 +85,10 @@ def inpaint(
     if score is not None:
         draw = partial(model.inpaint, image, mask, process="refined", **how)
         few = at_once(*image.size)
-        for best, line in ranked(draw, count, candidates, score, options, few):
-            chosen = options_of_best(options, best)
-            about = settings_of_each("edit", chosen | how, len(best))
-            best_images = labelled([one.image for one in best], about)
+        ranking = "edit", how, draw, count, candidates, score, options, few
+        for chosen, line, best_images in ranked_images(*ranking):
+            options = chosen
             yield shown, [], line, best_images, before
-        options = chosen
         remark += f" The best of {count * candidates}."
     about = settings_of_each("edit", options | how, count)
     throttle, small = Throttle(), count * image.width * image.height <= EVERY_STEP
@@ -152,13 +148,12 @@ def outpaint(
     began, shown, images = time.perf_counter(), stored(image), []
     if score is not None:
         draw = partial(model.outpaint, image, **how)
-        for best, line in ranked(draw, count, candidates, score, options, chunk=1):
-            chosen = options_of_best(options, best)
-            about = settings_of_each("edit", chosen | settings, len(best))
-            images = labelled([one.image for one in best], about)
+        ranking = "edit", settings, draw, count, candidates, score, options, 1
+        for chosen, line, images in ranked_images(*ranking):
+            options = chosen
             yield shown, line, images
-        seeds, remark = [one.seed for one in best], f"{remark} The best of {count * candidates}."
-        yield shown, finished(seeds, count, began, remark), images
+        remark += f" The best of {count * candidates}."
+        yield shown, finished(options["seed"], count, began, remark), images
         return
     about = settings_of_each("edit", options | settings, count)
     first = options.pop("seed")

@@ -10,13 +10,19 @@ from PIL import Image
 
 from demo.editor import brush_slider, image_editor
 from demo.parts import SEND, connect, panel, results_gallery, shelf_of
-from demo.pictures import EXAMPLES, chosen_for_editor, for_editor, labelled, read_picture, stored
+from demo.pictures import (
+    EXAMPLES,
+    chosen_for_editor,
+    for_editor,
+    labelled,
+    ranked_images,
+    read_picture,
+    stored,
+)
 from demo.requests import (
     Ranker,
     finished,
-    options_of_best,
     picked,
-    ranked,
     read_candidates,
     read_enlarge,
     read_layers,
@@ -93,13 +99,12 @@ def semantic(
     began, shown = time.perf_counter(), stored(paint_kinds(kinds, colours))
     if score is not None:
         draw = partial(model.sample, semantic_map=kinds)
-        for best, line in ranked(draw, count, candidates, score, options):
-            chosen = options_of_best(options, best)
-            about = settings_of_each("semantic", chosen | larger, len(best))
-            images = labelled([one.image for one in best], about)
+        ranking = "semantic", larger, draw, count, candidates, score, options
+        for chosen, line, images in ranked_images(*ranking):
+            options = chosen
             yield shown, line, images
-        seeds, remark = [one.seed for one in best], f"{remark} The best of {count * candidates}."
-        yield shown, finished(seeds, count, began, remark), images
+        remark += f" The best of {count * candidates}."
+        yield shown, finished(options["seed"], count, began, remark), images
         return
     about = settings_of_each("semantic", options | larger, count)
     for step in model.sample_steps(count, semantic_map=kinds, **options):

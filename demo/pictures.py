@@ -12,7 +12,15 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from demo.files import opened
-from demo.requests import MOST_PIXELS, read_layers, sentences
+from demo.requests import (
+    CHUNK,
+    MOST_PIXELS,
+    options_of_best,
+    ranked,
+    read_layers,
+    sentences,
+    settings_of_each,
+)
 from demo.style import PAINT, SEEN
 from imagebart import ImageBART
 from imagebart.data import scenery
@@ -20,6 +28,7 @@ from imagebart.data.images import MAX_SIDE, as_given, enlarged, to_pil, to_rgb
 from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import masked_pixels, pixel_mask, upright
 from imagebart.editing.pasting import softened
+from imagebart.ranking import Draw, Score
 from imagebart.settings import chunk_of, file_stem
 
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
@@ -145,6 +154,24 @@ def labelled(images: Sequence[Image.Image], settings: Sequence[dict]) -> list[tu
         (stored(enlarged(image, own.get("enlarge", 1)), own), f"seed {own['seed']}")
         for image, own in zip(images, settings, strict=True)
     ]
+
+
+def ranked_images(
+    command: str,
+    settings: dict,
+    draw: Draw,
+    count: int,
+    candidates: int,
+    score: Score,
+    options: dict,
+    chunk: int = CHUNK,
+) -> Iterator[tuple[dict, str, list[tuple[str, str]]]]:
+    """(the options that draw the best so far again, a status, the best for a gallery), chunk by
+    chunk; `settings` is what their files say beside those options."""
+    for best, line in ranked(draw, count, candidates, score, options, chunk):
+        chosen = options_of_best(options, best)
+        about = settings_of_each(command, chosen | settings, len(best))
+        yield chosen, line, labelled([one.image for one in best], about)
 
 
 class Throttle:

@@ -26,13 +26,11 @@ from demo.parts import (
     shelf_of,
     values_of_fields,
 )
-from demo.pictures import chosen_for_editor, labelled, opened_path
+from demo.pictures import chosen_for_editor, labelled, opened_path, ranked_images
 from demo.requests import (
     Ranker,
     caption,
-    options_of_best,
     picked,
-    ranked,
     read_candidates,
     read_enlarge,
     read_request,
@@ -77,12 +75,10 @@ def sample(
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     enlarge, best_images = read_enlarge(model, enlarge, count), []
     if score is not None:
-        for best, line in ranked(model.sample, count, candidates, score, options):
-            chosen = options_of_best(options, best)
-            about = settings_of_each("sample", chosen | {"enlarge": enlarge}, len(best))
-            best_images = labelled([one.image for one in best], about)
+        ranking = "sample", {"enlarge": enlarge}, model.sample, count, candidates, score, options
+        for chosen, line, best_images in ranked_images(*ranking):
+            options = chosen
             yield [], line, best_images
-        options = chosen
         remark += f" The best of {count * candidates}."
     for [outputs] in draw_together(model, [SampleRequest(count, options, remark, began, enlarge)]):
         if best_images and isinstance(outputs, tuple):  # they stay while their chain is shown

@@ -429,7 +429,7 @@ def require_dtype(dtype: torch.dtype | None, *others: torch.dtype) -> None:
     """ValueError unless weights can be of this type: one that is computed in, or one of `others`.
     None is their own."""
     known = *COMPUTED, *others
-    if dtype is not None and not any(dtype is one for one in known):
+    if dtype is not None and dtype not in known:
         raise ValueError(f"dtype must be one of {', '.join(map(str, known))}, got {dtype!r}")
 
 

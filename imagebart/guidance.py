@@ -220,13 +220,18 @@ def class_of_seed(model: ImageBART, seed: int) -> int:
 def guidance_of(model: ImageBART, guidance: float | Sequence[float] | None) -> dict[int, float]:
     """{t: guidance}, the model's own for None; ValueError where the model cannot be guided."""
     scales = guidance_by_scale(model, guidance)
-    guided = any(scale != 1 for scale in scales.values())
-    if guided and not (model.conditions and model.condition_dropout):
+    if not (model.conditions and model.condition_dropout):
+        require_unguided([*scales.values()], model.guidance if guidance is None else guidance)
+    return scales
+
+
+def require_unguided(scales: Sequence[float], guidance: float | Sequence[float]) -> None:
+    """ValueError, with the guidance as it was given, unless that of every scale is 1."""
+    if any(scale != 1 for scale in scales):
         raise ValueError(
             "guidance must be 1 for a model that was trained without condition dropout, "
-            f"got {model.guidance if guidance is None else guidance}"
+            f"got {guidance}"
         )
-    return scales
 
 
 def guidance_by_scale(

@@ -88,7 +88,7 @@ class ImageBART(nn.Module):
         guidance: float | Sequence[float] = 1.0,
         draws_class: bool = False,
     ):
-        from imagebart.guidance import checked_guidance
+        from imagebart.guidance import checked_guidance, require_unguided
 
         super().__init__()
         require_fit(vqgan, diffusion, denoisers)
@@ -96,11 +96,8 @@ class ImageBART(nn.Module):
         if draws_class and "class" not in denoisers[2].config.conditions:
             raise ValueError("draws_class must be false for a model without classes, got true")
         scales = checked_guidance(guidance, diffusion.T)
-        if {*scales} != {1} and not denoisers[2].config.condition_dropout:
-            raise ValueError(
-                "guidance must be 1 for a model that was trained without condition dropout, got "
-                f"{guidance!r}"
-            )
+        if not denoisers[2].config.condition_dropout:
+            require_unguided(scales, guidance)
         self.vqgan, self.diffusion = vqgan, diffusion
         self.names = {name: tuple((names or {}).get(name, ())) for name in CONDITIONS}
         self.guidance = scales if len(set(scales)) > 1 else scales[0]
