@@ -37,7 +37,7 @@ from demo.files import private_folder, stored_files, tidy
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
 from demo.parts import title
-from demo.pictures import example_pictures, for_editor, with_source
+from demo.pictures import example_pictures, with_source
 from demo.ready import ready_pictures
 from demo.requests import Late, Ranker, sentences
 from demo.sample import sample_tab, settings_of_link
@@ -100,7 +100,7 @@ def build(
         private = {"api_visibility": "private", "show_progress": "hidden"}
 
         def first_picture() -> tuple[dict, str]:
-            return with_source(for_editor(examples[0]))
+            return with_source(examples[0])
 
         page.load(first_picture, None, editor, queue=False, **private)  # before a visitor's own
         page.load(

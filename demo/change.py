@@ -10,6 +10,7 @@ from demo.editor import picture_editor
 from demo.frame import STEP_OF_MARGINS, frame_value, frame_view
 from demo.parts import (
     Controls,
+    Editor,
     connect,
     panel,
     results_gallery,
@@ -21,8 +22,10 @@ from demo.parts import (
 )
 from demo.pictures import (
     chosen_for_editor,
-    for_editor,
+    from_file,
+    has_picture,
     marked_picture,
+    picture_of,
     read_editor,
     read_picture,
     source_of,
@@ -47,7 +50,6 @@ from demo.requests import (
 )
 from demo.worker import Worker
 from imagebart import ImageBART
-from imagebart.data.images import as_given, to_rgb
 from imagebart.options import ReimaginingOptions, rows
 
 MOST_UNDOS = 20
@@ -73,7 +75,7 @@ SIDES = {  # what a button adds: left, right, above, below, in halves of the mod
 
 def remembered(editor: dict | None, source: str | None, history: list[str]) -> list[str]:
     """The last edited images, with the current one."""
-    if not editor or not editor.get("background"):
+    if not has_picture(editor):
         return history
     return [*history, source_of(editor, source)][-MOST_UNDOS:]
 
@@ -100,15 +102,13 @@ def previewed(
 
 
 @sentences()
-def extended(
-    editor: dict | None, source: str | None, left, right, top, bottom, overlap
-) -> dict | None:
+def extended(source: str | None, left, right, top, bottom, overlap) -> dict | None:
     """The picture in the frame that outpainting would fill; None without a picture."""
-    if not editor or not editor.get("background"):
+    if source is None:
         return None
     given = zip(MARGINS, (left, right, top, bottom), strict=True)
     margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given}
-    image = to_rgb(read_editor(editor, source)[0])
+    image = read_picture({"path": source})
     return frame_value(image, margins, read_overlap(overlap, image.size))
 
 
@@ -119,11 +119,11 @@ def at_length(
     """(the picture with a longer side of so many pixels as the editor's value, its source, history
     with the current image)."""
     longer = read_int(longer, "the longer side", *SIDE_RANGE)
-    image, _ = read_editor(editor, source)
+    image = picture_of(editor, source)
     size = [max(1, round(side * longer / max(image.size))) for side in image.size]
     check_pixels(1, *size)
     picture = image.resize(size, Image.Resampling.LANCZOS)
-    return *with_source(for_editor(picture)), remembered(editor, source, history)
+    return *with_source(picture), remembered(editor, source, history)
 
 
 @sentences()
@@ -131,8 +131,7 @@ def undone(history: list[str]) -> tuple[dict, str, list[str]]:
     """(previous image as the editor's value, its source, the history before it)."""
     if not history:
         raise ValueError("there is nothing to undo")
-    image = read_picture({"path": history[-1]}, as_given)
-    return *with_source(for_editor(image)), history[:-1]
+    return *from_file({"path": history[-1]}), history[:-1]
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────
@@ -160,10 +159,10 @@ def change_tab(
                 model, "Repaint", "edit-status", "Mark what to repaint, then", ranker, enlarge=False
             )
             edits, mask = controls_of_edits(model, editor, source)
-            inputs = {"editor": editor, **said.inputs, **edits}
+            inputs = {"editor": editor.value, **said.inputs, **edits}
             kept = {"source": source}  # at the end, where callers by name leave it out
             with gr.Accordion("Extend beyond the borders", open=False) as fold:
-                margins = margins_in_frame(model, fold, editor, source)
+                margins = margins_in_frame(model, fold, source)
                 beyond = run_buttons("Outpaint")
             shows: Controls = {}
             by_words = "text" in model.conditions and model.condition_dropout
@@ -180,9 +179,9 @@ def change_tab(
     before = gr.State(None)
     outputs = [shown, strip, said.line, gallery, before]
     how = said.buttons, inputs | mask | kept, said.fresh, outputs, index
-    painted = connect(worker, model, inpaint, *how, ranker=ranker)
+    painted = connect(worker, model, inpaint, *how, editor=editor, ranker=ranker)
     how = beyond, inputs | margins | kept, said.fresh, [shown, said.line, gallery], index
-    grown = connect(worker, model, outpaint, *how, enter=False, ranker=ranker)
+    grown = connect(worker, model, outpaint, *how, enter=False, editor=editor, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     unqueued = {"queue": False, **private}
     grown[0].then(lambda: ([], None), None, [strip, before], **unqueued)
@@ -190,7 +189,7 @@ def change_tab(
     if by_words:
         whole = {name: inputs[name] for name in OF_THE_WHOLE} | shows | kept
         how = anew, whole, said.fresh, [said.line, gallery, before], index
-        runs.append(connect(worker, model, reimagine, *how, enter=False))
+        runs.append(connect(worker, model, reimagine, *how, enter=False, editor=editor))
     back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **unqueued}
     for begun, ended in runs:
         begun.then(lambda: gr.Tabs(selected="result"), None, views, js=INTO_VIEW, **unqueued)
@@ -199,16 +198,19 @@ def change_tab(
         seen = [before, gallery, index]
         change(before_and_after, seen, compare, preprocess=False, **unqueued)
     history = gr.State([])
-    chosen, back_to = [gallery, index, editor, source, history], [editor, source, history]
-    again.click(taken, chosen, back_to, preprocess=False, **private).success(**back)
-    of_length = [longer, editor, source, history]
-    resize.click(at_length, of_length, back_to, preprocess=False, **private).success(**back)
-    undo.click(undone, history, back_to, **private).success(**back)
-    return [editor, source], views
+    before_it, now = [editor.value, source, history], [editor.shown, source, history]
+    for button, function, inputs in (
+        (again, taken, [gallery, index]),
+        (resize, at_length, [longer]),
+    ):
+        how = {"inputs": [*inputs, *before_it], "preprocess": False, **private}
+        editor.when(button.click).then(function, outputs=now, **how).success(**back)
+    undo.click(undone, history, now, **private).success(**back)
+    return [editor.shown, source], views
 
 
 def controls_of_edits(
-    model: ImageBART, editor: gr.ImageEditor, source: gr.State
+    model: ImageBART, editor: Editor, source: gr.State
 ) -> tuple[Controls, Controls]:
     """(how masked tokens are drawn, what the mask is), with a look at the mask."""
     about = "How often the finest scale is drawn again, at most; ends once no token changes"
@@ -223,9 +225,10 @@ def controls_of_edits(
         label = "Coloured: will be drawn. Dark: is not looked at"
         preview = gr.Image(label=label, elem_id="preview", visible=False, **plain)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    seen = [editor, source, *sliders.values(), inverted]
+    seen = [editor.value, source, *sliders.values(), inverted]
     # it takes memory for its picture: gradio's queue has one at a time
-    look.click(partial(previewed, model), seen, preview, preprocess=False, **private)
+    how = {"inputs": seen, "outputs": preview, "preprocess": False, **private}
+    editor.when(look.click).then(partial(previewed, model), **how)
     # of another picture it would be wrong
     source.change(lambda: gr.Image(visible=False), None, preview, queue=False, **private)
     mask = {"context": sliders["context"], "invert_mask": inverted}
@@ -268,9 +271,7 @@ def before_and_after(before: str | None, results: list | None, index: int) -> gr
     return gr.ImageSlider((before, after), visible=True)
 
 
-def margins_in_frame(
-    model: ImageBART, fold: gr.Accordion, editor: gr.ImageEditor, source: gr.State
-) -> Controls:
+def margins_in_frame(model: ImageBART, fold: gr.Accordion, source: gr.State) -> Controls:
     """The pixels to add on each side and to draw again, seen and dragged in a frame around the
     picture, which is there once the `fold` is open."""
     H, W = model.image_size
@@ -292,7 +293,7 @@ def margins_in_frame(
     gr.on(
         [fold.expand, source.change, overlap.change, *(slider.change for slider in sliders)],
         extended,
-        [editor, source, *sliders, overlap],
+        [source, *sliders, overlap],
         frame,
         preprocess=False,
         queue=False,

@@ -8,7 +8,16 @@ from functools import partial
 import numpy as np
 from PIL import Image
 
-from demo.pictures import Throttle, growing, labelled, ranked_images, read_editor, stored, token_map
+from demo.pictures import (
+    Throttle,
+    growing,
+    labelled,
+    picture_of,
+    ranked_images,
+    read_editor,
+    stored,
+    token_map,
+)
 from demo.requests import (
     MARGINS,
     MOST_MARGIN,
@@ -95,8 +104,9 @@ def inpaint(
     steps = refined_steps(model, edit.x_1(), edit.masked, count, passes=how["passes"], **options)
     for i, step in enumerate(steps, 1 - model.T):
         if throttle.due(step.done) or small:
-            drawn = [edit.pictures(one)[0] for one in edit.results(step.tokens)]
-            now = labelled(drawn, about)
+            with throttle.drawing():
+                drawn = [edit.pictures(one)[0] for one in edit.results(step.tokens)]
+                now = labelled(drawn, about)
             name = f"pass {i}" if i > 0 else caption(model, step.t)
             strip = [*strip, (now[0][0], name)]
             images = best_images or now  # the best stay while their chain is shown
@@ -137,7 +147,7 @@ def outpaint(
     given = {"passes": passes, "feather": feather}
     how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    image, _ = read_editor(editor, source)
+    image = picture_of(editor, source)
     overlap = read_overlap(overlap, image.size)
     if not any(margins.values()):
         raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
@@ -189,7 +199,7 @@ def reimagine(
     remark += unread
     options |= {"source_prompt": picture["prompt"], "strength": real(strength, "strength", 0, 1)}
     del options["negative_prompt"]  # it is guided away from the words of the image
-    image = fit(to_rgb(read_editor(editor, source)[0]), model.image_size)
+    image = fit(to_rgb(picture_of(editor, source)), model.image_size)
 
     began, about = time.perf_counter(), settings_of_each("reimagine", options, count)
     before = stored(image)

@@ -11,12 +11,11 @@ import numpy as np
 from gradio.events import Dependency
 from PIL import Image
 
-from demo.parts import shelf_of
-from demo.pictures import for_editor, read_editor, read_picture, with_source
+from demo.parts import Editor, shelf_of
+from demo.pictures import MOST_SHOWN, copy_in, from_file, read_picture, stored, with_source
 from demo.requests import picked, read_real, sentences
 from demo.style import PAINT, SEEN
 from imagebart import ImageBART
-from imagebart.data.images import as_given
 
 Colours = list[str | tuple[str, float]]
 
@@ -42,13 +41,13 @@ def image_editor(
     colours: Colours,
     elem_id: str,
     start: Image.Image | None = None,
-) -> gr.ImageEditor:
+) -> Editor:
     """An editor for painting in given colours, sized for W×H images."""
-    return gr.ImageEditor(
+    shown = gr.ImageEditor(
         start,
         label=label,
         format="png",  # the default is lossy
-        sources=["clipboard"],  # its own upload takes minutes to prepare a photograph
+        sources=(),  # its own upload takes minutes to prepare a photograph
         transforms=(),
         layers=False,
         height=460,
@@ -58,9 +57,10 @@ def image_editor(
         elem_id=elem_id,
         **brushes(BRUSH, min(W, H), colours),
     )
+    return Editor(shown, gr.ImageEditor(label=label, format="png", visible=False))
 
 
-def brushes(share: float, side: int, colours: Colours) -> dict:
+def brushes(share: float, side: float, colours: Colours) -> dict:
     """Brush and eraser of an editor: `share` per cent of a picture's shorter side, in pixels."""
     radius = max(2, round(share / 100 * side))
     brush = gr.Brush(radius, colors=colours, color_mode="fixed")
@@ -68,7 +68,7 @@ def brushes(share: float, side: int, colours: Colours) -> dict:
 
 
 def brush_slider(
-    editor: gr.ImageEditor, side: int, colours: Colours, source: gr.State | None = None
+    editor: Editor, side: int, colours: Colours, source: gr.State | None = None
 ) -> Dependency:
     """The size of the brush, which follows that of the picture in the file `source`; without one
     `side` is its shorter side. Returns the event that changes the brush."""
@@ -79,7 +79,7 @@ def brush_slider(
         [share.change, *(file.change for file in files)],
         partial(brushed, side, colours),
         [share, *files],
-        editor,
+        editor.shown,
         preprocess=False,
         queue=False,
         trigger_mode="always_last",
@@ -93,7 +93,8 @@ def brushed(side: int, colours: Colours, share, path: str | None = None) -> gr.I
     """The editor with a brush of this share of the picture in the file, by default of `side`."""
     share = read_real(share, "the brush", 1, LARGEST_BRUSH)
     size = read_picture({"path": path}, lambda image: image.size) if path else (side, side)
-    return gr.ImageEditor(**brushes(share, min(size), colours))
+    shrunk = min(1, MOST_SHOWN / max(size))
+    return gr.ImageEditor(**brushes(share, shrunk * min(size), colours))
 
 
 # ── masks to click ────────────────────────────────────────────────────────────────────────────
@@ -109,18 +110,17 @@ def mask_layer(name: str, size: tuple[int, int]) -> Image.Image:
 
 
 @sentences()
-def with_mask(name: str, value: dict | None, source: str | None) -> tuple[dict, str]:
-    """The image in the editor with one of `MASKS` as its mask, and its source."""
-    image, _ = read_editor(value, source)
-    return with_source(for_editor(image, mask_layer(name, image.size)))
+def with_mask(name: str, value: dict | None) -> dict:
+    """What the editor shows, with one of `MASKS` as its mask."""
+    copy = copy_in(value)
+    layer = mask_layer(name, read_picture(copy, lambda image: image.size))
+    return {"background": copy["path"], "layers": [stored(layer)], "composite": None}
 
 
 # ── the picture of a visitor ──────────────────────────────────────────────────────────────────
 
 
-def picture_editor(
-    model: ImageBART, examples: list[Image.Image], source: gr.State
-) -> gr.ImageEditor:
+def picture_editor(model: ImageBART, examples: list[Image.Image], source: gr.State) -> Editor:
     """The editor, with uploads, examples and preset masks; `source` is the file of its picture."""
     H, W = model.image_size
     colours = [(PAINT, SEEN)]
@@ -136,16 +136,18 @@ def picture_editor(
     shelf = shelf_of(examples, elem_id="examples", **plain)
 
     def pick(event: gr.SelectData) -> tuple[dict, str]:
-        return with_source(for_editor(picked(examples, event)))
+        return with_source(picked(examples, event))
 
     @sentences()
-    def uploaded(file: dict) -> tuple[dict, str]:
-        return with_source(for_editor(read_picture(file, as_given)))
+    def cleared(path: str) -> dict:
+        return from_file({"path": path})[0]
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    shown = [editor, source]
+    shown = [editor.shown, source]
+    editor.shown.clear(cleared, source, editor.shown, **private)  # of its mask alone
     shelf.select(pick, None, shown, **private)
-    upload.upload(uploaded, upload, shown, preprocess=False, **private)
+    upload.upload(sentences()(from_file), upload, shown, preprocess=False, **private)
     for name, button in zip(MASKS, masks, strict=True):
-        button.click(partial(with_mask, name), shown, shown, preprocess=False, **private)
+        how = {"inputs": editor.value, "outputs": editor.shown, "preprocess": False, **private}
+        editor.when(button.click).then(partial(with_mask, name), **how)
     return editor

@@ -9,7 +9,7 @@ import gradio as gr
 from PIL import Image
 
 from demo.editor import brush_slider, image_editor
-from demo.parts import SEND, connect, panel, results_gallery, shelf_of
+from demo.parts import SEND, Editor, connect, panel, results_gallery, shelf_of
 from demo.pictures import (
     EXAMPLES,
     chosen_for_editor,
@@ -137,18 +137,18 @@ def semantic_tab(worker: Worker, model: ImageBART, ranker: Ranker | None) -> tup
             said = panel(
                 model, "Draw the landscape", "semantic-status", "Paint a map, then", ranker
             )
-            inputs = {"editor": editor, **said.inputs}
+            inputs = {"editor": editor.value, **said.inputs}
             gallery, index = results_gallery(label="Results", elem_id="painted")
             send = gr.Button(SEND)
     with gr.Accordion("How it works: the map as it was read", open=False):
         plain = {"format": "png", "interactive": False, "height": 250, "buttons": []}
         shown = gr.Image(label="The map as it was read", elem_id="read", **plain)
     how = said.buttons, inputs, said.fresh, [shown, said.line, gallery], index
-    connect(worker, model, semantic, *how, ranker=ranker)
+    connect(worker, model, semantic, *how, editor=editor, ranker=ranker)
     return send, chosen_for_editor, [gallery, index]
 
 
-def map_editor(model: ImageBART) -> gr.ImageEditor:
+def map_editor(model: ImageBART) -> Editor:
     """The editor, with its legend and example maps."""
     H, W = model.image_size
     maps = example_maps(model) if tuple(model.names["map"]) == scenery.LABELS else []
@@ -167,8 +167,8 @@ def map_editor(model: ImageBART) -> gr.ImageEditor:
     def pick(event: gr.SelectData) -> dict:
         return for_editor(picked(maps, event))
 
-    shelf.select(pick, None, editor, **private)
-    clear.click(lambda: for_editor(blank), None, editor, **private)
+    shelf.select(pick, None, editor.shown, **private)
+    clear.click(lambda: for_editor(blank), None, editor.shown, **private)
     return editor
 
 

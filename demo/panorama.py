@@ -51,8 +51,9 @@ def panorama(
     about = {"command": "panorama", "width": width, **how, "prompt": lines[0]}
     for step in panorama_steps(model, width, **how):
         if throttle.due(step.done):
-            picture = decode_wide(model, step.tokens, wrap)[:, :, :, :width]
-            shown = stored(to_pil(picture)[0], about)
+            with throttle.drawing():
+                picture = decode_wide(model, step.tokens, wrap)[:, :, :, :width]
+                shown = stored(to_pil(picture)[0], about)
         yield status(step, options["seed"], 1, began, remark), shown
 
 

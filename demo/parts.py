@@ -39,6 +39,24 @@ Controls = dict[str, gr.components.Component]
 MakeWork = Callable[..., Work]
 """What a job does with an endpoint's inputs, which are given by name."""
 
+
+class Editor(NamedTuple):
+    """What a visitor paints on, and what was painted when an event last looked.
+
+    Events take `value`: gradio asks whatever one of them took for its value at every step of every
+    later event of the page, and an editor uploads all that it shows to answer.
+    """
+
+    shown: gr.ImageEditor
+    value: gr.ImageEditor
+    """It is hidden."""
+
+    def when(self, listener: Callable[..., Dependency]) -> Dependency:
+        """At an event, look: what follows may take `value`."""
+        how = {"js": "shown => shown", "api_visibility": "private"}
+        return listener(None, self.shown, self.value, **how)
+
+
 SEND = "Send the selected image to Change"
 MOST_EXACT = 2**53
 """The largest seed of a field: a browser's numbers are exact up to it."""
@@ -368,6 +386,7 @@ def connect(
     selection: gr.State | None = None,
     work: MakeWork | None = None,
     enter: bool = True,
+    editor: Editor | None = None,
     **given,
 ) -> tuple[Dependency, Dependency]:
     """Run calls the endpoint, and so does Enter in the prompt, unless `enter` is False; the worker
@@ -376,7 +395,8 @@ def connect(
 
     The status is the text output, the results are the last gallery, of which `selection` is the
     selected item. `work` is what a job does with the inputs, by default `alone_with` what is
-    `given`. Returns the event before the job, and that of the job.
+    `given`; `editor` is that of which they have the value. Returns the event before the job, and
+    that of the job.
     """
     (line,) = (output for output in outputs if isinstance(output, gr.Markdown))
     run, stop = buttons
@@ -385,6 +405,8 @@ def connect(
     if enter and "prompt" in inputs:
         starts.append(inputs["prompt"].submit)
     begun = gr.on(starts, None, [fresh, seed], seed, js=NEW_SEED, **private)
+    if editor:
+        begun = editor.when(begun.then)
     if selection is None:
         ready = begun.then(lambda: "", None, line, **private)
     else:

@@ -4,12 +4,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image
 
 from demo.files import opened
 from demo.requests import (
@@ -34,9 +35,12 @@ from imagebart.settings import chunk_of, file_stem
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")  # fewer than the library's: visitors are strangers
 EXAMPLES = 8
 MOST_PREVIEW = (512, 512)
-SECONDS_BETWEEN_PREVIEWS = 2
-COPY_LEVELS = 8
-"""By how much a browser's copy of a picture may differ, of 256 levels: it converts colours too."""
+SECONDS_BETWEEN_PREVIEWS, PARTS_BETWEEN_PREVIEWS = 2, 4
+"""At least, between the end of one and the beginning of the next; parts of what the one took."""
+FAST_PNG = 2**20
+"""Pixels beyond which a file is written fast, and about an eighth larger."""
+MOST_SHOWN = 1024
+"""Longer side, in pixels, of a picture in an editor: it sends all that it shows with its mask."""
 
 
 def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
@@ -71,31 +75,47 @@ def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
 
 def read_editor(editor: dict | None, source: str | None = None) -> tuple[Image.Image, np.ndarray]:
     """(image as it was given, levels of the mask) of the editor's value; `source` as in
-    `source_of`."""
-    if not editor or not editor.get("background"):
+    `picture_of`, of whose size the mask becomes."""
+    image = picture_of(editor, source)
+    layers = [read_picture(file, upright) for file in read_layers(editor)]
+    if source:
+        layers = [layer.resize(image.size, Image.Resampling.NEAREST) for layer in layers]
+    return image, pixel_mask(layers, image.size)
+
+
+def picture_of(editor: dict | None, source: str | None = None) -> Image.Image:
+    """The picture in the editor, as it was given: that in the file `source`, of which the editor
+    has a copy, or without one the editor's own."""
+    return read_picture({"path": source_of(editor, source)}, as_given)
+
+
+def has_picture(editor: dict | None) -> bool:
+    return bool(editor and editor.get("background"))
+
+
+def copy_in(editor: dict | None) -> dict:
+    """The file of what is seen in an editor, below all that is painted; ValueError without one."""
+    if not has_picture(editor):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
-    layers = read_layers(editor)
-    image = read_picture({"path": source_of(editor, source)}, as_given)
-    return image, pixel_mask([read_picture(file, upright) for file in layers], image.size)
+    return editor["background"]
 
 
-def source_of(editor: dict, source: str | None) -> str:
-    """The file of the picture in the editor: `source`, from which it was put there, if it still
-    shows that, since the browser's copy has lost the colour profile and the transparency."""
-    copy = editor["background"]
-    if source is None:
+def source_of(editor: dict | None, source: str | None) -> str:
+    """The file of the picture in the editor: `source`, since the browser's copy has lost the colour
+    profile and the transparency; that copy if the file is too old, unless it has fewer pixels."""
+    copy = copy_in(editor)
+    if source is None or (is_gone(source) and max(read_picture(copy).size) < MOST_SHOWN):
         return copy["path"]
+    return source
+
+
+def is_gone(path: str) -> bool:
+    """Whether there is no such file, or none that visitors may have."""
     try:
-        given, seen = read_picture({"path": source}), read_picture(copy)
-    except ValueError:  # it is too old, or the editor has none: that is said elsewhere
-        return copy["path"]
-    same = given.size == seen.size and levels_between(given, seen) <= COPY_LEVELS
-    return source if same else copy["path"]
-
-
-def levels_between(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two RGB images of one size."""
-    return max(high for _, high in ImageChops.difference(one, other).getextrema())
+        opened(path).close()
+    except ValueError:
+        return True
+    return False
 
 
 def token_map(edit: MaskedImage) -> Image.Image:
@@ -126,13 +146,18 @@ def marked_picture(edit: MaskedImage) -> Image.Image:
     return picture
 
 
-def for_editor(image: Image.Image, *layers: Image.Image) -> dict:
+def for_editor(image: Image.Image) -> dict:
     """The editor's value; None would not clear its content."""
-    return {
-        "background": stored(image),
-        "layers": [stored(layer) for layer in layers],
-        "composite": None,
-    }
+    return {"background": stored(image), "layers": [], "composite": None}
+
+
+def with_source(image: Image.Image, path: str | None = None) -> tuple[dict, str]:
+    """(an editor's value, the file that `source_of` takes), `path` if the image is in a file: a
+    large picture is shown smaller."""
+    shown = image.copy()
+    shown.thumbnail((MOST_SHOWN, MOST_SHOWN))
+    value = for_editor(shown)
+    return value, path or (value["background"] if shown.size == image.size else stored(image))
 
 
 def stored(image: Image.Image, settings: dict | None = None) -> str:
@@ -144,7 +169,8 @@ def stored(image: Image.Image, settings: dict | None = None) -> str:
     name = file_stem(known["seed"], known.get("prompt")) if known else "image"
     path = Path(os.environ["GRADIO_TEMP_DIR"], uuid4().hex, f"{name}.png")
     path.parent.mkdir()
-    image.save(path, pnginfo=chunk_of(known) if known else None)
+    level = 1 if image.width * image.height > FAST_PNG else 6
+    image.save(path, pnginfo=chunk_of(known) if known else None, compress_level=level)
     return str(path)
 
 
@@ -175,16 +201,22 @@ def ranked_images(
 
 
 class Throttle:
-    """When a growing image is previewed: first, last, and every few seconds between."""
+    """When a growing image is previewed: first, last, and every few seconds between, less often if
+    that itself takes seconds."""
 
     def __init__(self):
-        self.last = -math.inf
+        self.next = -math.inf
 
     def due(self, done: float) -> bool:
-        if done < 1 and time.perf_counter() - self.last <= SECONDS_BETWEEN_PREVIEWS:
-            return False
-        self.last = time.perf_counter()
-        return True
+        return done == 1 or time.perf_counter() > self.next
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """While a preview is drawn."""
+        began = time.perf_counter()
+        yield
+        now = time.perf_counter()
+        self.next = now + max(SECONDS_BETWEEN_PREVIEWS, PARTS_BETWEEN_PREVIEWS * (now - began))
 
 
 def growing(
@@ -194,7 +226,8 @@ def growing(
     throttle = Throttle()
     for picture, part in steps:
         if throttle.due(part):
-            (file,) = labelled([picture], [settings])
+            with throttle.drawing():
+                (file,) = labelled([picture], [settings])
         yield file, part
 
 
@@ -203,13 +236,12 @@ def chosen_for_editor(results: list | None, index: int) -> tuple[dict, str]:
     """The selected result of a gallery, by default the first, for the editor."""
     if not results:
         raise ValueError("there is no picture yet")
-    chosen = results[min(index, len(results) - 1)]["image"]
-    return with_source(for_editor(read_picture(chosen, as_given)))
+    return from_file(results[min(index, len(results) - 1)]["image"])
 
 
-def with_source(value: dict) -> tuple[dict, str]:
-    """An editor's value, and the file that `source_of` takes."""
-    return value, value["background"]
+def from_file(file: dict) -> tuple[dict, str]:
+    """A visitor's picture for the editor, as in `with_source`."""
+    return with_source(read_picture(file, as_given), file["path"])
 
 
 def example_pictures(model: ImageBART) -> list[Image.Image]:

@@ -37,7 +37,15 @@ from demo.files import REFUSED
 from demo.paint import semantic
 from demo.panorama import panorama, wide_for_editor
 from demo.parts import IDEAS, panel
-from demo.pictures import example_pictures, growing, read_editor, read_picture
+from demo.pictures import (
+    MOST_SHOWN,
+    example_pictures,
+    from_file,
+    growing,
+    read_editor,
+    read_picture,
+    with_source,
+)
 from demo.ready import READY, draw_ready, ready_pictures
 from demo.requests import MARGINS, Late, read_classes
 from demo.sample import SampleRequest, sample, sample_each, sampling_work, settings_of_link
@@ -403,7 +411,7 @@ def test_a_layer_without_transparency_marks_where_it_is_white(client, model, tmp
 
 
 def test_the_picture_in_the_editor_is_the_one_that_was_put_there(tmp_path):
-    """Not the browser's copy, without profile and transparency; unless another was pasted."""
+    """Not the browser's copy, without profile and transparency, unless the file is too old."""
     given = picture(32, 32)
     given.putalpha(picture(32, 32, "L", seed=1))
     given.save(tmp_path / "given.png", icc_profile=PROFILE)
@@ -413,11 +421,34 @@ def test_the_picture_in_the_editor_is_the_one_that_was_put_there(tmp_path):
         got, _ = read_editor(request, source)
         assert got.mode == expected.mode
         np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
-    pasted = np.array(seen)
-    pasted[3, 5] = 255 - pasted[3, 5]
-    for other in (Image.fromarray(pasted), picture(32, 33)):
-        got, _ = read_editor(request_of(other, None, tmp_path), str(tmp_path / "given.png"))
-        assert_same([got], [other])
+    reduced = request_of(picture(MOST_SHOWN, 32), None, tmp_path)
+    with pytest.raises(
+        ValueError, match="must be a file uploaded to this app within the last hour"
+    ):
+        read_editor(reduced, "gone")
+
+
+def test_a_large_picture_is_shown_smaller(tmp_path, model):
+    """Its edits have its pixels, and the mask that was painted over what is shown."""
+    width, height = 3 * MOST_SHOWN, 3 * 200
+    given = picture(width, height)
+    given.save(tmp_path / "given.jpeg", quality=95)
+    path = str(tmp_path / "given.jpeg")
+    value, source = from_file({"path": path})
+    assert source == path and Image.open(value["background"]).size == (MOST_SHOWN, 200)
+    request = editor({"path": value["background"]})
+    masked = editing.with_mask("Left half", request)
+    assert masked["background"] == value["background"]
+    layers = [{"path": layer} for layer in masked["layers"]]
+    got, mask = read_editor(request | {"layers": layers}, source)
+    assert_same([got], [to_rgb(Image.open(path))])
+    assert np.array_equal(mask > 0, np.arange(width)[None].repeat(height, 0) < width // 2)
+    small = picture(40, 30)
+    value, source = with_source(small)
+    assert source == value["background"]
+    assert_same([Image.open(source)], [small])
+    with pytest.raises(Error, match="there is no image yet"):
+        editing.with_mask("Left half", None)
 
 
 def test_a_seed_means_the_same_picture_among_other_visitors(client, server, model):
@@ -797,7 +828,26 @@ def test_stop_ends_the_run_it_stands_beside(make_model):
     named = {f["api_name"]: f["id"] for f in functions if f["api_visibility"] == "public"}
     cancelled = [f["cancels"] for f in functions if f["cancels"]]
     runs = ("sample", "inpaint", "outpaint", "semantic", "panorama", "draw_again")
-    assert cancelled == [[named[name]] for name in runs]
+    assert cancelled[:-1] == [[named[name]] for name in runs]
+    assert cancelled[-1] == [named["draw_again"]]  # another picture ends it too
+
+
+def test_no_event_takes_or_tells_an_editor(make_model):
+    """Gradio asks what it tells of an event for its value, and an editor uploads its picture."""
+    model = make_model(T=3, conditions={"text": 6, "map": 3}, condition_dropout=True)
+    model.names["map"] = ["sky", "water", "grass"]
+    config = app.build(Worker(), model).config
+    kinds = {one["id"]: one for one in config["components"]}
+    holding = {"imageeditor", "tabs", "tabitem", "accordion", "row", "column"}
+    seen = {i for i, one in kinds.items() if one["type"] in holding and one["props"]["visible"]}
+    editors = {i for i in seen if kinds[i]["type"] == "imageeditor"}
+    assert len(editors) == 2
+    for one in config["dependencies"]:
+        reached = one["outputs"] if one["show_progress_on"] is None else one["show_progress_on"]
+        if one["backend_fn"]:
+            assert not seen & {*one["inputs"], *reached}, one["api_name"]
+    looks = [one for one in config["dependencies"] if editors & {*one["inputs"]}]
+    assert len(looks) == 13 and not any(one["backend_fn"] for one in looks)
 
 
 def test_no_event_of_the_queue_follows_another(make_model):
@@ -886,9 +936,9 @@ def test_the_best_landscapes_of_a_map_are_shown(make_model, clip, tmp_path):
 
 def test_what_will_be_added_is_seen_before(tmp_path):
     """In small, with the size of the picture itself; nothing without a picture."""
-    image = picture(3000, 2000)
-    request = request_of(image, None, tmp_path)
-    frame = change.extended(request, None, 8, "2", 4, 0, 12)
+    image, path = picture(3000, 2000), str(tmp_path / "large.png")
+    image.save(path)
+    frame = change.extended(path, 8, "2", 4, 0, 12)
     seen = Image.open(BytesIO(b64decode(frame.pop("picture").partition(",")[2])))
     assert seen.size == (384, 256)
     near = np.asarray(image.resize(seen.size)).astype(int) - np.asarray(seen)
@@ -896,13 +946,13 @@ def test_what_will_be_added_is_seen_before(tmp_path):
     assert frame == {"size": [3000, 2000], "left": 8, "right": 2, "top": 4, "bottom": 0} | {
         "overlap": 12
     }
-    assert change.extended(None, None, 8, 0, 0, 0, 0) is None
+    assert change.extended(None, 8, 0, 0, 0, 0) is None
     for wrong, sentence in (
         ((1025, 0, 0, 0, 0), "left must be a whole number, from 0 to 1024, got 1025"),
         ((8, 0, 0, 0, 501), "overlap must be a whole number, from 0 to 500, got 501"),
     ):
         with pytest.raises(Error, match=sentence):
-            change.extended(request, None, *wrong)
+            change.extended(path, *wrong)
 
 
 def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
@@ -931,11 +981,13 @@ def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
         look(context=5)
 
 
-@pytest.mark.parametrize(("share", "radius"), [(6, 60), ("25", 250)])
+@pytest.mark.parametrize(("share", "radius"), [(6, [2, 36, 38]), ("25", [5, 150, 160])])
 def test_a_brush_is_as_large_as_the_picture_asks(tmp_path, share, radius):
-    """In pixels of the picture; never so small that nothing is seen."""
+    """In pixels of what is shown; never so small that nothing is seen."""
+    picture(900, 600).save(tmp_path / "small.png")
     picture(1600, 1000).save(tmp_path / "photo.png")
-    for path, expected in ((str(tmp_path / "photo.png"), radius), (None, max(2, radius // 50))):
+    paths = (None, str(tmp_path / "small.png"), str(tmp_path / "photo.png"))
+    for path, expected in zip(paths, radius, strict=True):
         brushed = editing.brushed(20, [(PAINT, SEEN)], share, path)
         assert brushed.brush.default_size == brushed.eraser.default_size == expected
         assert brushed.brush.colors == [(PAINT, SEEN)]
@@ -967,8 +1019,8 @@ def test_a_picture_is_resized_on_request(tmp_path):
 def test_a_panorama_goes_on_in_the_editor(tmp_path):
     picture(96, 32).save(tmp_path / "wide.png")
     value, source = wide_for_editor({"path": str(tmp_path / "wide.png")})
-    assert source == value["background"]
-    assert_same([Image.open(source)], [picture(96, 32)])
+    assert source == str(tmp_path / "wide.png")
+    assert_same([Image.open(value["background"])], [picture(96, 32)])
     with pytest.raises(Error, match="there is no picture yet"):
         wide_for_editor(None)
 
@@ -1019,8 +1071,8 @@ def test_undo_goes_back_picture_by_picture(tmp_path):
     assert history == paths
     for i in (2, 1, 0):
         value, source, history = undone(history)
-        assert source == value["background"]
-        assert_same([Image.open(source)], [Image.open(paths[i])])
+        assert source == paths[i]
+        assert_same([Image.open(value["background"])], [Image.open(source)])
         assert history == paths[:i]
     with pytest.raises(Error, match="there is nothing to undo"):
         undone(history)
@@ -1040,8 +1092,8 @@ def test_what_undo_remembers_comes_with_a_result(tmp_path):
     background, result = ({"path": file} for file in files)
     chosen = [{"image": result, "caption": None}], 0
     now, source, history = taken(*chosen, {"background": background}, None, [])
-    assert source == now["background"]
-    assert_same([Image.open(source)], [Image.open(files[1])])
+    assert source == files[1]
+    assert_same([Image.open(now["background"])], [Image.open(source)])
     assert history == files[:1]
     for nothing in (None, [], [{"image": {"path": "gone.png"}, "caption": None}]):
         with pytest.raises(Error, match=r"there is no picture yet|within the last hour"):
@@ -1094,11 +1146,9 @@ def test_layers_are_counted(model, conditional, tmp_path):
     request["layers"] *= 8
     next(inpaint(model, request))
     request["layers"] += request["layers"][:1]
-    for steps in (inpaint(model, request), outpaint(model, request, left=8)):
+    for steps in (inpaint(model, request), semantic(conditional, request)):
         with pytest.raises(ValueError, match=r"^there must be at most 8 layers, got 9$"):
             next(steps)
-    with pytest.raises(ValueError, match=r"^there must be at most 8 layers, got 9$"):
-        next(semantic(conditional, request))
 
 
 def test_large_candidates_are_drawn_by_ones_and_twos(conditional, clip, tmp_path, monkeypatch):
@@ -1121,6 +1171,20 @@ def test_a_picture_that_grows_is_looked_at_now_and_then(monkeypatch):
         now += 0.5
     firsts = [seen.index(file) for file in seen]
     assert firsts == [0] * 5 + [5] * 5 + [10] * 5 + [15] * 5 + [20, 21]
+
+
+def test_what_takes_long_is_looked_at_less_often(monkeypatch):
+    """A fifth of the time at most goes into previews that take seconds."""
+    now = 100.0
+    monkeypatch.setattr(pictures.time, "perf_counter", lambda: now)
+    throttle, drawn = pictures.Throttle(), []
+    for i in range(40):
+        if throttle.due(i / 39):
+            drawn.append(i)
+            with throttle.drawing():
+                now += 3
+        now += 1
+    assert drawn == [0, 13, 26, 39]
 
 
 def test_pixels_are_counted_whatever_others_do_with_warnings(tmp_path):
@@ -1617,6 +1681,19 @@ def test_an_editor_uploads_its_picture_when_it_is_used_only(page):
     page.get_by_role("button", name="Upper half").click()
     page.wait_for_timeout(2000)
     assert sent
+
+
+def test_clearing_an_editor_takes_its_mask_only(page):
+    page.get_by_role("tab", name="Change", exact=True).click()
+    settled(page)
+    page.get_by_role("button", name="Upper half").click()
+    page.wait_for_timeout(1000)
+    page.locator("#editor").get_by_role("button", name="Clear canvas").click()
+    page.wait_for_timeout(1000)
+    settled(page)  # an empty canvas would be seen at its own size
+    page.get_by_role("button", name="Repaint", exact=True).click()
+    page.locator("#edit-status").get_by_text("the mask is empty").wait_for()
+    assert page.complaints == []
 
 
 def test_what_was_wrong_stays_when_its_message_is_closed(page):

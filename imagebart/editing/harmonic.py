@@ -28,11 +28,15 @@ def harmonic(
     """
     if not unknown.any() or unknown.all():
         return x.masked_fill(unknown, 0)
-    rows, columns = extent(unknown[0, 0].any(1)), extent(unknown[0, 0].any(0))
-    part = ..., rows, columns
+    part = part_around(unknown)
     u = x.clone()
     u[part] = _solved(x[part].masked_fill(unknown[part], 0), unknown[part])
     return u
+
+
+def part_around(mask: Bool[Tensor, "1 1 H W"]) -> tuple:
+    """Index of the smallest part that has all pixels of a mask, and one more on each side."""
+    return ..., extent(mask[0, 0].any(1)), extent(mask[0, 0].any(0))
 
 
 def extent(line: Bool[Tensor, " n"]) -> slice:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from imagebart.editing.harmonic import extent, harmonic
+from imagebart.editing.harmonic import harmonic, part_around
 from imagebart.notation import Bool, Float, Images, Int
 
 FADE = 5
@@ -222,10 +222,15 @@ def membrane(
     shift dies out before the first marked pixel. So next to the border it is blended with
     `step_of_border`.
     """
+    if not marked.any():
+        return painted
+    whole, part = painted.clone(), part_around(marked)
+    painted, x, marked, redrawn = (one[part] for one in (painted, x, marked, redrawn))
     trusted = trust(painted, x, marked, redrawn)
     shift = harmonic((x - painted) * trusted, marked)
     step, weight = step_of_border(painted, x, marked, trusted)
-    return painted + shift.lerp(step, weight)
+    whole[part] = painted + shift.lerp(step, weight)
+    return whole
 
 
 def trust(
@@ -299,7 +304,7 @@ def softened(marked: Bool[Tensor, "1 1 H W"], width: int) -> Float[Tensor, "1 1 
     depth = torch.zeros(marked.shape, device=marked.device)
     if not marked.any():
         return depth
-    part = ..., extent(marked[0, 0].any(1)), extent(marked[0, 0].any(0))
+    part = part_around(marked)
     own, inner = depth[part], marked[part].float()
     for _ in range(width):
         if not inner.any():
