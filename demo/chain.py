@@ -30,7 +30,7 @@ rest is the model's.
 
 
 def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
-    """The forward process of an image: (x_t decoded, status, all levels decoded).
+    """The forward process of an image: (x_t decoded, status, all levels decoded, their statuses).
 
     t: 1 (the image) to T (noise); seed: 0 to 2^63 - 1, of the noise, which is the same for all t.
     """
@@ -40,12 +40,14 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
     shown = [stored(picture) for picture in model.decode(torch.cat(levels))]
     kept = [(x_t == x_1).float().mean().item() for x_t in levels]
     names = [f"t = {level}: {part:.0%} kept" for level, part in enumerate(kept, 1)]
-    line = f"At t = {t}, {kept[t - 1]:.0%} of the {x_1[0].numel()} tokens are the image's."
-    yield (
-        shown[t - 1],
-        f"{line} {bits_line(model, x_1, seed)}",
-        list(zip(shown, names, strict=True)),
-    )
+    of_all, bits = f"of the {x_1[0].numel()} tokens are the image's.", bits_line(model, x_1, seed)
+    lines = [f"At t = {level}, {part:.0%} {of_all} {bits}" for level, part in enumerate(kept, 1)]
+    yield shown[t - 1], lines[t - 1], list(zip(shown, names, strict=True)), lines
+
+
+def at_level(levels: list | None, lines: list[str], t: int) -> tuple:
+    """(the picture of a level, its status) once all levels are there."""
+    return (levels[t - 1]["image"]["path"], lines[t - 1]) if levels else (gr.skip(), gr.skip())
 
 
 def draw_again(model: ImageBART, image, seed=0) -> Iterator[tuple]:
@@ -112,13 +114,16 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     tab.select(first, image, image, preprocess=False, queue=False, **private)
-    inputs = {"image": image, "t": t, "seed": seed}
+    inputs, lines = {"image": image, "t": t, "seed": seed}, gr.State([])
     gr.on(
-        [image.change, t.change, seed.submit],
-        outputs=[shown, line, levels],
+        [image.change, seed.submit],
+        outputs=[shown, line, levels, lines],
         trigger_mode="always_last",
         **job(chain_levels, inputs, worker, alone_with(chain_levels, model), line, name="chain"),
     )
+    moved = {"fn": at_level, "inputs": [levels, lines, t], "outputs": [shown, line]}
+    how = {"trigger_mode": "always_last", "preprocess": False, "queue": False, **private}
+    gr.on([t.change, lines.change], **moved, **how)
     if samples_freely(model):
         added_by_scales(worker, model, {"image": image, "seed": seed})
 

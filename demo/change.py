@@ -84,9 +84,10 @@ def remembered(editor: dict | None, source: str | None, history: list[str]) -> l
 def taken(
     results: list | None, index: int, editor: dict | None, source: str | None, history: list[str]
 ) -> tuple[dict, str, list[str]]:
-    """(selected result as the editor's value, its source, history with the current image); nothing
-    changes if there is no result."""
-    return *chosen_for_editor(results, index), remembered(editor, source, history)
+    """(selected result as the editor's value, its source, history with the current image unless
+    that is the result already); nothing changes if there is no result."""
+    value, path = chosen_for_editor(results, index)
+    return value, path, history if path == source else remembered(editor, source, history)
 
 
 @sentences()

@@ -1095,6 +1095,7 @@ def test_what_undo_remembers_comes_with_a_result(tmp_path):
     assert source == files[1]
     assert_same([Image.open(now["background"])], [Image.open(source)])
     assert history == files[:1]
+    assert taken(*chosen, {"background": background}, source, history)[2] == history
     for nothing in (None, [], [{"image": {"path": "gone.png"}, "caption": None}]):
         with pytest.raises(Error, match=r"there is no picture yet|within the last hour"):
             taken(nothing, 0, {"background": background}, None, history)
