@@ -289,8 +289,12 @@ def step_of_border(
 
 def four_neighbours(v: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
     """The sum of each pixel's four neighbours; 0 beyond the edge."""
-    above, below, left, right = neighbours(v)
-    return left + right + above + below
+    total = torch.zeros_like(v)
+    total[..., 1:] = v[..., :-1]
+    total[..., :-1] += v[..., 1:]
+    total[..., 1:, :] += v[..., :-1, :]
+    total[..., :-1, :] += v[..., 1:, :]
+    return total
 
 
 def neighbours(v: Float[Tensor, "b c H W"]) -> list[Float[Tensor, "b c H W"]]:
