@@ -265,3 +265,40 @@ def torch_home(tmp_path_factory) -> Path:
     path.parent.mkdir(parents=True)
     torch.save(net.state_dict(), path)
     return home
+
+
+# ── the demo ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def own_files(monkeypatch, tmp_path):
+    """Files of visitors are those of the test."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def mapped(make_model, tmp_path_factory) -> ImageBART:
+    """A model that takes maps and text, and knows the words of "a lake at night"."""
+    model = make_model(T=3, conditions={"text": 6, "map": 3}, condition_dropout=True)
+    model.names["map"] = ["sky", "water", "grass"]
+    for denoiser in model.denoisers.values():
+        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
+    model.folder = tmp_path_factory.mktemp("mapped")
+    model.save_pretrained(model.folder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def mapped_server(mapped, clip, tmp_path_factory):
+    """A server of `mapped`, with a CLIP model that ranks."""
+    arguments = "--model", str(mapped.folder), "--clip", str(clip)
+    with Server(tmp_path_factory.mktemp("mapped-files"), *arguments) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server, tmp_path_factory):
+    """A program that calls the endpoints of `server`."""
+    from gradio_client import Client
+
+    return Client(server.url, verbose=False, download_files=tmp_path_factory.mktemp("got"))

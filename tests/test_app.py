@@ -1,62 +1,65 @@
-"""The demo: what programs get from its endpoints, what a visitor gets in a browser."""
+"""The demo: what programs get from its endpoints, and who may ask."""
 
 import ctypes
 import inspect
 import re
 import socket
 import time
-import warnings
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
-import gradio as gr
 import httpx
 import numpy as np
 import psutil
 import pytest
-import torch
-from browser import DESKTOP, PHONE, browsing, same_seed, served, settled, shown
 from gradio.exceptions import Error
-from gradio_client import Client, handle_file
+from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageColor
 from server import Server
 from test_colours import PROFILE
+from visitors import (
+    LONG,
+    assert_same,
+    editor,
+    opened_all,
+    picture,
+    pixels,
+    request_of,
+    saved,
+    stroke,
+)
 
 import app
-from demo import change, edit, parts, pictures, requests, serving
+from demo import change, parts, requests, serving
 from demo import editor as editing
-from demo.chain import chain_tab, noisy
-from demo.change import MOST_UNDOS, change_tab, remembered, taken, undone
-from demo.edit import inpaint, outpaint, reimagine
-from demo.editor import MASKS, mask_layer
+from demo.chain import noisy
+from demo.change import MOST_UNDOS, remembered, taken, undone
+from demo.edit import reimagine
+from demo.editor import mask_layer
 from demo.files import REFUSED
 from demo.paint import semantic
 from demo.panorama import panorama, wide_for_editor
-from demo.parts import IDEAS, panel
+from demo.parts import IDEAS
 from demo.pictures import (
     MOST_SHOWN,
-    example_pictures,
     from_file,
-    growing,
     read_editor,
-    read_picture,
     with_source,
 )
 from demo.ready import READY, draw_ready, ready_pictures
-from demo.requests import MARGINS, Late, read_classes
-from demo.sample import SampleRequest, sample, sample_each, sampling_work, settings_of_link
+from demo.requests import MARGINS
+from demo.sample import sample, sampling_work
 from demo.style import PAINT, SEEN
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.choice import FILTERS
-from imagebart.conditions import class_id, text_shape, text_tokens
+from imagebart.conditions import text_shape, text_tokens
 from imagebart.data import scenery
-from imagebart.data.images import as_given, to_rgb
-from imagebart.data.maps import kind_colours, paint_kinds, read_kinds
+from imagebart.data.images import to_rgb
+from imagebart.data.maps import kind_colours, paint_kinds
 from imagebart.editing.masks import pixel_mask
 from imagebart.folders import SHIPPED
 from imagebart.options import (
@@ -68,84 +71,12 @@ from imagebart.options import (
     rows,
 )
 from imagebart.probe import Probe
-from imagebart.ranking import CLIP, best_edits, best_of
+from imagebart.ranking import CLIP, best_of
 from imagebart.sampling import Filter, Request, reverse_steps
-from imagebart.settings import chunk_of, settings_of
-
-LONG = f"text of at most 1000 characters, got '{39 * 'x'}…"
+from imagebart.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
-AXE = ROOT / "node_modules/axe-core/axe.min.js"
-INSTALL_AXE = "npm install --no-save axe-core@4.14.1"
-
-
-# ── a server, its model, and what to send it ──────────────────────────────────────────────────
-
-
-@pytest.fixture(autouse=True)
-def own_files(monkeypatch, tmp_path):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def conditional(make_model, tmp_path_factory) -> ImageBART:
-    """A model that takes maps and text, and knows the words of "a lake at night"."""
-    model = make_model(T=3, conditions={"text": 6, "map": 3}, condition_dropout=True)
-    model.names["map"] = ["sky", "water", "grass"]
-    for denoiser in model.denoisers.values():
-        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
-    model.folder = tmp_path_factory.mktemp("conditional")
-    model.save_pretrained(model.folder)
-    return model
-
-
-@pytest.fixture(scope="module")
-def conditional_server(conditional, clip, tmp_path_factory):
-    """A server of `conditional`, with a CLIP model that ranks."""
-    arguments = "--model", str(conditional.folder), "--clip", str(clip)
-    with Server(tmp_path_factory.mktemp("conditional-files"), *arguments) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server, tmp_path_factory) -> Client:
-    return Client(server.url, verbose=False, download_files=tmp_path_factory.mktemp("got"))
-
-
-def pixels(images) -> list[np.ndarray]:
-    """RGB of a gallery that a client got, or of PIL images."""
-    if not isinstance(images[0], Image.Image):
-        images = [Image.open(entry["image"]) for entry in images]
-    return [np.asarray(image.convert("RGB")) for image in images]
-
-
-def assert_same(got, expected) -> None:
-    assert len(got) == len(expected)
-    for one, other in zip(pixels(got), pixels(expected), strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
-
-
-def stroke(width: int, height: int) -> tuple[np.ndarray, Image.Image]:
-    """A thin stroke: where it is, and as an editor's layer."""
-    masked = np.zeros((height, width), bool)
-    masked[height // 5 : height // 2, width // 3] = True
-    layer = np.zeros((height, width, 4), np.uint8)
-    layer[masked] = 255, 150, 60, 255
-    return masked, Image.fromarray(layer)
-
-
-def saved(image: Image.Image, folder: Path, name: str = "image.png", **options):
-    image.save(folder / name, **options)
-    return handle_file(folder / name)
-
-
-def editor(background, layer=None) -> dict:
-    return {"background": background, "layers": [layer] if layer else [], "composite": None}
+pytestmark = pytest.mark.usefixtures("own_files")
 
 
 # ── the endpoints ─────────────────────────────────────────────────────────────────────────────
@@ -265,20 +196,20 @@ def test_sample_gives_what_the_model_gives(client, model):
     assert_same(gallery, model.sample(3, seed=7, temperature=0.7, top_k=4))
 
 
-def test_a_picture_has_its_seed_below_it_and_its_settings_in_it(client, conditional):
+def test_a_picture_has_its_seed_below_it_and_its_settings_in_it(client, mapped):
     *_, gallery = client.predict(num_images=2, seed=7, top_k=3, api_name="/sample")
     for seed, entry in zip((7, 8), gallery, strict=True):
         assert entry["caption"] == f"seed {seed}" and Path(entry["image"]).stem == f"seed{seed}"
         found = settings_of(Image.open(entry["image"]))
         assert {"command": "sample", "seed": seed, "top_k": 3}.items() <= found.items()
         assert "temperature" not in found
-    *_, (_, _, images) = sample(conditional, "a lake at night", 1, 3)
+    *_, (_, _, images) = sample(mapped, "a lake at night", 1, 3)
     (path, _) = images[0]
     assert Path(path).stem == "a-lake-at-night_seed3"
     assert settings_of(Image.open(path))["prompt"] == "a lake at night"
 
 
-def test_results_are_enlarged_on_request(client, model, conditional, tmp_path):
+def test_results_are_enlarged_on_request(client, model, mapped, tmp_path):
     *_, gallery = client.predict(num_images=1, enlarge=3, api_name="/sample")
     (image,) = model.sample(1, seed=0)
     larger = image.resize((96, 96), Image.Resampling.LANCZOS)
@@ -288,7 +219,7 @@ def test_results_are_enlarged_on_request(client, model, conditional, tmp_path):
         tmp_path / "map.png"
     )
     painted = editor({"path": str(tmp_path / "map.png")})
-    *_, (_, _, images) = semantic(conditional, painted, enlarge=2)
+    *_, (_, _, images) = semantic(mapped, painted, enlarge=2)
     assert [one.size for one in opened_all(images)] == [(64, 64)]
     for wrong in (0, 5, 1.5, "much"):
         sentence = f"enlarge must be a whole number, from 1 to 4, got {wrong!r}"
@@ -499,171 +430,6 @@ def test_requests_that_differ_in_words_and_seeds_are_drawn_as_one_batch(make_mod
     assert "volcano" in steps[-1][3][1] and "volcano" not in steps[-1][1][1]
 
 
-def opened_all(items) -> list[Image.Image]:
-    """The pictures of a gallery's (file, caption)."""
-    return [Image.open(path) for path, _ in items]
-
-
-# ── wrong values ──────────────────────────────────────────────────────────────────────────────
-
-COUNT = "num_images must be a whole number, from 1 to 16, got"
-SEED = f"seed must be a whole number, from 0 to {2**63 - 1}, got"
-WRONG = [
-    ({"num_images": 0}, f"{COUNT} 0"),
-    ({"num_images": 17}, f"{COUNT} 17"),
-    ({"num_images": 1.5}, f"{COUNT} 1.5"),
-    ({"num_images": True}, f"{COUNT} True"),
-    ({"seed": -1}, f"{SEED} -1"),
-    ({"seed": 2**63}, f"{SEED} {2**63}"),
-    ({"seed": "abc"}, f"{SEED} 'abc'"),
-    ({"seed": None}, f"{SEED} None"),
-    ({"seed": [1]}, f"{SEED} [1]"),
-    ({"temperature": 5.5}, "temperature must be a number from 0 to 5, got 5.5"),
-    ({"temperature": "hot"}, "temperature must be a number from 0 to 5, got 'hot'"),
-    ({"top_k": -1}, "top_k must be a whole number, from 0 to 12, got -1"),
-    ({"prompt": "x" * 1001}, f"prompt must be {LONG}"),
-    ({"negative_prompt": 3}, "negative_prompt must be text of at most 1000 characters, got 3"),
-    ({"classes": "lake"}, "this model takes no class, got classes ['lake']"),
-    ({"guidance": "much"}, "guidance must be a number from 0 to 20, got 'much'"),
-    (
-        {"guidance": 2},
-        "guidance must be 1 for a model that was trained without condition dropout, got 2.0",
-    ),
-]
-
-
-@pytest.mark.parametrize(("values", "sentence"), WRONG)
-def test_a_wrong_value_comes_back_as_one_sentence(client, values, sentence):
-    with pytest.raises(AppError, match=f"^{re.escape(sentence)}$"):
-        client.predict(**{"num_images": 1} | values, api_name="/sample")
-
-
-def test_an_edit_says_what_it_misses(client, tmp_path):
-    with pytest.raises(AppError, match=r"^there is no image yet"):
-        client.predict(None, api_name="/inpaint")
-    image = saved(picture(32, 32), tmp_path)
-    clear = saved(Image.new("RGBA", (32, 32)), tmp_path, "clear.png")
-    for request in (editor(image), editor(image, clear)):
-        with pytest.raises(AppError, match=r"^the mask is empty"):
-            client.predict(request, api_name="/inpaint")
-    layer = saved(stroke(20, 32)[1], tmp_path, "narrow.png")
-    with pytest.raises(
-        AppError, match=r"^the mask must be as large as the image, 32×32, got 20×32"
-    ):
-        client.predict(editor(image, layer), api_name="/inpaint")
-
-
-def test_a_prompt_is_answered_by_a_remark(client, model):
-    _, status, gallery = client.predict("a lake at dawn", 1, api_name="/sample")
-    assert status.endswith("This model takes no text: the prompt was not used.")
-    assert_same(gallery, model.sample(1, seed=0))
-
-
-def test_each_image_has_the_class_that_was_asked_for(make_model):
-    model = make_model(T=3, conditions={"class": 5})
-    *_, (_, _, by_class) = sample(model, num_images=2, seed=3, classes="4")
-    assert_same([Image.open(path) for path, _ in by_class], model.sample(2, seed=3, classes=4))
-    *_, (_, _, mixed) = sample(model, num_images=2, seed=3)
-    assert_same([Image.open(path) for path, _ in mixed], model.sample(2, seed=3, classes=[3, 4]))
-    with pytest.raises(ValueError, match="classes must be a whole number, from 0 to 4, got 5"):
-        next(sample(model, classes=5))
-
-
-def test_words_reach_the_chain(make_model):
-    """Prompt, negative prompt, class and guidance are the model's; what it cannot read is said."""
-    said = dict(conditions={"class": 2, "text": 6}, condition_dropout=True)
-    model = make_model(T=3, **said)
-    model.names["class"] = ["lake", "desert"]
-    for denoiser in model.denoisers.values():
-        denoiser.know_text(text_tokens(["a lake at night"], 6)[0])
-    words = {"classes": "desert", "negative_prompt": "night", "guidance": 2.5}
-    *_, (_, line, got) = sample(model, "a lake", seed=3, **words)
-    expected = model.sample(1, prompt="a lake", seed=3, **words)
-    assert_same([Image.open(path) for path, _ in got], expected)
-    assert "never" not in line
-    *_, (_, line, _) = sample(model, "a volcano", seed=3)
-    assert line.endswith("prompt: this model has never seen volcano.")
-    with pytest.raises(ValueError, match="desert"):
-        next(sample(model, classes="dessert"))
-
-
-def test_an_edit_is_refined_as_often_as_asked(model, tmp_path):
-    image = picture(32, 32)
-    layer = mask_layer("Upper half", (32, 32))
-    files = [tmp_path / "image.png", tmp_path / "layer.png"]
-    for one, file in zip((image, layer), files, strict=True):
-        one.save(file)
-    request = editor(*({"path": str(file)} for file in files))
-    *steps, (*_, got, _) = inpaint(model, request, seed=3, passes=2)
-    mask = layer
-    expected = model.inpaint(image, mask, seed=3, process="refined", passes=2)
-    assert_same([Image.open(path) for path, _ in got], expected)
-    assert len(steps) in (model.T, model.T + 1)
-    with pytest.raises(ValueError, match="passes must be a whole number, from 0 to 16, got 17"):
-        next(inpaint(model, request, passes=17))
-
-
-# ── odd pictures ──────────────────────────────────────────────────────────────────────────────
-
-
-def odd_pictures() -> dict[str, tuple[Image.Image, str, dict]]:
-    clear = picture(32, 32, "RGBA", 1)
-    clear.putalpha(Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))))
-    deep = Image.fromarray(np.arange(1024, dtype=np.uint16).reshape(32, 32) * 64)
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    animated = {"lossless": True, "save_all": True, "append_images": [picture(32, 32, seed=2)]}
-    return {
-        "palette": (picture(32, 32, "P"), "png", {}),
-        "alpha": (clear, "png", {}),
-        "16-bit": (deep, "png", {}),
-        "turned": (picture(40, 32), "jpg", {"exif": turned}),
-        "profile": (picture(32, 32), "jpg", {"icc_profile": PROFILE}),
-        "CMYK": (picture(32, 32, "CMYK"), "jpg", {}),
-        "one pixel": (picture(1, 1), "png", {}),
-        "a line": (picture(2000, 10), "png", {}),
-        "animated": (picture(32, 32), "webp", animated),
-    }
-
-
-@pytest.mark.parametrize("name", odd_pictures())
-def test_odd_pictures_are_read_as_the_library_reads_them(client, model, tmp_path, name):
-    image, suffix, options = odd_pictures()[name]
-    background = saved(image, tmp_path, f"odd.{suffix}", **options)
-    given = as_given(Image.open(tmp_path / f"odd.{suffix}"))
-    mask = np.ones(given.size[::-1], bool)
-    mask[: given.height // 2] = False
-    layer = saved(Image.fromarray(mask), tmp_path, "mask.png")
-    *_, gallery = client.predict(editor(background, layer), seed=2, api_name="/inpaint")
-    got, (expected,) = Image.open(gallery[0]["image"]), model.inpaint(given, mask, seed=2)
-    assert got.mode == expected.mode == given.mode
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
-    np.testing.assert_array_equal(np.asarray(got)[~mask], np.asarray(given)[~mask])
-    assert got.info.get("icc_profile") == given.info.get("icc_profile")
-
-
-def broken_pictures() -> dict[str, bytes]:
-    whole, huge = BytesIO(), BytesIO()
-    picture(64, 64).save(whole, "PNG")
-    Image.new("1", (5000, 5000)).save(huge, "PNG")
-    return {
-        "truncated": whole.getvalue()[:5000],
-        "text": b"not a picture",
-        "empty": b"",
-        "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
-        "huge": huge.getvalue(),
-    }
-
-
-@pytest.mark.parametrize("name", broken_pictures())
-def test_a_broken_picture_comes_back_as_one_sentence(client, tmp_path, name):
-    (tmp_path / "broken.png").write_bytes(broken_pictures()[name])
-    expected = "at most 16 million pixels" if name == "huge" else "must be a whole file, one of PNG"
-    with pytest.raises(AppError, match=expected) as error:
-        client.predict(editor(handle_file(tmp_path / "broken.png")), api_name="/inpaint")
-    assert "/" not in str(error.value)
-
-
 # ── who may ask ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -867,27 +633,27 @@ def test_no_event_of_the_queue_follows_another(make_model):
     assert len(queued) > 20 and followers == []
 
 
-def test_a_picture_is_reimagined_by_words(conditional, tmp_path):
+def test_a_picture_is_reimagined_by_words(mapped, tmp_path):
     """As the library does it; a model that takes no text has no such endpoint."""
     image, words = picture(50, 40), "a lake at night"
     request, how = request_of(image, None, tmp_path), {"strength": 0.5, "seed": 2}
-    steps = list(reimagine(conditional, request, words, 2, **how, source_prompt="a lake"))
+    steps = list(reimagine(mapped, request, words, 2, **how, source_prompt="a lake"))
     *_, (line, images, before) = steps
-    expected = conditional.reimagine(image, 2, prompt=words, source_prompt="a lake", **how)
+    expected = mapped.reimagine(image, 2, prompt=words, source_prompt="a lake", **how)
     assert_same([Image.open(path) for path, _ in images], expected)
     assert len(steps) == 2 and line.startswith("Seeds 2 to 3, ")
-    assert Image.open(before).size == conditional.image_size[::-1]
+    assert Image.open(before).size == mapped.image_size[::-1]
     about = settings_of(Image.open(images[0][0]))
     said = {"command": "reimagine", "source_prompt": "a lake", "strength": 0.5}
     assert said.items() <= about.items()
     with pytest.raises(ValueError, match="source_prompt must be text of at most 1000 characters"):
-        next(reimagine(conditional, request, words, source_prompt="a" * 1001))
-    *_, (line, _, _) = reimagine(conditional, request, words, strength=0, source_prompt="a zzyzx")
+        next(reimagine(mapped, request, words, source_prompt="a" * 1001))
+    *_, (line, _, _) = reimagine(mapped, request, words, strength=0, source_prompt="a zzyzx")
     assert line.endswith(" source_prompt: this model has never seen zzy, zx.")
     with pytest.raises(ValueError, match=r"^strength must be a number from 0 to 1, got 2$"):
-        next(reimagine(conditional, request, strength=2))
+        next(reimagine(mapped, request, strength=2))
 
-    functions = app.build(Worker(), conditional).fns.values()
+    functions = app.build(Worker(), mapped).fns.values()
     (page,) = [one for one in functions if one.api_name == "reimagine"]
     missing = {"method", "semantic_map", "source_semantic_map", "source_classes"}
     shown = inspect.signature(page.fn).parameters.keys()
@@ -1042,16 +808,16 @@ def test_how_long_a_job_will_go_on_is_said_in_words(monkeypatch, seconds, words)
     assert requests.progress(0, 100) == "Drawing …"
 
 
-def test_the_page_says_what_it_does(model, conditional):
-    plain, by_words = parts.title(model), parts.title(conditional)
+def test_the_page_says_what_it_does(model, mapped):
+    plain, by_words = parts.title(model), parts.title(mapped)
     assert all("32×32 pixels" in one and "1 million parameters" in one for one in (plain, by_words))
     assert "pictures, 32" in plain and "pictures from your words, 32" in by_words
     assert not any("click" in one for one in (plain, by_words))  # it stands above all tabs
 
 
-def test_each_way_to_pictures_says_what_to_click(conditional):
+def test_each_way_to_pictures_says_what_to_click(mapped):
     """Where its status comes later, and with the words of the button."""
-    page = app.build(Worker(), conditional)
+    page = app.build(Worker(), mapped)
     blocks = page.config["components"]
     lines = {one["props"].get("elem_id"): one["props"].get("value") for one in blocks}
     buttons = {one["props"].get("value") for one in blocks if one["type"] == "button"}
@@ -1101,866 +867,6 @@ def test_what_undo_remembers_comes_with_a_result(tmp_path):
             taken(nothing, 0, {"background": background}, None, history)
 
 
-# ── what a request may take ───────────────────────────────────────────────────────────────────
-
-
-def test_pictures_of_a_request_are_bounded_together():
-    for fits in ((1, 4096, 4096), (4, 2048, 2048), (16, 1024, 1024)):
-        requests.check_pixels(*fits)
-    sentence = "all pictures together must have at most 16 million pixels, got 16 of 1024×1025"
-    with pytest.raises(ValueError, match=sentence):
-        requests.check_pixels(16, 1024, 1025)
-
-
-def test_large_results_are_refused_before_anything_is_drawn(model, conditional, clip, tmp_path):
-    most = "^all pictures together must have at most 16 million pixels, got"
-    request = request_of(
-        Image.new("RGB", (2100, 2100)), Image.new("L", (2100, 2100), 255), tmp_path
-    )
-    with pytest.raises(ValueError, match=f"{most} 4 of 2100×2100$"):
-        next(inpaint(model, request, num_images=4))
-    request = request_of(picture(128, 128), None, tmp_path)
-    sides = dict.fromkeys(("left", "right", "top", "bottom"), 1024)
-    with pytest.raises(ValueError, match=f"{most} 4 of 2176×2176$"):
-        next(outpaint(model, request, num_images=4, **sides))
-    many = dict(num_images=2, candidates=2, ranker=CLIP(clip))
-    with pytest.raises(ValueError, match=f"{most} 4 of 2176×2176$"):
-        next(outpaint(conditional, request, "a lake", **many, **sides))
-
-
-def test_candidates_of_all_images_are_bounded_together(conditional, clip, tmp_path):
-    sentence = "^candidates must be at most 64 for all images together, got 5 for each of 13$"
-    request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
-    words = dict(prompt="a lake", num_images=13, candidates=5, ranker=CLIP(clip))
-    for steps in (
-        sample(conditional, **words),
-        inpaint(conditional, request, **words),
-        outpaint(conditional, request, left=8, **words),
-        semantic(conditional, request, **words),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            next(steps)
-
-
-def test_layers_are_counted(model, conditional, tmp_path):
-    request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
-    request["layers"] *= 8
-    next(inpaint(model, request))
-    request["layers"] += request["layers"][:1]
-    for steps in (inpaint(model, request), semantic(conditional, request)):
-        with pytest.raises(ValueError, match=r"^there must be at most 8 layers, got 9$"):
-            next(steps)
-
-
-def test_large_candidates_are_drawn_by_ones_and_twos(conditional, clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(requests, "MOST_PIXELS", 2 * 32 * 32)
-    request = request_of(picture(32, 32), Image.new("L", (32, 32), 255), tmp_path)
-    steps = inpaint(conditional, request, "a lake", candidates=4, ranker=CLIP(clip))
-    assert [next(steps)[2] for _ in range(2)] == [f"{n} of 4 candidates drawn …" for n in (2, 4)]
-    assert [requests.at_once(*size) for size in ((32, 32), (16, 16), (64, 64))] == [2, 4, 1]
-
-
-def test_a_picture_that_grows_is_looked_at_now_and_then(monkeypatch):
-    """Once every 2 seconds, and at the end."""
-    now = 100.0
-    monkeypatch.setattr(pictures.time, "perf_counter", lambda: now)
-    seen = []
-    grown = ((picture(8, 8), i / 21) for i in range(22))
-    for i, (file, part) in enumerate(growing(grown, {"seed": 3})):
-        assert part == i / 21
-        seen.append(file)
-        now += 0.5
-    firsts = [seen.index(file) for file in seen]
-    assert firsts == [0] * 5 + [5] * 5 + [10] * 5 + [15] * 5 + [20, 21]
-
-
-def test_what_takes_long_is_looked_at_less_often(monkeypatch):
-    """A fifth of the time at most goes into previews that take seconds."""
-    now = 100.0
-    monkeypatch.setattr(pictures.time, "perf_counter", lambda: now)
-    throttle, drawn = pictures.Throttle(), []
-    for i in range(40):
-        if throttle.due(i / 39):
-            drawn.append(i)
-            with throttle.drawing():
-                now += 3
-        now += 1
-    assert drawn == [0, 13, 26, 39]
-
-
-def test_pixels_are_counted_whatever_others_do_with_warnings(tmp_path):
-    Image.new("1", (4097, 4096)).save(tmp_path / "large.png")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="at most 16 million pixels, 32768 a side, got more"):
-            read_picture({"path": str(tmp_path / "large.png")})
-    Image.new("1", (1, 2**15 + 1)).save(tmp_path / "long.png")
-    with pytest.raises(ValueError, match="32768 a side, got more"):
-        read_picture({"path": str(tmp_path / "long.png")})
-
-
-def test_what_ranks_is_where_the_model_is(monkeypatch, clip):
-    model = SimpleNamespace(device=torch.device("meta"), conditions={})
-    found = []
-    monkeypatch.setattr(app.ImageBART, "from_pretrained", lambda *_, **__: model)
-    monkeypatch.setattr(app, "build", lambda *given: found.append(given[2]))
-    monkeypatch.setattr(app, "launch", lambda *_: None)
-    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    app.main(app.Config(clip=clip))
-    app.main(app.Config())
-    app.main(app.Config(model="somewhere"))
-    assert [type(ranker) for ranker in found] == [CLIP, Late, type(None)]
-    assert found[1].load() is found[1].load() and type(found[1].load()) is Probe
-    loaded = found[0], found[1].load()
-    assert {p.device.type for ranker in loaded for p in ranker.parameters()} == {"meta"}
-
-
-def test_nothing_painted_is_one_sentence(make_model, tmp_path):
-    painter = make_model(T=3, conditions={"map": 3}, condition_dropout=True)
-    painter.names["map"] = ["sky", "water", "grass"]
-    with pytest.raises(ValueError, match="there is no map yet"):
-        next(semantic(painter, None))
-    Image.new("RGB", (9, 9), "white").save(tmp_path / "white.png")
-    with pytest.raises(ValueError, match="nothing is painted yet"):
-        next(semantic(painter, {"background": {"path": str(tmp_path / "white.png")}}))
-
-
-def request_of(image: Image.Image, layer: Image.Image | None, folder: Path) -> dict:
-    """What the editor sends, for an endpoint that is called here."""
-    named = {"image.png": image} | ({"layer.png": layer} if layer else {})
-    for name, one in named.items():
-        one.save(folder / name)
-    background, *layers = ({"path": str(folder / name)} for name in named)
-    return editor(background, *layers)
-
-
-def test_large_results_are_stored_at_first_and_at_last(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(edit, "EVERY_STEP", 2 * 32 * 32 - 1)
-    monkeypatch.setattr(pictures, "SECONDS_BETWEEN_PREVIEWS", 1e9)
-    image, (_, layer) = picture(32, 32), stroke(32, 32)
-    request = request_of(image, layer, tmp_path)
-    steps = list(inpaint(model, request, seed=2, num_images=2, passes=2))
-    assert steps[-1][1][0][1] == "t = 3, noise"
-    assert [len(strip) for _, strip, *_ in steps] == [1] * (len(steps) - 1) + [2]
-    assert len({path for *_, images, _ in steps for path, _ in images}) == 4
-    assert len(list(inpaint(model, request, seed=2, passes=2))[-1][1]) == len(steps)  # one is small
-
-
-def test_an_edit_tells_how_it_settled(model, tmp_path):
-    """A picture a scale, then one a pass; those of the first result, the last is the result."""
-    image, (masked, layer) = picture(32, 32), stroke(32, 32)
-    request = request_of(image, layer, tmp_path)
-    steps = list(inpaint(model, request, seed=2, num_images=2, passes=16))
-    strips = [strip for _, strip, *_ in steps]
-    assert [len(strip) for strip in strips] == list(range(1, len(steps) + 1))
-    passes = len(steps) - model.T
-    names = ["t = 3, noise", "t = 2", "t = 1, image"]
-    assert [name for _, name in strips[-1]] == names + [f"pass {i + 1}" for i in range(passes)]
-    assert 0 < passes < 16 and steps[-1][2].endswith(f" s. Converged after {passes} passes.")
-    for strip, (*_, images, before) in zip(strips, steps, strict=True):
-        assert strip[-1][0] == images[0][0]
-        assert_same([Image.open(before)], [image])
-    kept = ~masked
-    for seen in pixels([Image.open(path) for path, _ in strips[-1]]):
-        np.testing.assert_array_equal(seen[kept], np.asarray(image)[kept])
-
-
-def test_the_best_edits_are_shown_and_the_best_first(conditional, clip, tmp_path):
-    image, layer = picture(40, 32), mask_layer("Lower half", (40, 32))
-    request, ranker = request_of(image, layer, tmp_path), CLIP(clip)
-    how = dict(seed=5, passes=1)
-    *steps, (_, strip, line, got, _) = inpaint(
-        conditional, request, "a lake", 2, candidates=3, ranker=ranker, **how
-    )
-    mask, how = layer, how | {"process": "refined", "prompt": "a lake"}
-    images = conditional.inpaint(image, mask, 6, **how)
-    best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
-    assert [line for _, _, line, *_ in steps[:2]] == [
-        "4 of 6 candidates drawn …",
-        "6 of 6 candidates drawn …",
-    ]
-    assert len(steps) > 3 and all(images == got for _, _, _, images, _ in steps[2:])
-    assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
-    assert_same([Image.open(path) for path, _ in got], [images[i] for i in best])
-    assert_same([Image.open(strip[-1][0])], [images[best[0]]])
-
-    beyond = dict(left=32, candidates=2, ranker=ranker, passes=1, seed=5)
-    *_, (_, line, got) = outpaint(conditional, request, "a lake", 1, **beyond)
-    images = conditional.outpaint(image, 2, left=32, **how)
-    best = int(np.argmax(ranker.likeness("a lake")(images)))
-    assert line.startswith(f"Seed {5 + best}, ")
-    assert_same([Image.open(path) for path, _ in got], [images[best]])
-
-
-def test_classes_of_candidates_are_those_of_what_is_shown(make_model, clip, tmp_path):
-    """A model that must have a class is given one by its seed; candidates all have the first."""
-    model, ranker = make_model(T=2, conditions={"class": 5, "text": 6}), CLIP(clip)
-    words = dict(prompt="a lake", num_images=2, seed=3, candidates=2, ranker=ranker)
-    *steps, (_, _, got) = sample(model, **words)
-    assert_same(*([Image.open(path) for path, _ in shelf] for shelf in (got, steps[0][2])))
-
-
-def test_a_picture_grows_window_by_window(model, tmp_path):
-    request = request_of(picture(32, 32), None, tmp_path)
-    steps = list(outpaint(model, request, num_images=2, seed=3, right=32))
-    lines = [line for _, line, _ in steps]
-    assert lines[0] == "Drawing …"
-    assert [line.split(",")[0] for line in lines[1:3]] == ["Drawing: 25%", "Drawing: 50%"]
-    assert [len(images) for *_, images in steps] == [1, 1, 1, 2, 2, 2, 2]
-    assert {Image.open(path).size for *_, images in steps for path, _ in images} == {(64, 32)}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_a_preset_marks_what_it_says(name):
-    masked = pixel_mask(mask_layer(name, (8, 8)), (8, 8)) > 0
-    upper, left = np.arange(8)[:, None] < 4, np.arange(8)[None] < 4
-    middle = (abs(np.arange(8) - 3.5) < 2)[:, None] & (abs(np.arange(8) - 3.5) < 2)
-    says = {"Upper half": upper, "Lower half": ~upper, "Left half": left, "Right half": ~left}
-    says |= {"Centre": middle, "Outer frame": ~middle}
-    np.testing.assert_array_equal(masked, np.broadcast_to(says[name], (8, 8)))
-
-
-ODD_WORDS = {
-    "NUL": ("a \0 lake", None),
-    "lone surrogate": ("a lake \ud800", "prompt: this model has never seen"),
-    "emoji": ("🏔️ 🌊", "prompt: this model has never seen"),
-    "right to left": ("בוקר טוב", "prompt: only its first 4 pieces are read"),
-    "many": ("lake " * 200, "prompt: only its first 4 pieces are read"),
-}
-
-
-def test_what_fails_of_one_request_ends_that_one_alone(conditional, monkeypatch):
-    """Requests of a batch are drawn together; one of them cannot be shown."""
-    given = [{"prompt": "a lake", "num_images": 1, "seed": seed} for seed in (1, 2)]
-    usual = {"candidates": 1, "enlarge": 1, "temperature": 1.0}
-    store = SampleRequest.shown
-
-    def shown(request, *how):
-        if request.options["seed"] == 2:
-            raise OSError("no room")
-        return store(request, *how)
-
-    monkeypatch.setattr(SampleRequest, "shown", shown)
-    first, *steps = sample_each(conditional, [usual | one for one in given])
-    assert first == [None, None] and len(steps) == conditional.T
-    assert {str(error) for _, error in steps} == {"no room"}
-    (_, line, ((path, _),)), _ = steps[-1]
-    assert_same([Image.open(path)], conditional.sample(1, prompt="a lake", seed=1))
-    assert line.startswith("Seed 1, ")
-
-
-@pytest.mark.parametrize("name", ODD_WORDS)
-def test_odd_words_are_read_as_far_as_they_can_be(conditional, name):
-    prompt, remark = ODD_WORDS[name]
-    *_, (_, line, images) = sample(conditional, prompt, seed=1)
-    assert len(images) == 1
-    assert f" s. {remark}" in line if remark else line.endswith(" s.")
-    with pytest.raises(ValueError, match="prompt must be text of at most 1000 characters"):
-        next(sample(conditional, "lake " * 10_000))
-
-
-def test_a_visitor_hears_of_own_words_alone(conditional, monkeypatch):
-    """Not what the interpreter warns of, nor what another thread says meanwhile."""
-    shown = warnings.showwarning
-
-    def encode(*_, **__):
-        warnings.warn("unclosed event loop", ResourceWarning, stacklevel=2)
-        other = Thread(target=warnings.warn, args=("another's words",))
-        other.start()
-        other.join()
-        warnings.warn("own words", stacklevel=2)
-
-    monkeypatch.setattr(requests, "encode_condition", encode)
-    _, remark = requests.read_words(conditional, 0, 1, "a lake")
-    assert remark == " own words."
-    assert warnings.showwarning is shown
-
-
-def test_a_panorama_has_room_for_its_prompts(conditional):
-    lines = "\n".join(["a lake"] * 5)
-    with pytest.raises(ValueError, match="prompts and classes must be at most 4, got 5"):
-        next(panorama(conditional, lines, width=32))
-    *_, (_, wide) = panorama(conditional, lines, width=37)  # not a multiple of f
-    assert Image.open(wide).size == (37, 32)
-
-
-def test_a_link_restores_settings(conditional):
-    """Checked as those of a request; without settings in it nothing changes."""
-    with gr.Blocks():
-        inputs = panel(conditional, "Sample", "status", "To begin,").inputs
-    query = "?prompt=a+lake%26&seed=5&top_p=0.5&enlarge=2&num_images=3&unknown=1"
-    *values, fresh = settings_of_link(inputs, query)
-    said = {"prompt": "a lake&", "seed": 5, "top_p": 0.5, "enlarge": 2, "num_images": 3}
-    usual = {name: field.value for name, field in inputs.items()}
-    assert dict(zip(inputs, values, strict=True)) == usual | said and fresh is False
-    assert settings_of_link(inputs, "?prompt=night")[-1] is True
-    for nothing in ("", "?", "?__theme=dark"):
-        assert {repr(value) for value in settings_of_link(inputs, nothing)} == {repr(gr.skip())}
-    for query, sentence in (
-        ("seed=-1", "seed must be a whole number, from 0 to"),
-        ("seed=9007199254740993", "seed must be a whole number, from 0 to 9007199254740992, got"),
-        ("temperature=nan", "temperature must be a number from 0 to 5, got nan"),
-        ("top_k=2.5", "top_k must be a whole number, from 0 to 12, got '2.5'"),
-        ("num_images=17", "num_images must be a whole number, from 1 to 16, got 17"),
-        ("classes=volcano", "classes must be one of 0 classes, got 'volcano'"),
-        (f"prompt={'x' * 1001}", "prompt must be text of at most 1000 characters"),
-        (f"prompt={'x' * 8001}", "a link must have at most 8000 characters"),
-        ("a=1&" * 33, "Max number of fields exceeded"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(sentence)):
-            settings_of_link(inputs, query)
-
-
-def test_settings_of_an_edit_come_back_with_margins_mask_and_words(make_model, tmp_path):
-    """All that the page writes, yes and no too; and a class by its id, as the shell says it."""
-    shapes = {"class": 2, "text": 6}
-    model = make_model(T=3, conditions=shapes, condition_dropout=True)
-    model.names["class"] = ["city", "lake"]
-    with gr.Blocks() as page:
-        change_tab(Worker(), model, [Image.new("RGB", (32, 32))])
-    (read,) = (one for one in page.fns.values() if len(one.outputs) > 20)  # all fields
-    about = {"command": "edit", "seed": 4, "classes": 1, "guidance": 12.0, "strength": 0.5}
-    about |= {"right": 64, "overlap": 8, "invert_mask": True, "source_prompt": "noon"}
-    path = tmp_path / "edit.png"
-    Image.new("RGB", (8, 8)).save(path, pnginfo=chunk_of(about))
-    said = read.fn({"path": str(path), "meta": {"_type": "gradio.FileData"}})
-    back = {one.label: value for one, value in zip(read.outputs, said, strict=True)}
-    assert back["Class"] == "lake" and back["Guidance"] == 12 and back["Seed"] == 4
-    assert back["Pixels to the right"] == 64 and back["Overlap"] == 8 and back["Strength"] == 0.5
-    assert back["Invert the mask"] is True and back["The picture shows"] == "noon"
-    assert back["New seed each time"] is False and back["Pixels above"] == 0
-
-
-def test_one_number_moves_guidance_along_the_models_own(make_model, tmp_path):
-    """At 1 none is guided, at the slider's start all are as if nobody had said a number; what is
-    written into a file comes back to the slider, and to the library."""
-    model = make_model(T=4, conditions={"class": 2}, condition_dropout=True)
-    assert requests.along_own(model, 2.5) == 2.5
-    model.guidance = [8.0, 1.0, 4.0]  # of t = 2, 3, 4
-    assert requests.along_own(model, 4) == model.guidance
-    assert requests.along_own(model, 1) == [1, 1, 1]
-    assert requests.along_own(model, 0) == [0, 1, 0]
-    assert requests.along_own(model, 2.5) == [4.5, 1, 2.5]
-    guidance = parts.controls_of_words(model)["guidance"]
-    assert guidance.value == 4
-    *_, (_, _, ((path, _),)) = sample(model, seed=3, classes=1, guidance=guidance.value)
-    assert_same([Image.open(path)], model.sample(1, seed=3, classes=1))
-    assert settings_of(Image.open(path))["guidance"] == model.guidance
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    assert parts.settings_from(model, {"guidance": guidance}, file) == [4]
-
-
-def test_what_no_field_can_have_of_a_picture_s_settings_is_said(make_model, tmp_path):
-    """One number of the library is that of every scale, the page's is along the model's own."""
-    model = make_model(T=4, conditions={"class": 2}, condition_dropout=True)
-    model.guidance = [8.0, 1.0, 4.0]
-    inputs = {"seed": gr.Number(0), "guidance": parts.controls_of_words(model)["guidance"]}
-    path = tmp_path / "edit.png"
-    file = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
-    about = {"command": "edit", "model": "shipped", "seed": 4, "process": "annealed", "chains": 3}
-    for given, strength, lost in (
-        (2.0, 4, "process, chains, guidance"),
-        ([4.5, 1, 3], 4, "process, chains, guidance"),
-        ("much", 4, "process, chains, guidance"),
-        ([4.5, 1, 2.5], 2.5, "process, chains"),
-    ):
-        Image.new("RGB", (8, 8)).save(path, pnginfo=chunk_of(about | {"guidance": given}))
-        with pytest.warns(UserWarning, match=f"^Not taken from the picture: {lost}.$"):
-            assert parts.settings_from(model, inputs, file) == [4, strength]
-
-
-def test_a_class_named_with_a_digit_is_that_class(make_model):
-    model = make_model(conditions={"class": 3})
-    model.names["class"] = ["1", "2", "3"]
-    assert read_classes(model, "1", 0, 1) == ["1"] and read_classes(model, 1, 0, 1) == [1]
-    assert class_id(model, read_classes(model, "3", 0, 1)[0], "classes") == 2
-
-
-def test_a_model_that_must_have_a_class_draws_nothing_without_one(make_model):
-    for dropout in (False, True):
-        model = make_model(T=3, conditions={"class": 3}, condition_dropout=dropout)
-        with gr.Blocks() as page, gr.Tab("Understand") as tab:
-            chain_tab(Worker(), model, [Image.new("RGB", (32, 32))], tab)
-        assert ("draw_again" in {fn.api_name for fn in page.fns.values()}) is dropout
-
-
-def test_the_best_of_several_are_shown(make_model, clip):
-    model, ranker = make_model(T=3, conditions={"text": 6}, condition_dropout=True), CLIP(clip)
-    for denoiser in model.denoisers.values():
-        denoiser.know_text(text_tokens(["a lake"], 6)[0])
-    steps = [*sample(model, "a lake", 2, 5, candidates=3, ranker=ranker)]
-    chain, line, got = steps[-1]
-    assert len(chain) == model.T and all(shown == got for _, _, shown in steps[-model.T :])
-    images = model.sample(6, prompt="a lake", seed=5)
-    best = np.argsort(ranker.likeness("a lake")(images))[::-1][:2]
-    assert line.startswith(f"Seeds {5 + best[0]}, {5 + best[1]}, ")
-    assert line.endswith("The best of 6.")
-    assert_same([Image.open(path) for path, _ in got], [images[i] for i in best])
-
-
-def test_an_unknown_word_is_said_to_its_visitor_alone(conditional_server, tmp_path):
-    client = Client(conditional_server.url, verbose=False, download_files=tmp_path)
-    _, line, _ = client.predict("a zzyzx", api_name="/sample")
-    assert line.endswith(" prompt: this model has never seen zzy, zx.")
-    assert "zzy" not in conditional_server.log.read_text()
-
-
-def test_candidates_need_a_prompt_and_something_that_ranks(make_model, clip):
-    model = make_model(T=3)
-    with pytest.raises(ValueError, match="candidates must be 1 for this model"):
-        next(sample(model, "a lake", candidates=2))
-    with pytest.raises(ValueError, match=r'candidates \("Best of"\) must be 1 without a prompt'):
-        next(sample(model, " ", candidates=2, ranker=CLIP(clip)))
-    with pytest.raises(ValueError, match="candidates must be a whole number, from 1 to 64, got 65"):
-        next(sample(model, candidates=65))
-
-
-# ── in a browser ──────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(params=[DESKTOP])
-def page(server, request):
-    """The page of `model`; parametrise with the width and height of another screen."""
-    with browsing(server.url, request.param) as page:
-        yield page
-
-
-@pytest.fixture(params=[DESKTOP])
-def conditional_page(conditional_server, request):
-    """The page of `conditional`."""
-    with browsing(conditional_server.url, request.param) as page:
-        yield page
-
-
-def dab(page, row: int, column: int, model, where: str = "#editor") -> None:
-    """Touch the middle of one token with the brush, which is smaller than a token."""
-    (h, w), (H, W) = model.grid, model.image_size
-    zoom, box = settled(page, where)
-    x = box["x"] + box["width"] / 2 + ((column + 0.5) / w - 0.5) * W * zoom
-    y = box["y"] + box["height"] / 2 + ((row + 0.5) / h - 0.5) * H * zoom
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 1, y + 1)
-    page.mouse.up()
-    page.wait_for_timeout(500)
-
-
-def apart(page, where: str) -> None:
-    """The tools of an editor are seen, and not over its picture."""
-    tools, canvas = (
-        page.locator(f"{where} {one}").first.bounding_box()
-        for one in (".toolbar-wrap:has(> .half-container)", "canvas")
-    )
-    beside = tools["x"] + tools["width"] <= canvas["x"]
-    below = tools["y"] >= canvas["y"] + canvas["height"]
-    assert min(tools["width"], tools["height"]) > 20 and (beside or below)
-
-
-def pull(page, side: str, pixels: int) -> None:
-    """Drag an edge of the frame by so many pixels of the screen, right or down."""
-    handle = page.locator(f"#frame .handle.{side}")
-    handle.scroll_into_view_if_needed()
-    box = handle.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    along = side in ("left", "right")
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + pixels * along, y + pixels * (not along), steps=3)
-    page.mouse.up()
-    page.wait_for_timeout(1000)
-
-
-def repaint(page, seed: int, line: str = "") -> np.ndarray:
-    """The first result, once the status says that it has this seed, or what `line` says."""
-    line = line or f"Seed {seed},"
-    same_seed(page, "Change")
-    tab = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Repaint"))
-    tab.get_by_label("Seed", exact=True).fill(str(seed))
-    for _ in range(10):  # until the mask has come to the editor
-        tab.get_by_role("button", name="Repaint", exact=True).click()
-        page.wait_for_timeout(2000)
-        page.locator("#edit-status").get_by_text("Seed").or_(
-            tab.get_by_text("Error", exact=True)
-        ).first.wait_for()
-        if page.locator("#edit-status").get_by_text(line).is_visible():
-            return shown(page, "#edits")
-        page.get_by_role("tab", name="Picture", exact=True).click()
-    raise AssertionError("nothing was ever masked")
-
-
-def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
-    """And what is sent to another tab is what is selected, of the last run."""
-    prompt, line = page.get_by_label("Prompt", exact=True).first, page.locator("#sample-status")
-    seen = [""]
-    for _ in range(2):
-        prompt.press("Enter")
-        page.wait_for_function(
-            """seen => {
-                const text = document.querySelector("#sample-status").innerText.trim();
-                return /^Seeds .* s\\.$/.test(text) && !seen.includes(text);
-            }""",
-            arg=seen,
-        )
-        seen.append(line.inner_text().strip())
-        page.locator("#samples .thumbnail-item").nth(2).click()  # selected until the next run
-        page.wait_for_timeout(500)
-    seeds = [re.search(r"Seeds (\d+) to", text).group(1) for text in seen[1:]]
-    assert seeds[0] != seeds[1]
-    assert page.get_by_label("Seed", exact=True).first.input_value() == seeds[1]
-    same_seed(page, "Make")
-    page.get_by_label("Seed", exact=True).first.fill("5")
-    prompt.press("Enter")
-    line.get_by_text("Seeds 5 to 8").wait_for()
-    page.get_by_role("button", name="Send the selected image to Change").click()
-    page.locator("#editor canvas").first.wait_for()
-    settled(page)
-    page.get_by_role("button", name="Upper half").click()
-    expected = np.asarray(model.sample(1, seed=5)[0])
-    np.testing.assert_array_equal(repaint(page, 9)[16:], expected[16:])
-
-    page.get_by_role("tab", name="Make", exact=True).click()
-    page.get_by_role("button", name="Link to these settings").click()
-    page.wait_for_url("**/?*seed=5*")
-    page.reload()
-    seed = page.get_by_label("Seed", exact=True).first
-    for _ in range(60):  # the page first shows its usual settings
-        if seed.input_value() == "5":
-            break
-        page.wait_for_timeout(500)
-    assert seed.input_value() == "5"
-    assert not page.get_by_label("New seed each time").first.is_checked()
-    page.get_by_label("Prompt", exact=True).first.focus()
-    page.keyboard.press("Tab")  # from the prompt to the button, which a key presses too
-    page.keyboard.press("Space")
-    line.get_by_text("Seeds 5 to 8").wait_for()
-    page.get_by_role("button", name="This visit").click()
-    page.locator("#visit .thumbnail-item").nth(2).click()  # it comes back with its settings
-    page.wait_for_function("document.querySelectorAll('#samples .thumbnail-item').length === 1")
-    np.testing.assert_array_equal(shown(page, "#samples"), np.asarray(model.sample(1, seed=7)[0]))
-    assert seed.input_value() == "7"
-    page.goto(re.sub("seed=5", "seed=-5", page.url))
-    page.get_by_text("seed must be a whole number, from 0 to").first.wait_for()
-    assert page.complaints == []
-
-
-@pytest.mark.parametrize("way", ["drop", "paste"])
-def test_a_picture_is_dropped_or_pasted(page, way):
-    """Twice as large as the first one, so it is seen half as large."""
-    file = BytesIO()
-    picture(64, 64).save(file, "PNG")
-    page.get_by_role("tab", name="Change", exact=True).click()
-    settled(page)
-    page.evaluate(
-        """([way, bytes]) => {
-            const files = new DataTransfer();
-            files.items.add(new File([new Uint8Array(bytes)], "a.png", {type: "image/png"}));
-            const how = {bubbles: true, cancelable: true};
-            if (way == "drop") document.getElementById("editor").dispatchEvent(
-                new DragEvent("drop", {...how, dataTransfer: files}));
-            else document.body.dispatchEvent(
-                new ClipboardEvent("paste", {...how, clipboardData: files}));
-        }""",
-        [way, [*file.getvalue()]],
-    )
-    settled(page, least=5, most=7)
-    assert page.complaints == []
-
-
-def test_an_editor_uploads_its_picture_when_it_is_used_only(page):
-    """Gradio asks an editor for its picture at every step of any event that it is told of."""
-    sent = []
-    page.get_by_role("tab", name="Change", exact=True).click()
-    settled(page)
-    same_seed(page, "Make")
-    page.on("request", lambda request: "/upload" in request.url and sent.append(request.url))
-    page.get_by_role("button", name="Sample", exact=True).click()
-    page.locator("#sample-status").get_by_text("Seeds 0 to 3,").wait_for()
-    page.wait_for_timeout(1000)
-    assert sent == []
-    page.get_by_role("tab", name="Change", exact=True).click()
-    page.get_by_role("button", name="Upper half").click()
-    page.wait_for_timeout(2000)
-    assert sent
-
-
-def test_clearing_an_editor_takes_its_mask_only(page):
-    page.get_by_role("tab", name="Change", exact=True).click()
-    settled(page)
-    page.get_by_role("button", name="Upper half").click()
-    page.wait_for_timeout(1000)
-    page.locator("#editor").get_by_role("button", name="Clear canvas").click()
-    page.wait_for_timeout(1000)
-    settled(page)  # an empty canvas would be seen at its own size
-    page.get_by_role("button", name="Repaint", exact=True).click()
-    page.locator("#edit-status").get_by_text("the mask is empty").wait_for()
-    assert page.complaints == []
-
-
-def test_what_was_wrong_stays_when_its_message_is_closed(page):
-    page.get_by_role("tab", name="Change", exact=True).click()
-    page.get_by_role("button", name="Repaint", exact=True).click()
-    said = page.locator("#edit-status").get_by_text("the mask is empty: paint over what")
-    said.wait_for()
-    page.get_by_test_id("toast-close").click()
-    page.get_by_test_id("toast-body").wait_for(state="detached")
-    assert said.is_visible() and page.complaints == []
-
-
-@pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
-def test_the_click_after_stop_counts(page, model):
-    """Three times, and no error is shown, not even one of before."""
-    page.get_by_role("tab", name="Change", exact=True).click()
-    page.get_by_role("button", name="Repaint", exact=True).click()
-    page.get_by_test_id("toast-text").wait_for()
-    same_seed(page, "Panorama")
-    width = page.get_by_role("spinbutton", name="Width in pixels")
-    page.get_by_role("button", name="Advanced").locator("visible=true").click()
-    draw, line = page.get_by_role("button", name="Draw", exact=True), "#panorama-status"
-    stop = page.get_by_role("button", name="Stop").locator("visible=true")
-    for i in range(3):
-        width.fill("4096")
-        page.get_by_label("Exact").check()
-        draw.click()
-        page.locator(line).get_by_text("Drawing").wait_for()
-        if i == 0:
-            page.locator(line).get_by_text(re.compile(r"Drawing: \d+%, about .* left")).wait_for()
-            done = "line => parseInt(line.style.getPropertyValue('--done'))"
-            said = re.search(r"(\d+)%", page.locator(line).inner_text()).group(1)
-            assert page.locator(line).evaluate(done) >= int(said)  # the bar
-        stop.click()
-        page.locator(line).get_by_text("Stopped.").wait_for()
-        page.wait_for_timeout(500)
-        assert page.locator(line).inner_text() == "Stopped."  # still
-        width.fill("40")
-        page.get_by_label("Exact").uncheck()
-        draw.click()
-        page.locator(line).get_by_text("Seed 0,").wait_for()
-        assert not page.locator(line).evaluate("line => line.style.getPropertyValue('--done')")
-        assert_same([served(page, page.locator("#panorama img").first)], model.panorama(40))
-    assert not page.get_by_test_id("toast-body").count() and page.complaints == []
-
-
-def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
-    same_seed(page, "Make")
-    page.get_by_role("button", name="Sample", exact=True).click()
-    page.locator("#sample-status").get_by_text("Seeds 0 to 3,").wait_for()
-    sampled = shown(page, "#samples")
-    np.testing.assert_array_equal(sampled, np.asarray(model.sample(1, seed=0)[0]))
-
-    page.get_by_role("button", name="Send the selected image to Change").click()
-    page.locator("#editor canvas").first.wait_for()
-    dab(page, 1, 2, model)
-    edited = repaint(page, 9)
-    kept = np.ones((4, 4), bool)
-    kept[1, 2] = False
-    kept = kept.repeat(8, 0).repeat(8, 1)
-    np.testing.assert_array_equal(edited[kept], sampled[kept])
-    assert (edited[~kept] != sampled[~kept]).any()
-
-    uploaded = picture(64, 64, seed=4)
-    uploaded.putalpha(mask_layer("Centre", (64, 64)).getchannel("A").point(lambda a: 255 - a))
-    uploaded.save(tmp_path / "photo.png", icc_profile=PROFILE)
-    page.get_by_role("tab", name="Picture", exact=True).click()
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Upload a picture").click()
-    chooser.value.set_files(tmp_path / "photo.png")
-    settled(page, least=4, most=9)  # larger than the picture before
-    page.get_by_role("button", name="Upper half").click()
-    edited, before = repaint(page, 10), np.asarray(uploaded.convert("RGB"))
-    assert edited.shape == before.shape  # a picture keeps its size
-    result = page.locator("#edits .grid-container img").first.get_attribute("src")
-    result = Image.open(BytesIO(page.request.get(result).body()))
-    assert result.info["icc_profile"] == PROFILE  # and its colours and transparency
-    np.testing.assert_array_equal(np.asarray(result)[32:], np.asarray(uploaded)[32:])
-    np.testing.assert_array_equal(edited[32:], before[32:])
-    assert (edited[:32] != before[:32]).any()
-    compared = page.locator("#compare img")
-    for _ in range(60):  # it follows the results, by an event of its own
-        if np.array_equal(after := np.asarray(served(page, compared.last)), edited):
-            break
-        page.wait_for_timeout(500)
-    np.testing.assert_array_equal(after, edited)
-    np.testing.assert_array_equal(np.asarray(served(page, compared.first)), before)
-
-    page.get_by_role("button", name="Use the selected result as input").click()
-    page.wait_for_timeout(2000)
-    settled(page, least=4)
-    page.get_by_role("tab", name="Result", exact=True).click()
-    page.locator("#undo").click()
-    page.wait_for_timeout(2000)
-    settled(page, least=4)
-    page.get_by_role("button", name="Upper half").click()
-    np.testing.assert_array_equal(repaint(page, 10), edited)
-    assert page.complaints == []
-
-
-@pytest.mark.parametrize("conditional_page", [DESKTOP, PHONE], indirect=True)
-def test_a_visitor_repaints_with_a_prompt_and_paints_a_map(conditional_page, conditional, clip):
-    page, words, example = conditional_page, "a lake at night", example_pictures(conditional)[1]
-    page.get_by_role("tab", name="Change", exact=True).click()
-    tab = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Repaint"))
-    settled(page)  # the page's first picture is there and will not replace the chosen one
-    page.locator("#examples .thumbnail-item").nth(1).click()
-    page.wait_for_timeout(2000)
-    settled(page)
-    page.get_by_role("button", name="Lower half").click()
-    tab.get_by_label("Prompt", exact=True).fill(words)
-    tab.get_by_role("button", name="Advanced").click()
-    tab.get_by_role("button", name="The mask").click()
-    for name in ("Refinement passes", "Best of"):
-        tab.get_by_role("spinbutton", name=name).fill("2")
-    edited = repaint(page, 9, "The best of 2.")
-    mask = np.zeros((32, 32), bool)
-    mask[16:] = True
-    how = dict(seed=9, process="refined", passes=2, prompt=words)
-    (best,) = best_edits(conditional, example, mask, 1, 2, CLIP(clip).likeness(words), **how)
-    np.testing.assert_array_equal(edited, np.asarray(best.image))
-    tab.get_by_role("button", name="How it works").click()
-    page.locator("#first-result .grid-container img").nth(conditional.T).wait_for()
-
-    tab.get_by_role("button", name="Extend beyond the borders").click()
-    tab.get_by_role("button", name="Left", exact=True).click()
-    assert tab.get_by_role("spinbutton", name="Pixels to the left").input_value() == "16"
-
-    same_seed(page, "Paint a map")
-    page.get_by_role("group", name="Brush").get_by_role("button", name="water").press("Enter")
-    size = page.get_by_role("spinbutton", name="Brush size").locator("visible=true")
-    size.fill("10")
-    size.press("Enter")
-    page.wait_for_timeout(2000)
-    apart(page, "#painting")
-    dab(page, 1, 2, conditional, "#painting")  # still of water
-    page.locator("#painting").get_by_role("button", name="Color").click()
-    page.locator("#painting").get_by_role("button", name="grass").click()
-    dab(page, 2, 2, conditional, "#painting")  # the palette has closed, the stroke counts
-    pressed = page.locator(".legend [aria-pressed=true]")
-    assert pressed.all_inner_texts() == ["grass"]
-    tab = page.get_by_role("tabpanel").filter(has=page.locator("#painting"))
-    tab.get_by_label("Prompt", exact=True).fill(words)
-    tab.get_by_role("button", name="Draw the landscape").click()
-    page.locator("#semantic-status").get_by_text("Seed 0,").wait_for()
-    tab.get_by_role("button", name="How it works").click()
-    kinds = read_kinds(
-        served(page, page.locator("#read img")), kind_colours(conditional.names["map"])
-    )
-    assert set(np.unique(kinds)) == {-1, 1, 2} and not (kinds[:8] > 0).any()
-    assert np.flatnonzero((kinds == 1).any(1)).mean() < np.flatnonzero((kinds == 2).any(1)).mean()
-    expected = conditional.sample(1, seed=0, prompt=words, semantic_map=kinds)
-    np.testing.assert_array_equal(shown(page, "#painted"), pixels(expected)[0])
-    tab.get_by_role("button", name="Send the selected image to Change").click()
-    page.locator("#editor canvas").first.wait_for()
-    settled(page)
-    apart(page, "#editor")
-    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    assert wide <= 0 and page.complaints == []
-
-
-@pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
-def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
-    same_seed(page, "Panorama")
-    page.get_by_role("spinbutton", name="Width in pixels").fill("80")
-    page.get_by_role("button", name="Draw", exact=True).click()
-    page.locator("#panorama-status").get_by_text("Seed 0,").wait_for()
-    seen = served(page, page.locator("#panorama img").first)
-    assert_same([seen], model.panorama(80, seed=0))
-    page.get_by_role("button", name="Send the panorama to Change").click()
-    page.locator("#editor canvas").first.wait_for()
-    settled(page, least=2, most=8)  # wider than the picture before
-
-    same_seed(page, "Change")
-    page.get_by_role("button", name="Extend beyond the borders").click()
-    small = page.locator("#frame .size").get_by_text("32×32 pixels")
-    for _ in range(10):  # a click may come before the panorama is in the editor
-        page.locator("#examples .thumbnail-item").first.click()
-        page.locator("#editor canvas").first.wait_for()
-        page.wait_for_timeout(2000)
-        if small.is_visible():
-            break
-    small.wait_for()
-    pull(page, "left", -60)
-    left = page.get_by_role("spinbutton", name="Pixels to the left")
-    (wide,) = re.findall(r"(\d+)×32 pixels", page.locator("#frame .size").inner_text())
-    assert int(wide) > 32 and int(left.input_value()) == int(wide) - 32
-    below = page.get_by_role("spinbutton", name="Pixels below")
-    for number, value, size in ((left, "0", "32×32 pixels"), (below, "16", "32×48 pixels")):
-        number.fill(value)
-        page.keyboard.press("Enter")
-        page.locator("#frame .size").get_by_text(size).wait_for()
-    pull(page, "top", 60)  # inwards, where nothing can be added
-    assert page.get_by_role("spinbutton", name="Pixels above").input_value() == "0"
-    for _ in range(10):  # until the picture has come to the editor
-        page.get_by_role("button", name="Outpaint", exact=True).click()
-        page.wait_for_timeout(2000)
-        page.locator("#edit-status").get_by_text("Seed").or_(
-            page.get_by_text("Error", exact=True)
-        ).first.wait_for()
-        if page.locator("#edit-status").get_by_text("Seed 0,").is_visible():
-            break
-    example = example_pictures(model)[0]
-    np.testing.assert_array_equal(shown(page, "#edits")[:32], np.asarray(example))
-    assert shown(page, "#edits").shape == (48, 32, 3)
-    assert page.complaints == []
-
-
-@pytest.mark.parametrize("page", [DESKTOP, PHONE], indirect=True)
-def test_a_visitor_slides_the_chain(page, model):
-    page.get_by_role("tab", name="Understand").click()
-    line = page.locator("#chain-status")
-    page.locator("#noisy img").wait_for()  # of the first example, without a click
-    page.locator("#starts .thumbnail-item").nth(1).click()
-    line.get_by_text("At t = 2,").wait_for()
-    slider = page.locator("#level input[type=range]")
-    slider.focus()
-    slider.press("ArrowRight")
-    line.get_by_text("At t = 3, ").wait_for()
-    slider.press("ArrowLeft")
-    slider.press("ArrowLeft")
-    line.get_by_text("At t = 1, 100%").wait_for()
-    seen = np.asarray(served(page, page.locator("#noisy img")))
-    start = example_pictures(model)[1]
-    np.testing.assert_array_equal(seen, pixels(model.decode(model.encode(start)))[0])
-    page.get_by_role("button", name="Draw again from every level").click()
-    page.locator("#redrawn .thumbnail-item").nth(model.T - 1).wait_for()
-    np.testing.assert_array_equal(shown(page, "#redrawn"), seen)
-    page.locator("#starts .thumbnail-item").nth(2).click()
-    page.locator("#redrawn .thumbnail-item").first.wait_for(state="detached")
-    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    assert wide <= 0 and page.complaints == []
-
-
-@pytest.mark.skipif(not AXE.is_file(), reason=f"no axe-core in this checkout: {INSTALL_AXE}")
-def test_accessibility_has_no_serious_finding(conditional_page):
-    """On every tab with all its folds open, in light and dark, on a desktop and a phone, and with
-    the mouse on the button that runs."""
-    page, found = conditional_page, set()
-    page.add_script_tag(path=AXE)
-    page.add_style_tag(content="* { transition: none !important; }")  # colours at their ends
-    page.get_by_role("button", name="Sample", exact=True).click()
-    page.locator("#sample-status").get_by_text("Seeds").wait_for()
-    for size in (DESKTOP, PHONE):
-        page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
-        for tab in ("Make", "Change", "Paint a map", "Panorama", "Understand"):
-            page.get_by_role("tab", name=tab, exact=True).click()
-            for fold in page.locator(".label-wrap:not(.open)").locator("visible=true").all()[::-1]:
-                fold.click()
-            run = page.locator("button.primary").locator("visible=true")
-            for dark in (False, True):
-                page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
-                if run.count():
-                    run.first.hover()
-                page.wait_for_timeout(500)
-                found |= {f"{tab} {size} {dark}: {one}" for one in findings(page)}
-    assert not found, "\n".join(sorted(found))
-
-
-def findings(page) -> set[str]:
-    """What axe-core finds serious in what the page shows: a rule, and the first element."""
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    serious = [one for one in found if one["impact"] in ("serious", "critical")]
-    return {f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in serious}
-
-
 # ── the shipped model ─────────────────────────────────────────────────────────────────────────
 
 
@@ -1999,12 +905,12 @@ def test_the_first_pictures_of_the_page_are_the_shipped_model_s():
 
 
 @pytest.mark.filterwarnings("ignore:prompt.")
-def test_the_first_pictures_are_the_best_of_eight(conditional, tmp_path):
+def test_the_first_pictures_are_the_best_of_eight(mapped, tmp_path):
     (tmp_path / "old.png").touch()
-    draw_ready(conditional, ranker := Probe(), tmp_path)
+    draw_ready(mapped, ranker := Probe(), tmp_path)
     paths = sorted(tmp_path.iterdir(), key=lambda path: settings_of(Image.open(path))["seed"])
     for i, (path, prompt) in enumerate(zip(paths, IDEAS.values(), strict=True)):
-        drawn = conditional.sample(8, prompt=prompt, seed=8 * i)
+        drawn = mapped.sample(8, prompt=prompt, seed=8 * i)
         best = int(np.argmax(ranker.likeness(prompt)(drawn)))
         assert_same([Image.open(path)], [drawn[best]])
         own = {"command": "sample", "seed": 8 * i + best, "prompt": prompt}
