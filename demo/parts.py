@@ -63,7 +63,11 @@ MOST_EXACT = 2**53
 NOT_DRAWN_BY = ("command", "model")
 """What settings say beside how the picture was drawn."""
 NO_TEXT = "This model takes no text"
-NEW_SEED = "(fresh, seed) => fresh ? Math.floor(Math.random() * 2 ** 31) : seed"
+NEW_SEED = """(fresh, seed) => {
+    // a click during a run, which goes on, keeps its seed
+    const runs = document.querySelector("#%s [data-testid=status-tracker].minimal:not(.hide)");
+    return fresh && !runs ? Math.floor(Math.random() * 2 ** 31) : seed;
+}"""
 STOPPED = "Stopped."
 WHAT_FAILED = """async () => {
     await new Promise(resolve => setTimeout(resolve, 100));  // until the page shows it
@@ -404,7 +408,7 @@ def connect(
     seed, starts = inputs["seed"], [run.click]
     if enter and "prompt" in inputs:
         starts.append(inputs["prompt"].submit)
-    begun = gr.on(starts, None, [fresh, seed], seed, js=NEW_SEED, **private)
+    begun = gr.on(starts, None, [fresh, seed], seed, js=NEW_SEED % line.elem_id, **private)
     if editor:
         begun = editor.when(begun.then)
     if selection is None:

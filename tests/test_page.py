@@ -244,6 +244,26 @@ def test_the_click_after_stop_counts(page, model):
     assert not page.get_by_test_id("toast-body").count() and page.complaints == []
 
 
+def test_a_click_during_a_run_keeps_its_seed(page):
+    page.get_by_role("tab", name="Panorama", exact=True).click()
+    page.get_by_role("spinbutton", name="Width in pixels").fill("4096")
+    page.get_by_role("button", name="Advanced").locator("visible=true").click()
+    page.get_by_label("Exact").check()
+    draw, line = page.get_by_role("button", name="Draw", exact=True), "#panorama-status"
+    seed = page.get_by_label("Seed", exact=True).locator("visible=true")
+    seen = [seed.input_value()]
+    for _ in range(2):
+        draw.click()
+        page.locator(line).get_by_text("Drawing").wait_for()
+        seen.append(seed.input_value())
+    page.get_by_role("button", name="Stop").locator("visible=true").click()
+    page.locator(line).get_by_text("Stopped.").wait_for()
+    draw.click()
+    page.locator(line).get_by_text("Drawing").wait_for()
+    seen.append(seed.input_value())
+    assert seen[1] == seen[2] and len({*seen}) == 3 and page.complaints == []
+
+
 def test_a_visitor_samples_paints_and_repaints(page, model, tmp_path):
     same_seed(page, "Make")
     page.get_by_role("button", name="Sample", exact=True).click()
