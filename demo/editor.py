@@ -12,7 +12,7 @@ from gradio.events import Dependency
 from PIL import Image
 
 from demo.parts import Editor, shelf_of
-from demo.pictures import MOST_SHOWN, copy_in, from_file, read_picture, stored, with_source
+from demo.pictures import copy_in, from_file, read_picture, shown_size, stored, with_source
 from demo.requests import picked, read_real, sentences
 from demo.style import PAINT, SEEN
 from imagebart import ImageBART
@@ -60,7 +60,7 @@ def image_editor(
     return Editor(shown, gr.ImageEditor(label=label, format="png", visible=False))
 
 
-def brushes(share: float, side: float, colours: Colours) -> dict:
+def brushes(share: float, side: int, colours: Colours) -> dict:
     """Brush and eraser of an editor: `share` per cent of a picture's shorter side, in pixels."""
     radius = max(2, round(share / 100 * side))
     brush = gr.Brush(radius, colors=colours, color_mode="fixed")
@@ -93,8 +93,7 @@ def brushed(side: int, colours: Colours, share, path: str | None = None) -> gr.I
     """The editor with a brush of this share of the picture in the file, by default of `side`."""
     share = read_real(share, "the brush", 1, LARGEST_BRUSH)
     size = read_picture({"path": path}, lambda image: image.size) if path else (side, side)
-    shrunk = min(1, MOST_SHOWN / max(size))
-    return gr.ImageEditor(**brushes(share, shrunk * min(size), colours))
+    return gr.ImageEditor(**brushes(share, min(shown_size(size)), colours))
 
 
 # ── masks to click ────────────────────────────────────────────────────────────────────────────

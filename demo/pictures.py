@@ -39,8 +39,8 @@ SECONDS_BETWEEN_PREVIEWS, PARTS_BETWEEN_PREVIEWS = 2, 4
 """At least, between the end of one and the beginning of the next; parts of what the one took."""
 FAST_PNG = 2**20
 """Pixels beyond which a file is written fast, and about an eighth larger."""
-MOST_SHOWN = 1024
-"""Longer side, in pixels, of a picture in an editor: it sends all that it shows with its mask."""
+MOST_SHOWN = 2**20
+"""Pixels of a picture in an editor: it sends all that it shows with its mask."""
 
 
 def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
@@ -104,7 +104,7 @@ def source_of(editor: dict | None, source: str | None) -> str:
     """The file of the picture in the editor: `source`, since the browser's copy has lost the colour
     profile and the transparency; that copy if the file is too old, unless it has fewer pixels."""
     copy = copy_in(editor)
-    if source is None or (is_gone(source) and max(read_picture(copy).size) < MOST_SHOWN):
+    if source is None or (is_gone(source) and math.prod(read_picture(copy).size) < MOST_SHOWN):
         return copy["path"]
     return source
 
@@ -154,10 +154,16 @@ def for_editor(image: Image.Image) -> dict:
 def with_source(image: Image.Image, path: str | None = None) -> tuple[dict, str]:
     """(an editor's value, the file that `source_of` takes), `path` if the image is in a file: a
     large picture is shown smaller."""
-    shown = image.copy()
-    shown.thumbnail((MOST_SHOWN, MOST_SHOWN))
-    value = for_editor(shown)
-    return value, path or (value["background"] if shown.size == image.size else stored(image))
+    size = shown_size(image.size)
+    value = for_editor(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2))
+    return value, path or (value["background"] if size == image.size else stored(image))
+
+
+def shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(W, H) of such a picture in an editor: `MOST_SHOWN` pixels or just above, if it has more."""
+    W, H = size
+    share = min(1, math.sqrt(MOST_SHOWN / (W * H)))
+    return math.ceil(share * W), math.ceil(share * H)
 
 
 def stored(image: Image.Image, settings: dict | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import ctypes
 import inspect
+import math
 import re
 import socket
 import time
@@ -47,6 +48,7 @@ from demo.pictures import (
     MOST_SHOWN,
     from_file,
     read_editor,
+    shown_size,
     with_source,
 )
 from demo.ready import READY, draw_ready, ready_pictures
@@ -352,7 +354,7 @@ def test_the_picture_in_the_editor_is_the_one_that_was_put_there(tmp_path):
         got, _ = read_editor(request, source)
         assert got.mode == expected.mode
         np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
-    reduced = request_of(picture(MOST_SHOWN, 32), None, tmp_path)
+    reduced = request_of(picture(2048, MOST_SHOWN // 2048), None, tmp_path)
     with pytest.raises(
         ValueError, match="must be a file uploaded to this app within the last hour"
     ):
@@ -361,12 +363,12 @@ def test_the_picture_in_the_editor_is_the_one_that_was_put_there(tmp_path):
 
 def test_a_large_picture_is_shown_smaller(tmp_path, model):
     """Its edits have its pixels, and the mask that was painted over what is shown."""
-    width, height = 3 * MOST_SHOWN, 3 * 200
+    width, height = 3 * 2048, 3 * 512
     given = picture(width, height)
     given.save(tmp_path / "given.jpeg", quality=95)
     path = str(tmp_path / "given.jpeg")
     value, source = from_file({"path": path})
-    assert source == path and Image.open(value["background"]).size == (MOST_SHOWN, 200)
+    assert source == path and Image.open(value["background"]).size == (2048, 512)
     request = editor({"path": value["background"]})
     masked = editing.with_mask("Left half", request)
     assert masked["background"] == value["background"]
@@ -374,10 +376,12 @@ def test_a_large_picture_is_shown_smaller(tmp_path, model):
     got, mask = read_editor(request | {"layers": layers}, source)
     assert_same([got], [to_rgb(Image.open(path))])
     assert np.array_equal(mask > 0, np.arange(width)[None].repeat(height, 0) < width // 2)
-    small = picture(40, 30)
-    value, source = with_source(small)
-    assert source == value["background"]
-    assert_same([Image.open(source)], [small])
+    for small in (picture(40, 30), picture(4096, 128)):
+        value, source = with_source(small)
+        assert source == value["background"]
+        assert_same([Image.open(source)], [small])
+    for odd in ((4001, 2999), (16_000, 999), (1025, 1024)):
+        assert math.prod(shown_size(odd)) >= MOST_SHOWN  # so `source_of` knows that it is reduced
     with pytest.raises(Error, match="there is no image yet"):
         editing.with_mask("Left half", None)
 
@@ -747,7 +751,7 @@ def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
         look(context=5)
 
 
-@pytest.mark.parametrize(("share", "radius"), [(6, [2, 36, 38]), ("25", [5, 150, 160])])
+@pytest.mark.parametrize(("share", "radius"), [(6, [2, 36, 49]), ("25", [5, 150, 202])])
 def test_a_brush_is_as_large_as_the_picture_asks(tmp_path, share, radius):
     """In pixels of what is shown; never so small that nothing is seen."""
     picture(900, 600).save(tmp_path / "small.png")
