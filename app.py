@@ -33,11 +33,12 @@ from starlette.middleware import Middleware
 from demo.calls import functions_of
 from demo.chain import chain_tab
 from demo.change import change_tab
+from demo.editor import remembering
 from demo.files import private_folder, stored_files, tidy
 from demo.paint import semantic_tab
 from demo.panorama import panorama_tab
 from demo.parts import title
-from demo.pictures import example_pictures, with_source
+from demo.pictures import EditorSource, example_pictures, with_source
 from demo.ready import ready_pictures
 from demo.requests import Late, Ranker, sentences
 from demo.sample import sample_tab, settings_of_link
@@ -89,7 +90,7 @@ def build(
                 samples = sample_tab(worker, model, ranker, first)
                 sent = [samples.sent]
             with gr.Tab("Change", id="edit"):
-                editor, views = change_tab(worker, model, examples, ranker)
+                edited, views = change_tab(worker, model, examples, ranker)
             if "map" in model.conditions:
                 with gr.Tab("Paint a map", id="semantic"):
                     sent.append(semantic_tab(worker, model, ranker))
@@ -99,10 +100,10 @@ def build(
                 chain_tab(worker, model, examples, tab)
         private = {"api_visibility": "private", "show_progress": "hidden"}
 
-        def first_picture() -> tuple[dict, str]:
+        def first_picture() -> tuple[dict, EditorSource]:
             return with_source(examples[0])
 
-        page.load(first_picture, None, editor, queue=False, **private)  # before a visitor's own
+        page.load(first_picture, None, edited[:2], queue=False, **private)  # before a visitor's own
         page.load(
             sentences()(partial(settings_of_link, samples.said.inputs)),
             samples.said.inputs["prompt"],  # in whose place the browser sends the address' query
@@ -116,7 +117,8 @@ def build(
             return gr.Tabs(selected="edit"), gr.Tabs(selected="picture")
 
         for button, chosen, inputs in sent:
-            event = button.click(chosen, inputs, editor, preprocess=False, **private)
+            put, given = remembering(chosen), [*inputs, *edited[1:]]
+            event = button.click(put, given, edited, preprocess=False, **private)
             event.success(opened, None, [tabs, views], queue=False, **private)
     tell_no_editor(page)
     page.queue(max_size=MOST_WAITING, api_open=False)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from demo.parts import Controls, alone_with, job, run_buttons, shelf_of, stops
 from demo.pictures import read_picture, stored
-from demo.requests import picked, progress, read_int
+from demo.requests import picked, progress, read_int, sentences
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.data.images import fit
@@ -30,7 +30,7 @@ rest is the model's.
 
 
 def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
-    """The forward process of an image: (x_t decoded, status, all levels decoded, their statuses).
+    """The forward process of an image: (x_t decoded, status, all levels decoded).
 
     t: 1 (the image) to T (noise); seed: 0 to 2^63 - 1, of the noise, which is the same for all t.
     """
@@ -42,12 +42,14 @@ def chain_levels(model: ImageBART, image, t=2, seed=0) -> Iterator[tuple]:
     names = [f"t = {level}: {part:.0%} kept" for level, part in enumerate(kept, 1)]
     of_all, bits = f"of the {x_1[0].numel()} tokens are the image's.", bits_line(model, x_1, seed)
     lines = [f"At t = {level}, {part:.0%} {of_all} {bits}" for level, part in enumerate(kept, 1)]
-    yield shown[t - 1], lines[t - 1], list(zip(shown, names, strict=True)), lines
+    seen = list(zip(shown, lines, strict=True))
+    yield *seen[t - 1], list(zip(shown, names, strict=True)), seen
 
 
-def at_level(levels: list | None, lines: list[str], t: int) -> tuple:
+@sentences()
+def at_level(seen: list[tuple[str, str]], t) -> tuple:
     """(the picture of a level, its status) once all levels are there."""
-    return (levels[t - 1]["image"]["path"], lines[t - 1]) if levels else (gr.skip(), gr.skip())
+    return seen[read_int(t, "t", 1, len(seen)) - 1] if seen else (gr.skip(), gr.skip())
 
 
 def draw_again(model: ImageBART, image, seed=0) -> Iterator[tuple]:
@@ -114,16 +116,16 @@ def chain_tab(worker: Worker, model: ImageBART, examples: list[Image.Image], tab
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
     tab.select(first, image, image, preprocess=False, queue=False, **private)
-    inputs, lines = {"image": image, "t": t, "seed": seed}, gr.State([])
+    inputs, seen = {"image": image, "t": t, "seed": seed}, gr.State([])
     gr.on(
         [image.change, seed.submit],
-        outputs=[shown, line, levels, lines],
+        outputs=[shown, line, levels, seen],
         trigger_mode="always_last",
         **job(chain_levels, inputs, worker, alone_with(chain_levels, model), line, name="chain"),
     )
-    moved = {"fn": at_level, "inputs": [levels, lines, t], "outputs": [shown, line]}
+    moved = {"fn": at_level, "inputs": [seen, t], "outputs": [shown, line]}
     how = {"trigger_mode": "always_last", "preprocess": False, "queue": False, **private}
-    gr.on([t.change, lines.change], **moved, **how)
+    gr.on([t.change, seen.change], **moved, **how)
     if samples_freely(model):
         added_by_scales(worker, model, {"image": image, "seed": seed})
 

@@ -6,7 +6,8 @@ import gradio as gr
 from PIL import Image
 
 from demo.edit import inpaint, masked, outpaint, reimagine
-from demo.editor import picture_editor
+from demo.editor import picture_editor, remembered, remembering, undone
+from demo.files import renewed
 from demo.frame import STEP_OF_MARGINS, frame_value, frame_view
 from demo.parts import (
     Controls,
@@ -21,14 +22,14 @@ from demo.parts import (
     slider_of,
 )
 from demo.pictures import (
+    EditorSource,
     chosen_for_editor,
-    from_file,
-    has_picture,
     marked_picture,
     picture_of,
     read_editor,
     read_picture,
-    source_of,
+    read_source,
+    size_of,
     stored,
     with_source,
 )
@@ -42,17 +43,16 @@ from demo.requests import (
     Ranker,
     bounds,
     check_pixels,
+    most_overlap,
     read_flag,
     read_int,
     read_number,
-    read_overlap,
     sentences,
 )
 from demo.worker import Worker
 from imagebart import ImageBART
 from imagebart.options import ReimaginingOptions, rows
 
-MOST_UNDOS = 20
 SIDE_RANGE = 32, 4096
 """Pixels of the longer side of a picture that is resized."""
 OF_THE_WHOLE = ("editor", "prompt", "num_images", "seed", "classes", "guidance", "temperature")
@@ -70,69 +70,44 @@ SIDES = {  # what a button adds: left, right, above, below, in halves of the mod
 }
 
 
-# ── the picture, its results, and its past ────────────────────────────────────────────────────
-
-
-def remembered(editor: dict | None, source: str | None, history: list[str]) -> list[str]:
-    """The last edited images, with the current one."""
-    if not has_picture(editor):
-        return history
-    return [*history, source_of(editor, source)][-MOST_UNDOS:]
+# ── looks and sizes ───────────────────────────────────────────────────────────────────────────
 
 
 @sentences()
-def taken(
-    results: list | None, index: int, editor: dict | None, source: str | None, history: list[str]
-) -> tuple[dict, str, list[str]]:
-    """(selected result as the editor's value, its source, history with the current image unless
-    that is the result already); nothing changes if there is no result."""
-    value, path = chosen_for_editor(results, index)
-    return value, path, history if path == source else remembered(editor, source, history)
-
-
-@sentences()
-def previewed(
-    model: ImageBART, editor: dict | None, source: str | None, context, feather, invert_mask
-) -> gr.Image:
+def previewed(model: ImageBART, editor: dict | None, context, feather, invert_mask) -> gr.Image:
     """What inpainting would draw, before it does."""
     how = {"context": read_number(model, "context", context)}
     how["feather"] = read_number(model, "feather", feather)
     how["invert_mask"] = read_flag(invert_mask, "invert_mask")
-    edit = masked(model, *read_editor(editor, source), **how)
+    edit = masked(model, *read_editor(editor), **how)
     return gr.Image(stored(marked_picture(edit)), visible=True)
 
 
 @sentences()
-def extended(source: str | None, left, right, top, bottom, overlap) -> dict | None:
-    """The picture in the frame that outpainting would fill; None without a picture."""
-    if source is None:
+def extended(source: EditorSource | None, left, right, top, bottom, overlap) -> dict | None:
+    """The picture in the frame that outpainting would fill, with as much overlap as it can have;
+    None without a picture."""
+    source = read_source(source)
+    if not source:
         return None
     given = zip(MARGINS, (left, right, top, bottom), strict=True)
     margins = {name: read_int(value, name, 0, MOST_MARGIN) for name, value in given}
-    image = read_picture({"path": source})
-    return frame_value(image, margins, read_overlap(overlap, image.size))
+    overlap = min(read_int(overlap, "overlap", 0, MOST_OVERLAP), most_overlap(source["size"]))
+    return frame_value(read_picture({"path": source["shown"]}), source["size"], margins, overlap)
 
 
 @sentences()
 def at_length(
-    longer, editor: dict | None, source: str | None, history: list[str]
-) -> tuple[dict, str, list[str]]:
+    longer, editor: dict | None, history: list[str]
+) -> tuple[dict, EditorSource, list[str]]:
     """(the picture with a longer side of so many pixels as the editor's value, its source, history
-    with the current image)."""
+    with the current picture)."""
     longer = read_int(longer, "the longer side", *SIDE_RANGE)
-    image = picture_of(editor, source)
+    image = picture_of(editor)
     size = [max(1, round(side * longer / max(image.size))) for side in image.size]
     check_pixels(1, *size)
     picture = image.resize(size, Image.Resampling.LANCZOS)
-    return *with_source(picture), remembered(editor, source, history)
-
-
-@sentences()
-def undone(history: list[str]) -> tuple[dict, str, list[str]]:
-    """(previous image as the editor's value, its source, the history before it)."""
-    if not history:
-        raise ValueError("there is nothing to undo")
-    return *from_file({"path": history[-1]}), history[:-1]
+    return *with_source(picture), remembered(editor.get("source"), history)
 
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────────
@@ -141,15 +116,16 @@ def undone(history: list[str]) -> tuple[dict, str, list[str]]:
 def change_tab(
     worker: Worker, model: ImageBART, examples: list[Image.Image], ranker: Ranker | None = None
 ) -> tuple[list, gr.Tabs]:
-    """The page; returns the editor and its source, which other tabs fill, and its views."""
+    """The page; returns the editor, its source and history, which other tabs fill, and its
+    views."""
+    history = gr.State([])
     with gr.Row():
         with (
             gr.Column(scale=3, min_width=320, elem_classes="takes-files"),
             gr.Tabs(elem_id="views") as views,
         ):
             with gr.Tab("Picture", id="picture"):
-                source = gr.State(None)
-                editor = picture_editor(model, examples, source)
+                editor = picture_editor(model, examples, history)
             with gr.Tab("Result", id="result"):
                 compare, gallery, index = result_view()
                 with gr.Row():
@@ -159,11 +135,10 @@ def change_tab(
             said = panel(
                 model, "Repaint", "edit-status", "Mark what to repaint, then", ranker, enlarge=False
             )
-            edits, mask = controls_of_edits(model, editor, source)
+            edits, mask = controls_of_edits(model, editor)
             inputs = {"editor": editor.value, **said.inputs, **edits}
-            kept = {"source": source}  # at the end, where callers by name leave it out
             with gr.Accordion("Extend beyond the borders", open=False) as fold:
-                margins = margins_in_frame(model, fold, source)
+                margins = margins_in_frame(model, fold, editor)
                 beyond = run_buttons("Outpaint")
             shows: Controls = {}
             by_words = "text" in model.conditions and model.condition_dropout
@@ -179,18 +154,18 @@ def change_tab(
 
     before = gr.State(None)
     outputs = [shown, strip, said.line, gallery, before]
-    how = said.buttons, inputs | mask | kept, said.fresh, outputs, index
+    how = said.buttons, inputs | mask, said.fresh, outputs, index
     painted = connect(worker, model, inpaint, *how, editor=editor, ranker=ranker)
-    how = beyond, inputs | margins | kept, said.fresh, [shown, said.line, gallery], index
+    how = beyond, inputs | margins, said.fresh, [said.line, gallery], index
     grown = connect(worker, model, outpaint, *how, enter=False, editor=editor, ranker=ranker)
     private = {"api_visibility": "private", "show_progress": "hidden"}
     unqueued = {"queue": False, **private}
-    grown[0].then(lambda: ([], None), None, [strip, before], **unqueued)
-    runs = [painted, grown]
+    runs, others = [painted, grown], [grown]
     if by_words:
-        whole = {name: inputs[name] for name in OF_THE_WHOLE} | shows | kept
+        whole = {name: inputs[name] for name in OF_THE_WHOLE} | shows
         how = anew, whole, said.fresh, [said.line, gallery, before], index
-        runs.append(connect(worker, model, reimagine, *how, enter=False, editor=editor))
+        others.append(connect(worker, model, reimagine, *how, enter=False, editor=editor))
+        runs.append(others[-1])
     back = {"fn": lambda: gr.Tabs(selected="picture"), "inputs": None, "outputs": views, **unqueued}
     for begun, ended in runs:
         begun.then(lambda: gr.Tabs(selected="result"), None, views, js=INTO_VIEW, **unqueued)
@@ -198,21 +173,19 @@ def change_tab(
     for change in (gallery.change, index.change):
         seen = [before, gallery, index]
         change(before_and_after, seen, compare, preprocess=False, **unqueued)
-    history = gr.State([])
-    before_it, now = [editor.value, source, history], [editor.shown, source, history]
-    for button, function, inputs in (
-        (again, taken, [gallery, index]),
-        (resize, at_length, [longer]),
-    ):
-        how = {"inputs": [*inputs, *before_it], "preprocess": False, **private}
-        editor.when(button.click).then(function, outputs=now, **how).success(**back)
-    undo.click(undone, history, now, **private).success(**back)
-    return [editor.shown, source], views
+    for _, ended in others:  # what is told of masks was of another run
+        ended.success(lambda: (None, []), None, [shown, strip], **unqueued)
+    now = [editor.shown, editor.source, history]
+    given = {"outputs": now, "preprocess": False, **private}
+    taken, at_first = remembering(chosen_for_editor), [gallery, index, editor.source, history]
+    again.click(taken, at_first, **given).success(**back)
+    resized = editor.when(resize.click).then(at_length, [longer, editor.value, history], **given)
+    resized.success(**back)
+    undo.click(undone, history, **given).success(**back)
+    return now, views
 
 
-def controls_of_edits(
-    model: ImageBART, editor: Editor, source: gr.State
-) -> tuple[Controls, Controls]:
+def controls_of_edits(model: ImageBART, editor: Editor) -> tuple[Controls, Controls]:
     """(how masked tokens are drawn, what the mask is), with a look at the mask."""
     about = "How often the finest scale is drawn again, at most; ends once no token changes"
     _, most = bounds(model, "passes")
@@ -226,12 +199,22 @@ def controls_of_edits(
         label = "Coloured: will be drawn. Dark: is not looked at"
         preview = gr.Image(label=label, elem_id="preview", visible=False, **plain)
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    seen = [editor.value, source, *sliders.values(), inverted]
+    asked_for = [*sliders.values(), inverted]
+    how = {"inputs": [editor.value, *asked_for], "outputs": preview, "preprocess": False, **private}
     # it takes memory for its picture: gradio's queue has one at a time
-    how = {"inputs": seen, "outputs": preview, "preprocess": False, **private}
-    editor.when(look.click).then(partial(previewed, model), **how)
-    # of another picture it would be wrong
-    source.change(lambda: gr.Image(visible=False), None, preview, queue=False, **private)
+    looked = editor.when(look.click).then(
+        partial(previewed, model), trigger_mode="always_last", **how
+    )
+    # of another picture, or other settings, it would be wrong
+    gr.on(
+        [one.change for one in (editor.source, *asked_for)],
+        lambda: gr.Image(visible=False),
+        None,
+        preview,
+        cancels=[looked],
+        queue=False,
+        **private,
+    )
     mask = {"context": sliders["context"], "invert_mask": inverted}
     return {"passes": passes, "feather": sliders["feather"]}, mask
 
@@ -265,14 +248,16 @@ def result_view() -> tuple[gr.ImageSlider, gr.Gallery, gr.State]:
 
 
 def before_and_after(before: str | None, results: list | None, index: int) -> gr.ImageSlider:
-    """The input and the selected result."""
-    if not before or not results:
+    """The input and the selected result, unless that is of another run, which extended it."""
+    if not before or not results or not renewed(before):
         return gr.ImageSlider(visible=False)
-    after = results[min(index, len(results) - 1)]["image"]["path"]
-    return gr.ImageSlider((before, after), visible=True)
+    after = results[min(index, len(results) - 1)]["image"]
+    if size_of({"path": before}) != size_of(after):
+        return gr.ImageSlider(visible=False)
+    return gr.ImageSlider((before, after["path"]), visible=True)
 
 
-def margins_in_frame(model: ImageBART, fold: gr.Accordion, source: gr.State) -> Controls:
+def margins_in_frame(model: ImageBART, fold: gr.Accordion, editor: Editor) -> Controls:
     """The pixels to add on each side and to draw again, seen and dragged in a frame around the
     picture, which is there once the `fold` is open."""
     H, W = model.image_size
@@ -292,9 +277,9 @@ def margins_in_frame(model: ImageBART, fold: gr.Accordion, source: gr.State) -> 
     dragged = f"frame => {list(MARGINS)}.map(side => frame[side])"
     frame.input(None, frame, sliders, js=dragged, api_visibility="private")
     gr.on(
-        [fold.expand, source.change, overlap.change, *(slider.change for slider in sliders)],
+        [fold.expand, editor.source.change, overlap.change, *(slider.change for slider in sliders)],
         extended,
-        [source, *sliders, overlap],
+        [editor.source, *sliders, overlap],
         frame,
         preprocess=False,
         queue=False,

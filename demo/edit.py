@@ -65,13 +65,12 @@ def inpaint(
     feather=0,
     invert_mask=False,
     candidates=1,
-    source=None,
     *,
     ranker: Ranker | None = None,
     **options,
 ) -> Iterator[tuple]:
-    """Inpaint a mask: (its tokens, the first result after each step, status, images, the input),
-    after every scale and pass; large images every few seconds.
+    """Inpaint a mask: (its tokens, the first result after each step, status, images), after every
+    scale and pass; large images every few seconds.
 
     editor: {"background": image, "layers": [mask], "composite": null}; a mask has the image's size,
     is opaque where to repaint, or white if nothing in it is transparent; layers count together, at
@@ -85,7 +84,7 @@ def inpaint(
     how = {name: read_number(model, name, value) for name, value in given.items()}
     how["invert_mask"] = read_flag(invert_mask, "invert_mask")
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    image, mask = read_editor(editor, source)
+    image, mask = read_editor(editor)
     check_pixels(count, *image.size)
     edit = masked(model, image, mask, **{name: how[name] for name in MASK_OPTIONS})
 
@@ -129,12 +128,11 @@ def outpaint(
     top=0,
     bottom=0,
     overlap=0,
-    source=None,
     *,
     ranker: Ranker | None = None,
     **options,
 ) -> Iterator[tuple]:
-    """Outpaint beyond the borders: (input, status, images), after every window.
+    """Outpaint beyond the borders: (status, images), after every window.
 
     left, right, top, bottom: pixels to add, 0 to 1024 each; overlap: pixels of the image that are
     drawn anew at the sides that grow, at most 512 and a quarter of its shorter side; at most 16
@@ -147,7 +145,7 @@ def outpaint(
     given = {"passes": passes, "feather": feather}
     how = {name: read_number(model, name, value) for name, value in given.items()}
     candidates, score = read_candidates(candidates, count, ranker, prompt)
-    image = picture_of(editor, source)
+    image = picture_of(editor)
     overlap = read_overlap(overlap, image.size)
     if not any(margins.values()):
         raise ValueError("there is nothing to add yet: left, right, top and bottom are 0")
@@ -155,24 +153,24 @@ def outpaint(
 
     how |= {"process": "refined", "overlap": overlap, **margins}
     settings = {name: value for name, value in how.items() if name != "process"}
-    began, shown, images = time.perf_counter(), stored(image), []
+    began, images = time.perf_counter(), []
     if score is not None:
         draw = partial(model.outpaint, image, **how)
         ranking = "edit", settings, draw, count, candidates, score, options, 1
         for chosen, line, images in ranked_images(*ranking):
             options = chosen
-            yield shown, line, images
+            yield line, images
         remark += f" The best of {count * candidates}."
-        yield shown, finished(options["seed"], count, began, remark), images
+        yield finished(options["seed"], count, began, remark), images
         return
     about = settings_of_each("edit", options | settings, count)
     first = options.pop("seed")
     for i, own in enumerate(each_image(options, count)):
         steps = outpaint_steps(model, image, seed=first + i, **how, **own)
         for grown, part in growing(steps, about[i]):
-            yield shown, progress((i + part) / count, began), [*images, grown]
+            yield progress((i + part) / count, began), [*images, grown]
         images.append(grown)
-    yield shown, finished(first, count, began, remark), images
+    yield finished(first, count, began, remark), images
 
 
 def reimagine(
@@ -183,11 +181,9 @@ def reimagine(
     seed=0,
     source_prompt="",
     strength=1.0,
-    source=None,
     **options,
 ) -> Iterator[tuple]:
-    """The whole image under other words: (status, images, the input at the model's size), after
-    every scale.
+    """The whole image under other words: (status, images), after every scale.
 
     prompt: what it is to show; source_prompt: what it shows. Masks are ignored. Other arguments as
     in `inpaint`.
@@ -199,7 +195,7 @@ def reimagine(
     remark += unread
     options |= {"source_prompt": picture["prompt"], "strength": real(strength, "strength", 0, 1)}
     del options["negative_prompt"]  # it is guided away from the words of the image
-    image = fit(to_rgb(picture_of(editor, source)), model.image_size)
+    image = fit(to_rgb(picture_of(editor)), model.image_size)
 
     began, about = time.perf_counter(), settings_of_each("reimagine", options, count)
     before = stored(image)

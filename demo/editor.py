@@ -4,6 +4,7 @@ image_editor       the editor and its brush, for masks and for maps
 picture_editor     … for a visitor's picture: uploads, examples, masks to click
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import gradio as gr
@@ -11,8 +12,17 @@ import numpy as np
 from gradio.events import Dependency
 from PIL import Image
 
+from demo.files import REFUSED, renewed
 from demo.parts import Editor, shelf_of
-from demo.pictures import copy_in, from_file, read_picture, shown_size, stored, with_source
+from demo.pictures import (
+    EditorSource,
+    for_editor,
+    from_file,
+    read_source,
+    shown_size,
+    size_of,
+    with_source,
+)
 from demo.requests import picked, read_real, sentences
 from demo.style import PAINT, SEEN
 from imagebart import ImageBART
@@ -27,6 +37,7 @@ MASKS = {  # in quarters of the image, # = repaint
     "Centre": ".... .##. .##. ....",
     "Outer frame": "#### #..# #..# ####",
 }
+MOST_UNDOS = 20
 BRUSH, LARGEST_BRUSH = 6, 30
 """Its radius, in per cent of the picture's shorter side."""
 
@@ -41,6 +52,7 @@ def image_editor(
     colours: Colours,
     elem_id: str,
     start: Image.Image | None = None,
+    source: gr.JSON | None = None,
 ) -> Editor:
     """An editor for painting in given colours, sized for W×H images."""
     shown = gr.ImageEditor(
@@ -57,7 +69,7 @@ def image_editor(
         elem_id=elem_id,
         **brushes(BRUSH, min(W, H), colours),
     )
-    return Editor(shown, gr.ImageEditor(label=label, format="png", visible=False))
+    return Editor(shown, gr.ImageEditor(label=label, format="png", visible=False), source)
 
 
 def brushes(share: float, side: int, colours: Colours) -> dict:
@@ -67,18 +79,16 @@ def brushes(share: float, side: int, colours: Colours) -> dict:
     return {"brush": brush, "eraser": gr.Eraser(radius)}
 
 
-def brush_slider(
-    editor: Editor, side: int, colours: Colours, source: gr.State | None = None
-) -> Dependency:
-    """The size of the brush, which follows that of the picture in the file `source`; without one
-    `side` is its shorter side. Returns the event that changes the brush."""
+def brush_slider(editor: Editor, side: int, colours: Colours) -> Dependency:
+    """The size of the brush, which follows that of the editor's source; without one `side` is the
+    picture's shorter side. Returns the event that changes the brush."""
     about = "Its radius, in per cent of the picture's shorter side"
     share = gr.Slider(1, LARGEST_BRUSH, BRUSH, step=1, label="Brush size", info=about)
-    files = [source] if source else []
+    sources = [editor.source] if editor.source else []
     return gr.on(
-        [share.change, *(file.change for file in files)],
+        [share.change, *(one.change for one in sources)],
         partial(brushed, side, colours),
-        [share, *files],
+        [share, *sources],
         editor.shown,
         preprocess=False,
         queue=False,
@@ -89,11 +99,14 @@ def brush_slider(
 
 
 @sentences()
-def brushed(side: int, colours: Colours, share, path: str | None = None) -> gr.ImageEditor:
-    """The editor with a brush of this share of the picture in the file, by default of `side`."""
+def brushed(
+    side: int, colours: Colours, share, source: EditorSource | None = None
+) -> gr.ImageEditor:
+    """The editor with a brush of this share of the picture, by default of `side`."""
     share = read_real(share, "the brush", 1, LARGEST_BRUSH)
-    size = read_picture({"path": path}, lambda image: image.size) if path else (side, side)
-    return gr.ImageEditor(**brushes(share, min(shown_size(size)), colours))
+    source = read_source(source)
+    size = shown_size(source["size"]) if source else (side, side)
+    return gr.ImageEditor(**brushes(share, min(size), colours))
 
 
 # ── masks to click ────────────────────────────────────────────────────────────────────────────
@@ -109,22 +122,67 @@ def mask_layer(name: str, size: tuple[int, int]) -> Image.Image:
 
 
 @sentences()
-def with_mask(name: str, value: dict | None) -> dict:
-    """What the editor shows, with one of `MASKS` as its mask."""
-    copy = copy_in(value)
-    layer = mask_layer(name, read_picture(copy, lambda image: image.size))
-    return {"background": copy["path"], "layers": [stored(layer)], "composite": None}
+def with_mask(name: str, source: EditorSource | None) -> dict:
+    """The picture with one of `MASKS` as its mask."""
+    shown = shown_of(source)
+    return for_editor(shown, mask_layer(name, size_of({"path": shown})))
+
+
+@sentences()
+def shown_of(source: EditorSource | None) -> str:
+    """The file that an editor shows; ValueError if there is none, or if it is too old."""
+    source = read_source(source)
+    if not source:
+        raise ValueError("there is no image yet: upload one, paste one, or take an example")
+    if not renewed(source["shown"]):
+        raise ValueError(REFUSED)
+    return source["shown"]
 
 
 # ── the picture of a visitor ──────────────────────────────────────────────────────────────────
 
 
-def picture_editor(model: ImageBART, examples: list[Image.Image], source: gr.State) -> Editor:
-    """The editor, with uploads, examples and preset masks; `source` is the file of its picture."""
+def remembering(put: Callable[..., tuple[dict, EditorSource]]) -> Callable[..., tuple]:
+    """What puts a picture into the editor, for the page: it takes the source and the history before
+    as well, and returns the history too."""
+
+    @sentences()
+    def both(*inputs) -> tuple[dict, EditorSource, list[str]]:
+        *given, source, history = inputs
+        value, after = put(*given)
+        return value, after, remembered(source, history, after)
+
+    return both
+
+
+def remembered(
+    source: EditorSource | None, history: list[str], after: EditorSource | None = None
+) -> list[str]:
+    """The last edited pictures, with the one that another takes the place of."""
+    source = read_source(source)
+    if not source or (after and source["path"] == after["path"]):
+        return history
+    return [*history, source["path"]][-MOST_UNDOS:]
+
+
+@sentences()
+def undone(history: list[str]) -> tuple[dict, EditorSource, list[str]]:
+    """(the previous picture as the editor's value, its source, the history before it); those whose
+    files are too old are left out."""
+    there = [path for path in history if renewed(path)]
+    if not there:
+        raise ValueError("there is nothing to undo")
+    return *from_file({"path": there[-1]}), there[:-1]
+
+
+def picture_editor(model: ImageBART, examples: list[Image.Image], history: gr.State) -> Editor:
+    """The editor, with uploads, examples and preset masks; the pictures before it are in the
+    `history`."""
     H, W = model.image_size
     colours = [(PAINT, SEEN)]
-    editor = image_editor(W, H, "Mark what to change", colours, "editor")
-    brush_slider(editor, min(H, W), colours, source)
+    source = gr.JSON(visible=False)
+    editor = image_editor(W, H, "Mark what to change", colours, "editor", source=source)
+    brush_slider(editor, min(H, W), colours)
     names, masks = list(MASKS), []
     for three in (names[:3], names[3:]):
         with gr.Row():
@@ -134,19 +192,16 @@ def picture_editor(model: ImageBART, examples: list[Image.Image], source: gr.Sta
     plain = {"allow_preview": False, "buttons": [], "elem_classes": "shelf"}
     shelf = shelf_of(examples, elem_id="examples", **plain)
 
-    def pick(event: gr.SelectData) -> tuple[dict, str]:
-        return with_source(picked(examples, event))
-
-    @sentences()
-    def cleared(path: str) -> dict:
-        return from_file({"path": path})[0]
+    def pick(source: EditorSource | None, history: list[str], event: gr.SelectData) -> tuple:
+        return remembering(lambda: with_source(picked(examples, event)))(source, history)
 
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    shown = [editor.shown, source]
-    editor.shown.clear(cleared, source, editor.shown, **private)  # of its mask alone
-    shelf.select(pick, None, shown, **private)
-    upload.upload(sentences()(from_file), upload, shown, preprocess=False, **private)
+    before, now = [source, history], [editor.shown, source, history]
+    shelf.select(pick, before, now, preprocess=False, **private)
+    upload.upload(remembering(from_file), [upload, *before], now, preprocess=False, **private)
+    shown = {"inputs": source, "outputs": editor.shown, "preprocess": False, **private}
     for name, button in zip(MASKS, masks, strict=True):
-        how = {"inputs": editor.value, "outputs": editor.shown, "preprocess": False, **private}
-        editor.when(button.click).then(partial(with_mask, name), **how)
+        button.click(partial(with_mask, name), **shown)
+    # the bin of the editor clears the mask alone
+    editor.shown.clear(lambda source: for_editor(shown_of(source)), **shown)
     return editor

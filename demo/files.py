@@ -2,6 +2,7 @@
 
 private_folder     a folder of this process, deleted at its end; those of dead processes go first
 opened             a visitor's file, open for reading; ValueError for any other file
+renewed            whether there is one, which is kept as if it were new
 check_files        every file that a request names must be one of ours
 tidy               bounds the age and the total size of all files
 """
@@ -57,6 +58,16 @@ def opened(path: Any) -> BinaryIO:
         file.close()
         raise ValueError(REFUSED)
     return file
+
+
+def renewed(path: Any) -> bool:
+    """Whether there is such a file of a visitor; it is kept as if it came now."""
+    try:
+        with opened(path) as file:
+            os.utime(file.fileno())
+    except ValueError:
+        return False
+    return True
 
 
 def is_ours(path: Any) -> bool:

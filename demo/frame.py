@@ -84,10 +84,10 @@ def frame_view() -> gr.HTML:
     return gr.HTML(html_template=FRAME, js_on_load=FRAMING, elem_id="frame")
 
 
-def frame_value(image: Image.Image, margins: dict[str, int], overlap: int) -> dict:
-    """The frame's value for a picture and what is added to it."""
+def frame_value(image: Image.Image, size: list[int], margins: dict[str, int], overlap: int) -> dict:
+    """The frame's value for a picture of this size, which the image shows, and what is added."""
     seen, file = image.copy(), BytesIO()
     seen.thumbnail(MOST_SEEN)
     seen.save(file, "JPEG")
     address = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return {"picture": address, "size": [*image.size], **margins, "overlap": overlap}
+    return {"picture": address, "size": size, **margins, "overlap": overlap}

@@ -165,10 +165,10 @@ def map_editor(model: ImageBART) -> Editor:
     shelf = shelf_of(maps, elem_id="maps", elem_classes="shelf", **plain)
 
     def pick(event: gr.SelectData) -> dict:
-        return for_editor(picked(maps, event))
+        return for_editor(stored(picked(maps, event)))
 
     shelf.select(pick, None, editor.shown, **private)
-    clear.click(lambda: for_editor(blank), None, editor.shown, **private)
+    clear.click(lambda: for_editor(stored(blank)), None, editor.shown, **private)
     return editor
 
 

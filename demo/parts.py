@@ -41,7 +41,8 @@ MakeWork = Callable[..., Work]
 
 
 class Editor(NamedTuple):
-    """What a visitor paints on, and what was painted when an event last looked.
+    """What a visitor paints on, and, hidden, what was there when an event last looked, and the
+    source of its picture, if it has one.
 
     Events take `value`: gradio asks whatever one of them took for its value at every step of every
     later event of the page, and an editor uploads all that it shows to answer.
@@ -49,12 +50,13 @@ class Editor(NamedTuple):
 
     shown: gr.ImageEditor
     value: gr.ImageEditor
-    """It is hidden."""
+    source: gr.JSON | None = None
 
     def when(self, listener: Callable[..., Dependency]) -> Dependency:
-        """At an event, look: what follows may take `value`."""
-        how = {"js": "shown => shown", "api_visibility": "private"}
-        return listener(None, self.shown, self.value, **how)
+        """At an event, look: what follows may take `value`, with its source."""
+        seen = [self.shown, self.source] if self.source else [self.shown]
+        how = {"js": "(shown, source) => ({...shown, source})", "api_visibility": "private"}
+        return listener(None, seen, self.value, **how)
 
 
 SEND = "Send the selected image to Change"
@@ -64,7 +66,7 @@ NOT_DRAWN_BY = ("command", "model")
 """What settings say beside how the picture was drawn."""
 NO_TEXT = "This model takes no text"
 NEW_SEED = """(fresh, seed) => {
-    // a click during a run, which goes on, keeps its seed
+    // while the status is of a run, the click may be a second one on it, and keeps its seed
     const runs = document.querySelector("#%s [data-testid=status-tracker].minimal:not(.hide)");
     return fresh && !runs ? Math.floor(Math.random() * 2 ** 31) : seed;
 }"""

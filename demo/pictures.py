@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
 from PIL import Image
 
-from demo.files import opened
+from demo.files import opened, renewed
 from demo.requests import (
     CHUNK,
     MOST_PIXELS,
@@ -41,6 +41,11 @@ FAST_PNG = 2**20
 """Pixels beyond which a file is written fast, and about an eighth larger."""
 MOST_SHOWN = 2**20
 """Pixels of a picture in an editor: it sends all that it shows with its mask."""
+
+
+EditorSource = dict
+"""The picture in an editor: the "path" of its file, that of what is "shown", its "size", [W, H].
+The browser keeps it, so that it is of the moment at which the editor is looked at."""
 
 
 def read_picture(file: dict, convert: Callable = to_rgb) -> Image.Image:
@@ -73,49 +78,47 @@ def decoded(source: BinaryIO, convert: Callable) -> Image.Image:
         raise ValueError(f"an image must be a whole file, one of {names}, got another") from None
 
 
-def read_editor(editor: dict | None, source: str | None = None) -> tuple[Image.Image, np.ndarray]:
-    """(image as it was given, levels of the mask) of the editor's value; `source` as in
-    `picture_of`, of whose size the mask becomes."""
-    image = picture_of(editor, source)
+def read_editor(editor: dict | None) -> tuple[Image.Image, np.ndarray]:
+    """(image as it was given, levels of the mask) of an editor's value: the mask gets the size of
+    the image, of which the editor may show a smaller copy."""
+    image = picture_of(editor)
     layers = [read_picture(file, upright) for file in read_layers(editor)]
-    if source:
+    if editor.get("source"):
         layers = [layer.resize(image.size, Image.Resampling.NEAREST) for layer in layers]
     return image, pixel_mask(layers, image.size)
 
 
-def picture_of(editor: dict | None, source: str | None = None) -> Image.Image:
-    """The picture in the editor, as it was given: that in the file `source`, of which the editor
-    has a copy, or without one the editor's own."""
-    return read_picture({"path": source_of(editor, source)}, as_given)
+def picture_of(editor: dict | None) -> Image.Image:
+    """The picture in an editor, as it was given."""
+    return read_picture({"path": source_of(editor)}, as_given)
 
 
-def has_picture(editor: dict | None) -> bool:
-    return bool(editor and editor.get("background"))
-
-
-def copy_in(editor: dict | None) -> dict:
-    """The file of what is seen in an editor, below all that is painted; ValueError without one."""
-    if not has_picture(editor):
+def source_of(editor: dict | None) -> str:
+    """The file of the picture in an editor: that of its `EditorSource`, since the browser's copy has lost
+    the colour profile, the transparency, and maybe pixels; that copy if it has no source, or has
+    all pixels of one that is too old. ValueError without a picture."""
+    if not editor or not editor.get("background"):
         raise ValueError("there is no image yet: upload one, paste one, or take an example")
-    return editor["background"]
-
-
-def source_of(editor: dict | None, source: str | None) -> str:
-    """The file of the picture in the editor: `source`, since the browser's copy has lost the colour
-    profile and the transparency; that copy if the file is too old, unless it has fewer pixels."""
-    copy = copy_in(editor)
-    if source is None or (is_gone(source) and math.prod(read_picture(copy).size) < MOST_SHOWN):
+    copy, source = editor["background"], read_source(editor.get("source"))
+    if not source:
         return copy["path"]
-    return source
+    there, _ = (renewed(source[name]) for name in ("path", "shown"))
+    return source["path"] if there or size_of(copy) != source["size"] else copy["path"]
 
 
-def is_gone(path: str) -> bool:
-    """Whether there is no such file, or none that visitors may have."""
-    try:
-        opened(path).close()
-    except ValueError:
-        return True
-    return False
+def read_source(source: Any) -> EditorSource | None:
+    """A source that the browser gave back; ValueError for another."""
+    match source:
+        case None:
+            return None
+        case {"path": str(), "shown": str(), "size": [int(W), int(H)]} if W > 0 and H > 0:
+            return source
+    raise ValueError("the picture must be one that the page put into the editor")
+
+
+def size_of(file: dict) -> list[int]:
+    """[W, H] of a visitor's picture."""
+    return read_picture(file, lambda image: [*image.size])
 
 
 def token_map(edit: MaskedImage) -> Image.Image:
@@ -146,17 +149,18 @@ def marked_picture(edit: MaskedImage) -> Image.Image:
     return picture
 
 
-def for_editor(image: Image.Image) -> dict:
-    """The editor's value; None would not clear its content."""
-    return {"background": stored(image), "layers": [], "composite": None}
+def for_editor(shown: str, *layers: Image.Image) -> dict:
+    """The editor's value: what is in the file is shown, below the layers."""
+    return {"background": shown, "layers": [stored(one) for one in layers], "composite": None}
 
 
-def with_source(image: Image.Image, path: str | None = None) -> tuple[dict, str]:
-    """(an editor's value, the file that `source_of` takes), `path` if the image is in a file: a
-    large picture is shown smaller."""
+def with_source(image: Image.Image, path: str | None = None) -> tuple[dict, EditorSource]:
+    """(an editor's value, its source), `path` if the image is in a file: a large picture is shown
+    smaller."""
     size = shown_size(image.size)
-    value = for_editor(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2))
-    return value, path or (value["background"] if size == image.size else stored(image))
+    shown = stored(image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2))
+    path = path or (shown if size == image.size else stored(image))
+    return for_editor(shown), {"path": path, "shown": shown, "size": [*image.size]}
 
 
 def shown_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -238,14 +242,14 @@ def growing(
 
 
 @sentences()
-def chosen_for_editor(results: list | None, index: int) -> tuple[dict, str]:
+def chosen_for_editor(results: list | None, index: int) -> tuple[dict, EditorSource]:
     """The selected result of a gallery, by default the first, for the editor."""
     if not results:
         raise ValueError("there is no picture yet")
     return from_file(results[min(index, len(results) - 1)]["image"])
 
 
-def from_file(file: dict) -> tuple[dict, str]:
+def from_file(file: dict) -> tuple[dict, EditorSource]:
     """A visitor's picture for the editor, as in `with_source`."""
     return with_source(read_picture(file, as_given), file["path"])
 

@@ -228,7 +228,11 @@ def read_enlarge(model: ImageBART, value: Any, count: int) -> int:
 
 def read_overlap(value: Any, size: tuple[int, int]) -> int:
     """Pixels of an image of this size that are drawn anew at the sides that grow."""
-    return read_int(value, "overlap", 0, min(MOST_OVERLAP, min(size) // 4))
+    return read_int(value, "overlap", 0, most_overlap(size))
+
+
+def most_overlap(size: Sequence[int]) -> int:
+    return min(MOST_OVERLAP, min(size) // 4)
 
 
 def at_once(width: int, height: int) -> int:

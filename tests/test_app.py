@@ -30,22 +30,23 @@ from visitors import (
     pixels,
     request_of,
     saved,
+    source_for,
     stroke,
 )
 
 import app
-from demo import change, parts, requests, serving
+from demo import change, files, parts, pictures, requests, serving
 from demo import editor as editing
 from demo.chain import noisy
-from demo.change import MOST_UNDOS, remembered, taken, undone
 from demo.edit import reimagine
-from demo.editor import mask_layer
+from demo.editor import MOST_UNDOS, mask_layer, remembered, remembering, undone
 from demo.files import REFUSED
 from demo.paint import semantic
 from demo.panorama import panorama, wide_for_editor
 from demo.parts import IDEAS
 from demo.pictures import (
     MOST_SHOWN,
+    chosen_for_editor,
     from_file,
     read_editor,
     shown_size,
@@ -270,7 +271,7 @@ def test_no_pixel_under_the_stroke_reaches_an_edit(client, tmp_path):
 def test_a_picture_goes_on_beyond_its_borders(client, model, tmp_path):
     image, how = picture(32, 32), {"left": 8, "bottom": 20, "overlap": 4, "seed": 4, "passes": 1}
     request = editor(saved(image, tmp_path))
-    _, line, gallery = client.predict(request, num_images=2, **how, api_name="/outpaint")
+    line, gallery = client.predict(request, num_images=2, **how, api_name="/outpaint")
     assert line.startswith("Seeds 4 to 5, ")
     assert_same(gallery, model.outpaint(image, 2, process="refined", **how))
     assert pixels(gallery)[0].shape == (52, 40, 3)
@@ -350,15 +351,39 @@ def test_the_picture_in_the_editor_is_the_one_that_was_put_there(tmp_path):
     given.save(tmp_path / "given.png", icc_profile=PROFILE)
     seen = to_rgb(Image.open(tmp_path / "given.png"))
     request = request_of(seen, None, tmp_path)
-    for source, expected in ((str(tmp_path / "given.png"), given), (None, seen), ("gone", seen)):
-        got, _ = read_editor(request, source)
+    path, gone = str(tmp_path / "given.png"), str(tmp_path / "gone.png")
+    for source, expected in (
+        (source_for(path), given),
+        (None, seen),
+        (source_for(path) | {"path": gone}, seen),
+    ):
+        got, _ = read_editor(request | {"source": source})
         assert got.mode == expected.mode
         np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
-    reduced = request_of(picture(2048, MOST_SHOWN // 2048), None, tmp_path)
-    with pytest.raises(
-        ValueError, match="must be a file uploaded to this app within the last hour"
+    large = {"path": gone, "shown": path, "size": [64, 64]}  # the editor has fewer pixels
+    for wrong, sentence in (
+        (large, "must be a file uploaded to this app within the last hour"),
+        (
+            large | {"path": "/etc/passwd"},
+            "must be a file uploaded to this app within the last hour",
+        ),
+        (large | {"size": [0, 9]}, "must be one that the page put into the editor"),
+        (path, "must be one that the page put into the editor"),
     ):
-        read_editor(reduced, "gone")
+        with pytest.raises(ValueError, match=sentence):
+            read_editor(request | {"source": wrong})
+
+
+def test_the_picture_in_the_editor_is_not_the_first_to_go(tmp_path, monkeypatch):
+    """Files that are used count as new."""
+    monkeypatch.setattr(files, "MOST_STORED", 3000)
+    picture(20, 20).save(tmp_path / "given.png")
+    time.sleep(0.02)
+    (tmp_path / "later").write_bytes(bytes(2500))
+    source = source_for(str(tmp_path / "given.png"))
+    pictures.source_of(editor({"path": source["path"]}) | {"source": source})
+    files.tidy()
+    assert (tmp_path / "given.png").exists() and not (tmp_path / "later").exists()
 
 
 def test_a_large_picture_is_shown_smaller(tmp_path, model):
@@ -368,20 +393,21 @@ def test_a_large_picture_is_shown_smaller(tmp_path, model):
     given.save(tmp_path / "given.jpeg", quality=95)
     path = str(tmp_path / "given.jpeg")
     value, source = from_file({"path": path})
-    assert source == path and Image.open(value["background"]).size == (2048, 512)
-    request = editor({"path": value["background"]})
-    masked = editing.with_mask("Left half", request)
+    assert source == {"path": path, "shown": value["background"], "size": [width, height]}
+    assert Image.open(value["background"]).size == (2048, 512)
+    masked = editing.with_mask("Left half", source)
     assert masked["background"] == value["background"]
     layers = [{"path": layer} for layer in masked["layers"]]
-    got, mask = read_editor(request | {"layers": layers}, source)
+    request = editor({"path": value["background"]}) | {"layers": layers, "source": source}
+    got, mask = read_editor(request)
     assert_same([got], [to_rgb(Image.open(path))])
     assert np.array_equal(mask > 0, np.arange(width)[None].repeat(height, 0) < width // 2)
     for small in (picture(40, 30), picture(4096, 128)):
         value, source = with_source(small)
-        assert source == value["background"]
-        assert_same([Image.open(source)], [small])
+        assert source["path"] == source["shown"] == value["background"]
+        assert_same([Image.open(source["path"])], [small])
     for odd in ((4001, 2999), (16_000, 999), (1025, 1024)):
-        assert math.prod(shown_size(odd)) >= MOST_SHOWN  # so `source_of` knows that it is reduced
+        assert 1 <= math.prod(shown_size(odd)) / MOST_SHOWN < 1.01
     with pytest.raises(Error, match="there is no image yet"):
         editing.with_mask("Left half", None)
 
@@ -596,7 +622,7 @@ def test_stop_ends_the_run_it_stands_beside(make_model):
     model.names["map"] = ["sky", "water", "grass"]
     functions = app.build(Worker(), model).config["dependencies"]
     named = {f["api_name"]: f["id"] for f in functions if f["api_visibility"] == "public"}
-    cancelled = [f["cancels"] for f in functions if f["cancels"]]
+    cancelled = [f["cancels"] for f in functions if {*f["cancels"]} & {*named.values()}]
     runs = ("sample", "inpaint", "outpaint", "semantic", "panorama", "draw_again")
     assert cancelled[:-1] == [[named[name]] for name in runs]
     assert cancelled[-1] == [named["draw_again"]]  # another picture ends it too
@@ -617,7 +643,7 @@ def test_no_event_takes_or_tells_an_editor(make_model):
         if one["backend_fn"]:
             assert not seen & {*one["inputs"], *reached}, one["api_name"]
     looks = [one for one in config["dependencies"] if editors & {*one["inputs"]}]
-    assert len(looks) == 13 and not any(one["backend_fn"] for one in looks)
+    assert len(looks) == 6 and not any(one["backend_fn"] for one in looks)
 
 
 def test_no_event_of_the_queue_follows_another(make_model):
@@ -708,7 +734,8 @@ def test_what_will_be_added_is_seen_before(tmp_path):
     """In small, with the size of the picture itself; nothing without a picture."""
     image, path = picture(3000, 2000), str(tmp_path / "large.png")
     image.save(path)
-    frame = change.extended(path, 8, "2", 4, 0, 12)
+    _, source = from_file({"path": path})
+    frame = change.extended(source, 8, "2", 4, 0, 12)
     seen = Image.open(BytesIO(b64decode(frame.pop("picture").partition(",")[2])))
     assert seen.size == (384, 256)
     near = np.asarray(image.resize(seen.size)).astype(int) - np.asarray(seen)
@@ -719,10 +746,12 @@ def test_what_will_be_added_is_seen_before(tmp_path):
     assert change.extended(None, 8, 0, 0, 0, 0) is None
     for wrong, sentence in (
         ((1025, 0, 0, 0, 0), "left must be a whole number, from 0 to 1024, got 1025"),
-        ((8, 0, 0, 0, 501), "overlap must be a whole number, from 0 to 500, got 501"),
+        ((8, 0, 0, 0, 513), "overlap must be a whole number, from 0 to 512, got 513"),
     ):
         with pytest.raises(Error, match=sentence):
-            change.extended(path, *wrong)
+            change.extended(source, *wrong)
+    # what another picture could have
+    assert change.extended(source_for(path), 0, 0, 0, 0, 512)["overlap"] == 500
 
 
 def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
@@ -732,7 +761,7 @@ def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
     request = request_of(image, Image.fromarray(layer), tmp_path)
 
     def look(context=0, feather=0, invert=False) -> np.ndarray:
-        shown = change.previewed(model, request, None, context, feather, invert)
+        shown = change.previewed(model, request, context, feather, invert)
         assert shown.visible
         return np.asarray(Image.open(shown.value["path"])).astype(int)
 
@@ -746,7 +775,7 @@ def test_a_mask_is_seen_before_it_is_drawn(model, tmp_path):
     assert (np.diff(soft) <= 0).all() and soft[0] > soft[-1] > own[0]
     assert (look(invert=True)[24, 10] != own).any() and (look(invert=True)[8, 10] == own).all()
     with pytest.raises(Error, match="the mask is empty"):
-        change.previewed(model, request_of(image, None, tmp_path), None, 0, 0, False)
+        change.previewed(model, request_of(image, None, tmp_path), 0, 0, False)
     with pytest.raises(Error, match="context must be a whole number, from 0 to 4, got 5"):
         look(context=5)
 
@@ -756,9 +785,9 @@ def test_a_brush_is_as_large_as_the_picture_asks(tmp_path, share, radius):
     """In pixels of what is shown; never so small that nothing is seen."""
     picture(900, 600).save(tmp_path / "small.png")
     picture(1600, 1000).save(tmp_path / "photo.png")
-    paths = (None, str(tmp_path / "small.png"), str(tmp_path / "photo.png"))
-    for path, expected in zip(paths, radius, strict=True):
-        brushed = editing.brushed(20, [(PAINT, SEEN)], share, path)
+    sources = (None, *(source_for(str(tmp_path / name)) for name in ("small.png", "photo.png")))
+    for source, expected in zip(sources, radius, strict=True):
+        brushed = editing.brushed(20, [(PAINT, SEEN)], share, source)
         assert brushed.brush.default_size == brushed.eraser.default_size == expected
         assert brushed.brush.colors == [(PAINT, SEEN)]
     for wrong in (0, 31, "much"):
@@ -773,23 +802,24 @@ def test_a_picture_is_resized_on_request(tmp_path):
     given.info["icc_profile"] = PROFILE
     given.save(tmp_path / "given.png", icc_profile=PROFILE)
     path = str(tmp_path / "given.png")
-    value, source, history = change.at_length(40, {"background": {"path": path}}, path, [])
-    small = Image.open(source)
-    assert source == value["background"] and history == [path] and value["layers"] == []
+    request = editor({"path": path}) | {"source": source_for(path)}
+    value, source, history = change.at_length(40, request, [])
+    small = Image.open(source["path"])
+    assert source["path"] == value["background"] and history == [path] and value["layers"] == []
     assert small.size == (40, 20) and small.info["icc_profile"] == PROFILE
     assert_same([small], [given.resize((40, 20), Image.Resampling.LANCZOS)])
     alpha = given.resize((40, 20), Image.Resampling.LANCZOS).getchannel("A")
     np.testing.assert_array_equal(np.asarray(small.getchannel("A")), np.asarray(alpha))
     with pytest.raises(Error, match="the longer side must be a whole number, from 32 to 4096"):
-        change.at_length(31, {"background": {"path": path}}, path, [])
+        change.at_length(31, request, [])
     with pytest.raises(Error, match="there is no image yet"):
-        change.at_length(64, None, None, [])
+        change.at_length(64, None, [])
 
 
 def test_a_panorama_goes_on_in_the_editor(tmp_path):
     picture(96, 32).save(tmp_path / "wide.png")
     value, source = wide_for_editor({"path": str(tmp_path / "wide.png")})
-    assert source == str(tmp_path / "wide.png")
+    assert source["path"] == str(tmp_path / "wide.png")
     assert_same([Image.open(value["background"])], [picture(96, 32)])
     with pytest.raises(Error, match="there is no picture yet"):
         wide_for_editor(None)
@@ -835,14 +865,15 @@ def test_undo_goes_back_picture_by_picture(tmp_path):
     for i in range(3):
         picture(20, 20, seed=i).save(tmp_path / f"{i}.png")
         paths.append(str(tmp_path / f"{i}.png"))
-    history = remembered(None, None, [])
+    history = remembered(None, [])
     for path in paths:
-        history = remembered({"background": {"path": path}}, None, history)
+        history = remembered(source_for(path), history)
     assert history == paths
+    assert undone([*history, str(tmp_path / "gone.png")])[2] == paths[:2]
     for i in (2, 1, 0):
         value, source, history = undone(history)
-        assert source == paths[i]
-        assert_same([Image.open(value["background"])], [Image.open(source)])
+        assert source["path"] == paths[i]
+        assert_same([Image.open(value["background"])], [Image.open(paths[i])])
         assert history == paths[:i]
     with pytest.raises(Error, match="there is nothing to undo"):
         undone(history)
@@ -851,7 +882,7 @@ def test_undo_goes_back_picture_by_picture(tmp_path):
     with pytest.raises(Error, match="at most 16 million pixels"):
         undone([large])
     most = MOST_UNDOS
-    many = remembered({"background": {"path": paths[0]}}, None, [paths[1]] * most)
+    many = remembered(source_for(paths[0]), [paths[1]] * most)
     assert len(many) == most and many[-1] == paths[0]
 
 
@@ -859,16 +890,16 @@ def test_what_undo_remembers_comes_with_a_result(tmp_path):
     files = [str(tmp_path / name) for name in ("edited.png", "result.png")]
     for i, file in enumerate(files):
         picture(20, 20, seed=i).save(file)
-    background, result = ({"path": file} for file in files)
-    chosen = [{"image": result, "caption": None}], 0
-    now, source, history = taken(*chosen, {"background": background}, None, [])
-    assert source == files[1]
-    assert_same([Image.open(now["background"])], [Image.open(source)])
+    chosen = [{"image": {"path": files[1]}, "caption": None}], 0
+    taken = remembering(chosen_for_editor)
+    now, source, history = taken(*chosen, source_for(files[0]), [])
+    assert source["path"] == files[1]
+    assert_same([Image.open(now["background"])], [Image.open(files[1])])
     assert history == files[:1]
-    assert taken(*chosen, {"background": background}, source, history)[2] == history
+    assert taken(*chosen, source, history)[2] == history
     for nothing in (None, [], [{"image": {"path": "gone.png"}, "caption": None}]):
         with pytest.raises(Error, match=r"there is no picture yet|within the last hour"):
-            taken(nothing, 0, {"background": background}, None, history)
+            taken(nothing, 0, source, history)
 
 
 # ── the shipped model ─────────────────────────────────────────────────────────────────────────

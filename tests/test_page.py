@@ -184,6 +184,9 @@ def test_an_editor_uploads_its_picture_when_it_is_used_only(page):
     page.get_by_role("tab", name="Change", exact=True).click()
     page.get_by_role("button", name="Upper half").click()
     page.wait_for_timeout(2000)
+    assert sent == []
+    page.get_by_role("button", name="Repaint", exact=True).click()
+    page.locator("#edit-status").get_by_text("Seed ").wait_for()
     assert sent
 
 
@@ -446,6 +449,10 @@ def test_a_visitor_slides_the_chain(page, model):
     np.testing.assert_array_equal(shown(page, "#redrawn"), seen)
     page.locator("#starts .thumbnail-item").nth(2).click()
     page.locator("#redrawn .thumbnail-item").first.wait_for(state="detached")
+    page.wait_for_timeout(2000)
+    seen = np.asarray(served(page, page.locator("#noisy img")))
+    start = example_pictures(model)[2]
+    np.testing.assert_array_equal(seen, pixels(model.decode(model.encode(start)))[0])
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0 and page.complaints == []
 

@@ -375,7 +375,7 @@ def test_the_best_edits_are_shown_and_the_best_first(mapped, clip, tmp_path):
     assert_same([Image.open(strip[-1][0])], [images[best[0]]])
 
     beyond = dict(left=32, candidates=2, ranker=ranker, passes=1, seed=5)
-    *_, (_, line, got) = outpaint(mapped, request, "a lake", 1, **beyond)
+    *_, (line, got) = outpaint(mapped, request, "a lake", 1, **beyond)
     images = mapped.outpaint(image, 2, left=32, **how)
     best = int(np.argmax(ranker.likeness("a lake")(images)))
     assert line.startswith(f"Seed {5 + best}, ")
@@ -393,7 +393,7 @@ def test_classes_of_candidates_are_those_of_what_is_shown(make_model, clip, tmp_
 def test_a_picture_grows_window_by_window(model, tmp_path):
     request = request_of(picture(32, 32), None, tmp_path)
     steps = list(outpaint(model, request, num_images=2, seed=3, right=32))
-    lines = [line for _, line, _ in steps]
+    lines = [line for line, _ in steps]
     assert lines[0] == "Drawing …"
     assert [line.split(",")[0] for line in lines[1:3]] == ["Drawing: 25%", "Drawing: 50%"]
     assert [len(images) for *_, images in steps] == [1, 1, 1, 2, 2, 2, 2]

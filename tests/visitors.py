@@ -58,3 +58,8 @@ def request_of(image: Image.Image, layer: Image.Image | None, folder: Path) -> d
 def opened_all(items) -> list[Image.Image]:
     """The pictures of a gallery's (file, caption)."""
     return [Image.open(path) for path, _ in items]
+
+
+def source_for(path: str) -> dict:
+    """The source of a picture that is shown as it is."""
+    return {"path": path, "shown": path, "size": [*Image.open(path).size]}
