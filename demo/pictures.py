@@ -94,7 +94,7 @@ def picture_of(editor: dict | None) -> Image.Image:
 
 
 def source_of(editor: dict | None) -> str:
-    """The file of the picture in an editor: that of its `EditorSource`, since the browser's copy has lost
+    """The file of the picture in an editor: that of its source, since the browser's copy has lost
     the colour profile, the transparency, and maybe pixels; that copy if it has no source, or has
     all pixels of one that is too old. ValueError without a picture."""
     if not editor or not editor.get("background"):
