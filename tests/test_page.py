@@ -194,9 +194,9 @@ def test_clearing_an_editor_takes_its_mask_only(page):
     page.get_by_role("tab", name="Change", exact=True).click()
     settled(page)
     page.get_by_role("button", name="Upper half").click()
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(3000)
     page.locator("#editor").get_by_role("button", name="Clear canvas").click()
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(3000)
     settled(page)  # an empty canvas would be seen at its own size
     page.get_by_role("button", name="Repaint", exact=True).click()
     page.locator("#edit-status").get_by_text("the mask is empty").wait_for()
@@ -261,6 +261,7 @@ def test_a_click_during_a_run_keeps_its_seed(page):
         seen.append(seed.input_value())
     page.get_by_role("button", name="Stop").locator("visible=true").click()
     page.locator(line).get_by_text("Stopped.").wait_for()
+    page.wait_for_timeout(1000)
     draw.click()
     page.locator(line).get_by_text("Drawing").wait_for()
     seen.append(seed.input_value())
@@ -449,10 +450,15 @@ def test_a_visitor_slides_the_chain(page, model):
     np.testing.assert_array_equal(shown(page, "#redrawn"), seen)
     page.locator("#starts .thumbnail-item").nth(2).click()
     page.locator("#redrawn .thumbnail-item").first.wait_for(state="detached")
-    page.wait_for_timeout(2000)
+    expected = pixels(model.decode(model.encode(example_pictures(model)[2])))[0]
+    for _ in range(40):
+        page.wait_for_timeout(500)
+        seen = np.asarray(served(page, page.locator("#noisy img")))
+        if np.array_equal(seen, expected):
+            break
+    page.wait_for_timeout(1500)  # and stays
     seen = np.asarray(served(page, page.locator("#noisy img")))
-    start = example_pictures(model)[2]
-    np.testing.assert_array_equal(seen, pixels(model.decode(model.encode(start)))[0])
+    np.testing.assert_array_equal(seen, expected)
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wide <= 0 and page.complaints == []
 
