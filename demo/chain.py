@@ -10,7 +10,7 @@ from einops import rearrange
 from PIL import Image
 
 from demo.parts import Controls, alone_with, job, run_buttons, shelf_of, stops
-from demo.pictures import read_picture, stored
+from demo.pictures import NO_IMAGE, read_picture, stored
 from demo.requests import picked, progress, read_int, sentences
 from demo.worker import Worker
 from imagebart import ImageBART
@@ -75,7 +75,7 @@ def draw_again(model: ImageBART, image, seed=0) -> Iterator[tuple]:
 def uploaded_tokens(model: ImageBART, image: dict | None) -> Grid:
     """x_1 of an uploaded image, cropped to the model's shape."""
     if not image:
-        raise ValueError("there is no image yet: upload one, paste one, or take an example")
+        raise ValueError(NO_IMAGE)
     return model.encode(fit(read_picture(image), model.image_size))
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from demo.files import REFUSED, renewed
 from demo.parts import Editor, shelf_of
 from demo.pictures import (
+    NO_IMAGE,
     EditorSource,
     for_editor,
     from_file,
@@ -133,7 +134,7 @@ def shown_of(source: EditorSource | None) -> str:
     """The file that an editor shows; ValueError if there is none, or if it is too old."""
     source = read_source(source)
     if not source:
-        raise ValueError("there is no image yet: upload one, paste one, or take an example")
+        raise ValueError(NO_IMAGE)
     if not renewed(source["shown"]):
         raise ValueError(REFUSED)
     return source["shown"]

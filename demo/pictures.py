@@ -41,7 +41,7 @@ FAST_PNG = 2**20
 """Pixels beyond which a file is written fast, and about an eighth larger."""
 MOST_SHOWN = 2**20
 """Pixels of a picture in an editor: it sends all that it shows with its mask."""
-
+NO_IMAGE = "there is no image yet: upload one, paste one, or take an example"
 
 EditorSource = dict
 """The picture in an editor: the "path" of its file, that of what is "shown", its "size", [W, H].
@@ -98,7 +98,7 @@ def source_of(editor: dict | None) -> str:
     the colour profile, the transparency, and maybe pixels; that copy if it has no source, or has
     all pixels of one that is too old. ValueError without a picture."""
     if not editor or not editor.get("background"):
-        raise ValueError("there is no image yet: upload one, paste one, or take an example")
+        raise ValueError(NO_IMAGE)
     copy, source = editor["background"], read_source(editor.get("source"))
     if not source:
         return copy["path"]
