@@ -80,16 +80,22 @@ def repaint(page, seed: int, line: str = "") -> np.ndarray:
     same_seed(page, "Change")
     tab = page.get_by_role("tabpanel").filter(has=page.get_by_role("button", name="Repaint"))
     tab.get_by_label("Seed", exact=True).fill(str(seed))
-    for _ in range(10):  # until the mask has come to the editor
-        tab.get_by_role("button", name="Repaint", exact=True).click()
+    edit(page, "Repaint", line)
+    return shown(page, "#edits")
+
+
+def edit(page, button: str, line: str) -> None:
+    """Click until the status says so, which it does once picture and mask are in the editor."""
+    for _ in range(10):
+        page.get_by_role("button", name=button, exact=True).click()
         page.wait_for_timeout(2000)
         page.locator("#edit-status").get_by_text("Seed").or_(
-            tab.get_by_text("Error", exact=True)
+            page.get_by_text("Error", exact=True)
         ).first.wait_for()
         if page.locator("#edit-status").get_by_text(line).is_visible():
-            return shown(page, "#edits")
+            return
         page.get_by_role("tab", name="Picture", exact=True).click()
-    raise AssertionError("nothing was ever masked")
+    raise AssertionError(f"the status never said {line!r}")
 
 
 def test_every_run_has_a_new_seed_unless_told_otherwise(page, model):
@@ -414,14 +420,7 @@ def test_a_visitor_draws_a_panorama_and_outpaints(page, model, tmp_path):
         page.locator("#frame .size").get_by_text(size).wait_for()
     pull(page, "top", 60)  # inwards, where nothing can be added
     assert page.get_by_role("spinbutton", name="Pixels above").input_value() == "0"
-    for _ in range(10):  # until the picture has come to the editor
-        page.get_by_role("button", name="Outpaint", exact=True).click()
-        page.wait_for_timeout(2000)
-        page.locator("#edit-status").get_by_text("Seed").or_(
-            page.get_by_text("Error", exact=True)
-        ).first.wait_for()
-        if page.locator("#edit-status").get_by_text("Seed 0,").is_visible():
-            break
+    edit(page, "Outpaint", "Seed 0,")
     example = example_pictures(model)[0]
     np.testing.assert_array_equal(shown(page, "#edits")[:32], np.asarray(example))
     assert shown(page, "#edits").shape == (48, 32, 3)
