@@ -288,6 +288,21 @@ _MINI_CHANGED = {
     "muon": _mini_changed(muon=4e-3),
 }
 
+_MINI_LAYERS = {1: 11, 2: 9, 4: 7, 5: 5, 7: 3}
+"""{decoder layers: encoder layers} at equal parameters, within 5 %: figure 8 left in small."""
+
+
+def _mini_layers(decoder: int) -> Preset:
+    """`mini-5`, narrower and deeper, with so many decoder layers: a row of eval/ablation.py."""
+    plain, encoder = _mini(5), _MINI_LAYERS[decoder]
+    depths = dict(encoder_depth=encoder, decoder_depth=decoder)
+    return replace(
+        plain,
+        about=f"mini-5 of width 64, layers {encoder} + {decoder}: a row of eval/ablation.py",
+        between=replace(plain.between, width=64, heads=2, **depths),
+    )
+
+
 PRESETS = {
     "tiny": Preset(
         about="64×64 scenery in minutes: shows that every part runs, not what it can do",
@@ -313,6 +328,7 @@ PRESETS = {
     **{f"mini-{T}": _mini(T) for T in _MINI_SHAPES},
     "mini-5-joint": _mini_joint(5),
     **{f"mini-5-{name}": preset for name, preset in _MINI_CHANGED.items()},
+    **{f"mini-5-decoder-{layers}": _mini_layers(layers) for layers in _MINI_LAYERS},
     "scenery": _SCENERY,
     "scenery-2": _SCENERY_2,
     "photos": _PHOTOS,

@@ -1,23 +1,26 @@
 """eval/ablation.py: one field at a time, compared seed by seed."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import ablation
 import numpy as np
 import pytest
+import split
 import torch
 import trend
 
 from imagebart.checkpoint import save_tensors, write_json
 from imagebart.data.tokens import TokenWriter
+from imagebart.diffusion import MultinomialDiffusion
 from imagebart.presets import find_preset
 
 
 def test_each_row_changes_what_it_says():
     """In the scale that is trained or in its recipe; all else is that of the plain row."""
-    plain = find_preset(ablation.UNCHANGED)
-    for name in ablation.CHANGED:
+    first, *others = ablation.ROWS["fields"]
+    plain = find_preset(first)
+    for name in others:
         changed = find_preset(name)
         pairs = ((changed.between, plain.between), (changed.scale, plain.scale))
         names = {
@@ -42,6 +45,21 @@ def test_each_row_changes_what_it_says():
             *(plain.vqgan, plain.alpha_bar, plain.last, plain.compression),
         )
         assert changed.T > ablation.ABLATED_T  # so the scale has an encoder
+
+
+def test_layers_are_moved_at_equal_parameters():
+    """From the encoder to the decoder, and nothing else changes."""
+    presets = [find_preset(name) for name in ablation.ROWS["layers"]]
+    shapes = [preset.between for preset in presets]
+    plain = replace(shapes[0], encoder_depth=0, decoder_depth=1)
+    assert all(replace(one, encoder_depth=0, decoder_depth=1) == plain for one in shapes)
+    diffusion = MultinomialDiffusion(presets[0].alpha_bar, presets[0].K)
+    sizes = [split.parameters(one, diffusion) for one in shapes]
+    assert max(sizes) <= 1.06 * min(sizes)
+    depths = [one.decoder_depth for one in shapes]
+    assert depths == sorted({*depths}) and depths[0] == 1
+    same = [replace(preset, about="", between=plain) for preset in presets]
+    assert all(one == same[0] for one in same)
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path, monkeypatch):
