@@ -63,7 +63,7 @@ from uncertainty import (
     distance_difference,
     distance_interval,
     feature_distance,
-    mean_difference,
+    ratio_difference,
     ratio_interval,
     share_difference,
 )
@@ -252,7 +252,7 @@ def of_pixels(edit: MaskedImage, result: Image.Image, whole: Tensor) -> dict:
     x_0, back = edit.x.cpu(), to_tensor(result)[None]
     known = ~edit.marked.expand_as(x_0)
     coded = edit.model.generate(whole).cpu().clamp(-1, 1)
-    through = peak_signal_noise_ratio(torch.where(known, coded, x_0), x_0, data_range=2.0)
+    through = peak_signal_noise_ratio(coded[known], x_0[known], data_range=2.0)
     return {
         "known_exact": (back == x_0)[known].float().mean().item(),
         "known_psnr_of_vqgan": through.item(),
@@ -332,15 +332,15 @@ def distances(kept: ImageRows, untouched: ImageRows) -> dict:
 
 def compared(ours: ImageRows, first: ImageRows, renders: Renders) -> dict:
     """The differences from the first row of the same mask, over the same images."""
-    (right, of), (right_1, _) = (renders.hits(one)["time"] for one in (ours, first))
-    at = MEASURED.index("border_step")
-    scale = ours["measured"][:, MEASURED.index("border_step_of_renders")].mean()
-    steps = (one["measured"][:, at] / scale for one in (ours, first))
-    features = (one["features"] for one in (ours, first, renders.kept))
+    pair = ours, first
+    (right, of), (right_1, _) = (renders.hits(one)["time"] for one in pair)
+    ours_step, first_step = (one["measured"][:, MEASURED.index("border_step")] for one in pair)
+    step_of_renders = ours["measured"][:, MEASURED.index("border_step_of_renders")]
+    features = (one["features"] for one in (*pair, renders.kept))
     return {
         "time": share_difference(right, right_1, of),
         "probe_fid": distance_difference(*features),
-        "seam": mean_difference(*steps),
+        "seam": ratio_difference(ours_step, first_step, step_of_renders),
     }
 
 
@@ -356,6 +356,7 @@ def main(config: Config) -> dict:
     device = pick_device(config.device)
     measured = Run(config, [*config.model, config.probe or SHIPPED_PROBE])
     inception = Inception(config.inception).to(device) if config.fid else None
+    measured.reads(inception=inception.sha256 if inception else None)
     probe = Probe(config.probe).to(device)
     columns = columns_of(probe) | (
         {"inception": Inception.columns["features"]} if inception else {}

@@ -226,8 +226,8 @@ def compute(
 ) -> dict[str, dict]:
     """{metric: {name, value, interval or standard deviation}}.
 
-    Distances of Gaussians are biased upwards for small sets, so below 10000 images their name
-    states the number.
+    Distances of Gaussians are biased upwards for small sets, and inception scores downwards, so
+    below 10000 images their name states the number.
     """
     results = {}
     for name, network in extractor.networks.items():
@@ -263,7 +263,7 @@ def of_network(
         theirs = reference[f"{name}-features"]
     if theirs is not None:
         n = min(filter(None, (len(ours), getattr(theirs, "n", None) or len_of(theirs))))
-        at = "" if n >= 10_000 else f"@{n}"
+        at = of_few(n)
     if "fid" in wanted:
         results["fid"] = {"name": f"FID{at}", **metrics.frechet(ours, theirs)}
     if "sfid" in wanted and "spatial" in network.columns:
@@ -271,7 +271,7 @@ def of_network(
         results["sfid"] = {"name": f"sFID{at}", **metrics.frechet(*pair)}
     if "is" in wanted and "logits" in network.columns:
         found = metrics.inception_score(rows[f"{name}-logits"], seed)
-        results["is"] = {"name": "IS", **found}
+        results["is"] = {"name": f"IS{of_few(len(ours))}", **found}
     if "kid" in wanted:
         results["kid"] = {"name": "KID", **metrics.kernel_distance(ours, theirs, seed)}
     for metric, measure in (("pr", metrics.precision_recall), ("dc", metrics.density_coverage)):
@@ -279,6 +279,11 @@ def of_network(
             found = measure(ours, theirs)
             results |= {key: {"name": key, **value} for key, value in found.items()}
     return results
+
+
+def of_few(n: int) -> str:
+    """What a name says of the number of images."""
+    return "" if n >= 10_000 else f"@{n}"
 
 
 def len_of(features) -> int | None:
@@ -316,6 +321,7 @@ def main(config: Config) -> None:
     subject = open_subject(config, judge, ranks)
     extractor = open_extractor(config, subject.classes, ranks.device)
     run = Run(config, models_of(config, extractor, judge), METRIC_PACKAGES)
+    run.reads(images=subject.digest, **files_of(config), **shas_of(extractor))
     # The reference is read before sampling, so that a bad file is refused at once
     reference, said = read_reference(config, subject, extractor, run, ranks)
     rows = extract_subject(config, subject, extractor, run, ranks)
@@ -357,6 +363,7 @@ class Subject:
     classes: set[str]  # names of all classes, "" for that of an image without one
     draws: int = 1  # of a model, for one sample
     guidance: float | None = None  # the model's
+    digest: str | None = None  # of pictures
 
 
 def open_subject(config: Config, judge: CLIP | Probe | None, ranks: Ranks) -> Subject:
@@ -377,7 +384,7 @@ def pictures_of(config: Config) -> Subject:
     n = min(len(data), config.num_images or len(data))
     size = tuple(data[0]["image"].shape[1:])
     classes = {class_name(data, number) for number in data.classes[:n]}
-    return Subject(partial(pictures, data, size=size), n, size, classes)
+    return Subject(partial(pictures, data, size=size), n, size, classes, digest=data.digest())
 
 
 def samples_of(config: Config, judge: CLIP | Probe | None, device: torch.device) -> Subject:
@@ -465,13 +472,25 @@ def models_of(config: Config, extractor: Extractor, judge: CLIP | Probe | None) 
     return sampled + ([config.probe or SHIPPED_PROBE] if is_used else [])
 
 
-def weights_of(extractor: Extractor) -> dict[str, dict]:
+def files_of(config: Config) -> dict[str, str]:
+    """The SHA-256 of each file that options name."""
+    named = {"captions": config.captions, "reference": config.reference}
+    return {name: sha256_of(Path(at)) for name, at in named.items() if at and Path(at).is_file()}
+
+
+def shas_of(extractor: Extractor) -> dict[str, str]:
+    """The SHA-256 of the weights of each network that sees the images."""
+    shas = {name: network.sha256 for name, network in extractor.networks.items()}
+    return shas | ({"clip": extractor.clip.sha256} if extractor.clip else {})
+
+
+def weights_of(extractor: Extractor) -> dict[str, dict | str]:
     """The SHA-256 of each network's weights, and whether they are the published ones."""
-    found = {
-        name: {"sha256": network.sha256, "published": network.published}
-        for name, network in extractor.networks.items()
+    networks = extractor.networks
+    return {
+        name: {"sha256": sha, "published": networks[name].published} if name in networks else sha
+        for name, sha in shas_of(extractor).items()
     }
-    return found | ({"clip": extractor.clip.sha256} if extractor.clip else {})
 
 
 # ── the reference ─────────────────────────────────────────────────────────────────────────────
@@ -510,11 +529,13 @@ def reference_rows(run: Run, data: Dataset, extractor: Extractor, config: Config
     """The rows of the reference: the run's, or those of the cache for the same pictures."""
     columns = extractor.columns(real=True)
     if config.cache is None:
+        run.reads(reference=data.digest())
         return run.rows("reference", len(data), columns)
     read = (pictures(data, [i])[0][0] for i in range(len(data)))
     pixels = (rearrange(image, "c h w -> h w c").numpy() for image in read)
     key = [sha256_of_images(map(image_digest, pixels)), *columns]
     key += [network.sha256 for network in extractor.networks.values()]
+    key += [run.identity["commit"]["sha256"], *map(str, run.packages.items())]
     name = sha256_of_images(part.encode() for part in key)[:32]
     return ImageRows(config.cache / f"{name}.npy", len(data), columns)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from imagebart import ImageBART
-from imagebart.checkpoint import atomic_write
+from imagebart.checkpoint import atomic_write, sha256_of
 from imagebart.conditions import class_count
 from imagebart.data.image_folder import ImageFolder
 from imagebart.data.images import to_bytes
@@ -121,6 +121,10 @@ class Stored(Dataset):
         if size and found.shape[1:3] != size:
             raise ValueError(f"{path}: images must be of {size}, got {found.shape[1:3]}")
         self.images, self.classes = found, [-1] * len(found)  # arr_1 numbers them without names
+        self.path = path
+
+    def digest(self) -> str:
+        return sha256_of(self.path)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -30,7 +30,7 @@ from uncertainty import mean_difference, mean_interval
 from imagebart import ImageBART, distributed
 from imagebart.conditions import CONDITIONS
 from imagebart.data.images import to_pil
-from imagebart.data.sources import open_data
+from imagebart.data.sources import HELD_OUT, open_data
 from imagebart.folders import SHIPPED
 from imagebart.guidance import encode_condition
 
@@ -42,6 +42,7 @@ class Config:
     model: Path = SHIPPED  # folder of the chain
     baseline: Path | None = None  # folder of another chain with the same VQGAN
     data: str = "scenery"  # "scenery", or a folder of images
+    held_out: float = HELD_OUT  # share of a folder without splits that training held out
     n: int = 500  # held-out images
     n_frequency: int = 2000  # training images that give the token frequencies
     importance: int = 0  # chains of each image, which show how loose the bound is; 0: none
@@ -58,8 +59,9 @@ def main(config: Config) -> dict:
     model, *others = (ImageBART.from_pretrained(one, device=device) for one in models)
     for other in others:
         require_same_vqgan(model, other, config.baseline)
-    train, *_ = tokens_of(model, config.data, "train", config.n_frequency)
-    x_1, conditions, digests = tokens_of(model, config.data, "validation", config.n)
+    train, *_ = tokens_of(model, config, "train", config.n_frequency)
+    x_1, conditions, digests = tokens_of(model, config, "validation", config.n)
+    measured.reads(images=sha256_of_images(digests))
     frequency = torch.bincount(train.flatten(), minlength=model.K).float() + 1
     u = frequency / frequency.sum()
 
@@ -97,10 +99,11 @@ def summed(scales: dict[int, dict]) -> dict:
 
 
 def tokens_of(
-    model: ImageBART, data: str, split: str, count: int
+    model: ImageBART, config: Config, split: str, count: int
 ) -> tuple[Tensor, dict, list[bytes]]:
     """x_1 (b, n) of the first `count` images of a split, their conditions and their digests."""
-    images = open_data(data, model.image_size[0], split, count)
+    size = model.image_size[0]
+    images = open_data(config.data, size, split, count, held_out=config.held_out)
     grids, conditions, digests = [], {"class": [], "text": [], "map": []}, []
     with torch.inference_mode():
         for i in tqdm(range(len(images)), desc=f"encode {split}", mininterval=5):

@@ -19,19 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import t as students_t
 from torch import Tensor, nn
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 from uncertainty import (
-    LEVEL,
-    OF_DISTANCES,
-    around,
+    GROUPS,
     distance_interval,
     feature_distance,
     frechet_distance,
+    left_out,
     mean_interval,
-    resamples,
+    of_a_distance,
+    share_interval,
 )
 
 from imagebart.checkpoint import atomic_write
@@ -40,7 +39,7 @@ MIN_IMAGES = 10  # IS is a mean over ten parts of a set
 BLOCK = 2000  # rows that are read at a time
 SUBSETS, SUBSET = 100, 1000  # of KID
 WIDE, OF_WIDE = 512, 10
-"""Features beyond which a Fréchet distance costs seconds, and how often it is resampled then."""
+"""Features beyond which a Fréchet distance costs seconds, and how many groups are left out then."""
 
 # ── Fréchet distances ─────────────────────────────────────────────────────────────────────────
 
@@ -56,7 +55,8 @@ class Statistics:
 
 def statistics_of(features: np.ndarray, at: np.ndarray | None = None) -> Statistics:
     """Of the rows `at` (all), in float64."""
-    n, at = len(features), np.arange(len(features)) if at is None else at
+    at = np.arange(len(features)) if at is None else at
+    n = len(at)
     shift = torch.from_numpy(np.array(features[0], np.float64))
     total, products = torch.zeros(len(shift), dtype=torch.float64), 0.0
     for start in range(0, n, BLOCK):
@@ -76,23 +76,15 @@ def frechet(ours: np.ndarray, theirs: np.ndarray | Statistics) -> dict:
     reference = theirs if isinstance(theirs, Statistics) else statistics_of(theirs)
     mine = statistics_of(ours)
     value = frechet_distance(mine.mu, mine.sigma, reference.mu, reference.sigma)
-    times = OF_DISTANCES if ours.shape[1] <= WIDE else OF_WIDE
+    groups = GROUPS if ours.shape[1] <= WIDE else OF_WIDE
     others = repeat(reference)
     if isinstance(theirs, np.ndarray):
-        others = (statistics_of(theirs, at) for at in resamples(len(theirs), times))
-    draws = []
-    for at, other in zip(resamples(len(ours), times), others, strict=False):
+        others = (statistics_of(theirs, at) for at in left_out(len(theirs), groups))
+    without = []
+    for at, other in zip(left_out(len(ours), groups), others, strict=False):
         some = statistics_of(ours, at)
-        draws.append(frechet_distance(some.mu, some.sigma, other.mu, other.sigma))
-    interval = around(value, draws) if times == OF_DISTANCES else around_few(value, draws)
-    return {"value": value, "interval": interval}
-
-
-def around_few(value: float, draws: list[float]) -> list[float]:
-    """[low, high] around a value by Student's t: a standard deviation of few resamples is itself
-    uncertain, of ten by a quarter."""
-    reach = students_t.ppf((1 + LEVEL) / 2, len(draws) - 1) * np.std(draws, ddof=1)
-    return [float(value - reach), float(value + reach)]
+        without.append(frechet_distance(some.mu, some.sigma, other.mu, other.sigma))
+    return {"value": value, "interval": of_a_distance(value, np.array(without))}
 
 
 # ── kernels and classes ───────────────────────────────────────────────────────────────────────
@@ -163,11 +155,12 @@ def inside(points: np.ndarray, centres: np.ndarray, reach: Tensor) -> np.ndarray
 def precision_recall(ours: np.ndarray, theirs: np.ndarray, k: int = 3) -> dict[str, dict]:
     """Share of our images in the balls of the reference's, and of the reference's in ours.
 
-    A ball of an image reaches to its k-th neighbour. Kynkäänniemi et al. (2019).
+    A ball of an image reaches to its k-th neighbour. Kynkäänniemi et al. (2019). Intervals are over
+    the images that are counted: the balls are taken as they are.
     """
     precise = inside(ours, theirs, radii(theirs, k)) > 0
     recalled = inside(theirs, ours, radii(ours, k)) > 0
-    return {"precision": mean_of(precise), "recall": mean_of(recalled)}
+    return {"precision": share_of(precise), "recall": share_of(recalled)}
 
 
 def density_coverage(ours: np.ndarray, theirs: np.ndarray, k: int = 5) -> dict[str, dict]:
@@ -180,11 +173,15 @@ def density_coverage(ours: np.ndarray, theirs: np.ndarray, k: int = 5) -> dict[s
         each = [torch.cdist(y, x).min(1).values for _, x in blocks(ours)]
         nearest.append(torch.stack(each).min(0).values)
     covered = (torch.cat(nearest) <= reach).numpy()
-    return {"density": mean_of(density), "coverage": mean_of(covered)}
+    return {"density": mean_of(density), "coverage": share_of(covered)}
 
 
 def mean_of(values: np.ndarray) -> dict:
     return {"value": float(np.mean(values)), "interval": mean_interval(values)}
+
+
+def share_of(right: np.ndarray) -> dict:
+    return {"value": float(np.mean(right)), "interval": share_interval(right)}
 
 
 # ── files of statistics ───────────────────────────────────────────────────────────────────────
@@ -230,7 +227,7 @@ def read_statistics(
     if said is None:
         raise ValueError(
             f"{path} does not say how its images were resized: give --convention legacy "
-            "(torch-fidelity, pytorch-fid) or --convention clean (clean-fid)"
+            "(torch-fidelity) or --convention clean (clean-fid); pytorch-fid's fit neither"
         )
     if said != name:
         raise ValueError(

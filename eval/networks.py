@@ -1,7 +1,8 @@
 """What images are compared by: networks that turn uint8 images b 3 H W into columns of numbers.
 
-    legacy    Inception of 2015, images resized by TF1's bilinear rule: torch-fidelity's and
-              pytorch-fid's convention, and that of the papers of ImageBART's time
+    legacy    Inception of 2015, images resized by TF1's bilinear rule: torch-fidelity's
+              convention, and that of the papers of ImageBART's time (pytorch-fid has PyTorch's
+              rule for pixels' centres, which gives other features)
     clean     the same network, images resized by PIL's bicubic filter: clean-fid's convention
     probe     the network that recognises scenery, where none of the others is at hand
     dinov2    DINOv2 in a folder in Hugging Face's layout
@@ -23,6 +24,8 @@ from rows import Columns
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import normalize, resize
 
 from imagebart.checkpoint import sha256_of
 from imagebart.folders import model_sha256
@@ -119,9 +122,11 @@ class ProbeNetwork(nn.Module):
 
 
 class DINOv2(nn.Module):
-    """The class token of a DINOv2 in a folder, images resized to 224 by its own processor."""
+    """The class token of a DINOv2 in a folder, of whole images resized to 224×224 (bicubic), as
+    FD-DINOv2 is published: the model's own processor would crop them."""
 
     published = True
+    SIDE = 224
 
     def __init__(self, folder: Path | None):
         super().__init__()
@@ -130,13 +135,15 @@ class DINOv2(nn.Module):
         from transformers import AutoImageProcessor, Dinov2Model  # seconds, so only when asked for
 
         self.net = Dinov2Model.from_pretrained(folder, local_files_only=True).eval()
-        self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.mean, self.std = processor.image_mean, processor.image_std
         self.sha256 = model_sha256(folder)
         self.columns = {"features": ("f4", self.net.config.hidden_size)}
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        pixels = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"]
+        resized = resize(images, [self.SIDE, self.SIDE], InterpolationMode.BICUBIC)
+        pixels = normalize(resized.float() / 255, self.mean, self.std)
         return {"features": self.net(pixels.to(self.net.device)).last_hidden_state[:, 0]}
 
 

@@ -11,7 +11,8 @@ a column is compared with itself, and the paper's claim is whether its order is 
 from collections.abc import Callable
 
 from layouts import parts
-from layouts.parts import markdown, percent, record, seconds, valued
+from layouts.held_out import layers_of
+from layouts.parts import markdown, percent, record, seconds, three, valued
 
 GENERATION = "eval/generation.py --model models/{0} --reference {1} --num-images 50000"
 THREE_COLUMNS = "| the paper | ours, released weights | ours, scenery"
@@ -54,7 +55,8 @@ def table_1() -> str:
         command = GENERATION.format(name, f"data/{name}")
         cell = released(name, command)
         rows.append((f"FID, {name}", f"{ours} (T = 2: {plain}), table 1", cell, ""))
-    rows.append(("scenery", "", "", on_scenery("scenery_generation", metric("probe-fid"))))
+    of_classes = "scenery, its classes in turn, guided"
+    rows.append((of_classes, "", "", on_scenery("scenery_generation", metric("probe-fid"))))
     return markdown(f"unconditional {THREE_COLUMNS}", rows)
 
 
@@ -140,8 +142,16 @@ def figure_8_left() -> str:
         time = seconds(row["sequential"]["median_s"])
         layers = f"{row['encoder_depth']} + {row['decoder_depth']}"
         rows.append((layers, "", "", f"{time} an image, random weights"))
-    rows.append(("best compromise", "4 to 6 decoder layers, figure 8", "", "speed alone measured"))
+    said = "4 to 6 decoder layers are the best compromise, figure 8"
+    rows.append(("quality", said, "", on_scenery("scenery_layers", quality_of_layers)))
     return markdown(f"layers, encoder + decoder {THREE_COLUMNS}", rows)
+
+
+def quality_of_layers(one: dict) -> str:
+    """L_3 of every row, of the layers in small."""
+    rows = one["rows"]
+    each = (f"{layers_of(row['preset'])}: {valued(row['nats'], three)}" for row in rows)
+    return f"L_3 of held-out images in nats per token, {'; '.join(each)}"
 
 
 def figure_8_right() -> str:

@@ -37,7 +37,7 @@ from imagebart import ImageBART, distributed, show
 from imagebart.data import scenery
 from imagebart.data.images import to_bytes, to_pil
 from imagebart.data.scenery.world import BUILDING, STAR
-from imagebart.data.sources import open_data
+from imagebart.data.sources import HELD_OUT, open_data
 from imagebart.editing.process import MaskedProcess
 from imagebart.folders import SHIPPED, load_vqgan
 from imagebart.perceptual import LPIPS, high_pass, sharpness
@@ -52,6 +52,7 @@ LEVELS_SHOWN = 6
 class Config:
     model: Path = SHIPPED  # folder with a vqgan.safetensors
     data: str = "scenery"  # "scenery", or a folder of images
+    held_out: float = HELD_OUT  # share of a folder without splits that training held out
     n: int = 1000  # held-out images
     features: str = "probe"  # the network of rFID, see networks.py
     lpips: bool = False  # measure LPIPS as well (VGG's weights must be on disk)
@@ -78,9 +79,10 @@ def main(config: Config) -> dict:
     network = open_network(config.features, **folders).to(device)
     lpips = LPIPS().to(device) if config.lpips else None
     chain = ImageBART.from_pretrained(config.model, device=device) if config.levels else None
-    images = HeldOut(config.data, vqgan.config.image_size, config.n)
+    images = HeldOut(config.data, vqgan.config.image_size, config.n, config.held_out)
     if len(images) < 2:
         raise ValueError(f"{config.data}: held-out images must be at least 2, got {len(images)}")
+    measured.reads(images=images.data.digest(), features=network.sha256)
     kept = measured.rows("reconstructions", len(images), columns_of_images(vqgan, network, lpips))
     for (i,) in tqdm([*kept.missing()], desc="reconstructions", mininterval=5):
         kept.put([i], **measure_image(images, i, vqgan, network, lpips))
@@ -100,9 +102,9 @@ def main(config: Config) -> dict:
 class HeldOut:
     """Held-out images (1, 3, H, W) in [-1, 1], and where their details are if they are scenery."""
 
-    def __init__(self, data: str, size: int, n: int):
+    def __init__(self, data: str, size: int, n: int, share: float = HELD_OUT):
         self.scenery, self.size = data == "scenery", size
-        self.data = open_data(data, size, "validation", n, strict=True)
+        self.data = open_data(data, size, "validation", n, held_out=share, strict=True)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -160,10 +162,12 @@ def measure_image(
 
 
 def distortion(image: Tensor, back: Tensor) -> dict:
-    """PSNR in dB and SSIM of one image, both of pixels in [-1, 1]."""
+    """PSNR in dB and SSIM of one image, both of pixels in [-1, 1]. SSIM compares brightness with
+    black, so it is that of pixels in [0, 1]."""
+    back, image = (back + 1) / 2, (image + 1) / 2
     return {
-        "psnr": peak_signal_noise_ratio(back, image, data_range=2.0),
-        "ssim": structural_similarity_index_measure(back, image, data_range=2.0),
+        "psnr": peak_signal_noise_ratio(back, image, data_range=1.0),
+        "ssim": structural_similarity_index_measure(back, image, data_range=1.0),
     }
 
 

@@ -8,7 +8,7 @@
     versions, hardware, date (UTC)
 
 A `Run` also keeps rows of results beside the file that is to be written (rows.py): run again with
-the same options, models, code, libraries and kind of device, a script goes on where it was
+the same options, models, files, code, libraries and kind of device, a script goes on where it was
 stopped.
 """
 
@@ -60,9 +60,15 @@ class Run:
             "models": {name: model_sha256(folder) for name, folder in folders.items()},
             "options": options_of(config),
         }
+        self.files: dict[str, str | None] = {}
         self.packages = {one: version(one) for one in packages}
         self.device = pick_device(getattr(config, "device", "auto")).type
         self.folder = folder_of_rows(config.out) if config.out else None
+
+    def reads(self, **digests: str | None) -> None:
+        """What takes part beside the models, by digest: pictures, captions, weights of others. To
+        be said before there are `rows`."""
+        self.files |= digests
 
     def rows(self, name: str, n: int, columns: Columns) -> ImageRows:
         """ImageRows that are kept beside the record until it is written, or in memory."""
@@ -74,12 +80,13 @@ class Run:
         return ImageRows(self.folder / f"{readable}_{digest}.npy", n, columns)
 
     def _claim(self, path: Path) -> None:
-        """ValueError unless the rows are this run's: of the same options, models, code, libraries
-        and kind of device."""
-        code, options = self.identity["commit"] or {}, self.identity["options"].items()
+        """ValueError unless the rows are this run's: of the same options, models, files, code,
+        libraries and kind of device."""
+        options = self.identity["options"].items()
         identity = {
-            "code": code.get("sha256"),
+            "code": self.identity["commit"]["sha256"],
             "models": self.identity["models"],
+            "files": self.files,
             "options": {k: v for k, v in options if k not in ELSEWHERE},
             "guidance": [own_guidance(find_folder(one)) for one in self.identity["models"]],
             "versions": self.packages,
@@ -124,19 +131,28 @@ def folder_of_rows(out: Path) -> Path:
     return out.with_name(f"{out.stem}.rows")
 
 
-def commit(code: tuple[str, ...] = CODE) -> dict | None:
-    """The commit of the code, which files of it were changed, and the SHA-256 of all of them; None
-    outside of a checkout."""
+def commit(code: tuple[str, ...] = CODE) -> dict:
+    """The commit of the code, which files of it were changed, and the SHA-256 of all of them.
+    Outside of a checkout there is no commit (`id` is None), and nothing is known to be changed."""
     try:
         head = _git("rev-parse", "HEAD").strip()
         changed = _git("status", "--porcelain", "--", *code).splitlines()
         files = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *code)
+        names = files.split("\0")
     except (OSError, subprocess.CalledProcessError):
-        return None
-    each = sorted({name for name in files.split("\0") if (ROOT / name).is_file()})
+        head, changed, names = None, [], code_below(code)
+    each = sorted({name for name in names if (ROOT / name).is_file()})
     digests = (f"{name} {sha256_of(ROOT / name)}\n" for name in each)
     whole = hashlib.sha256("".join(digests).encode()).hexdigest()
     return {"id": head, "changed": [line[3:] for line in changed], "sha256": whole}
+
+
+def code_below(code: tuple[str, ...]) -> list[str]:
+    """The files of the code where git does not know them."""
+    found = [one for pattern in code if pattern[0] != ":" for one in ROOT.glob(pattern)]
+    found += [below for one in found if one.is_dir() for below in one.rglob("*")]
+    names = [one.relative_to(ROOT).as_posix() for one in found if one.suffix not in (".md", ".pyc")]
+    return sorted(names)
 
 
 def own_guidance(folder: Path) -> float | list[float] | None:
@@ -168,7 +184,7 @@ def is_current(record: dict) -> bool:
 def same_code(then: dict | None) -> bool:
     """Whether the code is that of an earlier `commit()`, whose tree was clean."""
     now = commit()
-    if now is None or then is None or now["changed"] or then["changed"]:
+    if then is None or None in (now["id"], then["id"]) or now["changed"] or then["changed"]:
         return False
     try:
         return not _git("diff", "--name-only", then["id"], now["id"], "--", *CODE)

@@ -41,6 +41,7 @@ from uncertainty import (
     mean_distance_difference,
     mean_distance_interval,
     mean_interval,
+    share_difference,
     share_interval,
 )
 
@@ -121,7 +122,7 @@ def rejection_rates(model: ImageBART, probe: Probe, config: Config, measured: Ru
     (_, everything), *fewer = each  # at rate 1
     for row, features in fewer:
         row["against_first"] = mean_distance_difference(features, everything, reference)
-    rows = [row for row, _ in each]
+    rows = [row | {"guidance": how["guidance"]} for row, _ in each]
     for row in rows:
         print(
             f"rate {row['rate']:4}  class accuracy {row['class_accuracy']:.1%}  inception score "
@@ -205,11 +206,19 @@ def reranking(
             images = model.sample(len(part), prompt=scene.caption, **how)
             similarity = probe(images, [scene.caption] * len(images)).cpu()
             kept.put(part, **as_columns(probe.predict(images)), similarity=similarity)
-    return [best_of_first(first, kept, scenes, n) for first in powers_of_two(n)]
+    (alone, (one, of)), *several = (
+        best_of_first(first, kept, scenes, n) for first in powers_of_two(n)
+    )
+    for row, (right, _) in several:
+        row["against_first"] = share_difference(right, one, of)
+    return [alone, *(row for row, _ in several)]
 
 
-def best_of_first(first: int, kept: ImageRows, scenes: list[scenery.Scene], n: int) -> dict:
-    """The figures of the most similar of the first so many candidates of each caption."""
+def best_of_first(
+    first: int, kept: ImageRows, scenes: list[scenery.Scene], n: int
+) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
+    """The figures of the most similar of the first so many candidates of each caption; of each
+    caption how many attributes are found, and how many there are."""
     similarity = kept["similarity"].reshape(len(scenes), n)[:, :first]
     at = torch.from_numpy(similarity.argmax(1) + n * np.arange(len(scenes)))
     predictions, said = some_of(from_rows(kept), at), [scenery.said(scene) for scene in scenes]
@@ -230,7 +239,7 @@ def best_of_first(first: int, kept: ImageRows, scenes: list[scenery.Scene], n: i
         f"best of {first:2}  similarity {row['similarity']:.3f}  accuracy {row['accuracy']:.1%}",
         flush=True,
     )
-    return row
+    return row, (right, of)
 
 
 def powers_of_two(most: int) -> list[int]:

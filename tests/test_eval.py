@@ -178,6 +178,24 @@ def test_a_perfect_codec_keeps_everything(folder, monkeypatch):
     assert report["codes_in_use"] == pytest.approx(1 / vqgan.K)
 
 
+def test_similarity_is_that_of_brightness_above_black():
+    """Of two even greys a and b of [0, 1]: (2ab + c) / (a² + b² + c), c = 0.01²."""
+    image, back = (torch.full((1, 3, 32, 32), 2 * grey - 1) for grey in (0.5, 0.6))
+    found = reconstruction.distortion(image, back)
+    assert found["ssim"].item() == pytest.approx((0.6 + 1e-4) / (0.61 + 1e-4), rel=1e-4)
+    assert found["psnr"].item() == pytest.approx(20, rel=1e-4)
+
+
+def test_held_out_images_are_those_of_the_share_that_training_held_out(tmp_path):
+    for i in range(60):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    for share in (0.1, 0.5):
+        trained = open_data(tmp_path, 32, "train", held_out=share)
+        images = reconstruction.HeldOut(str(tmp_path), 32, 60, share)
+        assert not {*trained.files} & {*images.data.files}
+        assert len(trained) + len(images) == 60
+
+
 def test_pictures_are_those_of_the_seed(make_model, tmp_path):
     model = make_model(T=3, conditions={"map": len(scenery.LABELS)}, condition_dropout=True)
     model.names["map"] = list(scenery.LABELS)
@@ -227,6 +245,17 @@ def test_completions_are_measured_beside_their_cost(folder, tiny, tmp_path):
     assert row["hidden"] == 0 and row["spread_renders"] >= 1
     scales = tiny.T - 1
     assert scales <= row["passes"] <= scales * tiny.denoisers[2].n
+
+
+def test_the_vqgan_s_psnr_is_that_of_known_pixels():
+    """Whatever their share: a step of 0.2 everywhere is 20 dB."""
+    x, marked = torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    model = SimpleNamespace(generate=lambda tokens: torch.full_like(x, 0.2))
+    for rows in (1, 6):
+        marked[..., :rows, :] = True
+        edit = SimpleNamespace(x=x, marked=marked, model=model)
+        found = completion.of_pixels(edit, Image.new("RGB", (8, 8)), torch.zeros(1))
+        assert found["known_psnr_of_vqgan"] == pytest.approx(20, rel=1e-4)
 
 
 def test_what_the_encoder_sees_under_the_mask_is_compared(tiny):

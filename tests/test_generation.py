@@ -134,6 +134,12 @@ def test_only_ten_thousand_pictures_make_a_fid_without_its_number(monkeypatch, n
     assert generation.compute(*sets, extractor, seed=0)["fid"]["name"] == name
 
 
+def test_an_inception_score_of_few_images_says_so():
+    rows = {"probe-features": np.zeros((40, 2)), "probe-logits": np.eye(40, 12)}
+    extractor = generation.Extractor({"probe": Narrow()}, {"is"})
+    assert generation.compute(rows, None, extractor, seed=0)["probe-is"]["name"] == "probe-IS@40"
+
+
 def test_clip_score_is_the_mean_cosine(clip, folders):
     class Unwrapped(nn.Module):
         """What torchmetrics 1.9 expects of transformers 4."""

@@ -118,6 +118,7 @@ def test_rejection_keeps_the_most_probable_of_each_group(folder, probe):
         assert row["kept"] == len(right[row["rate"]]) == round(240 * row["rate"])
         assert row["class_accuracy"] == pytest.approx(np.mean(right[row["rate"]]))
 
+        assert row["guidance"] == 1.0  # of the model's own, the record's, nothing is read
     every, *fewer = report["rejection"]
     assert "against_first" not in every
     for row in fewer:
@@ -132,6 +133,10 @@ def test_rejection_keeps_the_most_probable_of_each_group(folder, probe):
             images = model.sample(row["best_of"], seed=4 * k, prompt=scene.caption)
             best.append(max(eyes.likeness(scene.caption)(images)))
         assert row["similarity"] == pytest.approx(np.mean(best), abs=1e-5)
+        if row is not ranked[0]:
+            gained = row["against_first"]["value"]
+            assert gained == pytest.approx(row["accuracy"] - ranked[0]["accuracy"])
+    assert "against_first" not in ranked[0]
     similar = [row["similarity"] for row in ranked]
     assert similar == sorted(similar) and similar[0] < similar[-1]
 

@@ -64,13 +64,41 @@ def test_distances_of_features_have_intervals_and_paired_differences():
     assert uncertainty.feature_distance(x, x + 2) == pytest.approx(12, rel=1e-4)
     low, high = uncertainty.distance_interval(x + 2, y)
     assert low < uncertainty.feature_distance(x + 2, y) < high and high - low < 4
-    near, far = uncertainty.distance_interval(x[:40], x[:40])  # no distance is below 0
+    near, far = uncertainty.distance_interval(x[:40], y[:40])  # no distance is below 0
     assert near == 0 < far
     several = uncertainty.mean_distance_interval([x + 2, x - 2], y)
     means = [uncertainty.feature_distance(one, y) for one in (x + 2, x - 2)]
     assert several[0] < np.mean(means) < several[1] and several[1] - several[0] < high - low
     assert uncertainty.distance_difference(x + 2, x, y)["distinct"]
     assert not uncertainty.distance_difference(x, x + 1e-3, y)["distinct"]
+
+
+def test_an_interval_of_a_distance_is_not_too_narrow_nor_twice_too_wide():
+    """For few images of their features, where the bootstrap's is two and a half times as wide as it
+    should be: of 40 distances, their own spread, and how far intervals say that they reach."""
+    generator, found, said = torch.Generator().manual_seed(0), [], []
+    for _ in range(40):
+        pair = torch.randn(2, 60, 32, generator=generator, dtype=torch.float64)
+        found.append(uncertainty.feature_distance(*pair))
+        said.append(uncertainty.distance_interval(*pair)[1] - found[-1])
+    assert 1 < np.mean(said) / (1.96 * np.std(found)) < 2
+
+
+def test_two_images_say_nothing_of_how_far_others_would_be():
+    x, y = torch.randn(2, 2, 5)
+    assert uncertainty.distance_interval(x, y) == [0, np.inf]
+    assert not uncertainty.distance_difference(x + 9, x, y)["distinct"]
+
+
+def test_nothing_is_beyond_the_noise_where_a_figure_is_none():
+    assert not uncertainty.mean_difference([1, np.nan, 2], [1, 2, 2])["distinct"]
+
+
+def test_a_ratio_s_difference_knows_that_its_denominator_is_uncertain():
+    rng = np.random.default_rng(0)
+    of = np.append(rng.exponential(size=80), 1)
+    found = uncertainty.ratio_difference(np.append(3 * of[:-1], np.nan), of, of)
+    assert found["value"] == pytest.approx(2) and np.ptp(found["interval"]) < 1e-9
 
 
 def test_chance_is_what_shuffled_labels_give():
@@ -157,8 +185,6 @@ def test_a_record_identifies_what_was_measured(folder, tmp_path):
 def test_rows_are_of_the_code_and_not_of_its_commit(folder, tmp_path, monkeypatch):
     """Another commit of the same code goes on; a file that is changed once more does not."""
     config, columns = Config(tmp_path / "a.json"), {"x": ("f8", 1)}
-    if records.commit() is None:
-        pytest.skip("no checkout")
     Run(config, [folder]).rows("some", 2, columns).put([0, 1], x=[1.0, 2.0])
     now = records.commit()
     monkeypatch.setattr(
@@ -193,6 +219,33 @@ def test_the_code_is_known_by_its_contents(tmp_path, monkeypatch):
     (tmp_path / "imagebart" / "new.py").write_text("b = 1")
     found.append(records.commit()["sha256"])
     assert len({*found}) == 4
+
+
+def test_the_code_is_known_outside_of_a_checkout_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    (tmp_path / "imagebart" / "data").mkdir(parents=True)
+    (tmp_path / "eval").mkdir()
+    found = []
+    for name in ("imagebart/data/a.py", "eval/b.py", "requirements.txt"):
+        for content in ("first", "second"):
+            (tmp_path / name).write_text(content)
+            found.append(records.commit()["sha256"])
+    assert len({*found}) == 6 and records.commit()["id"] is None
+    (tmp_path / "imagebart" / "README.md").write_text("no code")
+    assert records.commit()["sha256"] == found[-1]
+    assert not records.same_code(records.commit())
+
+
+def test_rows_of_other_files_are_refused(folder, tmp_path):
+    config, columns = Config(tmp_path / "a.json"), {"x": ("f8", 1)}
+    for images in ("first", "second"):
+        run = Run(config, [folder])
+        run.reads(images=images)
+        if images == "first":
+            run.rows("some", 2, columns).put([0, 1], x=[1.0, 2.0])
+            assert run.rows("some", 2, columns)["x"].sum() == 3
+    with pytest.raises(ValueError, match="must hold this run's rows, got those of other files"):
+        run.rows("some", 2, columns)
 
 
 def test_a_record_of_another_guidance_is_measured_again(folder, monkeypatch):

@@ -1,5 +1,6 @@
 """Tables of held-out scenery: the bound, reconstructions, and chains of other lengths."""
 
+from imagebart.presets import find_preset
 from layouts.parts import (
     difference_of,
     markdown,
@@ -74,11 +75,27 @@ def ablation_table() -> str:
     return markdown("change | L_3, nats per token | difference", rows, name)
 
 
+def layers_table() -> str:
+    """Figure 8 left with quality."""
+    name, rows = "scenery_layers", []
+    for row in record_rows(name):
+        difference = difference_of(row.get("against"), signed)
+        rows.append((layers_of(row["preset"]), valued(row["nats"], three), difference))
+    return markdown("layers, encoder + decoder | L_3, nats per token | difference", rows, name)
+
+
+def layers_of(preset: str) -> str:
+    shape = find_preset(preset).between
+    return f"{shape.encoder_depth} + {shape.decoder_depth}"
+
+
 TREND = {
     "probe_fid": "samples: probe-FID",
     "probe_is": "probe-IS",
     "completion_fid": "upper halves, each scale once: probe-FID",
     "completion_time": "time of day, once",
+    "resampled_fid": "with 8 resampling passes: probe-FID",
+    "resampled_time": "time of day, with 8",
     "drawn_fid": "one of 16 fillings: probe-FID",
     "drawn_time": "time of day, of 16",
 }

@@ -81,7 +81,7 @@ def provenance(*names: str) -> str:
         where = f"{hardware}, {day(one['date'])}"
         if name in UNNAMED and name not in OTHER:
             where += f", {FORMER}"
-        if one.get("commit"):
+        if (one.get("commit") or {}).get("id"):
             where += f", commit {one['commit']['id'][:7]}"
         models = [f"{Path(at).name} {sha[:7]}" for at, sha in one.get("models", {}).items()]
         where = ", ".join([where, *(models if len(models) <= 4 else [f"{len(models)} models"])])
@@ -99,6 +99,11 @@ def day(date: str) -> str:
 
 def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
+
+
+def points(share: float) -> str:
+    """A difference of two shares, in points of a percentage."""
+    return f"{100 * share:+.1f}"
 
 
 def seconds(value: float) -> str:

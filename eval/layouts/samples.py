@@ -5,6 +5,7 @@ from layouts.parts import (
     difference_of,
     markdown,
     percent,
+    points,
     record,
     record_row,
     record_rows,
@@ -79,10 +80,11 @@ def re_ranking_table() -> str:
             row["best_of"],
             with_interval(row, "similarity", three),
             with_interval(row, "accuracy", percent),
+            difference_of(row.get("against_first"), points),
         )
         for row in record("scenery_selection")["re-ranking"]
     ]
-    header = "best of | similarity to the caption | attributes found"
+    header = "best of | similarity to the caption | attributes found | … less those of one"
     return markdown(header, rows, "scenery_selection")
 
 
