@@ -18,6 +18,7 @@ import os
 import runpy
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import torch
 import tyro
 from PIL import Image
@@ -35,11 +37,14 @@ from tyro.extras import subcommand_cli_from_dict
 from imagebart import __version__
 from imagebart.checkpoint import atomic_write
 from imagebart.data.image_folder import ImageFolder
-from imagebart.data.images import as_given, enlarged, read_image
+from imagebart.data.images import as_given, enlarged, read_image, to_pil
 from imagebart.data.scan import scan, skipped_files
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.distributed import finish, part_of, start
+from imagebart.editing.inpainting import other_half, outpaint_steps, repainted
 from imagebart.editing.masks import pixel_mask, read_mask
+from imagebart.editing.panorama import panorama_steps, wide_image
+from imagebart.editing.reimagining import reimagined
 from imagebart.model import ImageBART
 from imagebart.options import (
     InpaintOptions,
@@ -52,7 +57,7 @@ from imagebart.options import (
     rows,
 )
 from imagebart.released.importing import PUBLISHED, import_released
-from imagebart.sampling import decoder
+from imagebart.sampling import decoder, image_seeds
 from imagebart.settings import chunk_of, file_stem
 
 
@@ -89,6 +94,7 @@ MAPS = ("semantic_map", "source_semantic_map")
 ReimagineFields: Any = as_dataclass(ReimaginingOptions, without=MAPS)
 PanoramaFields: Any = as_dataclass(PanoramaOptions)
 OutputFields: Any = as_dataclass(OutputOptions)
+DIRECTIONS = ("left", "right", "top", "bottom")
 Words = Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT]")]
 ManyWords = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[PROMPT …]")]
 Number = Annotated[int, tyro.conf.arg(aliases=("-n",))]
@@ -183,7 +189,7 @@ class Edit(Command, EditFields):
     num_images: Number = 1
 
     def run(self) -> None:
-        margins = {name: getattr(self, name) for name in ("left", "right", "top", "bottom")}
+        margins = {name: getattr(self, name) for name in DIRECTIONS}
         wanted = [self.mask is not None, self.keep is not None, any(margins.values())]
         if sum(wanted) != 1:
             raise ValueError("give one of --mask, --keep, or --left --right --top --bottom")
@@ -202,17 +208,27 @@ class Edit(Command, EditFields):
         image = read_image(self.image, convert=as_given)
         mask = None if self.mask is None else pixel_mask(read_mask(self.mask), image.size)
         model = self.load()
+        if self.keep is not None:
+            mask = other_half(self.keep, image.size)
         with passes_shown(options) as how:
-            if mask is not None:
-                images = model.inpaint(image, mask, self.num_images, **how)
-            elif self.keep is not None:
-                images = model.complete(image, self.num_images, keep=self.keep, **how)
-            else:
-                margins["overlap"] = self.overlap
-                images = model.outpaint(image, self.num_images, **margins, **how)
-        for i, edited in enumerate(cast(list[Image.Image], images)):
-            files.save(edited, i)
+            for i, edited in enumerate(self.edits(model, image, mask, how)):
+                files.save(edited, i)
         files.report(self.num_images)
+
+    def edits(
+        self, model: ImageBART, image: Image.Image, mask: np.ndarray | None, options: dict
+    ) -> Iterator[Image.Image]:
+        """One picture after another, each as soon as it is drawn."""
+        if mask is not None:
+            how = cast(InpaintOptions, options)
+            for edit, one in repainted(model, image, mask, self.num_images, how):
+                yield from edit.pictures(one)
+            return
+        margins = {name: getattr(self, name) for name in DIRECTIONS} | {"overlap": self.overlap}
+        for seed in image_seeds(self.seed, self.num_images):
+            steps = outpaint_steps(model, image, **margins, **options | {"seed": seed})
+            grown, _ = deque(steps, 1).pop()
+            yield grown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,9 +247,11 @@ class Reimagine(Command, ReimagineFields):
         files.require_new(range(self.num_images))
         image, model = read_image(self.image), self.load()
         with passes_shown(options) as how:
-            images = model.reimagine(image, self.num_images, **how)
-        for i, one in enumerate(cast(list[Image.Image], images)):
-            files.save(one, i)
+            own = cast(ReimaginingOptions, how)
+            batches = reimagined(model, image, self.num_images, own)
+            pictures = chain.from_iterable(map(to_pil, batches))
+            for i, one in enumerate(pictures):
+                files.save(one, i)
         files.report(self.num_images)
 
 
@@ -252,13 +270,20 @@ class Panorama(Command, PanoramaFields, OutputFields):
         options = checked_options(self, PanoramaOptions, prompts=self.words)
         output = checked_options(self, OutputOptions)
         self.require_new([self.out])
-        model = self.load()
-        with passes_shown(options) as how:
-            (image,) = model.panorama(self.width, self.height, **how)
+        image = self.drawn(self.load(), options)
         size = {"width": self.width, "height": image.height}
         options |= output | size | {"seed": self.seed}
         self.save(enlarged(image, self.enlarge), self.out, options)
         self.report(self.out, options)
+
+    def drawn(self, model: ImageBART, options: dict) -> Image.Image:
+        """The picture, with a bar that shows how much of the chain is done."""
+        with tqdm(total=1.0, bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+            for step in panorama_steps(model, self.width, self.height, **options):
+                bar.update(step.done - bar.n)
+        wrap = options.get("wrap", False)
+        (image,) = to_pil(wide_image(model, step.tokens, self.width, self.height, wrap))
+        return image
 
 
 @dataclass(frozen=True, kw_only=True)

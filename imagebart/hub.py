@@ -45,7 +45,8 @@ def push_to_hub(
     """Upload the model to the Hugging Face Hub as owner/name and give its address.
 
     `card` is the text of its README.md, one with the model's sizes if not given; `results` is what
-    was measured, for the folder `.eval_results` beside it; `dtype` as `save_pretrained`.
+    was measured, for the folder `.eval_results` beside it; `dtype` as `save_pretrained`. Scales and
+    results of a model that was there are deleted.
     `from_pretrained(repo_id)` reads it. Raises ValueError for a name that is not owner/name, and
     what huggingface_hub raises.
     """
@@ -60,7 +61,13 @@ def push_to_hub(
         with atomic_write(Path(folder) / "README.md") as draft:
             draft.write_text(card or model_card(model, repo_id), encoding="utf-8")
         write_results(results, Path(folder) / ".eval_results")
-        hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="An ImageBART")
+        former = ["scale_*.safetensors", ".eval_results/*"]  # what this model has is not deleted
+        hub.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message="An ImageBART",
+            delete_patterns=former,
+        )
     return str(address)
 
 

@@ -377,6 +377,7 @@ class ImageBART(nn.Module):
         from imagebart.sampling import image_seeds
         from imagebart.streaming import batch_that_fits
 
+        tokens = torch.as_tensor(tokens)
         if tuple(tokens.shape[1:]) != self.grid:
             (h, w), (H, W) = self.grid, self.image_size
             got = f"got shape {tuple(tokens.shape)}"
@@ -514,8 +515,9 @@ def require_output(output_type: str) -> None:
 
 
 def require_tokens(tokens: Tensor, K: int) -> Grid:
-    """The tokens in int64; ValueError unless these are (b, h, w), at least one, whole numbers in
-    [0, K)."""
+    """The tokens in int64, NumPy's and lists too; ValueError unless these are (b, h, w), at least
+    one, whole numbers in [0, K)."""
+    tokens = torch.as_tensor(tokens)
     if tokens.ndim != 3 or tokens.numel() == 0:
         raise ValueError(f"tokens must be (b, h, w), at least one, got {tuple(tokens.shape)}")
     if tokens.is_floating_point() or tokens.dtype == torch.bool:

@@ -9,18 +9,19 @@ CLIP re-ranking         of so many candidates the n that look most like the prom
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Any, Unpack, cast
 
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from imagebart.arguments import as_int, is_several, quoted, to_builtin
+from imagebart.arguments import as_int, each_of, is_several, quoted, to_builtin
 from imagebart.checkpoint import sha256_of
 from imagebart.data.text import TEXT_IDS, encode_text
 from imagebart.isolation import isolated
@@ -28,6 +29,7 @@ from imagebart.model import ImageBART
 from imagebart.notation import Float
 from imagebart.options import CandidateOptions, EditCandidateOptions, Marks, with_options
 from imagebart.sampling import image_seeds
+from imagebart.streaming import WORDS
 
 Score = Callable[[list[Image.Image]], Sequence[float]]
 """Pictures → a finite number each, more is better."""
@@ -60,10 +62,10 @@ def best_of(
     They are drawn `chunk` at a time and only the best so far are kept. The options
     are one for all. Of equal scores the higher seed wins.
     """
-    seed = as_int(options.pop("seed", 0), "seed")
-    draw = cast(Draw, partial(model.sample, **options))
-    *_, best = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
-    return best
+    seed, one = as_int(options.pop("seed", 0), "seed"), one_for_all(options)
+    draw = cast(Draw, partial(model.sample, **one))
+    steps = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
+    return deque(steps, 1).pop()
 
 
 @with_options
@@ -82,10 +84,18 @@ def best_edits(
 
     The score sees the whole picture. The rest as in `best_of`.
     """
-    seed = as_int(options.pop("seed", 0), "seed")
-    draw = cast(Draw, partial(model.inpaint, image, mask, **options))
-    *_, best = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
-    return best
+    seed, one = as_int(options.pop("seed", 0), "seed"), one_for_all(options)
+    draw = cast(Draw, partial(model.inpaint, image, mask, **one))
+    steps = best_so_far(draw, num_images, candidates, score, seed=seed, chunk=chunk)
+    return deque(steps, 1).pop()
+
+
+def one_for_all(options: Mapping[str, object]) -> dict[str, Any]:
+    """The options; ValueError if what is to be seen is more than one thing: candidates differ by
+    their seeds alone."""
+    kinds = {name: kind for name, kind in WORDS.items() if name in options}
+    each = {name: each_of(options[name], 1, kind, name) for name, kind in kinds.items()}
+    return {**options} | {name: one for name, (one,) in each.items()}
 
 
 def best_so_far(

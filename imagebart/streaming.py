@@ -7,6 +7,7 @@ bit however they are cut; on a GPU as far as its kernels round alike for any num
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
@@ -49,7 +50,7 @@ def sample_stream(
     """
     cut: dict[str, Any] = {"batch": batch, "part": part, "draw_classes": True}
     for count, own in batches(model, num_images, options, **cut):
-        *_, last = model.sample_steps(count, **own)
+        last = deque(model.sample_steps(count, **own), 1).pop()
         yield last.tokens
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_colours import PROFILE
+from tqdm import tqdm
 
-from imagebart import ImageBART, __version__
+from imagebart import ImageBART, __version__, streaming
 from imagebart.__main__ import COMMANDS, main
 from imagebart.checkpoint import atomic_write
 from imagebart.conditions import text_tokens
@@ -183,8 +184,40 @@ def test_passes_are_counted_while_an_edit_runs(folder, tmp_path, capsys):
     picture(32, 32).save(tmp_path / "image.png")
     main(["edit", str(tmp_path / "image.png"), *base, "--keep", "left", "-o", str(tmp_path)])
     assert "scale 2: " in capsys.readouterr().err
-    main(["panorama", *base, "--width", "48", "-o", str(tmp_path / "wide.png")])
-    assert "scale 2: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+def test_a_panorama_shows_how_much_is_done(folder, tmp_path, capsys, mode, monkeypatch):
+    out, seen = tmp_path / "wide.png", []
+    monkeypatch.setattr(tqdm, "update", lambda bar, n: seen.append(n))
+    main(["panorama", *folder[1], "--width", "48", "--mode", mode, "-o", str(out)])
+    assert len(seen) > 3 and seen == sorted(seen) and seen[-1] == 1  # of a bar that stays at 0
+    assert same(out, folder[0].panorama(48, mode=mode)[0])
+
+
+@pytest.mark.parametrize(
+    "run", [["edit", "--keep", "left"], ["edit", "--right", "8"], ["reimagine"]]
+)
+def test_what_was_drawn_before_an_interruption_is_there(folder, tmp_path, monkeypatch, run):
+    picture(32, 32).save(tmp_path / "image.png")
+    command = [run[0], str(tmp_path / "image.png"), *run[1:], *folder[1], "-n", "3"]
+    main([*command, "-o", str(tmp_path / "whole")])
+    drawn, generate = [], ImageBART.generate
+
+    def interrupted(model, *given):
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return generate(model, *given)
+
+    monkeypatch.setattr(ImageBART, "generate", interrupted)
+    monkeypatch.setattr(streaming, "batch_that_fits", lambda *_: 1)
+    with pytest.raises(SystemExit):
+        main([*command, "-o", str(tmp_path / "part")])
+    whole, part = ([*sorted((tmp_path / name).iterdir())] for name in ("whole", "part"))
+    assert [path.name for path in part] == [path.name for path in whole[: len(part)]]
+    assert len(whole) == 3 and part
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(part, whole, strict=False))
 
 
 @pytest.mark.filterwarnings("always")

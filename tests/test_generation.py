@@ -353,7 +353,7 @@ def test_all_metrics_by_the_probe(model, probe):
     config = replace(config, features=("probe",), probe=probe, metrics=names)
     record = run(replace(config, save_images=Path("kept.npz")))
     titles = {key: one["name"] for key, one in record["metrics"].items()}
-    assert titles["probe-fid"] == f"probe-FID@{N}" and titles["probe-is"] == "probe-IS"
+    assert titles["probe-fid"] == f"probe-FID@{N}" and titles["probe-is"] == f"probe-IS@{N}"
     assert {*titles} == {
         *("probe-fid", "probe-is", "probe-kid", "probe-precision", "probe-recall"),
         *("probe-density", "probe-coverage"),

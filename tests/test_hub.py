@@ -1,5 +1,7 @@
 """A model that is uploaded is one that loads."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -7,6 +9,7 @@ from huggingface_hub import EvalResultEntry, HfApi, ModelCard
 from huggingface_hub import parse_eval_result_entries as parsed
 
 from imagebart import ImageBART
+from imagebart.folders import model_sha256
 
 
 @pytest.fixture
@@ -14,14 +17,16 @@ def hub(monkeypatch, tmp_path):
     """The Hub as a folder; no request leaves."""
 
     def create_repo(self, repo_id, **how):
-        (tmp_path / repo_id).mkdir(parents=True)
+        (tmp_path / repo_id).mkdir(parents=True, exist_ok=True)
         (tmp_path / "how").write_text(f"{self.token} {how}")
         return f"https://huggingface.co/{repo_id}"
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message):
-        import shutil
-
-        shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
+    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
+        there = tmp_path / repo_id
+        for pattern in delete_patterns:
+            for path in there.glob(pattern):
+                path.unlink()
+        shutil.copytree(folder_path, there, dirs_exist_ok=True)
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
@@ -35,6 +40,15 @@ def test_what_is_uploaded_loads_and_draws_the_same(tiny, hub):
     again = ImageBART.from_pretrained(hub / "anna" / "tiny", device="cpu")
     same = [model.sample(2, output_type="pt") for model in (tiny, again)]
     assert torch.equal(*same)
+
+
+def test_a_model_takes_the_place_of_the_one_that_was_there(make_model, tiny, hub):
+    fid = EvalResultEntry("anna/scenery", "fid", 15.9)
+    make_model(T=5).push_to_hub("anna/model", results=[fid])
+    tiny.push_to_hub("anna/model")
+    tiny.save_pretrained(hub / "alone")
+    assert model_sha256(hub / "anna" / "model") == model_sha256(hub / "alone")
+    assert not list((hub / "anna" / "model" / ".eval_results").iterdir())
 
 
 def test_the_card_says_what_the_model_is(make_model, hub):

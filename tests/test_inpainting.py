@@ -15,7 +15,7 @@ from imagebart import ImageBART
 from imagebart.data.colours import from_srgb
 from imagebart.data.images import to_pil, to_rgb, to_tensor
 from imagebart.editing import pasting
-from imagebart.editing.inpainting import MaskedImage, outpaint_steps
+from imagebart.editing.inpainting import MaskedImage, other_half, outpaint_steps
 from imagebart.editing.pasting import Box, membrane
 from imagebart.editing.process import PROCESSES, edit_steps
 
@@ -493,6 +493,22 @@ def test_a_picture_goes_on_beyond_its_borders(tiny, margins, size):
     assert not same(one, two) and same(tiny.outpaint(image, seed=6, **margins)[0], two)
 
 
+def test_an_outpainting_that_grows_nowhere_warns(tiny):
+    image = picture(40, 40)
+    with pytest.warns(UserWarning, match="no side grows: the image is returned as it is"):
+        (same,) = tiny.outpaint(image, overlap=4)
+    assert np.array_equal(np.asarray(same), np.asarray(image))
+
+
+def test_a_completion_goes_on_from_what_is_kept_of_a_tall_picture(tiny):
+    """Its mask is as large as the crop would be: the crop is larger."""
+    mask = other_half("lower", (32, 80))
+    edits = [MaskedImage(tiny, picture(32, 80, seed), mask) for seed in (0, 1)]
+    assert all(not edit.masked.all() for edit in edits)
+    known = ~edits[0].masked
+    assert (edits[0].x_1() != edits[1].x_1())[known].any()
+
+
 def test_outpainting_draws_every_pixel_once_and_nothing_it_was_not_asked_for(tiny):
     image = picture()
     assert same(tiny.outpaint(image)[0], image)
@@ -507,6 +523,7 @@ def test_outpainting_draws_every_pixel_once_and_nothing_it_was_not_asked_for(tin
         tiny.outpaint(picture(3, 30), top=2)
 
 
+@pytest.mark.filterwarnings("ignore:no side grows")
 def test_outpainting_is_told_window_by_window(tiny):
     """What is known stays as it is; the last step is the picture, and every image has its words."""
     image = picture()
@@ -525,6 +542,7 @@ def test_steps_of_an_outpainting_have_one_seed(tiny, seed):
         next(outpaint_steps(tiny, picture(), left=16, seed=seed))
 
 
+@pytest.mark.filterwarnings("ignore:no side grows")
 def test_an_overlap_is_drawn_anew_at_the_sides_that_grow(tiny):
     """It is like the margin: no pixel of it reaches the result, transparent or not."""
     image, how = picture(40, 32), dict(left=16, bottom=8, overlap=5, seed=2)

@@ -48,6 +48,31 @@ def test_a_box_holds_the_masked_part_and_stays_inside_if_it_can(height, width, h
     assert box.width * h >= min(width * h, height * w) - 1e-6
 
 
+@given(SIDES, SIDES, SIDES, SIDES, st.data())
+def test_a_box_holds_what_is_not_marked(height, width, h, w, data):
+    """Of a large mask too: a third of it, or the whole picture."""
+    top, bottom = sorted(data.draw(st.integers(0, height - 1)) for _ in range(2))
+    left, right = sorted(data.draw(st.integers(0, width - 1)) for _ in range(2))
+    mask = np.zeros((height, width), bool)
+    mask[top : bottom + 1, left : right + 1] = True
+    box = box_around(mask, (h, w))
+    part = mask[box.part((height, width))]
+    known = 1 - part.mean()
+    assert part.size == mask.size or known >= min(1 / 3, 1 - mask.mean())
+
+
+@pytest.mark.parametrize("height, width, rows", [(128, 228, 8), (128, 512, 8), (50, 16, 10)])
+def test_what_lies_beyond_a_marked_border_is_marked(height, width, rows):
+    """The sky of a wide picture, and the upper part of a tall one, which has neighbours beyond its
+    sides: what is known of the crop are its lower tokens."""
+    mask = np.zeros((height, width), bool)
+    mask[: height // 2] = True
+    box = box_around(mask, (64, 64))
+    assert box.part((height, width)) == (slice(0, height), slice(0, width)) or height > width
+    masked = box.tokens(mask, (16, 16))[0]
+    assert masked[:rows].all() and not masked[rows + 1 :].any()
+
+
 def test_a_box_cuts_what_it_says_and_goes_on_beyond_the_border():
     image = numbered(20, 30)
     pixels = np.asarray(image)

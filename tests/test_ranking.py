@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imagebart.data.text import END, START
@@ -105,6 +107,15 @@ def test_there_must_be_enough_to_choose_from(tiny):
         best_of(tiny, 1, 2, brightness, chunk=0)
     with pytest.raises(ValueError, match="num_images must be"):
         best_of(tiny, 0, 2, brightness)
+
+
+def test_all_candidates_are_of_one_prompt(make_model):
+    """Also where a chunk has as many candidates as there are prompts."""
+    model = make_model(T=2, conditions={"text": 6}, condition_dropout=True)
+    pair = Image.new("RGB", (32, 32)), np.ones((32, 32), bool)
+    for draw in (partial(best_of, model), partial(best_edits, model, *pair)):
+        with pytest.raises(ValueError, match="prompt must be text: one, or 1 of them"):
+            draw(1, 4, brightness, chunk=2, prompt=["a lake", "night"])
 
 
 def test_clip_ranks_by_likeness(tiny, clip):

@@ -10,6 +10,7 @@ only marked pixels are pasted back, their colours shifted to go on across the bo
 """
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Unpack
@@ -97,7 +98,7 @@ def repainted(
     given |= edit.maps(given.get("semantic_map"), num_images)
     x_1 = edit.x_1()
     for count, own in batches(model, num_images, given):
-        *_, last = steps(model, x_1, edit.masked, count, **own)
+        last = deque(steps(model, x_1, edit.masked, count, **own), 1).pop()
         for one in edit.results(last.tokens):
             yield edit, one
 
@@ -273,7 +274,8 @@ def outpaint(
     how = {"left": left, "right": right, "top": top, "bottom": bottom, "overlap": overlap}
     grown, seeds = [], image_seeds(options.get("seed", 0), num_images)
     for seed, own in zip(seeds, each_image(options, num_images), strict=True):
-        *_, (last, _) = outpaint_steps(model, image, **own | how | {"seed": seed})
+        steps = outpaint_steps(model, image, **own | how | {"seed": seed})
+        last, _ = deque(steps, 1).pop()  # the canvas of every window would be kept
         grown.append(last)
     return grown
 
@@ -318,6 +320,8 @@ def outpaint_steps(
     kept = kept_part(image.size, margins, overlap)
     canvas, known = np.zeros((*size, 3), np.uint8), np.zeros(size, bool)
     canvas[place], known[place] = np.asarray(image), kept
+    if known.all():
+        warn_caller("no side grows: the image is returned as it is")
     boxes = list(outward(known, model.image_size))
     for i, box in enumerate(boxes):
         so_far = Image.fromarray(fill_unknown(canvas, known))

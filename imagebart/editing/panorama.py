@@ -13,6 +13,7 @@ a panorama of the training size is the sample of that seed.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Unpack
@@ -43,9 +44,16 @@ def panorama(
     model: ImageBART, width: int, height: int | None = None, **options: Unpack[PanoramaOptions]
 ) -> Images:
     """An image (1, 3, height, width) in [-1, 1]; see `panorama_steps`."""
-    *_, last = panorama_steps(model, width, height, **options)
+    last = deque(panorama_steps(model, width, height, **options), 1).pop()
+    return wide_image(model, last.tokens, width, height, options.get("wrap", False))
+
+
+def wide_image(
+    model: ImageBART, tokens: Grid, width: int, height: int | None = None, wrap: bool = False
+) -> Images:
+    """The image (1, 3, height, width) of wide tokens, in [-1, 1]; the model's height for None."""
     height = model.image_size[0] if height is None else height
-    return decode_wide(model, last.tokens, options.get("wrap", False))[:, :, :height, :width]
+    return decode_wide(model, tokens, wrap)[:, :, :height, :width]
 
 
 @with_options
@@ -63,8 +71,8 @@ def panorama_steps(
     of f, the tokens cover a larger image, which `panorama` crops.
 
     Between two prompts or classes log-probabilities are interpolated (`ConditionsAlongX`). With
-    `wrap` the width must be a multiple of f. ValueError at the first step if a size or an option is
-    out of range.
+    `wrap` the width must be a multiple of f. The `method` is that of windows: mode "exact" decodes
+    token by token. ValueError at the first step if a size or an option is out of range.
     """
     given = with_defaults(PanoramaOptions, options)
     mode, wrap, seed = (given.pop(name) for name in ("mode", "wrap", "seed"))

@@ -17,6 +17,9 @@ from torch import Tensor
 from imagebart.editing.harmonic import harmonic, part_around
 from imagebart.notation import Bool, Float, Images, Int
 
+KNOWN = 1 / 3
+"""Part of a crop that is not marked, at least, where the image has so much: what is repainted goes
+on from there."""
 FADE = 5
 """Pixels inside the border over which a step at it is spread."""
 MISS, EDGE = 0.5, 0.3
@@ -63,7 +66,8 @@ class Box:
         return kinds[np.ix_(*at)]
 
     def tokens(self, mask: np.ndarray, grid: tuple[int, int]) -> Bool[Tensor, "1 h w"]:
-        """The masked tokens of `grid` (h, w): those with at least one masked pixel (H, W)."""
+        """The masked tokens of `grid` (h, w): those with at least one masked pixel (H, W). Tokens
+        beyond the borders are as the edge pixels that are repeated there."""
         (h, w), (H, W) = grid, mask.shape
         rows = [mask[_touched(self.top, self.height, i, h, H)].any(0) for i in range(h)]
         columns = [_touched(self.left, self.width, j, w, W) for j in range(w)]
@@ -133,17 +137,22 @@ def bicubic(n: int, size: int) -> tuple[Float[Tensor, "N n"], Int[Tensor, " N"]]
 def box_around(mask: np.ndarray, size: tuple[int, int]) -> Box:
     """The crop that a model of `size` (h, w) edits: the largest box of its aspect ratio.
 
-    It lies within the image, or is larger if the mask (H, W) does not fit, and is centred on the
-    mask as far as the borders allow.
+    It lies within the image, or is larger if the mask (H, W) does not fit, or if less than `KNOWN`
+    of what it holds were not marked, and is centred on the mask as far as the borders allow.
     """
     (H, W), (h, w) = mask.shape, size
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     tall, wide = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
-    scale = max(min(H / h, W / w), tall / h, wide / w)
-    height, width = math.ceil(h * scale - 1e-9), math.ceil(w * scale - 1e-9)
-    top = _placed((rows[0] + rows[-1] + 1 - height) // 2, height, H)
-    left = _placed((columns[0] + columns[-1] + 1 - width) // 2, width, W)
-    return Box(left, top, width, height)
+    scale, most = max(min(H / h, W / w), tall / h, wide / w), max(H / h, W / w)
+    wanted = min(KNOWN, 1 - mask.mean())
+    while True:
+        height, width = math.ceil(h * scale - 1e-9), math.ceil(w * scale - 1e-9)
+        top = _placed((rows[0] + rows[-1] + 1 - height) // 2, height, H)
+        left = _placed((columns[0] + columns[-1] + 1 - width) // 2, width, W)
+        box = Box(left, top, width, height)
+        if scale >= most or 1 - mask[box.part((H, W))].mean() >= wanted:
+            return box
+        scale = min(1.05 * scale, most)
 
 
 def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
@@ -201,10 +210,12 @@ def _placed(start: int, length: int, whole: int) -> int:
 
 
 def _touched(start: int, length: int, i: int, count: int, whole: int) -> slice:
-    """The pixels of the i-th of `count` equal parts of start … start + length."""
+    """The pixels of the i-th of `count` equal parts of start … start + length; of one that lies
+    beyond 0 … whole, the pixel at that end."""
     first = math.floor(start + i * length / count + 1e-6)
     last = math.ceil(start + (i + 1) * length / count - 1e-6)
-    return slice(min(max(first, 0), whole), min(max(last, 0), whole))
+    first = min(max(first, 0), whole - 1)
+    return slice(first, max(min(last, whole), first + 1))
 
 
 def membrane(

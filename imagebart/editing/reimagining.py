@@ -17,6 +17,7 @@ With the words of the picture this gives its tokens. With others a token changes
 less likely than the words of the picture did: nobody marks where.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -66,22 +67,28 @@ def reimagine(
     """Images (b, 3, H, W) in about [-1, 1] of the model's size: `image` under other words.
 
     The model sees the largest centred part of its own shape. The results differ by their seeds,
-    that is by x_2 .. x_T and by the noise. Images come in batches that fit the memory. Errors as in
-    `reimagine_steps`.
+    that is by x_2 .. x_T and by the noise. Errors as in `reimagine_steps`.
     """
+    return torch.cat([*reimagined(model, image, num_images, options)])
+
+
+@isolated
+def reimagined(
+    model: ImageBART, image: Image.Image, num_images: int, options: ReimaginingOptions
+) -> Iterator[Images]:
+    """The images of `reimagine`, a batch that fits the memory at a time."""
     given: dict[str, Any] = {**options}
     source = {name: given.pop(option, None) for name, option in SOURCE.items()}
     guidance = {"guidance": given.pop("guidance", None)}
-    x_1, images = model.encode(to_rgb(image)), []
+    x_1 = model.encode(to_rgb(image))
     unguided = {"guidance": 1.0}  # of two conditions: no dropout is needed
     of_source = batches(model, num_images, source | unguided, called=SOURCE)
     both = batches(model, num_images, given | unguided), of_source
     for (count, own), (_, own_source) in zip(*both, strict=True):
         del own["negative_prompt"]  # it is guided away from the picture's words
         own |= guidance | {option: own_source[name] for name, option in SOURCE.items()}
-        *_, last = reimagine_steps(model, x_1, count, **own)
-        images.append(model.generate(last.tokens))
-    return torch.cat(images)
+        last = deque(reimagine_steps(model, x_1, count, **own), 1).pop()
+        yield model.generate(last.tokens)
 
 
 @with_options
