@@ -481,8 +481,8 @@ def test_a_killed_encode_goes_on(chain, tmp_path, monkeypatch):
         patch.setattr(TokenWriter, "close", die_at(2, TokenWriter.close))
         train(*given)
     assert (tmp_path / "train" / "tokens.json").exists()
-    encoded, encode = [], VQGAN.encode
-    monkeypatch.setattr(VQGAN, "encode", lambda self, x: encoded.append(x) or encode(self, x))
+    encoded, latents = [], VQGAN.latents
+    monkeypatch.setattr(VQGAN, "latents", lambda self, x: encoded.append(x) or latents(self, x))
     train(*given)
     assert [len(image) for image in encoded] == [8, 8]
     assert digests(tmp_path) == digests(chain / "tokens")
@@ -552,6 +552,24 @@ def test_codes_of_training_images_are_in_use(chain, tmp_path):
         folders = tmp_path / "shrunk" / split, tmp_path / "whole" / split
         tokens, codes = (TokenFile(folder).batch(range(12)) for folder in folders)
         assert torch.equal(shrunk.used[tokens], codes), split
+
+
+def test_a_vqgan_that_learns_on_has_a_token_for_every_code(chain, tmp_path, capsys):
+    """Its tokens are other codes' once it has learned; a decoder alone keeps them. How many codes
+    have no token of their own is said."""
+    vqgan = load_vqgan(chain / "vqgan")
+    vqgan.quantiser.shrink(torch.arange(2))
+    save_vqgan(vqgan, tmp_path / "shrunk")
+    few = ("--init", tmp_path / "shrunk", "--steps", 1, "--workers", 0, "--out")
+    for part, K in {"all": 64, "decoder": 2}.items():
+        train("compression", *SIZE, "--train", part, *few, tmp_path / part)
+        assert load_vqgan(tmp_path / part).K == K
+        train("encode", *ENCODE, "--vqgan", tmp_path / part, "--out", tmp_path / f"{part}_tokens")
+        said = capsys.readouterr().out
+        assert (load_vqgan(tmp_path / f"{part}_tokens" / "vqgan").K == 2) == (K == 2)
+        for split in ("train", "validation"):
+            (share,) = re.findall(rf"^{split}: ([\d.]+)% of its codes have no token", said, re.M)
+            assert (float(share) > 10) == (K == 2)
 
 
 def test_finished_tokens_of_all_codes_are_not_taken_for_shrunk_ones(chain, tmp_path):

@@ -192,7 +192,10 @@ def recipe_of(config: Config, preset: Preset) -> CompressionRecipe:
 
 
 def vqgan_of(config: Config, preset: Preset) -> VQGAN:
-    """A new VQGAN, or that of `--init`, of which only what is to learn is not frozen."""
+    """A new VQGAN, or that of `--init`, of which only what is to learn is not frozen.
+
+    Where all learns, other codes come into use, so each has a token again; else tokens stay.
+    """
     if config.train != "all" and not config.init:
         raise ValueError(f"--train {config.train} needs a trained VQGAN, --init, got none")
     vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
@@ -203,6 +206,8 @@ def vqgan_of(config: Config, preset: Preset) -> VQGAN:
     vqgan.hold_known()
     if config.train == "decoder":
         vqgan.hold_tokens()
+    else:
+        vqgan.quantiser.expand()
     return vqgan
 
 

@@ -5,11 +5,13 @@
 
 The codebook is shrunk to the entries in use: by the held-out images and by as many of the training
 split, evenly spread; every other entry is mapped to a random used one by a table drawn once. OUT
-holds the shrunk `vqgan/` and a token file each for `train/` and `validation/`. The same command
-again goes on with what is not there yet. Several ranks encode their parts of every batch, and the
-first one writes.
+holds the shrunk `vqgan/` and a token file each for `train/` and `validation/`. Of each it is said
+how many of its codes were mapped so: many, if the pictures are others than those that the codebook
+was shrunk by. The same command again goes on with what is not there yet. Several ranks encode their
+parts of every batch, and the first one writes.
 """
 
+import math
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -85,10 +87,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     grid = (size // vqgan.f, size // vqgan.f)
 
     def encoded(image: Images, conditions: dict[str, np.ndarray]) -> tuple:
-        """Tokens (b, h, w) of images, and those (b, m) of their conditions, by name."""
+        """Codes (b, h, w) of images, and the tokens (b, m) of their conditions, by name."""
         image = image.to(device, memory_format=torch.channels_last)
         with torch.inference_mode(), distributed.autocast(device, config.precision):
-            return vqgan.encode(image).cpu(), conditions
+            return vqgan.quantiser.nearest(vqgan.latents(image)).cpu(), conditions
 
     def code_batches(data, name: str):
         """What `encoded` gives, batch after batch, of all ranks in order."""
@@ -104,7 +106,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     if config.shrink and not vqgan.quantiser.shrunk and not finished:
         some = Subset(train, range(0, len(train), -(-len(train) // config.validation)))
         looked_at = ConcatDataset([validation, some])
-        seen = [grid.unique() for grid, _ in code_batches(looked_at, "codes in use")]
+        seen = [code.unique() for code, _ in code_batches(looked_at, "codes in use")]
         used = torch.cat(seen).unique()
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
     if not finished and ranks.is_main:
@@ -127,9 +129,14 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             "names": data.names,
             "vqgan_sha256": sha256_of(path),
         }
+        replaced = 0
         with TokenWriter(config.out / name, len(data), grid, vqgan.K, **header) as writer:
-            for parts in code_batches(data, name):
-                writer.append(*parts)
+            for code, conditions in code_batches(data, name):
+                code = code.to(device)
+                writer.append(vqgan.quantiser.tokens_for(code), conditions)
+                replaced += int(vqgan.quantiser.is_replaced(code).sum())
+        share = replaced / (len(data) * math.prod(grid))
+        print(f"{name}: {share:.2%} of its codes have no token of their own and got a random one")
 
 
 def conditions_read(
