@@ -29,8 +29,8 @@ from training import warmup_cosine
 from watching import Watchdog
 
 from imagebart import ImageBART, checkpoint, perceptual, presets
-from imagebart.checkpoint import Checkpoints, read_json, run_lock, sha256_of
-from imagebart.conditions import ConditionShape, pieces_of, text_shape
+from imagebart.checkpoint import Checkpoints, read_json, run_lock, save_tensors, sha256_of
+from imagebart.conditions import ABSENT, ConditionShape, pieces_of, text_shape, text_tokens
 from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.tokens import TokenFile, TokenWriter
@@ -186,6 +186,37 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
     assert torch.equal(row, before["denoiser"]["prefix.text.row"])
     texts = TokenFile(chain / "tokens" / "train").condition(range(24), {"text": takes["text"]})
     assert torch.equal((row >= 0).nonzero()[:, 0], pieces_of(texts))
+
+
+def test_words_that_the_initial_model_does_not_know_get_free_rows(
+    make_denoiser, make_vqgan, tmp_path
+):
+    """Its own words keep theirs; of a table of another size nothing is taken."""
+    begin, path = script("scale")["begin"], tmp_path / "scale_2.safetensors"
+
+    def denoiser_of(vectors: int, seed: int = 0) -> Denoiser:
+        return make_denoiser(2, seed=seed, conditions={"text": text_shape(8, vectors)})
+
+    def captioned(text: str) -> TokenFile:
+        ids, _ = text_tokens(["a lake", text], 8)
+        with TokenWriter(tmp_path / text, 2, (4, 4), 12) as writer:
+            writer.append(torch.zeros(2, 4, 4, dtype=torch.int64), {"text": ids.numpy()})
+        return TokenFile(tmp_path / text)
+
+    initial, vqgan = denoiser_of(8), make_vqgan()
+    initial.know_text(text_tokens(["a sea"], 8)[0])
+    save_tensors(initial.state_dict(), path)
+    for vectors, known in {8: "a lake volcano sea", 9: "a lake volcano"}.items():
+        denoiser = denoiser_of(vectors, seed=1)
+        begin(denoiser, vqgan, captioned("volcano"), path)
+        row, pieces = denoiser.text_rows, pieces_of(text_tokens([known], 8)[0])
+        assert torch.equal((row != ABSENT).nonzero()[:, 0], pieces)
+        assert len(row[pieces].unique()) == len(pieces)
+        of_sea = pieces_of(text_tokens(["a sea"], 8)[0])
+        assert torch.equal(row[of_sea], initial.text_rows[of_sea]) == (vectors == 8)
+        shutil.rmtree(tmp_path / "volcano")
+    with pytest.raises(ValueError, match="vectors of text must be at least 9, got 8"):
+        begin(denoiser_of(8), vqgan, captioned("one two three four"), path)
 
 
 def joint_tiny() -> presets.Preset:

@@ -335,15 +335,15 @@ def chances_of(shape: DenoiserConfig, recipe: ScaleRecipe) -> dict[str, float]:
 
 
 def begin(denoiser: Denoiser, vqgan: VQGAN, tokens: TokenFile, init: Path | None) -> None:
-    """What is known before the first step: the codes' vectors, the pieces that captions are made
-    of, and the weights of `init`, a model or the file of a scale."""
+    """What is known before the first step: the codes' vectors, the weights of `init`, a model or
+    the file of a scale, and the pieces that captions are made of, beside those that it knows."""
     denoiser.initialise_from_codebook(vqgan.quantiser.token_vectors().detach())
-    text = denoiser.config.conditions.get("text")
-    if text is not None and text.vectors:
-        denoiser.know_text(tokens.condition(range(len(tokens)), {"text": text}))
     if init is not None:
         is_file = init.suffix == ".safetensors"
         start_from(denoiser, init if is_file else init / scale_file(denoiser.config, denoiser.t))
+    text = denoiser.config.conditions.get("text")
+    if text is not None and text.vectors:
+        denoiser.know_text(tokens.condition(range(len(tokens)), {"text": text}))
 
 
 def optimisers_of(
@@ -374,9 +374,13 @@ def optimisers_of(
 
 
 def start_from(denoiser: Denoiser, path: Path) -> None:
-    """Copy what has the same name and shape: all but the condition's, if only that is new."""
+    """Copy what has the same name and shape: all but the condition's, if only that is new. Which
+    row of a table a piece of text has is copied with that table."""
     weights, own = restore_rows(load_tensors(path)), denoiser.state_dict()
     fitting = {name: x for name, x in weights.items() if name in own and x.shape == own[name].shape}
+    for name in [name for name in fitting if name.endswith(".text.row")]:
+        if name.replace("row", "tokens.weight") not in fitting:
+            del fitting[name]
     if not fitting:
         raise ValueError(f"{path}: must hold weights of this shape, got none that fit")
     denoiser.load_state_dict(own | fitting)
