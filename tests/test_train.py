@@ -839,6 +839,32 @@ def test_a_preset_has_as_many_classes_as_the_data(chain, tmp_path, monkeypatch):
     assert "must have 7 names of class for this preset, got 12" in refusal(*given)
 
 
+def test_every_image_must_have_what_is_never_left_out(make_denoiser, tmp_path):
+    """Said before the first step, wherever in the file the image is."""
+    require_tokens_fit = script("scale")["require_tokens_fit"]
+    takes = {"class": ConditionShape(3, 1), "map": ConditionShape(2, 16)}
+    shape = make_denoiser(2, conditions=takes).config
+    may_lack = replace(shape, condition_dropout=True)
+    rows = {name: np.zeros((9000, one.length), np.int64) for name, one in takes.items()}
+    rows["map"][8500, 3] = ABSENT  # a place that is open
+
+    def tokens_of(name: str) -> TokenFile:
+        with TokenWriter(tmp_path / name, 9000, (4, 4), 12, vqgan_sha256="f00") as writer:
+            writer.append(torch.zeros(9000, 4, 4, dtype=torch.int64), rows)
+        return TokenFile(tmp_path / name)
+
+    require_tokens_fit(tokens_of("all"), shape, "f00")
+    rows["class"][[8600, 8700]] = ABSENT
+    require_tokens_fit(without := tokens_of("without"), may_lack, "f00")
+    said = "every image must have a class for .*, got 2 images that have none, first image 8600"
+    with pytest.raises(ValueError, match=said):
+        require_tokens_fit(without, shape, "f00")
+    rows["class"][8999] = 3
+    said = r"class must lie in \[0, 3\), got -1 to 3 in images 8192 to 8999"
+    with pytest.raises(ValueError, match=said):
+        require_tokens_fit(tokens_of("beyond"), may_lack, "f00")
+
+
 def test_a_batch_in_parts_is_that_batch(chain, tmp_path):
     """Four images one after another, or four at once: sums are ordered differently."""
     for name, more in {"once": (), "parts": ("--at-once", 3, "--recompute")}.items():

@@ -54,7 +54,7 @@ from imagebart.checkpoint import (
     sha256_of,
     write_json,
 )
-from imagebart.conditions import drop
+from imagebart.conditions import ABSENT, ConditionShape, drop
 from imagebart.data.batches import Batches
 from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser, DenoiserConfig
@@ -303,7 +303,8 @@ def require_apart(preset: Preset, folder: Path) -> None:
 
 def require_tokens_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) -> None:
     """ValueError unless tokens are of the VQGAN whose SHA-256 is `digest`, on the denoiser's grid,
-    with the conditions that it takes, and as many classes, and kinds of maps, as it knows."""
+    with the conditions that it takes, within their vocabularies and of every image if it must
+    have them, and as many classes, and kinds of maps, as it knows."""
     folder = tokens.folder
     if tokens.vqgan_sha256 != digest:
         raise ValueError(
@@ -313,7 +314,6 @@ def require_tokens_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) ->
     if (tokens.height, tokens.width) != shape.grid:
         got = tokens.height, tokens.width
         raise ValueError(f"{folder}: must hold tokens of a grid of {shape.grid}, got {got}")
-    tokens.condition(range(1), shape.conditions)
     for name, condition in shape.conditions.items():
         names = tokens.names[name]
         if names and len(names) != condition.vocabulary:
@@ -321,6 +321,28 @@ def require_tokens_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) ->
                 f"{folder}: must have {condition.vocabulary} names of {name} for this preset, "
                 f"got {len(names)}"
             )
+        require_given(tokens, name, condition, shape.condition_dropout)
+
+
+def require_given(
+    tokens: TokenFile, name: str, condition: ConditionShape, condition_dropout: bool
+) -> None:
+    """ValueError unless every image has this condition, or may lack it, within its vocabulary."""
+    without = []
+    for rows in distributed.split(range(len(tokens)), 8192):
+        part = tokens.condition(rows, {name: condition})
+        low, high = int(part.min()), int(part.max())
+        if low < ABSENT or high >= condition.vocabulary:
+            raise ValueError(
+                f"{tokens.folder}: {name} must lie in [0, {condition.vocabulary}), "
+                f"got {low} to {high} in images {rows.start} to {rows.stop - 1}"
+            )
+        without += [rows[i] for i in (part == ABSENT).all(1).nonzero()[:, 0].tolist()]
+    if without and not condition_dropout:
+        raise ValueError(
+            f"{tokens.folder}: every image must have a {name} for a preset without "
+            f"condition_dropout, got {len(without)} images that have none, first image {without[0]}"
+        )
 
 
 def chances_of(shape: DenoiserConfig, recipe: ScaleRecipe) -> dict[str, float]:
