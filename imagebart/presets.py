@@ -210,7 +210,7 @@ _PHOTOS = replace(
     between=_ALONE,
     last=_ALONE,
     compression=replace(_SCENERY.compression, steps=9_000),
-    scale=replace(_SCENERY.scale, steps=20_000, condition_dropout={}),
+    scale=replace(_BY_MUON, steps=20_000),
     train_images=0,
     token_images=0,
     guidance=1.0,

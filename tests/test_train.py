@@ -926,6 +926,15 @@ def test_another_learning_rate_changes_muon_in_proportion():
     assert recipe == presets.ScaleRecipe(10, 4, learning_rate=0.25, muon=0.1, clip=2.0)
 
 
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_recipe_is_about_conditions_that_its_preset_takes(name):
+    """Images are repeated by their text only where text is learned."""
+    preset = presets.PRESETS[name]
+    for shape in (preset.between, preset.last):
+        assert preset.scale.condition_dropout.keys() <= shape.conditions.keys()
+        assert not preset.scale.repeated or "text" in shape.conditions
+
+
 def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
     """One step: nearer to an orthogonal one, singular values more alike; AdamW's elsewhere.
 
