@@ -67,7 +67,7 @@ def test_the_plan_is_the_presets_and_says_how_long_it_takes(rehearsed, tmp_path)
     plan = everything.plan(config, tiny, CPU, rehearsed, {})
     assert (plan["vqgan"], plan["chain"], plan["images"]) == (400, 400, 2000)
     encode_rate = 3 * 2 * tiny.compression.batch
-    expected = 400 / 2 + 400 * 2 / 4 + (2000 + plan["held_out"]) / encode_rate
+    expected = 400 / 2 + 400 * 2 / 4 + 2 * (2000 + plan["held_out"]) / encode_rate
     assert plan["expected_seconds"] == round(expected)
 
 
@@ -93,9 +93,17 @@ def test_minutes_bound_the_images_of_a_folder_too(rehearsed, tmp_path):
     plan = everything.plan(config, photos, CPU, rehearsed, {})
     there = len(open_data(str(data), None, "train"))
     assert plan["images"] == there >= 285 and plan["held_out"] == max(64, there // 10)
-    slow = replace(CPU, encoded_while_one_is_learned=0.1)
+    slow = replace(CPU, encoded_while_one_is_learned=0.2)
     plan = everything.plan(replace(config, minutes=10), photos, slow, rehearsed, {})
-    assert plan["images"] == int(0.1 * 600 * 2 * photos.compression.batch * 0.1) < there
+    twice = int(0.1 * 600 * 2 * photos.compression.batch * 0.2)
+    assert plan["images"] == twice // 2 < there
+
+
+def test_codes_of_a_small_folder_are_looked_for_in_all_its_images(tmp_path):
+    """However few of them are held out."""
+    options = options_of(CPU, tmp_path, "photos")["tokens"]
+    assert options["--validation"] == FEW["held_out"] == 64
+    assert options["--looked-at"] == 2000
 
 
 def test_the_chain_has_a_tenth_of_its_steps_whatever_is_left(rehearsed, tmp_path):
@@ -139,7 +147,8 @@ def test_a_gpu_waits_for_scenery_once(rehearsed, tmp_path):
     assert plan["images"] == plan["vqgan"] * 4 * tiny.compression.batch
     plan = everything.plan(everything.Config(tmp_path, "tiny"), tiny, GPU, rehearsed, {})
     assert plan["images"] == 400 * 4 * tiny.compression.batch
-    encode = (plan["images"] + plan["held_out"]) / (2 * 4 * tiny.compression.batch)
+    encoded = plan["images"] + 2000 + 2 * plan["held_out"]
+    encode = encoded / (2 * 4 * tiny.compression.batch)
     assert plan["expected_seconds"] == round(400 / 2 + 400 * 2 / 4 + encode)
     few = GPU.rehearsal(tiny, "scenery")
     assert few["images"] == few["vqgan"] * 4 * tiny.compression.batch
@@ -180,7 +189,7 @@ def test_a_joint_chain_is_one_run(rehearsed, tmp_path):
     plan = everything.plan(everything.Config(tmp_path), joint, CPU, rehearsed, {})
     encode_rate = 3 * 2 * joint.compression.batch
     seconds = joint.compression.steps / 2 + joint.scale.steps / 4
-    seconds += (joint.token_images + plan["held_out"]) / encode_rate
+    seconds += (joint.token_images + 2000 + 2 * plan["held_out"]) / encode_rate
     assert plan["expected_seconds"] == round(seconds)
     assert card.steps_shared(joint) == "one network, t = 2 to 5 in turn"
 

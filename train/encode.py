@@ -3,12 +3,12 @@
     python train/encode.py --vqgan runs/scenery/vqgan --data scenery --out runs/scenery/tokens
     torchrun --standalone --nproc-per-node gpu train/encode.py --vqgan …
 
-The codebook is shrunk to the entries in use: by the held-out images and by as many of the training
-split, evenly spread; every other entry is mapped to a random used one by a table drawn once. OUT
-holds the shrunk `vqgan/` and a token file each for `train/` and `validation/`. Of each it is said
-how many of its codes were mapped so: many, if the pictures are others than those that the codebook
-was shrunk by. The same command again goes on with what is not there yet. Several ranks encode their
-parts of every batch, and the first one writes.
+The codebook is shrunk to the entries in use: by the held-out images and by `--looked-at` of the
+training split, evenly spread; every other entry is mapped to a random used one by a table drawn
+once. OUT holds the shrunk `vqgan/` and a token file each for `train/` and `validation/`. Of each it
+is said how many of its codes were mapped so: many, if the pictures are others than those that the
+codebook was shrunk by. The same command again goes on with what is not there yet. Several ranks
+encode their parts of every batch, and the first one writes.
 """
 
 import math
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from training import errors_said, located
 
 from imagebart import distributed
+from imagebart.arguments import as_int
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.conditions import CONDITIONS
 from imagebart.data.image_folder import UNREADABLE
@@ -46,7 +47,8 @@ class Config:
     unreadable: float = UNREADABLE  # share of the images that may be replaced by others
     size: int | None = None  # pixels a side; the VQGAN's unless given
     count: int | None = None  # images of the training split; all unless given
-    validation: int = 2000  # held-out images; they and as many others say which codes are in use
+    validation: int = 2000  # held-out images at most
+    looked_at: int = 2000  # training images at most that say, with these, which codes are in use
     flips: bool = False  # each training image mirrored too; its text's left and right change places
     shrink: bool = True  # drop codes that are not in use
     batch: int = 32  # images a rank
@@ -104,7 +106,8 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
     if config.shrink and not vqgan.quantiser.shrunk and not finished:
-        some = Subset(train, range(0, len(train), -(-len(train) // config.validation)))
+        apart = -(-len(train) // as_int(config.looked_at, "looked_at", 1))
+        some = Subset(train, range(0, len(train), apart))
         looked_at = ConcatDataset([validation, some])
         seen = [code.unique() for code, _ in code_batches(looked_at, "codes in use")]
         used = torch.cat(seen).unique()

@@ -37,6 +37,8 @@ from imagebart.presets import Preset, find_preset
 
 ENCODE_BATCH = 32
 """Images at once that are encoded on a CPU."""
+LOOKED_AT = 2000
+"""Training images at most that say which codes are in use; they are encoded twice."""
 VQGAN_SHARE, ENCODE_SHARE, CHAIN_SHARE = 0.35, 0.1, 0.45
 """Parts of the time that is left after the rehearsal; the rest is start-up and figures."""
 
@@ -167,6 +169,7 @@ def training(
         ("train/encode.py",),
         made
         | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], "--count": plan["images"]}
+        | {"--looked-at": LOOKED_AT}
         | {"--batch": ENCODE_BATCH * computer.larger["tokens"], "--out": out / "tokens"},
         gpus=computer.gpus,
     )
@@ -221,12 +224,13 @@ def plan(
             raise ValueError(f"minutes must leave time after the rehearsal, got {left:.0f} s")
         steps["vqgan"] = max(1, int(VQGAN_SHARE * left * vqgan_rate))
         steps["chain"] = max(1, int(CHAIN_SHARE * left * chain_rate / runs_of(preset)))
-        images = min(images, max(64, int(ENCODE_SHARE * left * encode_rate)))
+        encoded = ENCODE_SHARE * left * encode_rate
+        images = min(images, max(64, int(max(encoded / 2, encoded - LOOKED_AT))))
     if computer.keeps(config.data):
         images = steps["vqgan"] * computer.batches(preset)["vqgan"]
     held_out = max(64, min(2000, images // 10))
     seconds = steps["vqgan"] / vqgan_rate + steps["chain"] * runs_of(preset) / chain_rate
-    seconds += (images + held_out) / encode_rate
+    seconds += (images + min(images, LOOKED_AT) + 2 * held_out) / encode_rate
     return {**steps, "images": images, "held_out": held_out, "expected_seconds": round(seconds)}
 
 
