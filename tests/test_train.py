@@ -1017,6 +1017,30 @@ def test_several_ranks_learn_what_one_does(chain, tmp_path, monkeypatch, t, rank
         assert a == pytest.approx(b, rel=1e-4)
 
 
+OWN_TOKENS = f"""
+import os, runpy, sys
+sys.path[:0] = [{str(ROOT / "train")!r}]
+sys.argv[sys.argv.index("--tokens") + 1] += os.environ["RANK"]
+runpy.run_path({str(ROOT / "train" / "scale.py")!r}, run_name="__main__")
+"""
+
+
+def test_ranks_learn_from_the_same_tokens(chain, tmp_path):
+    """One that reads others is named by all, before the first step."""
+    for rank in (0, 1):
+        shutil.copytree(chain / "tokens", tmp_path / f"tokens{rank}")
+    path, script = tmp_path / "tokens1" / "train" / "tokens.npy", tmp_path / "own_tokens.py"
+    np.save(path, np.load(path)[::-1].copy())
+    script.write_text(OWN_TOKENS)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    given = (*SIZE, "--t", 2, "--steps", 1, "--tokens", tmp_path / "tokens", "--out")
+    process = launch(*torchrun, script, *given, tmp_path / "out")
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 1
+    sentence = "error: the tokens must be the same on all ranks, got others at rank 1"
+    assert said.count(sentence) == 2
+
+
 def test_weights_in_shards_learn_the_same(chain, tmp_path):
     """A checkpoint has them whole: two ranks go on from it bit for bit, and so does one."""
     given = ("--preset", "tiny", "--t", 2, "--batch", 4, "--tokens", chain / "tokens")

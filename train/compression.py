@@ -124,7 +124,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     both = Adversaries(vqgan, recipe, ranks, by_known, at_once)
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
-    data = distributed.by_main(train.digest, ranks)
+    data = distributed.same_on_all(train.digest, "the training images", ranks)
     kept = must_stay(config, recipe, perceptual=recipe.perceptual, train=config.train, data=data)
     machine = machine_of(ranks, recipe.precision, at_once)
     if ranks.is_main:

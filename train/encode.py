@@ -71,7 +71,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     validation = open_data(config.data, size, "validation", config.validation, **shares)
     train = Mirrored(train) if config.flips else train
     splits = {"train": train, "validation": validation}
-    contents = {name: data.digest() for name, data in splits.items()}
+    contents = {
+        name: distributed.same_on_all(data.digest, f"the images of {name}", ranks)
+        for name, data in splits.items()
+    }
     if ranks.is_main:
         print(f"{config.data}: {summary_of(train)}; validation on {summary_of(validation)}")
 

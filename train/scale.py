@@ -106,7 +106,9 @@ def main(config: Config, ranks: Ranks) -> None:
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     tokens, held_out = TokenFile(config.tokens / "train"), TokenFile(config.tokens / "validation")
     vqgan, shape = load_vqgan(config.tokens / "vqgan"), preset.denoiser(scales[-1])
-    digest = sha256_of(config.tokens / "vqgan" / "vqgan.safetensors")
+    weights = partial(sha256_of, config.tokens / "vqgan" / "vqgan.safetensors")
+    digest = distributed.same_on_all(weights, "the VQGAN", ranks)
+    data = distributed.same_on_all(tokens.digest, "the tokens", ranks)
     for part_of_data in (tokens, held_out):
         require_tokens_fit(part_of_data, shape, digest)
     chances = chances_of(shape, recipe)
@@ -138,7 +140,6 @@ def main(config: Config, ranks: Ranks) -> None:
     folder = run_folder(config)
     parts = {"denoiser": denoiser, "ema": ema} | optimisers
     parts = {name: Whole(x, ranks) for name, x in parts.items()} if in_shards else parts
-    data = distributed.by_main(tokens.digest, ranks)
     kept = must_stay(config, recipe, vqgan=digest, data=data)
     machine = machine_of(ranks, recipe.precision, at_once)
     machine |= {"image_flops": flops[0], "peak_flops": flops[1]} if flops else {}
