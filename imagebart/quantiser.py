@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from imagebart.notation import Bool, Float, Grid, Latents
+from imagebart.notation import Bool, Float, Grid, Int, Latents
 
 TOKEN_TABLES = ("used", "token_of")
 """The tensors that shrinking adds to a quantiser."""
@@ -24,6 +24,9 @@ class Quantiser(nn.Module, ABC):
     every token, and `token_of` the token of every code, an unused code being mapped to a random
     token, drawn once (section 3.2).
     """
+
+    used: Int[Tensor, " K"] | None
+    token_of: Int[Tensor, " size"] | None
 
     def __init__(self, size: int):
         super().__init__()
