@@ -217,6 +217,7 @@ def test_a_run_with_other_options_is_refused(tmp_path, monkeypatch):
 def test_metrics_count_whole_lines_of_all_runs(rehearsed):
     pattern = "model/checkpoints/scale_*/metrics.jsonl"
     with open(rehearsed / "model" / "checkpoints" / "scale_3" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "sec{"step": 30, "seconds": 12.0}\n\n')  # of a full disk
         file.write('{"step": 40, "sec')  # cut short
     metrics = Metrics(rehearsed, pattern)
     assert metrics.steps() == 42 and metrics.loss() == 1 and metrics.steps_a_second() == 4

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +76,12 @@ class Metrics:
 
 
 def rows_of(path: Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The lines of a metrics.jsonl, but for those that a kill or a full disk has cut."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def run_stage(
