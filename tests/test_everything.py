@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import card
 import everything
 import pytest
+import torch
 import tyro
 from PIL import Image
 from progress import Progress, duration
@@ -32,7 +33,7 @@ COMMAND = [sys.executable, ROOT / "train" / "everything.py", "--preset", "tiny"]
 
 FEW = {"vqgan": 20, "chain": 20, "images": 64, "held_out": 64}
 CPU = everything.Computer(0, 2, {"vqgan": 1, "tokens": 1, "chain": 1}, 20, 3)
-GPU = everything.Computer(1, 15, {"vqgan": 4, "tokens": 4, "chain": 16}, 132, 1)
+GPU = everything.Computer(1, 15, {"vqgan": 4, "tokens": 4, "chain": 16}, 130, 1)
 
 
 def lines(path: Path, *rows: dict) -> None:
@@ -128,6 +129,25 @@ def test_a_gpu_gets_larger_batches_and_all_cores_but_one(tmp_path):
         assert (on_cpu[name]["--workers"], on_gpu[name]["--workers"]) == (2, 15)
     three = options_of(replace(GPU, gpus=3), tmp_path)["vqgan"]["--batch"]
     assert three % 3 == 0 and three > on_gpu["vqgan"]["--batch"] - 3
+
+
+@pytest.mark.parametrize("on_linux", [True, False])
+def test_gpus_share_the_cores_that_the_run_may_use(monkeypatch, on_linux):
+    cores = list(range(128))
+    if on_linux:
+        monkeypatch.setattr(os, "cpu_count", lambda: 512)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*cores}, raising=False)
+    else:
+        monkeypatch.setattr(os, "cpu_count", lambda: len(cores))
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for gpus, workers in {1: 127, 8: 15, 0: 2}.items():
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        here = everything.Computer.here()
+        assert (here.gpus, here.workers) == (gpus, workers)
+        assert here.steps == (2 * workers + 100 if gpus else 20)
+    del cores[4:]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert everything.Computer.here().workers == 1
 
 
 def test_a_gpu_waits_for_scenery_once(rehearsed, tmp_path):

@@ -48,7 +48,7 @@ class Computer:
     """What training is given of the computer that it runs on."""
 
     gpus: int
-    workers: int  # processes that make images
+    workers: int  # processes that make images, a GPU
     larger: dict[str, int]  # times the preset's batch, at the same learning rates
     steps: int  # of each stage of the rehearsal
     encoded_while_one_is_learned: int
@@ -57,12 +57,13 @@ class Computer:
 
     @classmethod
     def here(cls) -> "Computer":
-        gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+        gpus = torch.cuda.device_count()
         if not gpus:
             return cls(0, 2, {"vqgan": 1, "tokens": 1, "chain": 1}, 20, 3)
         larger = {"vqgan": 4, "tokens": 4, "chain": 16}  # what keeps it busy between two launches
+        workers = max(1, (usable_cores() - 1) // gpus)
         # steps of a GPU are counted once the images that were made ahead are used up
-        return cls(gpus, max(1, cores - 1), larger, 2 * cores + 100, 1)
+        return cls(gpus, workers, larger, 2 * workers + 100, 1)
 
     def rehearsal(self, preset: Preset, data: str) -> dict[str, int]:
         """The plan of the rehearsal: a few steps, and few images, but none is kept yet."""
@@ -78,6 +79,13 @@ class Computer:
         """Images a step of each stage; of the VQGAN every GPU gets as many."""
         each, vqgan = max(1, self.gpus), self.larger["vqgan"] * preset.compression.batch
         return {"vqgan": vqgan // each * each, "chain": self.larger["chain"] * preset.scale.batch}
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: on a cluster they are a part of the machine's."""
+    if hasattr(os, "sched_getaffinity"):  # of Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
