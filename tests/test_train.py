@@ -20,7 +20,7 @@ import memory
 import numpy as np
 import pytest
 import torch
-from adversarial import Adversaries
+from adversarial import Adversaries, Usage
 from PIL import Image
 from safetensors.torch import load_file
 from saving import are_finite
@@ -341,7 +341,7 @@ def test_the_gradients_of_several_passes_are_those_of_one():
         codes.append(one.usage.total())
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(*(one.judgements.averages for one in both))
-    assert torch.equal(*codes) and codes[0].sum() == 8 * 64
+    assert torch.equal(*codes) and codes[0].sum(1).tolist() == [8 * 64] * 2
     for networks in zip(*((one.vqgan, one.discriminator) for one in both), strict=True):
         for a, b in zip(*(network.parameters() for network in networks), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
@@ -368,6 +368,27 @@ def test_a_vqgan_learns_in_several_passes_a_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "memory_of", lambda device: room)
     assert memory.images_at_once(None, 4, 4, ONE_RANK, lambda: needs, "") == (2, needs)
     assert "batch 4: 1 ranks × 2 images × 2 passes, about" in capsys.readouterr().err
+
+
+def test_codes_that_fall_out_of_use_are_seen_at_the_next_report(chain, tmp_path, monkeypatch):
+    """Also where none is revived any more."""
+    usage = Usage(64, ONE_RANK)
+    usage.note(torch.arange(10), torch.tensor(True))
+    assert (usage.reported(), usage.reported()) == (10, 0)
+    usage.note(torch.tensor([3, 20]), torch.tensor(True))
+    usage.note(torch.tensor([30]), torch.tensor(False))
+    resumed = Usage(64, ONE_RANK)
+    resumed.load_state_dict(usage.state_dict())
+    assert resumed.reported() == 2 and resumed.unused().sum() == 64 - 11
+    assert resumed.unused().all()
+
+    note = Usage.note
+    codes = iter([torch.arange(64), *torch.zeros(4, 1, dtype=torch.int64)])
+    monkeypatch.setattr(Usage, "note", lambda usage, _, finite: note(usage, next(codes), finite))
+    few = ("--train", "decoder", "--init", chain / "vqgan", "--steps", 5, "--workers", 0)
+    train("compression", *SIZE, *few, "--out", tmp_path)
+    rows = [row for row in metrics(tmp_path / "metrics.jsonl") if "codes" in row]
+    assert [(row["step"], row["codes"]) for row in rows] == [(1, 64), (5, 1)]
 
 
 def test_any_number_of_held_out_pictures_is_shown():
@@ -1110,7 +1131,7 @@ def test_two_ranks_compress_as_one_does(tmp_path):
     assert process.returncode == 0, said
     for name, steps_done in {"one": 2, "two": 2, "resumed": 3}.items():
         _, state = Checkpoints(tmp_path / name / "checkpoints").latest()
-        assert state["usage"].sum() == steps_done * 4 * 64  # images of 64 tokens
+        assert state["usage"][0].sum() == steps_done * 4 * 64  # images of 64 tokens
 
     one, two = (load_file(tmp_path / name / "vqgan.safetensors") for name in ("one", "two"))
     codebook = "quantiser.codebook.weight"

@@ -158,7 +158,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             if run.is_reported(done):
                 numbers = {name: distributed.mean(x, ranks) for name, x in measured.items()}
                 real_fake = zip(("logit_real", "logit_fake"), both.judgements.averages, strict=True)
-                numbers |= dict(real_fake, codes=int((both.usage.total() > 0).sum()))
+                numbers |= dict(real_fake, codes=both.usage.reported())
                 run.report(done, {"rec": f"{measured['rec'].item():.3f}"}, **numbers)
             if run.is_looked_at(done) and ranks.is_main:
                 same = averaged(vqgan, both.ema)
