@@ -1222,6 +1222,28 @@ def test_a_scale_that_was_killed_starts_again_alone(tmp_path, monkeypatch, capsy
     assert "scale 2, steps 11 / 400, nats 1.500, images/s 2.0, MFU 20%, left 0:12:58" in said
 
 
+def test_a_scale_that_fails_after_steps_is_started_again_however_far_it_was_before(tmp_path):
+    """Killed at 980, it resumes at 500: its log is cut there, and begins to grow from there."""
+    chain = script("chain")
+    config = chain["Config"](tokens=tmp_path, out=tmp_path, preset="tiny")
+    log = chain["output"](config, "2").with_name("metrics.jsonl")
+    log.parent.mkdir(parents=True)
+
+    def write(first: int, resumed: int = 500) -> None:
+        """Up to step `first` of the first process, from 500 to `resumed` of the second."""
+        rows = [dict(step=step, seconds=float(step)) for step in range(20, first + 1, 20)]
+        rows += [dict(step=s, seconds=s - 499.5) for s in range(520, resumed + 1, 20)]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(980)
+    failed = subprocess.CompletedProcess("scale.py", 1)
+    scale = chain["Scale"]("2", [], failed, chain["reports"](config, "2"))
+    # fails before the log is cut, before its first report, before step 980, after it
+    for steps, learned in {(980, 500): 0, (500, 500): 0, (500, 900): 1, (500, 1000): 1}.items():
+        write(*steps)
+        assert chain["may_go_on"](config, scale) == learned
+
+
 def test_a_chain_hands_on_what_a_scale_takes(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))

@@ -61,7 +61,7 @@ class Scale:
     t: str
     share: list[str]  # its GPUs
     process: subprocess.Popen
-    steps_before: int  # when it was started
+    rows_before: list[dict]  # of its log, when it was started
     restarts: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -99,17 +99,19 @@ def main(config: Config) -> int:
 
 def started_scale(config: Config, t: str, share: list[str], restarts: int = 0) -> Scale:
     """A scale that runs."""
-    before = steps_of(reports(config, t))
+    before = reports(config, t)
     return Scale(t, share, start_scale(config, t, share), before, restarts)
 
 
 def may_go_on(config: Config, scale: Scale) -> bool:
     """Whether another start may help: it was killed, or it has made steps since its start.
 
-    What is wrong with its options or its data ends it before its first step.
+    What is wrong with its options or its data ends it before its first step. A run that resumes
+    drops what its log has after the checkpoint, so steps that it makes may be fewer than before.
     """
     killed = scale.process.returncode < 0
-    learned = steps_of(reports(config, scale.t)) > scale.steps_before
+    rows = reports(config, scale.t)
+    learned = rows != scale.rows_before[: len(rows)]
     return (killed or learned) and scale.restarts < RESTARTS
 
 
