@@ -19,11 +19,13 @@ from pathlib import Path
 import memory
 import numpy as np
 import pytest
+import stages
 import torch
 from adversarial import Adversaries, Usage
 from PIL import Image
 from safetensors.torch import load_file
 from saving import are_finite
+from torch.distributed.launcher.api import LaunchConfig
 from torch.overrides import TorchFunctionMode
 from training import warmup_cosine
 from watching import Watchdog
@@ -1256,6 +1258,24 @@ def test_a_chain_hands_on_what_a_scale_takes(tmp_path, monkeypatch):
     for said in ("--precision bf16", "--learning-rate 0.5", "--seed 3", "--at-once 2"):
         assert said in words
     assert {"--recompute", "--override"} <= {*command} and "--compile" not in command
+
+
+@pytest.mark.parametrize("given", [None, "500"])
+def test_ranks_of_a_chain_have_time_to_save(tmp_path, monkeypatch, given):
+    """Or as much as is given; torchrun kills after 30 seconds."""
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    if given:
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", given)
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda _, env, **__: started.append(env))
+    chain = script("chain")
+    chain["start_scale"](chain["Config"](tokens=tmp_path, out=tmp_path), "2", ["0", "1"])
+    stages.started(stages.Stage("toy", ("-c", ""), {}, gpus=2), tmp_path / "toy.txt")
+    for env in started:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", env)
+            assert LaunchConfig(1, 1, 2).shutdown_timeout == int(given or 110)
+    assert len(started) == 2
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from progress import CHAIN_COLUMNS, Progress, duration
-from stages import rows_of, stop_with_the_parent
+from stages import TORCHRUN, rows_of, stop_with_the_parent
 from training import errors_said, read_options
 
 from imagebart.checkpoint import StopSignal, read_json
@@ -221,7 +221,7 @@ def start_scale(config: Config, t: str, share: list[str]) -> subprocess.Popen:
         command = [*launcher, str(Path(__file__).with_name("scale.py")), *options]
         return subprocess.Popen(
             command,
-            env=os.environ | visible,
+            env=TORCHRUN | os.environ | visible,
             stdout=file,
             stderr=file,
             preexec_fn=stop_with_the_parent,

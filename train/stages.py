@@ -3,6 +3,7 @@
 import ctypes
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from imagebart.checkpoint import StopSignal
 ROOT = Path(__file__).parents[1]
 SAVE_SECONDS = 10
 """Seconds between two records of how long a stage has taken."""
+TORCHRUN = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"}
+"""Environment of torchrun: seconds in which ranks may save once told to stop; without it, 30."""
 LOSSES = ("rec", "loss")
 """What the scripts call that which they make small, in metrics.jsonl."""
 
@@ -145,6 +148,7 @@ def started(stage: Stage, output: Path) -> subprocess.Popen:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return subprocess.Popen(
             stage.command(),
+            env=TORCHRUN | os.environ,
             stdout=file,
             stderr=file,
             pass_fds=[lock.fileno()],
