@@ -115,12 +115,15 @@ class TextVectors(PlacedVectors):
         self.register_buffer("row", torch.full_like(row, ABSENT) if shape.vectors else row)
 
     def know(self, pieces: Int[Tensor, " known"]) -> None:
-        """Give these pieces the rows 0, 1, …; ValueError if they are more than the rows."""
-        count = self.tokens.num_embeddings
-        if len(pieces) > count:
-            raise ValueError(f"vectors of text must be at least {len(pieces)}, got {count}")
-        self.row.fill_(ABSENT)
-        self.row[pieces] = torch.arange(len(pieces), dtype=self.row.dtype, device=self.row.device)
+        """Give those of these pieces that have no row the first free ones; ValueError if there are
+        too few."""
+        is_free = torch.ones(self.tokens.num_embeddings, dtype=torch.bool, device=self.row.device)
+        is_free[self.row[self.row != ABSENT].long()] = False
+        new, free = pieces[self.row[pieces] == ABSENT], is_free.nonzero()[:, 0]
+        if len(new) > len(free):
+            wanted = len(is_free) - len(free) + len(new)
+            raise ValueError(f"vectors of text must be at least {wanted}, got {len(is_free)}")
+        self.row[new] = free[: len(new)].to(self.row.dtype)
 
     def require_rows(self) -> None:
         """ValueError unless every piece has a row of the table, or none."""

@@ -132,7 +132,8 @@ class Denoiser(nn.Module, Decodable):
         self.apply(_initialise)
 
     def know_text(self, ids: Int[Tensor, "b m"]) -> None:
-        """Give the pieces of these texts vectors of their own; no others are attended to."""
+        """Give the pieces of these texts vectors of their own, where they have none yet; pieces
+        without one are not attended to."""
         pieces = pieces_of(ids)
         for module in self.modules():
             if isinstance(module, TextVectors):

@@ -189,6 +189,30 @@ def by_main(function: Callable[[], Any], ranks: Ranks) -> Any:
     return with_tensors(result if ranks.is_main else shapes[0], sent_by_main)
 
 
+def same_on_all(function: Callable[[], str], what: str, ranks: Ranks) -> str:
+    """What `function`, which every rank calls, returns on all of them: say the digest of its data.
+
+    ValueError on every rank if one returns something else than the main rank, or raises one.
+    """
+    if ranks.world == 1:
+        return function()
+    result: str | ValueError
+    try:
+        result = function()
+    except ValueError as error:
+        result = error
+    main, *others = results = of_all(result, ranks)
+    failed = [one for one in results if isinstance(one, ValueError)]
+    differ = ", ".join(str(rank) for rank, one in enumerate(others, 1) if one != main)
+    if failed or differ:
+        _until_all_know(ranks)
+    if failed:
+        raise failed[0]
+    if differ:
+        raise ValueError(f"{what} must be the same on all ranks, got others at rank {differ}")
+    return main
+
+
 def with_tensors(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Nested dictionaries, lists and tuples in which `change` was called on every tensor."""
     if isinstance(state, Tensor):

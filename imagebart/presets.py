@@ -210,7 +210,7 @@ _PHOTOS = replace(
     between=_ALONE,
     last=_ALONE,
     compression=replace(_SCENERY.compression, steps=9_000),
-    scale=replace(_SCENERY.scale, steps=20_000, condition_dropout={}),
+    scale=replace(_BY_MUON, steps=20_000),
     train_images=0,
     token_images=0,
     guidance=1.0,
@@ -295,11 +295,12 @@ _MINI_LAYERS = {1: 11, 2: 9, 4: 7, 5: 5, 7: 3}
 def _mini_layers(decoder: int) -> Preset:
     """`mini-5`, narrower and deeper, with so many decoder layers: a row of eval/ablation.py."""
     plain, encoder = _mini(5), _MINI_LAYERS[decoder]
-    depths = dict(encoder_depth=encoder, decoder_depth=decoder)
     return replace(
         plain,
         about=f"mini-5 of width 64, layers {encoder} + {decoder}: a row of eval/ablation.py",
-        between=replace(plain.between, width=64, heads=2, **depths),
+        between=replace(
+            plain.between, width=64, heads=2, encoder_depth=encoder, decoder_depth=decoder
+        ),
     )
 
 

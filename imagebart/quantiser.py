@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from imagebart.notation import Bool, Float, Grid, Latents
+from imagebart.notation import Bool, Float, Grid, Int, Latents
 
 TOKEN_TABLES = ("used", "token_of")
 """The tensors that shrinking adds to a quantiser."""
@@ -24,6 +24,9 @@ class Quantiser(nn.Module, ABC):
     every token, and `token_of` the token of every code, an unused code being mapped to a random
     token, drawn once (section 3.2).
     """
+
+    used: Int[Tensor, " K"] | None
+    token_of: Int[Tensor, " size"] | None
 
     def __init__(self, size: int):
         super().__init__()
@@ -63,8 +66,15 @@ class Quantiser(nn.Module, ABC):
 
     def encode(self, z: Latents) -> Grid:
         """The token of every latent, in [0, K)."""
-        code = self.nearest(z)
+        return self.tokens_for(self.nearest(z))
+
+    def tokens_for(self, code: Grid) -> Grid:
+        """The token of every code, in [0, K)."""
         return code if self.token_of is None else self.token_of[code]
+
+    def is_replaced(self, code: Grid) -> Bool[Tensor, "*b h w"]:
+        """Which codes have no token of their own, so that another code's stands for them."""
+        return code != (code if self.used is None else self.used[self.tokens_for(code)])
 
     def lookup(self, grid: Grid) -> Latents:
         """e_{x_1}: the vectors of tokens."""
@@ -101,6 +111,10 @@ class Quantiser(nn.Module, ABC):
         token_of[used.cpu()] = torch.arange(len(used))
         device = self.vectors().device
         self.used, self.token_of = used.to(device), token_of.to(device)
+
+    def expand(self) -> None:
+        """Give every code a token of its own again, as before `shrink`."""
+        self.used = self.token_of = None
 
     def _at(self, code: Grid) -> Latents:
         return rearrange(F.embedding(code, self.vectors()), "b h w c -> b c h w")

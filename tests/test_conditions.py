@@ -90,8 +90,8 @@ def test_a_small_table_attends_to_the_pieces_it_knows(make_denoiser):
         denoiser(x, x, ids["a"].where(ids["a"] != ids["a"][0, 1], ABSENT)),
     )
     assert not torch.equal(denoiser(x, x, ids["lake"]), denoiser(x, x, ids["a"]))
-    with pytest.raises(ValueError, match="vectors of text must be at least 9"):
-        denoiser.know_text(torch.arange(9)[None])
+    with pytest.raises(ValueError, match="vectors of text must be at least 13, got 8"):
+        denoiser.know_text(torch.arange(9)[None])  # beside the four of "a lake"
 
 
 @pytest.mark.parametrize(

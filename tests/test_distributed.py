@@ -22,6 +22,7 @@ from imagebart.distributed import (
     pick_device,
     precision_on,
     require_one_launcher,
+    same_on_all,
     sent,
     share,
     split,
@@ -36,7 +37,7 @@ WORKER = """
 import glob, os, sys, time, torch
 from torch.nn.parallel import DistributedDataParallel
 from imagebart.distributed import finish, gathered, mean, on_any_rank, require_same, share, start
-from imagebart.distributed import by_main, of_all, require_one_launcher, total
+from imagebart.distributed import by_main, of_all, require_one_launcher, same_on_all, total
 
 ranks = start("cpu")
 me = float(ranks.rank)
@@ -59,6 +60,20 @@ try:
     raise AssertionError
 except ValueError as error:
     assert str(error) == "no such state"
+assert same_on_all(lambda: "f00", "the data", ranks) == "f00"
+def refuse_at_rank_1():
+    if not ranks.is_main:
+        raise ValueError("no such data")
+    return "f00"
+for function, said in (
+    (lambda: f"f0{ranks.rank}", "the data must be the same on all ranks, got others at rank 1"),
+    (refuse_at_rank_1, "no such data"),
+):
+    try:
+        same_on_all(function, "the data", ranks)
+        raise AssertionError
+    except ValueError as error:
+        assert str(error) == said
 require_one_launcher(True, ranks)
 os.environ["GROUP_WORLD_SIZE"] = "2"
 try:
@@ -159,7 +174,7 @@ def test_plain_python_is_one_rank_without_a_group(monkeypatch):
     assert not mean(torch.tensor(3.0, requires_grad=True), ranks).requires_grad
     assert on_any_rank(True, ranks) and not on_any_rank(False, ranks)
     assert sent(torch.tensor([3]), CPU) == 3 and of_all("any", ranks) == ["any"]
-    assert by_main(lambda: "any", ranks) == "any"
+    assert by_main(lambda: "any", ranks) == same_on_all(lambda: "any", "what", ranks) == "any"
     finish(ranks)
 
 

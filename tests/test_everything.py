@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import card
 import everything
 import pytest
+import torch
 import tyro
 from PIL import Image
 from progress import Progress, duration
@@ -32,7 +33,7 @@ COMMAND = [sys.executable, ROOT / "train" / "everything.py", "--preset", "tiny"]
 
 FEW = {"vqgan": 20, "chain": 20, "images": 64, "held_out": 64}
 CPU = everything.Computer(0, 2, {"vqgan": 1, "tokens": 1, "chain": 1}, 20, 3)
-GPU = everything.Computer(1, 15, {"vqgan": 4, "tokens": 4, "chain": 16}, 132, 1)
+GPU = everything.Computer(1, 15, {"vqgan": 4, "tokens": 4, "chain": 16}, 130, 1)
 
 
 def lines(path: Path, *rows: dict) -> None:
@@ -67,7 +68,7 @@ def test_the_plan_is_the_presets_and_says_how_long_it_takes(rehearsed, tmp_path)
     plan = everything.plan(config, tiny, CPU, rehearsed, {})
     assert (plan["vqgan"], plan["chain"], plan["images"]) == (400, 400, 2000)
     encode_rate = 3 * 2 * tiny.compression.batch
-    expected = 400 / 2 + 400 * 2 / 4 + (2000 + plan["held_out"]) / encode_rate
+    expected = 400 / 2 + 400 * 2 / 4 + 2 * (2000 + plan["held_out"]) / encode_rate
     assert plan["expected_seconds"] == round(expected)
 
 
@@ -93,9 +94,17 @@ def test_minutes_bound_the_images_of_a_folder_too(rehearsed, tmp_path):
     plan = everything.plan(config, photos, CPU, rehearsed, {})
     there = len(open_data(str(data), None, "train"))
     assert plan["images"] == there >= 285 and plan["held_out"] == max(64, there // 10)
-    slow = replace(CPU, encoded_while_one_is_learned=0.1)
+    slow = replace(CPU, encoded_while_one_is_learned=0.2)
     plan = everything.plan(replace(config, minutes=10), photos, slow, rehearsed, {})
-    assert plan["images"] == int(0.1 * 600 * 2 * photos.compression.batch * 0.1) < there
+    twice = int(0.1 * 600 * 2 * photos.compression.batch * 0.2)
+    assert plan["images"] == twice // 2 < there
+
+
+def test_codes_of_a_small_folder_are_looked_for_in_all_its_images(tmp_path):
+    """However few of them are held out."""
+    options = options_of(CPU, tmp_path, "photos")["tokens"]
+    assert options["--validation"] == FEW["held_out"] == 64
+    assert options["--looked-at"] == 2000
 
 
 def test_the_chain_has_a_tenth_of_its_steps_whatever_is_left(rehearsed, tmp_path):
@@ -122,6 +131,25 @@ def test_a_gpu_gets_larger_batches_and_all_cores_but_one(tmp_path):
     assert three % 3 == 0 and three > on_gpu["vqgan"]["--batch"] - 3
 
 
+@pytest.mark.parametrize("on_linux", [True, False])
+def test_gpus_share_the_cores_that_the_run_may_use(monkeypatch, on_linux):
+    cores = list(range(128))
+    if on_linux:
+        monkeypatch.setattr(os, "cpu_count", lambda: 512)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*cores}, raising=False)
+    else:
+        monkeypatch.setattr(os, "cpu_count", lambda: len(cores))
+        monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for gpus, workers in {1: 127, 8: 15, 0: 2}.items():
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        here = everything.Computer.here()
+        assert (here.gpus, here.workers) == (gpus, workers)
+        assert here.steps == (2 * workers + 100 if gpus else 20)
+    del cores[4:]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert everything.Computer.here().workers == 1
+
+
 def test_a_gpu_waits_for_scenery_once(rehearsed, tmp_path):
     """The VQGAN paints each of its scenes, and the chain has the tokens of these very scenes; in
     the rehearsal none is kept yet, so that a step takes as long as later."""
@@ -139,7 +167,8 @@ def test_a_gpu_waits_for_scenery_once(rehearsed, tmp_path):
     assert plan["images"] == plan["vqgan"] * 4 * tiny.compression.batch
     plan = everything.plan(everything.Config(tmp_path, "tiny"), tiny, GPU, rehearsed, {})
     assert plan["images"] == 400 * 4 * tiny.compression.batch
-    encode = (plan["images"] + plan["held_out"]) / (2 * 4 * tiny.compression.batch)
+    encoded = plan["images"] + 2000 + 2 * plan["held_out"]
+    encode = encoded / (2 * 4 * tiny.compression.batch)
     assert plan["expected_seconds"] == round(400 / 2 + 400 * 2 / 4 + encode)
     few = GPU.rehearsal(tiny, "scenery")
     assert few["images"] == few["vqgan"] * 4 * tiny.compression.batch
@@ -180,7 +209,7 @@ def test_a_joint_chain_is_one_run(rehearsed, tmp_path):
     plan = everything.plan(everything.Config(tmp_path), joint, CPU, rehearsed, {})
     encode_rate = 3 * 2 * joint.compression.batch
     seconds = joint.compression.steps / 2 + joint.scale.steps / 4
-    seconds += (joint.token_images + plan["held_out"]) / encode_rate
+    seconds += (joint.token_images + 2000 + 2 * plan["held_out"]) / encode_rate
     assert plan["expected_seconds"] == round(seconds)
     assert card.steps_shared(joint) == "one network, t = 2 to 5 in turn"
 
@@ -208,6 +237,7 @@ def test_a_run_with_other_options_is_refused(tmp_path, monkeypatch):
 def test_metrics_count_whole_lines_of_all_runs(rehearsed):
     pattern = "model/checkpoints/scale_*/metrics.jsonl"
     with open(rehearsed / "model" / "checkpoints" / "scale_3" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 30, "sec{"step": 30, "seconds": 12.0}\n\n')  # of a full disk
         file.write('{"step": 40, "sec')  # cut short
     metrics = Metrics(rehearsed, pattern)
     assert metrics.steps() == 42 and metrics.loss() == 1 and metrics.steps_a_second() == 4

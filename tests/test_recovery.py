@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from stages import TORCHRUN
 from test_distributed import alive, wait_until
 from test_train import (
     ALONE,
@@ -94,7 +95,7 @@ def launched(folder: Path, faults: list, launchers: list[list[str]], given: list
         command = [sys.executable, "-m", "torch.distributed.run", *launcher, "--monitor-interval"]
         command += ["0.1", str(script), str(folder), json.dumps(faults), *given]
         with open(folder / f"output_{i}.txt", "w") as file:
-            agents.append(subprocess.Popen(command, env=ALONE, stdout=file, stderr=file))
+            agents.append(subprocess.Popen(command, env=ALONE | TORCHRUN, stdout=file, stderr=file))
     try:
         yield agents
     finally:

@@ -67,6 +67,15 @@ def test_hidden_files_are_left_out_and_endings_may_be_in_capitals(tmp_path):
     assert data.classes == [3]
 
 
+def test_a_sample_has_one_image(shards):
+    """What tells of it, as `x.seg.png`, is no picture to learn from."""
+    add_to_shard(shards / "s-3.tar", {"x.seg.png": b"", "x.jpg": b"", "x.depth.png": b""})
+    assert [name for name in ShardFolder(shards).files if "s-3" in name] == ["s-3.tar/x.jpg"]
+    add_to_shard(shards / "s-3.tar", {"x.jpg": b"", "x.png": b""})
+    with pytest.raises(ValueError, match=r"must have one image, got s-3.tar/x.jpg and s-3.tar/x.p"):
+        ShardFolder(shards)
+
+
 def test_a_shard_that_was_cut_between_two_files_is_refused(shards):
     path = shards / "s-2.tar"
     with tarfile.open(path) as tar:
@@ -97,7 +106,7 @@ def test_wrong_shards_are_one_sentence(shards):
         path.unlink()
     with tarfile.open(shards / "none.tar", "w"):
         pass
-    with pytest.raises(ValueError, match="its shards must hold images, got none"):
+    with pytest.raises(ValueError, match=r"its shards must hold images, as a\.jpg, got none"):
         ShardFolder(shards)
 
 

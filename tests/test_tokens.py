@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import resource
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -238,3 +239,17 @@ def test_images_of_rare_words_come_more_often(tmp_path):
 def test_without_text_no_image_is_repeated(tmp_path):
     write(tmp_path)
     assert TokenFile(tmp_path).repeated({"lake": 2}).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+def test_what_is_not_repeated_takes_no_memory(tmp_path, has_text):
+    """But for the indices themselves: texts of millions of images are gigabytes."""
+    text = {"text": np.full((20_000, 77), ABSENT)} if has_text else {}
+    with TokenWriter(tmp_path, 20_000, (2, 3), 9) as writer:
+        writer.append(grids(20_000, 9), text)
+    file = TokenFile(tmp_path)
+    tracemalloc.start()
+    assert len(file.repeated({} if has_text else {"lake": 2})) == 20_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000 * 8 * 4

@@ -19,18 +19,20 @@ from pathlib import Path
 import memory
 import numpy as np
 import pytest
+import stages
 import torch
-from adversarial import Adversaries
+from adversarial import Adversaries, Usage
 from PIL import Image
 from safetensors.torch import load_file
 from saving import are_finite
+from torch.distributed.launcher.api import LaunchConfig
 from torch.overrides import TorchFunctionMode
 from training import warmup_cosine
 from watching import Watchdog
 
 from imagebart import ImageBART, checkpoint, perceptual, presets
-from imagebart.checkpoint import Checkpoints, read_json, run_lock, sha256_of
-from imagebart.conditions import ConditionShape, pieces_of, text_shape
+from imagebart.checkpoint import Checkpoints, read_json, run_lock, save_tensors, sha256_of
+from imagebart.conditions import ABSENT, ConditionShape, pieces_of, text_shape, text_tokens
 from imagebart.data import scenery
 from imagebart.data.maps import commonest_kinds
 from imagebart.data.tokens import TokenFile, TokenWriter
@@ -188,6 +190,37 @@ def test_a_scale_that_is_told_things_starts_from_one_that_was_not(chain, tmp_pat
     assert torch.equal((row >= 0).nonzero()[:, 0], pieces_of(texts))
 
 
+def test_words_that_the_initial_model_does_not_know_get_free_rows(
+    make_denoiser, make_vqgan, tmp_path
+):
+    """Its own words keep theirs; of a table of another size nothing is taken."""
+    begin, path = script("scale")["begin"], tmp_path / "scale_2.safetensors"
+
+    def denoiser_of(vectors: int, seed: int = 0) -> Denoiser:
+        return make_denoiser(2, seed=seed, conditions={"text": text_shape(8, vectors)})
+
+    def captioned(text: str) -> TokenFile:
+        ids, _ = text_tokens(["a lake", text], 8)
+        with TokenWriter(tmp_path / text, 2, (4, 4), 12) as writer:
+            writer.append(torch.zeros(2, 4, 4, dtype=torch.int64), {"text": ids.numpy()})
+        return TokenFile(tmp_path / text)
+
+    initial, vqgan = denoiser_of(8), make_vqgan()
+    initial.know_text(text_tokens(["a sea"], 8)[0])
+    save_tensors(initial.state_dict(), path)
+    for vectors, known in {8: "a lake volcano sea", 9: "a lake volcano"}.items():
+        denoiser = denoiser_of(vectors, seed=1)
+        begin(denoiser, vqgan, captioned("volcano"), path)
+        row, pieces = denoiser.text_rows, pieces_of(text_tokens([known], 8)[0])
+        assert torch.equal((row != ABSENT).nonzero()[:, 0], pieces)
+        assert len(row[pieces].unique()) == len(pieces)
+        of_sea = pieces_of(text_tokens(["a sea"], 8)[0])
+        assert torch.equal(row[of_sea], initial.text_rows[of_sea]) == (vectors == 8)
+        shutil.rmtree(tmp_path / "volcano")
+    with pytest.raises(ValueError, match="vectors of text must be at least 9, got 8"):
+        begin(denoiser_of(8), vqgan, captioned("one two three four"), path)
+
+
 def joint_tiny() -> presets.Preset:
     """`tiny` as one network for all scales, with all that it can be told."""
     tiny = presets.PRESETS["tiny"]
@@ -310,7 +343,7 @@ def test_the_gradients_of_several_passes_are_those_of_one():
         codes.append(one.usage.total())
     torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(*(one.judgements.averages for one in both))
-    assert torch.equal(*codes) and codes[0].sum() == 8 * 64
+    assert torch.equal(*codes) and codes[0].sum(1).tolist() == [8 * 64] * 2
     for networks in zip(*((one.vqgan, one.discriminator) for one in both), strict=True):
         for a, b in zip(*(network.parameters() for network in networks), strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
@@ -337,6 +370,27 @@ def test_a_vqgan_learns_in_several_passes_a_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory, "memory_of", lambda device: room)
     assert memory.images_at_once(None, 4, 4, ONE_RANK, lambda: needs, "") == (2, needs)
     assert "batch 4: 1 ranks × 2 images × 2 passes, about" in capsys.readouterr().err
+
+
+def test_codes_that_fall_out_of_use_are_seen_at_the_next_report(chain, tmp_path, monkeypatch):
+    """Also where none is revived any more."""
+    usage = Usage(64, ONE_RANK)
+    usage.note(torch.arange(10), torch.tensor(True))
+    assert (usage.reported(), usage.reported()) == (10, 0)
+    usage.note(torch.tensor([3, 20]), torch.tensor(True))
+    usage.note(torch.tensor([30]), torch.tensor(False))
+    resumed = Usage(64, ONE_RANK)
+    resumed.load_state_dict(usage.state_dict())
+    assert resumed.reported() == 2 and resumed.unused().sum() == 64 - 11
+    assert resumed.unused().all()
+
+    note = Usage.note
+    codes = iter([torch.arange(64), *torch.zeros(4, 1, dtype=torch.int64)])
+    monkeypatch.setattr(Usage, "note", lambda usage, _, finite: note(usage, next(codes), finite))
+    few = ("--train", "decoder", "--init", chain / "vqgan", "--steps", 5, "--workers", 0)
+    train("compression", *SIZE, *few, "--out", tmp_path)
+    rows = [row for row in metrics(tmp_path / "metrics.jsonl") if "codes" in row]
+    assert [(row["step"], row["codes"]) for row in rows] == [(1, 64), (5, 1)]
 
 
 def test_any_number_of_held_out_pictures_is_shown():
@@ -481,8 +535,8 @@ def test_a_killed_encode_goes_on(chain, tmp_path, monkeypatch):
         patch.setattr(TokenWriter, "close", die_at(2, TokenWriter.close))
         train(*given)
     assert (tmp_path / "train" / "tokens.json").exists()
-    encoded, encode = [], VQGAN.encode
-    monkeypatch.setattr(VQGAN, "encode", lambda self, x: encoded.append(x) or encode(self, x))
+    encoded, latents = [], VQGAN.latents
+    monkeypatch.setattr(VQGAN, "latents", lambda self, x: encoded.append(x) or latents(self, x))
     train(*given)
     assert [len(image) for image in encoded] == [8, 8]
     assert digests(tmp_path) == digests(chain / "tokens")
@@ -544,14 +598,32 @@ def test_tokens_and_their_vqgan_stay_together(chain, tmp_path, other_vqgan):
 
 def test_codes_of_training_images_are_in_use(chain, tmp_path):
     """Of a small folder, whose few held-out images use few codes, no token becomes a random one."""
-    few = ("--count", 12, "--validation", 12, "--workers", 0, "--vqgan", chain / "vqgan")
+    few = ("--count", 12, "--validation", 2, "--workers", 0, "--vqgan", chain / "vqgan")
     train("encode", *few, "--out", tmp_path / "shrunk")
     train("encode", *few, "--no-shrink", "--out", tmp_path / "whole")
     shrunk = load_vqgan(tmp_path / "shrunk" / "vqgan").quantiser
-    for split in ("train", "validation"):
+    for split, count in {"train": 12, "validation": 2}.items():
         folders = tmp_path / "shrunk" / split, tmp_path / "whole" / split
-        tokens, codes = (TokenFile(folder).batch(range(12)) for folder in folders)
+        tokens, codes = (TokenFile(folder).batch(range(count)) for folder in folders)
         assert torch.equal(shrunk.used[tokens], codes), split
+
+
+def test_a_vqgan_that_learns_on_has_a_token_for_every_code(chain, tmp_path, capsys):
+    """Its tokens are other codes' once it has learned; a decoder alone keeps them. How many codes
+    have no token of their own is said."""
+    vqgan = load_vqgan(chain / "vqgan")
+    vqgan.quantiser.shrink(torch.arange(2))
+    save_vqgan(vqgan, tmp_path / "shrunk")
+    few = ("--init", tmp_path / "shrunk", "--steps", 1, "--workers", 0, "--out")
+    for part, K in {"all": 64, "decoder": 2}.items():
+        train("compression", *SIZE, "--train", part, *few, tmp_path / part)
+        assert load_vqgan(tmp_path / part).K == K
+        train("encode", *ENCODE, "--vqgan", tmp_path / part, "--out", tmp_path / f"{part}_tokens")
+        said = capsys.readouterr().out
+        assert (load_vqgan(tmp_path / f"{part}_tokens" / "vqgan").K == 2) == (K == 2)
+        for split in ("train", "validation"):
+            (share,) = re.findall(rf"^{split}: ([\d.]+)% of its codes have no token", said, re.M)
+            assert (float(share) > 10) == (K == 2)
 
 
 def test_finished_tokens_of_all_codes_are_not_taken_for_shrunk_ones(chain, tmp_path):
@@ -790,6 +862,32 @@ def test_a_preset_has_as_many_classes_as_the_data(chain, tmp_path, monkeypatch):
     assert "must have 7 names of class for this preset, got 12" in refusal(*given)
 
 
+def test_every_image_must_have_what_is_never_left_out(make_denoiser, tmp_path):
+    """Said before the first step, wherever in the file the image is."""
+    require_tokens_fit = script("scale")["require_tokens_fit"]
+    takes = {"class": ConditionShape(3, 1), "map": ConditionShape(2, 16)}
+    shape = make_denoiser(2, conditions=takes).config
+    may_lack = replace(shape, condition_dropout=True)
+    rows = {name: np.zeros((9000, one.length), np.int64) for name, one in takes.items()}
+    rows["map"][8500, 3] = ABSENT  # a place that is open
+
+    def tokens_of(name: str) -> TokenFile:
+        with TokenWriter(tmp_path / name, 9000, (4, 4), 12, vqgan_sha256="f00") as writer:
+            writer.append(torch.zeros(9000, 4, 4, dtype=torch.int64), rows)
+        return TokenFile(tmp_path / name)
+
+    require_tokens_fit(tokens_of("all"), shape, "f00")
+    rows["class"][[8600, 8700]] = ABSENT
+    require_tokens_fit(without := tokens_of("without"), may_lack, "f00")
+    said = "every image must have a class for .*, got 2 images that have none, first image 8600"
+    with pytest.raises(ValueError, match=said):
+        require_tokens_fit(without, shape, "f00")
+    rows["class"][8999] = 3
+    said = r"class must lie in \[0, 3\), got -1 to 3 in images 8192 to 8999"
+    with pytest.raises(ValueError, match=said):
+        require_tokens_fit(tokens_of("beyond"), may_lack, "f00")
+
+
 def test_a_batch_in_parts_is_that_batch(chain, tmp_path):
     """Four images one after another, or four at once: sums are ordered differently."""
     for name, more in {"once": (), "parts": ("--at-once", 3, "--recompute")}.items():
@@ -849,6 +947,15 @@ def test_matrices_decay_and_vectors_do_not(make_denoiser):
 def test_another_learning_rate_changes_muon_in_proportion():
     recipe = presets.ScaleRecipe(10, 4, learning_rate=0.5, muon=0.2, clip=2.0).at_rate(0.25)
     assert recipe == presets.ScaleRecipe(10, 4, learning_rate=0.25, muon=0.1, clip=2.0)
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_recipe_is_about_conditions_that_its_preset_takes(name):
+    """Images are repeated by their text only where text is learned."""
+    preset = presets.PRESETS[name]
+    for shape in (preset.between, preset.last):
+        assert preset.scale.condition_dropout.keys() <= shape.conditions.keys()
+        assert not preset.scale.repeated or "text" in shape.conditions
 
 
 def test_muon_moves_the_matrices_of_the_layers(chain, tmp_path, monkeypatch):
@@ -933,6 +1040,30 @@ def test_several_ranks_learn_what_one_does(chain, tmp_path, monkeypatch, t, rank
         assert a == pytest.approx(b, rel=1e-4)
 
 
+OWN_TOKENS = f"""
+import os, runpy, sys
+sys.path[:0] = [{str(ROOT / "train")!r}]
+sys.argv[sys.argv.index("--tokens") + 1] += os.environ["RANK"]
+runpy.run_path({str(ROOT / "train" / "scale.py")!r}, run_name="__main__")
+"""
+
+
+def test_ranks_learn_from_the_same_tokens(chain, tmp_path):
+    """One that reads others is named by all, before the first step."""
+    for rank in (0, 1):
+        shutil.copytree(chain / "tokens", tmp_path / f"tokens{rank}")
+    path, script = tmp_path / "tokens1" / "train" / "tokens.npy", tmp_path / "own_tokens.py"
+    np.save(path, np.load(path)[::-1].copy())
+    script.write_text(OWN_TOKENS)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    given = (*SIZE, "--t", 2, "--steps", 1, "--tokens", tmp_path / "tokens", "--out")
+    process = launch(*torchrun, script, *given, tmp_path / "out")
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 1
+    sentence = "error: the tokens must be the same on all ranks, got others at rank 1"
+    assert said.count(sentence) == 2
+
+
 def test_weights_in_shards_learn_the_same(chain, tmp_path):
     """A checkpoint has them whole: two ranks go on from it bit for bit, and so does one."""
     given = ("--preset", "tiny", "--t", 2, "--batch", 4, "--tokens", chain / "tokens")
@@ -1002,7 +1133,7 @@ def test_two_ranks_compress_as_one_does(tmp_path):
     assert process.returncode == 0, said
     for name, steps_done in {"one": 2, "two": 2, "resumed": 3}.items():
         _, state = Checkpoints(tmp_path / name / "checkpoints").latest()
-        assert state["usage"].sum() == steps_done * 4 * 64  # images of 64 tokens
+        assert state["usage"][0].sum() == steps_done * 4 * 64  # images of 64 tokens
 
     one, two = (load_file(tmp_path / name / "vqgan.safetensors") for name in ("one", "two"))
     codebook = "quantiser.codebook.weight"
@@ -1093,6 +1224,28 @@ def test_a_scale_that_was_killed_starts_again_alone(tmp_path, monkeypatch, capsy
     assert "scale 2, steps 11 / 400, nats 1.500, images/s 2.0, MFU 20%, left 0:12:58" in said
 
 
+def test_a_scale_that_fails_after_steps_is_started_again_however_far_it_was_before(tmp_path):
+    """Killed at 980, it resumes at 500: its log is cut there, and begins to grow from there."""
+    chain = script("chain")
+    config = chain["Config"](tokens=tmp_path, out=tmp_path, preset="tiny")
+    log = chain["output"](config, "2").with_name("metrics.jsonl")
+    log.parent.mkdir(parents=True)
+
+    def write(first: int, resumed: int = 500) -> None:
+        """Up to step `first` of the first process, from 500 to `resumed` of the second."""
+        rows = [dict(step=step, seconds=float(step)) for step in range(20, first + 1, 20)]
+        rows += [dict(step=s, seconds=s - 499.5) for s in range(520, resumed + 1, 20)]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(980)
+    failed = subprocess.CompletedProcess("scale.py", 1)
+    scale = chain["Scale"]("2", [], failed, chain["reports"](config, "2"))
+    # fails before the log is cut, before its first report, before step 980, after it
+    for steps, learned in {(980, 500): 0, (500, 500): 0, (500, 900): 1, (500, 1000): 1}.items():
+        write(*steps)
+        assert chain["may_go_on"](config, scale) == learned
+
+
 def test_a_chain_hands_on_what_a_scale_takes(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
@@ -1105,6 +1258,24 @@ def test_a_chain_hands_on_what_a_scale_takes(tmp_path, monkeypatch):
     for said in ("--precision bf16", "--learning-rate 0.5", "--seed 3", "--at-once 2"):
         assert said in words
     assert {"--recompute", "--override"} <= {*command} and "--compile" not in command
+
+
+@pytest.mark.parametrize("given", [None, "500"])
+def test_ranks_of_a_chain_have_time_to_save(tmp_path, monkeypatch, given):
+    """Or as much as is given; torchrun kills after 30 seconds."""
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", raising=False)
+    if given:
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", given)
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda _, env, **__: started.append(env))
+    chain = script("chain")
+    chain["start_scale"](chain["Config"](tokens=tmp_path, out=tmp_path), "2", ["0", "1"])
+    stages.started(stages.Stage("toy", ("-c", ""), {}, gpus=2), tmp_path / "toy.txt")
+    for env in started:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", env)
+            assert LaunchConfig(1, 1, 2).shutdown_timeout == int(given or 110)
+    assert len(started) == 2
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import sys
 import threading
 from dataclasses import dataclass
@@ -138,6 +139,21 @@ def test_a_report_never_ends_the_run(tmp_path, capsys):
     assert str(log.path) in said[1] and "the run goes on" in said[1]
     with pytest.raises(KeyboardInterrupt), report("the picture"):
         raise KeyboardInterrupt
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, capsys):
+    """The next line is one of its own again."""
+    log = Log(tmp_path / "metrics.jsonl", 0, active=True)
+    log.write(1, loss=1.0)
+    _, most = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 9, most))
+    try:
+        log.write(2, loss=2.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "could not be written, the run goes on" in capsys.readouterr().err
+    log.write(3, loss=3.0)
+    assert [line["step"] for line in lines(log.path)] == [1, 3]
 
 
 def test_the_log_is_strict_json(tmp_path):

@@ -284,6 +284,15 @@ def test_an_unused_code_maps_to_one_used_code_drawn_once():
     assert torch.equal(quantiser.encode(z), table[quantiser.nearest(z)])
 
 
+def test_a_quantiser_that_was_shrunk_and_expanded_has_a_token_for_every_code():
+    quantiser, code = make_quantiser(), make_quantiser().nearest(latents())
+    assert not quantiser.is_replaced(code).any()
+    quantiser.shrink(USED)
+    assert torch.equal(quantiser.is_replaced(code), ~torch.isin(code, USED))
+    quantiser.expand()
+    assert quantiser.size == quantiser.K and torch.equal(quantiser.encode(latents()), code)
+
+
 @pytest.mark.parametrize("used", [[], [-1, 2], [2, 7], [2, 1], [1, 1]])
 def test_used_codes_are_sorted_codes(used):
     with pytest.raises(ValueError, match="used codes must"):

@@ -18,16 +18,29 @@ from imagebart.vqgan import VQGAN
 
 
 class Usage:
-    """How often each code was used since the last revival: each rank counts its own images, a
-    checkpoint has the sum."""
+    """How often each code was used since the last revival, and since the last report: each rank
+    counts its own images, a checkpoint has the sums."""
 
     def __init__(self, size: int, ranks: distributed.Ranks):
-        self.counts, self.ranks = torch.zeros(size, device=ranks.device), ranks
+        self.counts, self.ranks = torch.zeros(2, size, device=ranks.device), ranks
+        self.since_revival, self.since_report = self.counts
 
     def note(self, code: Tensor, finite: Tensor) -> None:
         """A batch used these codes, if its gradients were finite."""
-        each = finite.to(self.counts.dtype).expand(code.numel())
-        self.counts.index_add_(0, code.flatten(), each)  # bincount would wait for a GPU
+        each = finite.to(self.counts.dtype).expand(2, code.numel())
+        self.counts.index_add_(1, code.flatten(), each)  # bincount would wait for a GPU
+
+    def unused(self) -> Tensor:
+        """Which codes no rank has used since the last revival; the next one begins."""
+        unused = distributed.total(self.since_revival, self.ranks) < 1
+        self.since_revival.zero_()
+        return unused
+
+    def reported(self) -> int:
+        """How many codes were used since the last report; the next one begins."""
+        used = distributed.total(self.since_report, self.ranks) > 0
+        self.since_report.zero_()
+        return int(used.sum())
 
     def total(self) -> Tensor:
         return distributed.total(self.counts, self.ranks)
@@ -201,12 +214,10 @@ class Adversaries:
     def revive(self, image: Images, seed: int, step: int) -> None:
         """Move codes unused since the last revival onto this batch's latents (the first time,
         all)."""
-        dead = self.usage.total() < 1
         z = torch.cat([self.vqgan.latents(image[rows]) for rows, *_ in self._passes(image)])
         z = distributed.gathered(z, self.ranks)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        self.vqgan.quantiser.revive(dead, z, generator)
-        self.usage.counts.zero_()
+        self.vqgan.quantiser.revive(self.usage.unused(), z, generator)
 
 
 def descend(network: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:

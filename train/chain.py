@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from progress import CHAIN_COLUMNS, Progress, duration
-from stages import rows_of, stop_with_the_parent
+from stages import TORCHRUN, rows_of, stop_with_the_parent
 from training import errors_said, read_options
 
 from imagebart.checkpoint import StopSignal, read_json
@@ -61,7 +61,7 @@ class Scale:
     t: str
     share: list[str]  # its GPUs
     process: subprocess.Popen
-    steps_before: int  # when it was started
+    rows_before: list[dict]  # of its log, when it was started
     restarts: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -99,17 +99,19 @@ def main(config: Config) -> int:
 
 def started_scale(config: Config, t: str, share: list[str], restarts: int = 0) -> Scale:
     """A scale that runs."""
-    before = steps_of(reports(config, t))
+    before = reports(config, t)
     return Scale(t, share, start_scale(config, t, share), before, restarts)
 
 
 def may_go_on(config: Config, scale: Scale) -> bool:
     """Whether another start may help: it was killed, or it has made steps since its start.
 
-    What is wrong with its options or its data ends it before its first step.
+    What is wrong with its options or its data ends it before its first step. A run that resumes
+    drops what its log has after the checkpoint, so steps that it makes may be fewer than before.
     """
     killed = scale.process.returncode < 0
-    learned = steps_of(reports(config, scale.t)) > scale.steps_before
+    rows = reports(config, scale.t)
+    learned = rows != scale.rows_before[: len(rows)]
     return (killed or learned) and scale.restarts < RESTARTS
 
 
@@ -219,7 +221,7 @@ def start_scale(config: Config, t: str, share: list[str]) -> subprocess.Popen:
         command = [*launcher, str(Path(__file__).with_name("scale.py")), *options]
         return subprocess.Popen(
             command,
-            env=os.environ | visible,
+            env=TORCHRUN | os.environ | visible,
             stdout=file,
             stderr=file,
             preexec_fn=stop_with_the_parent,

@@ -124,7 +124,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     both = Adversaries(vqgan, recipe, ranks, by_known, at_once)
 
     # ── where we left off ─────────────────────────────────────────────────────────────────────
-    data = distributed.by_main(train.digest, ranks)
+    data = distributed.same_on_all(train.digest, "the training images", ranks)
     kept = must_stay(config, recipe, perceptual=recipe.perceptual, train=config.train, data=data)
     machine = machine_of(ranks, recipe.precision, at_once)
     if ranks.is_main:
@@ -158,7 +158,7 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             if run.is_reported(done):
                 numbers = {name: distributed.mean(x, ranks) for name, x in measured.items()}
                 real_fake = zip(("logit_real", "logit_fake"), both.judgements.averages, strict=True)
-                numbers |= dict(real_fake, codes=int((both.usage.total() > 0).sum()))
+                numbers |= dict(real_fake, codes=both.usage.reported())
                 run.report(done, {"rec": f"{measured['rec'].item():.3f}"}, **numbers)
             if run.is_looked_at(done) and ranks.is_main:
                 same = averaged(vqgan, both.ema)
@@ -192,7 +192,10 @@ def recipe_of(config: Config, preset: Preset) -> CompressionRecipe:
 
 
 def vqgan_of(config: Config, preset: Preset) -> VQGAN:
-    """A new VQGAN, or that of `--init`, of which only what is to learn is not frozen."""
+    """A new VQGAN, or that of `--init`, of which only what is to learn is not frozen.
+
+    Where all learns, other codes come into use, so each has a token again; else tokens stay.
+    """
     if config.train != "all" and not config.init:
         raise ValueError(f"--train {config.train} needs a trained VQGAN, --init, got none")
     vqgan = load_vqgan(config.init) if config.init else VQGAN(preset.vqgan)
@@ -203,6 +206,8 @@ def vqgan_of(config: Config, preset: Preset) -> VQGAN:
     vqgan.hold_known()
     if config.train == "decoder":
         vqgan.hold_tokens()
+    else:
+        vqgan.quantiser.expand()
     return vqgan
 
 

@@ -3,13 +3,15 @@
     python train/encode.py --vqgan runs/scenery/vqgan --data scenery --out runs/scenery/tokens
     torchrun --standalone --nproc-per-node gpu train/encode.py --vqgan …
 
-The codebook is shrunk to the entries in use: by the held-out images and by as many of the training
-split, evenly spread; every other entry is mapped to a random used one by a table drawn once. OUT
-holds the shrunk `vqgan/` and a token file each for `train/` and `validation/`. The same command
-again goes on with what is not there yet. Several ranks encode their parts of every batch, and the
-first one writes.
+The codebook is shrunk to the entries in use: by the held-out images and by `--looked-at` of the
+training split, evenly spread; every other entry is mapped to a random used one by a table drawn
+once. OUT holds the shrunk `vqgan/` and a token file each for `train/` and `validation/`. Of each it
+is said how many of its codes were mapped so: many, if the pictures are others than those that the
+codebook was shrunk by. The same command again goes on with what is not there yet. Several ranks
+encode their parts of every batch, and the first one writes.
 """
 
+import math
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from tqdm import tqdm
 from training import errors_said, located
 
 from imagebart import distributed
+from imagebart.arguments import as_int
 from imagebart.checkpoint import run_lock, sha256_of
 from imagebart.conditions import CONDITIONS
 from imagebart.data.image_folder import UNREADABLE
@@ -44,7 +47,8 @@ class Config:
     unreadable: float = UNREADABLE  # share of the images that may be replaced by others
     size: int | None = None  # pixels a side; the VQGAN's unless given
     count: int | None = None  # images of the training split; all unless given
-    validation: int = 2000  # held-out images; they and as many others say which codes are in use
+    validation: int = 2000  # held-out images at most
+    looked_at: int = 2000  # training images at most that say, with these, which codes are in use
     flips: bool = False  # each training image mirrored too; its text's left and right change places
     shrink: bool = True  # drop codes that are not in use
     batch: int = 32  # images a rank
@@ -67,7 +71,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     validation = open_data(config.data, size, "validation", config.validation, **shares)
     train = Mirrored(train) if config.flips else train
     splits = {"train": train, "validation": validation}
-    contents = {name: data.digest() for name, data in splits.items()}
+    contents = {
+        name: distributed.same_on_all(data.digest, f"the images of {name}", ranks)
+        for name, data in splits.items()
+    }
     if ranks.is_main:
         print(f"{config.data}: {summary_of(train)}; validation on {summary_of(validation)}")
 
@@ -85,10 +92,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
     grid = (size // vqgan.f, size // vqgan.f)
 
     def encoded(image: Images, conditions: dict[str, np.ndarray]) -> tuple:
-        """Tokens (b, h, w) of images, and those (b, m) of their conditions, by name."""
+        """Codes (b, h, w) of images, and the tokens (b, m) of their conditions, by name."""
         image = image.to(device, memory_format=torch.channels_last)
         with torch.inference_mode(), distributed.autocast(device, config.precision):
-            return vqgan.encode(image).cpu(), conditions
+            return vqgan.quantiser.nearest(vqgan.latents(image)).cpu(), conditions
 
     def code_batches(data, name: str):
         """What `encoded` gives, batch after batch, of all ranks in order."""
@@ -102,9 +109,10 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
 
     # ── the codes in use ──────────────────────────────────────────────────────────────────────
     if config.shrink and not vqgan.quantiser.shrunk and not finished:
-        some = Subset(train, range(0, len(train), -(-len(train) // config.validation)))
+        apart = -(-len(train) // as_int(config.looked_at, "looked_at", 1))
+        some = Subset(train, range(0, len(train), apart))
         looked_at = ConcatDataset([validation, some])
-        seen = [grid.unique() for grid, _ in code_batches(looked_at, "codes in use")]
+        seen = [code.unique() for code, _ in code_batches(looked_at, "codes in use")]
         used = torch.cat(seen).unique()
         vqgan.quantiser.shrink(used, torch.Generator().manual_seed(config.seed))
     if not finished and ranks.is_main:
@@ -127,9 +135,14 @@ def main(config: Config, ranks: distributed.Ranks) -> None:
             "names": data.names,
             "vqgan_sha256": sha256_of(path),
         }
+        replaced = 0
         with TokenWriter(config.out / name, len(data), grid, vqgan.K, **header) as writer:
-            for parts in code_batches(data, name):
-                writer.append(*parts)
+            for code, conditions in code_batches(data, name):
+                code = code.to(device)
+                writer.append(vqgan.quantiser.tokens_for(code), conditions)
+                replaced += int(vqgan.quantiser.is_replaced(code).sum())
+        share = replaced / (len(data) * math.prod(grid))
+        print(f"{name}: {share:.2%} of its codes have no token of their own and got a random one")
 
 
 def conditions_read(

@@ -37,6 +37,8 @@ from imagebart.presets import Preset, find_preset
 
 ENCODE_BATCH = 32
 """Images at once that are encoded on a CPU."""
+LOOKED_AT = 2000
+"""Training images at most that say which codes are in use; they are encoded twice."""
 VQGAN_SHARE, ENCODE_SHARE, CHAIN_SHARE = 0.35, 0.1, 0.45
 """Parts of the time that is left after the rehearsal; the rest is start-up and figures."""
 
@@ -46,7 +48,7 @@ class Computer:
     """What training is given of the computer that it runs on."""
 
     gpus: int
-    workers: int  # processes that make images
+    workers: int  # processes that make images, a GPU
     larger: dict[str, int]  # times the preset's batch, at the same learning rates
     steps: int  # of each stage of the rehearsal
     encoded_while_one_is_learned: int
@@ -55,12 +57,13 @@ class Computer:
 
     @classmethod
     def here(cls) -> "Computer":
-        gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+        gpus = torch.cuda.device_count()
         if not gpus:
             return cls(0, 2, {"vqgan": 1, "tokens": 1, "chain": 1}, 20, 3)
         larger = {"vqgan": 4, "tokens": 4, "chain": 16}  # what keeps it busy between two launches
+        workers = max(1, (usable_cores() - 1) // gpus)
         # steps of a GPU are counted once the images that were made ahead are used up
-        return cls(gpus, max(1, cores - 1), larger, 2 * cores + 100, 1)
+        return cls(gpus, workers, larger, 2 * workers + 100, 1)
 
     def rehearsal(self, preset: Preset, data: str) -> dict[str, int]:
         """The plan of the rehearsal: a few steps, and few images, but none is kept yet."""
@@ -76,6 +79,13 @@ class Computer:
         """Images a step of each stage; of the VQGAN every GPU gets as many."""
         each, vqgan = max(1, self.gpus), self.larger["vqgan"] * preset.compression.batch
         return {"vqgan": vqgan // each * each, "chain": self.larger["chain"] * preset.scale.batch}
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: on a cluster they are a part of the machine's."""
+    if hasattr(os, "sched_getaffinity"):  # of Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,7 @@ def training(
         ("train/encode.py",),
         made
         | {"--vqgan": out / "vqgan", "--validation": plan["held_out"], "--count": plan["images"]}
+        | {"--looked-at": LOOKED_AT}
         | {"--batch": ENCODE_BATCH * computer.larger["tokens"], "--out": out / "tokens"},
         gpus=computer.gpus,
     )
@@ -221,12 +232,13 @@ def plan(
             raise ValueError(f"minutes must leave time after the rehearsal, got {left:.0f} s")
         steps["vqgan"] = max(1, int(VQGAN_SHARE * left * vqgan_rate))
         steps["chain"] = max(1, int(CHAIN_SHARE * left * chain_rate / runs_of(preset)))
-        images = min(images, max(64, int(ENCODE_SHARE * left * encode_rate)))
+        encoded = ENCODE_SHARE * left * encode_rate
+        images = min(images, max(64, int(max(encoded / 2, encoded - LOOKED_AT))))
     if computer.keeps(config.data):
         images = steps["vqgan"] * computer.batches(preset)["vqgan"]
     held_out = max(64, min(2000, images // 10))
     seconds = steps["vqgan"] / vqgan_rate + steps["chain"] * runs_of(preset) / chain_rate
-    seconds += (images + held_out) / encode_rate
+    seconds += (images + min(images, LOOKED_AT) + 2 * held_out) / encode_rate
     return {**steps, "images": images, "held_out": held_out, "expected_seconds": round(seconds)}
 
 

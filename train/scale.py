@@ -54,7 +54,7 @@ from imagebart.checkpoint import (
     sha256_of,
     write_json,
 )
-from imagebart.conditions import drop
+from imagebart.conditions import ABSENT, ConditionShape, drop
 from imagebart.data.batches import Batches
 from imagebart.data.tokens import TokenFile
 from imagebart.denoiser import Denoiser, DenoiserConfig
@@ -106,7 +106,9 @@ def main(config: Config, ranks: Ranks) -> None:
     # ── what we learn from ────────────────────────────────────────────────────────────────────
     tokens, held_out = TokenFile(config.tokens / "train"), TokenFile(config.tokens / "validation")
     vqgan, shape = load_vqgan(config.tokens / "vqgan"), preset.denoiser(scales[-1])
-    digest = sha256_of(config.tokens / "vqgan" / "vqgan.safetensors")
+    weights = partial(sha256_of, config.tokens / "vqgan" / "vqgan.safetensors")
+    digest = distributed.same_on_all(weights, "the VQGAN", ranks)
+    data = distributed.same_on_all(tokens.digest, "the tokens", ranks)
     for part_of_data in (tokens, held_out):
         require_tokens_fit(part_of_data, shape, digest)
     chances = chances_of(shape, recipe)
@@ -138,7 +140,6 @@ def main(config: Config, ranks: Ranks) -> None:
     folder = run_folder(config)
     parts = {"denoiser": denoiser, "ema": ema} | optimisers
     parts = {name: Whole(x, ranks) for name, x in parts.items()} if in_shards else parts
-    data = distributed.by_main(tokens.digest, ranks)
     kept = must_stay(config, recipe, vqgan=digest, data=data)
     machine = machine_of(ranks, recipe.precision, at_once)
     machine |= {"image_flops": flops[0], "peak_flops": flops[1]} if flops else {}
@@ -303,7 +304,8 @@ def require_apart(preset: Preset, folder: Path) -> None:
 
 def require_tokens_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) -> None:
     """ValueError unless tokens are of the VQGAN whose SHA-256 is `digest`, on the denoiser's grid,
-    with the conditions that it takes, and as many classes, and kinds of maps, as it knows."""
+    with the conditions that it takes, within their vocabularies and of every image if it must
+    have them, and as many classes, and kinds of maps, as it knows."""
     folder = tokens.folder
     if tokens.vqgan_sha256 != digest:
         raise ValueError(
@@ -313,7 +315,6 @@ def require_tokens_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) ->
     if (tokens.height, tokens.width) != shape.grid:
         got = tokens.height, tokens.width
         raise ValueError(f"{folder}: must hold tokens of a grid of {shape.grid}, got {got}")
-    tokens.condition(range(1), shape.conditions)
     for name, condition in shape.conditions.items():
         names = tokens.names[name]
         if names and len(names) != condition.vocabulary:
@@ -321,6 +322,28 @@ def require_tokens_fit(tokens: TokenFile, shape: DenoiserConfig, digest: str) ->
                 f"{folder}: must have {condition.vocabulary} names of {name} for this preset, "
                 f"got {len(names)}"
             )
+        require_given(tokens, name, condition, shape.condition_dropout)
+
+
+def require_given(
+    tokens: TokenFile, name: str, condition: ConditionShape, condition_dropout: bool
+) -> None:
+    """ValueError unless every image has this condition, or may lack it, within its vocabulary."""
+    without = []
+    for rows in distributed.split(range(len(tokens)), 8192):
+        part = tokens.condition(rows, {name: condition})
+        low, high = int(part.min()), int(part.max())
+        if low < ABSENT or high >= condition.vocabulary:
+            raise ValueError(
+                f"{tokens.folder}: {name} must lie in [0, {condition.vocabulary}), "
+                f"got {low} to {high} in images {rows.start} to {rows.stop - 1}"
+            )
+        without += [rows[i] for i in (part == ABSENT).all(1).nonzero()[:, 0].tolist()]
+    if without and not condition_dropout:
+        raise ValueError(
+            f"{tokens.folder}: every image must have a {name} for a preset without "
+            f"condition_dropout, got {len(without)} images that have none, first image {without[0]}"
+        )
 
 
 def chances_of(shape: DenoiserConfig, recipe: ScaleRecipe) -> dict[str, float]:
@@ -335,15 +358,15 @@ def chances_of(shape: DenoiserConfig, recipe: ScaleRecipe) -> dict[str, float]:
 
 
 def begin(denoiser: Denoiser, vqgan: VQGAN, tokens: TokenFile, init: Path | None) -> None:
-    """What is known before the first step: the codes' vectors, the pieces that captions are made
-    of, and the weights of `init`, a model or the file of a scale."""
+    """What is known before the first step: the codes' vectors, the weights of `init`, a model or
+    the file of a scale, and the pieces that captions are made of, beside those that it knows."""
     denoiser.initialise_from_codebook(vqgan.quantiser.token_vectors().detach())
-    text = denoiser.config.conditions.get("text")
-    if text is not None and text.vectors:
-        denoiser.know_text(tokens.condition(range(len(tokens)), {"text": text}))
     if init is not None:
         is_file = init.suffix == ".safetensors"
         start_from(denoiser, init if is_file else init / scale_file(denoiser.config, denoiser.t))
+    text = denoiser.config.conditions.get("text")
+    if text is not None and text.vectors:
+        denoiser.know_text(tokens.condition(range(len(tokens)), {"text": text}))
 
 
 def optimisers_of(
@@ -374,9 +397,13 @@ def optimisers_of(
 
 
 def start_from(denoiser: Denoiser, path: Path) -> None:
-    """Copy what has the same name and shape: all but the condition's, if only that is new."""
+    """Copy what has the same name and shape: all but the condition's, if only that is new. Which
+    row of a table a piece of text has is copied with that table."""
     weights, own = restore_rows(load_tensors(path)), denoiser.state_dict()
     fitting = {name: x for name, x in weights.items() if name in own and x.shape == own[name].shape}
+    for name in [name for name in fitting if name.endswith(".text.row")]:
+        if name.replace("row", "tokens.weight") not in fitting:
+            del fitting[name]
     if not fitting:
         raise ValueError(f"{path}: must hold weights of this shape, got none that fit")
     denoiser.load_state_dict(own | fitting)

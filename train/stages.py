@@ -3,12 +3,14 @@
 import ctypes
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from imagebart.checkpoint import StopSignal
 ROOT = Path(__file__).parents[1]
 SAVE_SECONDS = 10
 """Seconds between two records of how long a stage has taken."""
+TORCHRUN = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110"}
+"""Environment of torchrun: seconds in which ranks may save once told to stop; without it, 30."""
 LOSSES = ("rec", "loss")
 """What the scripts call that which they make small, in metrics.jsonl."""
 
@@ -75,9 +79,12 @@ class Metrics:
 
 
 def rows_of(path: Path) -> list[dict]:
-    """The whole lines of a metrics.jsonl."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """The lines of a metrics.jsonl, but for those that a kill or a full disk has cut."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def run_stage(
@@ -141,6 +148,7 @@ def started(stage: Stage, output: Path) -> subprocess.Popen:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return subprocess.Popen(
             stage.command(),
+            env=TORCHRUN | os.environ,
             stdout=file,
             stderr=file,
             pass_fds=[lock.fileno()],

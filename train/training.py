@@ -1,8 +1,10 @@
 """What the training scripts share: options, the learning rate's schedule, the log, what a run must
 keep."""
 
+import errno
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -216,13 +218,21 @@ class Log:
         line = {"step": step, "seconds": round(time.time() - self.began, 1)}
         for name, value in values.items():
             line[name] = value if isinstance(value, int) else finite(float(value))
-        with report(str(self.path)), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        with report(str(self.path)):
+            self._append((json.dumps(line, allow_nan=False) + "\n").encode())
         if self.writer is not None:
             which = f" t = {line['t']}" if "t" in line else ""
             for name in values.keys() - {"t"}:
                 if line[name] is not None:
                     self.writer.add_scalar(name + which, line[name], step)
+
+    def _append(self, line: bytes) -> None:
+        """Write a line whole or, on a full disk, nothing of it."""
+        with open(self.path, "ab", buffering=0) as file:
+            before = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def event_writer(folder: Path, start_step: int) -> Any:

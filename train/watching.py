@@ -19,7 +19,7 @@ from imagebart.distributed import Ranks
 
 STOP_SECONDS = 15.0
 """Seconds after SIGTERM in which a rank must end its step, if another one does not answer; torchrun
-kills after 30."""
+kills after 30 unless it is told another number."""
 LONGEST_PAUSE = 2.0
 """Seconds between two looks, at most."""
 STORE_SECONDS = 15.0

@@ -33,19 +33,32 @@ class ShardFolder(ImageFolder):
 
     webdataset's layout: files with the same name up to the first dot belong together. `a.jpg` is
     the image, `a.txt` has its captions (one per line), `a.cls` its class, a whole number; endings
-    in any case, hidden files are left out. Shards are indexed once and read by offset; they must be
-    uncompressed, whole (with tar's end mark), and must not change.
+    in any case. Hidden files are left out, and images with two endings, such as `a.seg.png`, which
+    tell of `a.jpg`. Shards are indexed once and read by offset; they must be uncompressed, whole
+    (with tar's end mark), and must not change.
     """
 
     def _find(self) -> None:
         shards = sorted((path.name for path in self.root.glob("*.tar")), key=in_natural_order)
         self._parts = {name: part for shard in shards for name, part in parts_of(self.root, shard)}
-        self.files = [name for name in self._parts if is_image(name)]
+        self.files = self._one_of_each_sample()
         if not self.files:
-            raise ValueError(f"{self.root}: its shards must hold images, got none")
+            raise ValueError(f"{self.root}: its shards must hold images, as a.jpg, got none")
         self.classes = [self._label(name) for name in self.files]
         names = tuple(map(str, range(max(self.classes) + 1)))
         self.names = {"class": names, "map": ()}
+
+    def _one_of_each_sample(self) -> list[str]:
+        """The images; ValueError if a sample has two."""
+        image_of: dict[str, str] = {}
+        for name in filter(is_image, self._parts):
+            key = key_of(name)
+            if name.removeprefix(key).count(".") > 1:
+                continue
+            if (first := image_of.setdefault(key, name)) != name:
+                both = f"{shown(first, 200)} and {shown(name, 200)}"
+                raise ValueError(f"{self.root}: a sample must have one image, got {both}")
+        return [*image_of.values()]
 
     def texts(self, index: int) -> list[str]:
         """Every caption of an image, none if it has none; ValueError if its text is not UTF-8."""

@@ -21,7 +21,6 @@ from imagebart.conditions import (
     fitted,
     tokenise_text,
 )
-from imagebart.data.text import TEXT_LENGTH
 from imagebart.notation import Int
 
 FORMAT = 2  # of a token file; raised when an old reader would misread a new file
@@ -195,8 +194,9 @@ class TokenFile:
         text means is learned as before, of what is rare in the data just sooner (repeat factors,
         Gupta et al. 2019).
         """
-        times = np.ones(self.count, np.int64)
-        texts = self.conditions.get("text", np.full((self.count, TEXT_LENGTH), ABSENT))
+        times, texts = np.ones(self.count, np.int64), self.conditions.get("text")
+        if texts is None:
+            return np.arange(self.count)
         for word, often in words.items():
             (ids,) = tokenise_text([word], (0, 0))
             pieces = ids[ids != ABSENT][1:-1]  # without START and END
