@@ -37,7 +37,7 @@ from tyro.extras import subcommand_cli_from_dict
 from imagebart import __version__
 from imagebart.checkpoint import atomic_write
 from imagebart.data.image_folder import ImageFolder
-from imagebart.data.images import as_given, enlarged, read_image, to_pil
+from imagebart.data.images import enlarged, read_image, to_edit, to_pil
 from imagebart.data.scan import scan, skipped_files
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.distributed import finish, part_of, start
@@ -205,7 +205,7 @@ class Edit(Command, EditFields):
         where = margins | {"overlap": self.overlap, "keep": self.keep}
         files = Files(self, options | {name: given for name, given in where.items() if given})
         files.require_new(range(self.num_images))
-        image = read_image(self.image, convert=as_given)
+        image = read_image(self.image, convert=to_edit)
         mask = None if self.mask is None else pixel_mask(read_mask(self.mask), image.size)
         model = self.load()
         if self.keep is not None:

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_colours import PROFILE
+from test_colours import LINEAR_GREY, PROFILE
 
 from imagebart import ImageBART
 from imagebart.data.colours import from_srgb
-from imagebart.data.images import to_pil, to_rgb, to_tensor
+from imagebart.data.images import to_edit, to_pil, to_rgb, to_tensor
 from imagebart.editing import pasting
 from imagebart.editing.inpainting import MaskedImage, other_half, outpaint_steps
 from imagebart.editing.pasting import Box, membrane
@@ -313,6 +313,27 @@ def test_an_unknown_process_is_refused(tiny):
 # ── which images can be edited ────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("mode", ["I;16", "CMYK", "grey with a profile"])
+def test_a_picture_that_cannot_stay_as_it_is_warns(tiny, mode):
+    kind = "L" if "profile" in mode else mode
+    image = Image.new(kind, (32, 32))
+    if kind == "L":
+        image.info["icc_profile"] = LINEAR_GREY
+    said = f"an image of mode {kind}.* is converted: the result is 8-bit RGB everywhere"
+    with pytest.warns(UserWarning, match=said):
+        tiny.inpaint(image, corner())
+    with pytest.warns(UserWarning, match=said):
+        tiny.outpaint(image, right=4)
+    assert to_edit(picture()).tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGB", "RGBA", "1"])
+def test_a_picture_that_stays_as_it_is_does_not_warn(tiny, mode, recwarn):
+    tiny.inpaint(picture().convert(mode), corner())
+    assert not list(recwarn)
+
+
+@pytest.mark.filterwarnings("ignore:an image of mode CMYK is converted")
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
 def test_any_mode_is_edited_as_rgb(tiny, mode):
     image = picture().convert(mode)

@@ -17,7 +17,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from imagebart.arguments import shown
+from imagebart.arguments import shown, warn_caller
 from imagebart.checkpoint import PathLike
 from imagebart.data.colours import from_srgb, mode_of, profile_of, to_srgb
 
@@ -108,6 +108,20 @@ def as_given(image: Image.Image) -> Image.Image:
     if turn is not None:
         given = given.transpose(turn)
     given.info = {"icc_profile": kept} if kept else {}
+    return given
+
+
+EXACT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX")
+"""Modes whose pixels 8-bit RGB has too."""
+
+
+def to_edit(image: Image.Image) -> Image.Image:
+    """The picture that `as_given` gives; warns the caller if its pixels are not the image's own."""
+    given, profile = as_given(image), profile_of(image)
+    described = profile is not None and (mode_of(profile), image.mode) in OTHER_COLOURS
+    if image.mode not in EXACT or described:
+        own = f"{image.mode} with a profile" if image.mode in EXACT else image.mode
+        warn_caller(f"an image of mode {own} is converted: the result is 8-bit RGB everywhere")
     return given
 
 

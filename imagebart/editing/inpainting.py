@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagebart.arguments import as_int, each_of, warn_caller
-from imagebart.data.images import as_given, restored, to_pil, to_rgb, to_tensor
+from imagebart.data.images import restored, to_edit, to_pil, to_rgb, to_tensor
 from imagebart.editing.harmonic import harmonic
 from imagebart.editing.masks import opacity, pixel_mask
 from imagebart.editing.pasting import (
@@ -63,10 +63,11 @@ def inpaint(
 
     The mask is an image, an array of booleans or uint8, or a list of such layers, of the image's
     size, any; `masks.pixel_mask` says what is marked; `invert_mask` repaints all else. The results
-    have that size too. The model
-    edits a crop of its aspect ratio around the mask (`pasting.box_around`, or `box`). Pixels that
-    are not marked are the input's, bit for bit, and nothing depends on those that are, unless a
-    soft mask fades them in. An empty mask warns and returns the input.
+    have that size too. The model edits a crop of its aspect ratio around the mask
+    (`pasting.box_around`, or `box`). Pixels that are not marked are the input's, bit for bit, and
+    nothing depends on those that are, unless a soft mask fades them in. An empty mask warns and
+    returns the input. An image that 8-bit RGB cannot hold, as 16-bit grey or CMYK, is
+    converted everywhere, with a warning (`images.to_edit`).
 
     `process` is "single" (`process.edit_steps`), "refined" (`process.refined_steps`) or "annealed"
     (`process.annealed_steps`, as released), and takes its options. A `semantic_map` covers the
@@ -143,7 +144,7 @@ class MaskedImage:
         box: Box | None = None,
     ):
         context, self.feather = as_int(context, "context"), as_int(feather, "feather")
-        self.given = as_given(image)
+        self.given = to_edit(image)
         image = to_rgb(self.given)
         levels = pixel_mask(mask, image.size)
         if invert_mask:
@@ -314,7 +315,7 @@ def outpaint_steps(
     """
     given: dict[str, Any] = {**options}
     seed = as_int(given.pop("seed", 0), "seed", 0, 2**63 - 1)
-    source, margins = as_given(image), {"left": left, "right": right, "top": top, "bottom": bottom}
+    source, margins = to_edit(image), {"left": left, "right": right, "top": top, "bottom": bottom}
     image, size = to_rgb(source), grown_size(model, source, margins)
     place = slice(top, top + image.height), slice(left, left + image.width)
     kept = kept_part(image.size, margins, overlap)
