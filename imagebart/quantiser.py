@@ -72,7 +72,7 @@ class Quantiser(nn.Module, ABC):
         """The token of every code, in [0, K)."""
         return code if self.token_of is None else self.token_of[code]
 
-    def is_replaced(self, code: Grid) -> Bool[Tensor, "*b h w"]:
+    def is_replaced(self, code: Grid) -> Bool[Tensor, "b h w"]:
         """Which codes have no token of their own, so that another code's stands for them."""
         return code != (code if self.used is None else self.used[self.tokens_for(code)])
 
