@@ -1,13 +1,14 @@
 """Do edits match their prompt? Skies repainted, evaluated by the probe.  [figure 7]
 
     python eval/edits.py --n 200 --out edits.json
+    python eval/edits.py --n 100 --width 228 --out edits_wide.json    # pictures of 16:9
 
 For each weather of `TARGETS`, the sky of held-out scenes (by their semantic map) is masked and
 repainted by a prompt that names the weather. `found` is the share of edits for which the probe
 predicts it (scenes that show it already are skipped), `exact` the share whose known pixels are
-unchanged, `chance` the share found if the targets are shuffled among the edits. `--candidates`
-draws several edits and keeps the one most similar to the prompt. Edits are kept as they come: run
-again, it goes on.
+unchanged, `chance` the share found if the targets are shuffled among the edits. The probe sees a
+wide picture squeezed to its square. `--candidates` draws several edits and keeps the one most
+similar to the prompt. Edits are kept as they come: run again, it goes on.
 """
 
 import itertools
@@ -62,6 +63,7 @@ TARGETS = (
 class Config(as_dataclass(MaskOptions, without=Conditions.__annotations__)):
     model: str = str(SHIPPED)  # a folder or a Hub id
     n: int = 200  # edits, shared by the targets
+    width: int | None = None  # of the scenes, in pixels; the model's unless given
     candidates: int = 1  # drawn for each edit
     probe: Path | None = None  # the shipped one unless given
     seed: int = 0  # of edit 0; edit i has seed + i, its candidates every n-th seed after that
@@ -125,7 +127,8 @@ def edit_skies(
     """The n edits of target k, those that are missing."""
     target, missing = TARGETS[k], {row for (row,) in kept.missing(range(k * n, (k + 1) * n))}
     own = range(k, SCENES, len(TARGETS))  # no two targets have a scene in common
-    found = suitable(target, own, probe, model.image_size)
+    height, width = model.image_size
+    found = suitable(target, own, probe, (height, config.width or width))
     scenes = itertools.islice(found, n if missing else 0)
     for i, scene in enumerate(tqdm(scenes, desc=target.weather, total=n, mininterval=5)):
         if k * n + i not in missing:
@@ -137,7 +140,7 @@ def edit_skies(
         known = ~mask
         kept.put(
             [k * n + i],
-            **as_columns(probe.predict([after])),
+            **as_columns(probe.predict([squeezed(after)])),
             exact=[np.array_equal(np.asarray(after)[known], scene.image[known])],
             sha256=np.frombuffer(image_digest(scene.image), np.uint8),
             seconds=[time.perf_counter() - began],
@@ -155,13 +158,19 @@ def suitable(
             target.weather,
             "fog",
         ):
-            (predicted,) = probe.predict([Image.fromarray(scene.image)]).values("weather")
+            seen = squeezed(Image.fromarray(scene.image))
+            (predicted,) = probe.predict([seen]).values("weather")
             if predicted != target.weather:
                 yield scene
     raise ValueError(
         f"scenes that do not show {target.weather} yet must be found among {len(among)}, "
         "got too few"
     )
+
+
+def squeezed(image: Image.Image) -> Image.Image:
+    """The image as a square, of which the probe sees all."""
+    return image.resize((image.height, image.height))
 
 
 def sky_of(scene: scenery.Scene) -> np.ndarray:

@@ -189,6 +189,16 @@ def test_edits_leave_the_rest_exact(folder, foggy, monkeypatch):
     assert report["found"] == 0
 
 
+def test_skies_of_wide_scenes_are_edited_and_seen_whole(folder, foggy, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(edits, "squeezed", lambda image: sizes.append(image.size) or image)
+    report = edits.main(edits.Config(model=str(folder), probe=foggy, n=5, width=57))
+    assert {*sizes} == {(57, 32)} and len(sizes) >= 10
+    assert all(row["exact"] == 1 for row in report["rows"])
+    monkeypatch.undo()
+    assert edits.squeezed(Image.new("RGB", (57, 32))).size == (32, 32)
+
+
 def test_edits_are_set_beside_the_true_render(folder, probe):
     """Strength 0 is the picture's reconstruction; the true twin differs in its light alone."""
     config = counterfactuals.Config(model=str(folder), probe=probe, n=3, strength=(0.0, 1.0))
