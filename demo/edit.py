@@ -46,7 +46,9 @@ from imagebart.editing.inpainting import (
     each_image,
     grown_size,
     outpaint_steps,
+    window_steps,
 )
+from imagebart.editing.pasting import Box
 from imagebart.editing.process import refined_steps
 from imagebart.editing.reimagining import reimagine_steps
 
@@ -70,7 +72,8 @@ def inpaint(
     **options,
 ) -> Iterator[tuple]:
     """Inpaint a mask: (its tokens, the first result after each step, status, images), after every
-    scale and pass; large images every few seconds.
+    scale and pass; large images every few seconds. A mask that is wider or higher than the largest
+    crop of the model's shape is painted window after window, and shown after each.
 
     editor: {"background": image, "layers": [mask], "composite": null}; a mask has the image's size,
     is opaque where to repaint, or white if nothing in it is transparent; layers count together, at
@@ -99,6 +102,10 @@ def inpaint(
             yield shown, [], line, best_images, before
         remark += f" The best of {count * candidates}."
     about = settings_of_each("edit", options | how, count)
+    if len(boxes := edit.boxes()) > 1:
+        for line, now in in_windows(edit, boxes, count, how["passes"], options, about, remark):
+            yield shown, [], line, best_images or now, before
+        return
     throttle, small = Throttle(), count * image.width * image.height <= EVERY_STEP
     steps = refined_steps(model, edit.x_1(), edit.masked, count, passes=how["passes"], **options)
     for i, step in enumerate(steps, 1 - model.T):
@@ -112,6 +119,28 @@ def inpaint(
         if step.done == 1 and i < how["passes"]:
             remark += f" Converged after {i} passes."
         yield shown, strip, status(step, options["seed"], count, began, remark), images, before
+
+
+def in_windows(
+    edit: MaskedImage,
+    boxes: list[Box],
+    count: int,
+    passes: int,
+    options: dict,
+    about: list[dict],
+    remark: str,
+) -> Iterator[tuple[str, list]]:
+    """Inpaint a mask that no crop holds: (status, images), after every window."""
+    began, images, steps = time.perf_counter(), [], partial(refined_steps, passes=passes)
+    seeds, rest = options["seed"], {k: one for k, one in options.items() if k != "seed"}
+    for i, own in enumerate(each_image(rest, count)):
+        seed = seeds[i] if isinstance(seeds, list) else seeds + i
+        painted = window_steps(edit, boxes, steps, seed=seed, **own)
+        drawn = ((edit.pictures(one)[0], part) for one, part in painted)
+        for grown, part in growing(drawn, about[i]):
+            yield progress((i + part) / count, began), [*images, grown]
+        images.append(grown)
+    yield finished(seeds, count, began, remark), images
 
 
 def outpaint(

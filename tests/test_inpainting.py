@@ -15,7 +15,14 @@ from imagebart import ImageBART
 from imagebart.data.colours import from_srgb
 from imagebart.data.images import to_edit, to_pil, to_rgb, to_tensor
 from imagebart.editing import pasting
-from imagebart.editing.inpainting import MaskedImage, other_half, outpaint_steps
+from imagebart.editing.inpainting import (
+    MaskedImage,
+    inpaint,
+    other_half,
+    outpaint_steps,
+    repainted,
+    window_seed,
+)
 from imagebart.editing.pasting import Box, membrane
 from imagebart.editing.process import PROCESSES, edit_steps
 
@@ -375,10 +382,11 @@ def test_known_pixels_are_exact_at_any_size(tiny, width, height, context, feathe
     for _ in range(data.draw(st.integers(1, 3))):
         x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
         mask[y : y + data.draw(st.integers(1, 40)), x : x + data.draw(st.integers(1, 40))] = True
-    edit = MaskedImage(tiny, image, mask, context=context, feather=feather)
-    assert np.array_equal(edit.marked, mask) or (context and edit.marked.numpy()[mask].all())
     how = dict(seed=1, context=context, feather=feather)
-    result = np.asarray(tiny.inpaint(image, mask, **how)[0])
+    ((edit, one),) = repainted(tiny, image, mask, 1, how)
+    assert np.array_equal(edit.marked, mask) or (context and edit.marked.numpy()[mask].all())
+    result = np.asarray(edit.pictures(one)[0])
+    assert np.array_equal(result, np.asarray(tiny.inpaint(image, mask, **how)[0]))
     assert result.shape == (height, width, 3)
     outside = ~edit.marked.numpy()
     assert np.array_equal(result[outside], np.asarray(image)[outside])
@@ -397,6 +405,44 @@ def test_a_large_picture_is_edited_around_its_mask(tiny):
     wide = MaskedImage(tiny, image, mask)
     assert (wide.box.left, wide.box.top, wide.box.width, wide.box.height) == (0, -24, 96, 96)
     assert torch.equal(wide.marked, torch.from_numpy(mask))
+
+
+def test_the_sky_of_a_wide_picture_is_painted_window_after_window(tiny):
+    """As by hand, each window from what those before it have painted; seed by seed, with maps and
+    soft masks; the number of pictures changes nothing."""
+    image, mask = picture(80, 32), np.zeros((32, 80), np.uint8)
+    mask[:12], mask[12:16] = 255, 180  # half of a soft edge
+    one, two = tiny.inpaint(image, mask, 2, seed=5, feather=1)
+    assert same(tiny.inpaint(image, mask, seed=6, feather=1)[0], two) and not same(one, two)
+    boxes = MaskedImage(tiny, image, mask).boxes()
+    assert [box.left for box in boxes] == [0, 16, 32, 48]
+    by_hand, left = image, mask.copy()
+    for i, box in enumerate(boxes):
+        how = dict(box=box, feather=1, seed=window_seed(5, i))
+        (by_hand,) = to_pil(inpaint(tiny, by_hand, left, **how))
+        left[box.inside((32, 80))] = 0
+    assert same(by_hand, one)
+    hidden = np.asarray(image).copy()
+    hidden[:12] = 255 - hidden[:12]
+    assert same(tiny.inpaint(Image.fromarray(hidden), mask, seed=5, feather=1)[0], one)
+
+
+def test_windows_are_told_their_part_of_a_map_and_their_own_words(make_model):
+    model = make_model(T=2, conditions={"text": 6, "map": 3}, condition_dropout=True)
+    image, mask = picture(64, 32), np.ones((32, 64), bool)
+    kinds = np.repeat([[0, 1]], 32, 1).repeat(32, 0)
+    told = []
+    encode = MaskedImage.maps
+
+    def noted(edit, given, count):
+        found = encode(edit, given, count)
+        told.append([one.mean() for one in found["semantic_map"]])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MaskedImage, "maps", noted)
+        model.inpaint(image, mask, 2, semantic_map=[kinds, 1 - kinds], prompt=["a", "b"])
+    assert told == [[0], [0.5], [1], [1], [0.5], [0]]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (3, 500)])

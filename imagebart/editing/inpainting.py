@@ -11,7 +11,7 @@ only marked pixels are pasted back, their colours shifted to go on across the bo
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Unpack
 
@@ -28,6 +28,7 @@ from imagebart.editing.masks import opacity, pixel_mask
 from imagebart.editing.pasting import (
     Box,
     box_around,
+    boxes_over,
     fill_unknown,
     membrane,
     outward,
@@ -63,11 +64,11 @@ def inpaint(
 
     The mask is an image, an array of booleans or uint8, or a list of such layers, of the image's
     size, any; `masks.pixel_mask` says what is marked; `invert_mask` repaints all else. The results
-    have that size too. The model edits a crop of its aspect ratio around the mask
-    (`pasting.box_around`, or `box`). Pixels that are not marked are the input's, bit for bit, and
-    nothing depends on those that are, unless a soft mask fades them in. An empty mask warns and
-    returns the input. An image that 8-bit RGB cannot hold, as 16-bit grey or CMYK, is
-    converted everywhere, with a warning (`images.to_edit`).
+    have that size too. The model edits a crop of its aspect ratio around the mask (`box`), or one
+    window of a wide image after another (`pasting.boxes_over`). Pixels that are not marked are the
+    input's, bit for bit, and nothing depends on those that are, unless a soft mask fades them in.
+    An empty mask warns and returns the input. An image that 8-bit RGB cannot hold, as 16-bit grey
+    or CMYK, is converted everywhere, with a warning (`images.to_edit`).
 
     `process` is "single" (`process.edit_steps`), "refined" (`process.refined_steps`) or "annealed"
     (`process.annealed_steps`, as released), and takes its options. A `semantic_map` covers the
@@ -96,12 +97,46 @@ def repainted(
     edit = MaskedImage(model, image, mask, box=box, **of_mask)
     if not edit.marked.any():
         warn_caller(EMPTY)
+    if box is None and len(boxes := edit.boxes()) > 1:
+        seeds = image_seeds(given.pop("seed", 0), num_images)
+        for seed, own in zip(seeds, each_image(given, num_images), strict=True):
+            one, _ = deque(window_steps(edit, boxes, steps, seed=seed, **own), 1).pop()
+            yield edit, one
+        return
     given |= edit.maps(given.get("semantic_map"), num_images)
     x_1 = edit.x_1()
     for count, own in batches(model, num_images, given):
         last = deque(steps(model, x_1, edit.masked, count, **own), 1).pop()
         for one in edit.results(last.tokens):
             yield edit, one
+
+
+def window_steps(
+    edit: "MaskedImage",
+    boxes: Sequence[Box],
+    steps: Callable[..., Iterator[Step]],
+    *,
+    seed: int = 0,
+    semantic_map: np.ndarray | None = None,
+    **options,
+) -> Iterator[tuple[Images, float]]:
+    """Repaint one window after another: yields (the image (1, 3, H, W) so far, the fraction done).
+
+    Every window goes on from what those before it have painted. `edit.marked` is what is repainted
+    so far.
+    """
+    left, changed, (picture,) = edit.levels.copy(), np.zeros(edit.size, bool), to_pil(edit.x)
+    model, context, feather = edit.model, edit.context, edit.feather
+    for i, box in enumerate(boxes):
+        part = MaskedImage(model, picture, left, context=context, feather=feather, box=box)
+        if part.marked.any():
+            given = options | part.maps(semantic_map, 1) | {"seed": window_seed(seed, i)}
+            last = deque(steps(model, part.x_1(), part.masked, 1, **given), 1).pop()
+            (picture,) = to_pil(part.result(last.tokens))
+            changed = changed | part.marked.numpy()
+            left[changed] = 0
+        edit.marked = torch.from_numpy(changed)
+        yield to_tensor(picture)[None], (i + 1) / len(boxes)
 
 
 def process_of(options: dict[str, Any]) -> Callable[..., Iterator[Step]]:
@@ -151,7 +186,7 @@ class MaskedImage:
             levels = np.where(levels > 0, np.uint8(0), np.uint8(255))
         area = levels > 0 if levels.any() else levels == 0
         size = image.height, image.width
-        self.model, self.size = model, size
+        self.model, self.size, self.levels, self.context = model, size, levels, context
         self.box = box_around(area, model.image_size) if box is None else box
         self.masked = dilated(self.box.tokens(levels > 0, model.grid), context)
         if context:
@@ -159,6 +194,11 @@ class MaskedImage:
         self.marked = torch.from_numpy((levels > 0) & self.box.inside(size))
         self.opacity = torch.from_numpy(opacity(levels)).to(model.device)
         self.x = to_tensor(image)[None].to(model.device)
+
+    def boxes(self) -> list[Box]:
+        """The crops that are edited one after another: that of this edit, or windows."""
+        marked = self.levels > 0
+        return boxes_over(marked, self.model.image_size) if marked.any() else [self.box]
 
     @cached_property
     def x_0(self) -> Images:

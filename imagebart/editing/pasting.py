@@ -17,9 +17,10 @@ from torch import Tensor
 from imagebart.editing.harmonic import harmonic, part_around
 from imagebart.notation import Bool, Float, Images, Int
 
-KNOWN = 1 / 3
-"""Part of a crop that is not marked, at least, where the image has so much: what is repainted goes
-on from there."""
+KNOWN = 1 / 4
+"""Part of a crop that is not marked, at least: what is repainted goes on from there."""
+MOST_WINDOWS = 16
+"""Windows that one edit may take."""
 FADE = 5
 """Pixels inside the border over which a step at it is spread."""
 MISS, EDGE = 0.5, 0.3
@@ -138,13 +139,14 @@ def box_around(mask: np.ndarray, size: tuple[int, int]) -> Box:
     """The crop that a model of `size` (h, w) edits: the largest box of its aspect ratio.
 
     It lies within the image, or is larger if the mask (H, W) does not fit, or if less than `KNOWN`
-    of what it holds were not marked, and is centred on the mask as far as the borders allow.
+    of what it holds, and than half of that share in the image, were not marked. It is centred on
+    the mask as far as the borders allow.
     """
     (H, W), (h, w) = mask.shape, size
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     tall, wide = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
     scale, most = max(min(H / h, W / w), tall / h, wide / w), max(H / h, W / w)
-    wanted = min(KNOWN, 1 - mask.mean())
+    wanted = min(KNOWN, (1 - mask.mean()) / 2)
     while True:
         height, width = math.ceil(h * scale - 1e-9), math.ceil(w * scale - 1e-9)
         top = _placed((rows[0] + rows[-1] + 1 - height) // 2, height, H)
@@ -153,6 +155,33 @@ def box_around(mask: np.ndarray, size: tuple[int, int]) -> Box:
         if scale >= most or 1 - mask[box.part((H, W))].mean() >= wanted:
             return box
         scale = min(1.05 * scale, most)
+
+
+def boxes_over(mask: np.ndarray, size: tuple[int, int]) -> list[Box]:
+    """The crops that a model of `size` (h, w) edits one after another, until all that the mask
+    (H, W) marks is painted: the box around it, if that is not higher than the image.
+
+    Else windows as high as the image, each by half its width at most beside another: first the one
+    of which most is known, then to the right and to the left of it. What lies above each other in
+    an image is one scene, what lies beside each other goes on: so in a high image it is the box,
+    and so it is if there were more than `MOST_WINDOWS`.
+    """
+    (H, W), (h, w) = mask.shape, size
+    box, width = box_around(mask, size), math.ceil(w * H / h - 1e-9)
+    marked = np.flatnonzero(mask.any(0)).tolist()
+    start = max(0, min(marked[0] - width // 2, W - width))
+    places = along(start, min(W, max(marked[-1] + 1 + width // 2, start + width)), width)
+    if box.height <= H or width > W or not 1 < len(places) <= MOST_WINDOWS:
+        return [box]
+    windows = [Box(left, 0, width, H) for left in places]
+    unknown = [mask[one.part((H, W))].mean() for one in windows]
+    first = unknown.index(min(unknown))
+    return [*windows[first:], *windows[:first][::-1]]
+
+
+def along(start: int, stop: int, length: int) -> list[int]:
+    """Where parts of this length begin that overlap by half, or more, from start to stop."""
+    return [*range(start, stop - length, max(length // 2, 1)), stop - length]
 
 
 def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
@@ -169,9 +198,6 @@ def outward(known: np.ndarray, size: tuple[int, int]) -> Iterator[Box]:
             f"what is known must hold 2×2 pixels, or more, of the model's shape {h}×{w}, "
             f"got {bottom - top}×{right - left} pixels"
         )
-
-    def along(start: int, stop: int, length: int) -> list[int]:
-        return [*range(start, stop - length, max(length // 2, 1)), stop - length]
 
     while right < W:
         right = min(right + width // 2, W)
