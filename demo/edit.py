@@ -103,8 +103,9 @@ def inpaint(
         remark += f" The best of {count * candidates}."
     about = settings_of_each("edit", options | how, count)
     if len(boxes := edit.boxes()) > 1:
-        for line, now in in_windows(edit, boxes, count, how["passes"], options, about, remark):
-            yield shown, [], line, best_images or now, before
+        drawn = in_windows(edit, boxes, count, how["passes"], options, about, remark)
+        for strip, line, now in drawn:
+            yield shown, strip, line, best_images or now, before
         return
     throttle, small = Throttle(), count * image.width * image.height <= EVERY_STEP
     steps = refined_steps(model, edit.x_1(), edit.masked, count, passes=how["passes"], **options)
@@ -129,18 +130,22 @@ def in_windows(
     options: dict,
     about: list[dict],
     remark: str,
-) -> Iterator[tuple[str, list]]:
-    """Inpaint a mask that no crop holds: (status, images), after every window."""
-    began, images, steps = time.perf_counter(), [], partial(refined_steps, passes=passes)
+) -> Iterator[tuple[list, str, list]]:
+    """Inpaint a mask that no crop holds: (the first result after each window, status, images),
+    after every window."""
+    began, steps = time.perf_counter(), partial(refined_steps, passes=passes)
+    strip, images = [], []
     seeds, rest = options["seed"], {k: one for k, one in options.items() if k != "seed"}
     for i, own in enumerate(each_image(rest, count)):
         seed = seeds[i] if isinstance(seeds, list) else seeds + i
         painted = window_steps(edit, boxes, steps, seed=seed, **own)
         drawn = ((edit.pictures(one)[0], part) for one, part in painted)
-        for grown, part in growing(drawn, about[i]):
-            yield progress((i + part) / count, began), [*images, grown]
+        for k, (grown, part) in enumerate(growing(drawn, about[i]), 1):
+            if i == 0:
+                strip = [*strip, (grown[0], f"window {k} of {len(boxes)}")]
+            yield strip, progress((i + part) / count, began), [*images, grown]
         images.append(grown)
-    yield finished(seeds, count, began, remark), images
+    yield strip, finished(seeds, count, began, remark), images
 
 
 def outpaint(

@@ -431,18 +431,18 @@ def test_windows_are_told_their_part_of_a_map_and_their_own_words(make_model):
     model = make_model(T=2, conditions={"text": 6, "map": 3}, condition_dropout=True)
     image, mask = picture(64, 32), np.ones((32, 64), bool)
     kinds = np.repeat([[0, 1]], 32, 1).repeat(32, 0)
-    told = []
+    seen = []
     encode = MaskedImage.maps
 
     def noted(edit, given, count):
         found = encode(edit, given, count)
-        told.append([one.mean() for one in found["semantic_map"]])
+        seen.append([one.mean() for one in found["semantic_map"]])
         return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MaskedImage, "maps", noted)
         model.inpaint(image, mask, 2, semantic_map=[kinds, 1 - kinds], prompt=["a", "b"])
-    assert told == [[0], [0.5], [1], [1], [0.5], [0]]
+    assert seen == [[0], [0.5], [1], [1], [0.5], [0]]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20_000, 10), (3, 500)])

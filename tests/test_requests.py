@@ -31,6 +31,7 @@ from demo.sample import SampleRequest, sample, sample_each, settings_of_link
 from demo.worker import Worker
 from imagebart.conditions import class_id, text_tokens
 from imagebart.data.images import as_given
+from imagebart.editing.inpainting import MaskedImage
 from imagebart.editing.masks import pixel_mask
 from imagebart.probe import Probe
 from imagebart.ranking import CLIP
@@ -136,6 +137,27 @@ def test_an_edit_is_refined_as_often_as_asked(model, tmp_path):
     assert len(steps) in (model.T, model.T + 1)
     with pytest.raises(ValueError, match="passes must be a whole number, from 0 to 16, got 17"):
         next(inpaint(model, request, passes=17))
+
+
+def test_the_sky_of_a_wide_picture_is_shown_window_after_window(mapped, tmp_path):
+    """As the library paints it, each picture with the seed that draws it again."""
+    image, layer = picture(80, 32), mask_layer("Upper half", (80, 32))
+    files = [tmp_path / "image.png", tmp_path / "layer.png"]
+    for one, file in zip((image, layer), files, strict=True):
+        one.save(file)
+    request = editor(*({"path": str(file)} for file in files))
+    how = dict(seed=3, passes=1, feather=2)
+    *steps, last = inpaint(mapped, request, "a lake", num_images=2, **how)
+    expected = mapped.inpaint(image, layer, 2, prompt="a lake", process="refined", **how)
+    *_, line, got, before = last
+    assert_same([Image.open(path) for path, _ in got], expected)
+    assert line.startswith("Seeds 3 to 4, ") and Image.open(before).size == (80, 32)
+    assert len(steps) == 2 * len(MaskedImage(mapped, image, layer).boxes())
+    assert [len(images) for *_, images, _ in steps] == sorted([1, 2] * (len(steps) // 2))
+    about = settings_of(Image.open(got[1][0]))
+    assert about["seed"] == 4 and about["prompt"] == "a lake"
+    count = len(steps) // 2
+    assert [name for _, name in last[1]] == [f"window {k} of {count}" for k in range(1, count + 1)]
 
 
 # ── odd pictures ──────────────────────────────────────────────────────────────────────────────
