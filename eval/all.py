@@ -52,6 +52,7 @@ MEASUREMENTS = (
         "scenery_obedience_map", "eval/obedience.py --conditions map --n 300 --batch 16", 5
     ),
     Measurement("scenery_edits", "eval/edits.py --n 200", 6),
+    Measurement("scenery_edits_wide", "eval/edits.py --n 100 --width 228", 3),
     Measurement("scenery_erasing", "eval/erasing.py --n 100", 3),
     Measurement("scenery_joints", "eval/joints.py --n 32", 5),
     Measurement("scenery_counterfactuals", "eval/counterfactuals.py --n 100 --strength 1 0.75", 12),

@@ -16,10 +16,14 @@ from layouts.parts import (
 
 
 def edits_table() -> str:
-    one = record("scenery_edits")
-    rows = [(row["target"], row["edits"], found_in(row, 0)) for row in one["rows"]]
-    rows.append(("all", sum(row["edits"] for row in one["rows"]), found_in(one)))
-    return markdown("prompt | edits | found", rows, "scenery_edits")
+    names = "scenery_edits", "scenery_edits_wide"
+    square, wide = (record(name) for name in names)
+    rows = []
+    for pair in zip(square["rows"], wide["rows"], strict=True):
+        cells = [cell for row in pair for cell in (row["edits"], found_in(row, 0))]
+        rows.append((pair[0]["target"], *cells))
+    rows.append(("all", square["n"], found_in(square), wide["n"], found_in(wide)))
+    return markdown("prompt | edits | found | edits of 16:9 | found", rows, *names)
 
 
 def erasing_table() -> str:
