@@ -19,7 +19,7 @@ from layouts.edits import (
     joints_table,
     seams_table,
 )
-from layouts.held_out import ablation_table, held_out_table, trend_table
+from layouts.held_out import ablation_table, held_out_table, layers_table, trend_table
 from layouts.highlights import highlights_table
 from layouts.parts import unnamed_table
 from layouts.samples import (
@@ -44,6 +44,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "highlights": highlights_table,
     "held-out": held_out_table,
     "ablation": ablation_table,
+    "layers": layers_table,
     "trend": trend_table,
     "obedience": obedience_table,
     "objects": objects_table,
