@@ -89,9 +89,12 @@ def inpaint(
     candidates, score = read_candidates(candidates, count, ranker, prompt)
     image, mask = read_editor(editor)
     check_pixels(count, *image.size)
-    edit = masked(model, image, mask, **{name: how[name] for name in MASK_OPTIONS})
+    of_mask = {name: how[name] for name in MASK_OPTIONS}
+    edit = masked(model, image, mask, **of_mask)
+    first, *others = boxes = edit.boxes()
+    seen = MaskedImage(model, image, mask, box=first, **of_mask) if others else edit
 
-    began, shown, strip = time.perf_counter(), stored(token_map(edit)), []
+    began, shown, strip = time.perf_counter(), stored(token_map(seen)), []
     before, best_images = stored(image), []
     if score is not None:
         draw = partial(model.inpaint, image, mask, process="refined", **how)
@@ -102,7 +105,7 @@ def inpaint(
             yield shown, [], line, best_images, before
         remark += f" The best of {count * candidates}."
     about = settings_of_each("edit", options | how, count)
-    if len(boxes := edit.boxes()) > 1:
+    if others:
         drawn = in_windows(edit, boxes, count, how["passes"], options, about, remark)
         for strip, line, now in drawn:
             yield shown, strip, line, best_images or now, before

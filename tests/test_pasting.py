@@ -78,8 +78,16 @@ def test_windows_hold_the_mask_and_go_outward(width, height, data):
     assert all(box.part(mask.shape)[1] == slice(box.left, box.left + height) for box in boxes)
     for i, box in enumerate(boxes[1:], 1):  # beside one that is painted, by half at most
         assert min(abs(box.left - other.left) for other in boxes[:i]) <= max(height // 2, 1)
+        assert mask[box.part(mask.shape)].any()
     first = mask[boxes[0].part(mask.shape)].mean()
     assert all(first <= mask[box.part(mask.shape)].mean() for box in boxes)
+
+
+def test_there_is_no_window_between_two_marks():
+    mask = np.zeros((16, 160), bool)
+    mask[:, :8] = mask[:, -8:] = True
+    boxes = boxes_over(mask, (8, 8))
+    assert [box.left for box in boxes] == [0, 144] and all(box.width == 16 for box in boxes)
 
 
 @pytest.mark.parametrize("height, width, rows", [(128, 228, 8), (128, 512, 8), (50, 16, 11)])
