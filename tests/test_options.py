@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import completion
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 from rows import ImageRows
 
+import imagebart.__main__
 from imagebart import ImageBART, ranking, sampling, streaming
 from imagebart.__main__ import Edit, Panorama, Reimagine, Sample
 from imagebart.editing import inpainting, panorama, process, reimagining
@@ -318,7 +320,20 @@ class Recorder:
         self.options = options
         return [IMAGE]
 
-    panorama = reimagine = inpaint
+    def repainted(self, image, mask, count, options):
+        self.options = options
+        yield SimpleNamespace(pictures=lambda _: [IMAGE]), None
+
+    def reimagined(self, image, count, options):
+        self.options = options
+        yield torch.zeros(1, 3, 32, 32)
+
+    def panorama_steps(self, width, height, **options):
+        self.options = options
+        yield SimpleNamespace(done=1, tokens=None)
+
+    def wide_image(self, *_):
+        return torch.zeros(1, 3, 32, 32)
 
     def predict(self, *_):
         """As a probe, it sees nothing."""
@@ -332,6 +347,8 @@ def test_every_option_reaches_the_command_line_and_the_evaluation(interface, mon
     said, model, more = options_of(interface), Recorder(), {"out": tmp_path / "out.png"}
     IMAGE.save(tmp_path / "image.png")
     monkeypatch.setattr(ImageBART, "from_pretrained", lambda *_, **__: model)
+    for name in ("repainted", "reimagined", "panorama_steps", "wide_image"):
+        monkeypatch.setattr(imagebart.__main__, name, getattr(Recorder, name))
     if interface == "edit":
         more |= {"image": tmp_path / "image.png", "mask": tmp_path / "image.png"}
     elif interface == "reimagine":

@@ -225,6 +225,7 @@ def test_the_click_after_stop_counts(page, model):
     page.get_by_role("tab", name="Change", exact=True).click()
     page.get_by_role("button", name="Repaint", exact=True).click()
     page.get_by_test_id("toast-text").wait_for()
+    page.get_by_test_id("toast-text").wait_for(state="hidden")
     same_seed(page, "Panorama")
     width = page.get_by_role("spinbutton", name="Width in pixels")
     page.get_by_role("button", name="Advanced").locator("visible=true").click()

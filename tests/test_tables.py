@@ -33,7 +33,8 @@ def test_a_typed_figure_is_found_and_mended(tmp_path, monkeypatch):
     (rainbow,) = (row for row in record["rows"] if row["target"] == "under a rainbow")
     rainbow["found"] = 0.25
     monkeypatch.setattr(parts, "RESULTS", tmp_path / "results")
-    (parts.RESULTS / "scenery_edits.json").write_text(json.dumps(record))
+    for name in ("scenery_edits", "scenery_edits_wide"):
+        (parts.RESULTS / f"{name}.json").write_text(json.dumps(record))
     document = tmp_path / "README.md"
     document.write_text("above\n\n<!-- table edits -->\n| typed |\n<!-- end -->\n\nbelow\n")
     monkeypatch.setattr(tables, "ROOT", tmp_path)
