@@ -2,7 +2,7 @@
 picture."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -72,8 +72,8 @@ def inpaint(
     **options,
 ) -> Iterator[tuple]:
     """Inpaint a mask: (its tokens, the first result after each step, status, images), after every
-    scale and pass; large images every few seconds. A mask that is wider or higher than the largest
-    crop of the model's shape is painted window after window, and shown after each.
+    scale and pass; large images every few seconds. A mask across a wide image is painted window
+    after window, and shown after each.
 
     editor: {"background": image, "layers": [mask], "composite": null}; a mask has the image's size,
     is opaque where to repaint, or white if nothing in it is transparent; layers count together, at
@@ -136,19 +136,29 @@ def in_windows(
 ) -> Iterator[tuple[list, str, list]]:
     """Inpaint a mask that no crop holds: (the first result after each window, status, images),
     after every window."""
-    began, steps = time.perf_counter(), partial(refined_steps, passes=passes)
-    strip, images = [], []
-    seeds, rest = options["seed"], {k: one for k, one in options.items() if k != "seed"}
-    for i, own in enumerate(each_image(rest, count)):
-        seed = seeds[i] if isinstance(seeds, list) else seeds + i
-        painted = window_steps(edit, boxes, steps, seed=seed, **own)
-        drawn = ((edit.pictures(one)[0], part) for one, part in painted)
-        for k, (grown, part) in enumerate(growing(drawn, about[i]), 1):
-            if i == 0:
-                strip = [*strip, (grown[0], f"window {k} of {len(boxes)}")]
-            yield strip, progress((i + part) / count, began), [*images, grown]
+    began, steps, strip = time.perf_counter(), partial(refined_steps, passes=passes), []
+
+    def painted(own: dict) -> Iterator[tuple[Image.Image, float]]:
+        for one, part in window_steps(edit, boxes, steps, **own):
+            yield edit.pictures(one)[0], part
+
+    for line, images in one_after_another(map(painted, each_image(options, count)), about, began):
+        if len(images) == 1:
+            name = f"window {len(strip) + 1} of {len(boxes)}"
+            strip = [*strip, (images[0][0], name)]
+        yield strip, line, images
+    yield strip, finished(options["seed"], count, began, remark), images
+
+
+def one_after_another(
+    growths: Iterable[Iterator[tuple[Image.Image, float]]], about: list[dict], began: float
+) -> Iterator[tuple[str, list]]:
+    """(status, images) as one image after the other grows; `about` are the settings of each."""
+    images = []
+    for i, steps in enumerate(growths):
+        for grown, part in growing(steps, about[i]):
+            yield progress((i + part) / len(about), began), [*images, grown]
         images.append(grown)
-    yield strip, finished(seeds, count, began, remark), images
 
 
 def outpaint(
@@ -201,13 +211,10 @@ def outpaint(
         yield finished(options["seed"], count, began, remark), images
         return
     about = settings_of_each("edit", options | settings, count)
-    first = options.pop("seed")
-    for i, own in enumerate(each_image(options, count)):
-        steps = outpaint_steps(model, image, seed=first + i, **how, **own)
-        for grown, part in growing(steps, about[i]):
-            yield progress((i + part) / count, began), [*images, grown]
-        images.append(grown)
-    yield finished(first, count, began, remark), images
+    growths = (outpaint_steps(model, image, **how, **own) for own in each_image(options, count))
+    for line, images in one_after_another(growths, about, began):
+        yield line, images
+    yield finished(options["seed"], count, began, remark), images
 
 
 def reimagine(

@@ -332,15 +332,12 @@ def sentences() -> Iterator[None]:
 
 def settings_of_each(command: str, options: dict, count: int) -> list[dict]:
     """What is written into the file of each image: the options that differ from their defaults."""
-    seed = options["seed"]
-    seeds = seed if isinstance(seed, list) else range(seed, seed + count)
     usual = {name: row.option.default for name, row in OPTIONS.items()}
     usual |= dict.fromkeys((*MARGINS, "overlap"), 0)
-    given = {name: value for name, value in options.items() if name != "seed"}
     return [
-        {"command": command, "seed": int(own_seed)}
+        {"command": command, "seed": own.pop("seed")}
         | {name: value for name, value in own.items() if value not in ("", usual[name])}
-        for own_seed, own in zip(seeds, each_image(given, count), strict=True)
+        for own in each_image(options, count)
     ]
 
 

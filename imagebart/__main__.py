@@ -18,7 +18,6 @@ import os
 import runpy
 import sys
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from imagebart.data.images import enlarged, read_image, to_edit, to_pil
 from imagebart.data.scan import scan, skipped_files
 from imagebart.data.sources import HELD_OUT, open_data, summary_of
 from imagebart.distributed import finish, part_of, start
-from imagebart.editing.inpainting import other_half, outpaint_steps, repainted
+from imagebart.editing.inpainting import other_half, repainted
 from imagebart.editing.masks import pixel_mask, read_mask
 from imagebart.editing.panorama import panorama_steps, wide_image
 from imagebart.editing.reimagining import reimagined
@@ -226,9 +225,7 @@ class Edit(Command, EditFields):
             return
         margins = {name: getattr(self, name) for name in DIRECTIONS} | {"overlap": self.overlap}
         for seed in image_seeds(self.seed, self.num_images):
-            steps = outpaint_steps(model, image, **margins, **options | {"seed": seed})
-            grown, _ = deque(steps, 1).pop()
-            yield grown
+            yield from model.outpaint(image, **margins, **options | {"seed": seed})
 
 
 @dataclass(frozen=True, kw_only=True)

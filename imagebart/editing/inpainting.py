@@ -98,9 +98,8 @@ def repainted(
     if not edit.marked.any():
         warn_caller(EMPTY)
     if box is None and len(boxes := edit.boxes()) > 1:
-        seeds = image_seeds(given.pop("seed", 0), num_images)
-        for seed, own in zip(seeds, each_image(given, num_images), strict=True):
-            one, _ = deque(window_steps(edit, boxes, steps, seed=seed, **own), 1).pop()
+        for own in each_image(given, num_images):
+            one, _ = deque(window_steps(edit, boxes, steps, **own), 1).pop()
             yield edit, one
         return
     given |= edit.maps(given.get("semantic_map"), num_images)
@@ -313,19 +312,20 @@ def outpaint(
 ) -> list[Image.Image]:
     """`image` with these pixels added, so many times; see `outpaint_steps`."""
     how = {"left": left, "right": right, "top": top, "bottom": bottom, "overlap": overlap}
-    grown, seeds = [], image_seeds(options.get("seed", 0), num_images)
-    for seed, own in zip(seeds, each_image(options, num_images), strict=True):
-        steps = outpaint_steps(model, image, **own | how | {"seed": seed})
+    grown = []
+    for own in each_image(options, num_images):
+        steps = outpaint_steps(model, image, **own | how)
         last, _ = deque(steps, 1).pop()  # the canvas of every window would be kept
         grown.append(last)
     return grown
 
 
-def each_image(options: Mapping[str, object], num_images: int) -> list[dict[str, Any]]:
-    """The options of each image: prompts, classes and maps are one for all, or one each."""
+def each_image(options: Mapping[str, Any], num_images: int) -> list[dict[str, Any]]:
+    """The options of each image: its seed, and what is one for all, or one each, as prompts are."""
     kinds = {name: kind for name, kind in WORDS.items() if name in options}
     each = {name: each_of(options[name], num_images, kind, name) for name, kind in kinds.items()}
-    return [{**options} | {name: each[name][i] for name in kinds} for i in range(num_images)]
+    each["seed"] = image_seeds(options.get("seed", 0), num_images)
+    return [{**options} | {name: each[name][i] for name in each} for i in range(num_images)]
 
 
 @with_options

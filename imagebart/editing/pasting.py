@@ -168,12 +168,14 @@ def boxes_over(mask: np.ndarray, size: tuple[int, int]) -> list[Box]:
     """
     (H, W), (h, w) = mask.shape, size
     box, width = box_around(mask, size), math.ceil(w * H / h - 1e-9)
+    if box.height <= H or width > W:
+        return [box]
     marked = np.flatnonzero(mask.any(0)).tolist()
     start = max(0, min(marked[0] - width // 2, W - width))
     places = along(start, min(W, max(marked[-1] + 1 + width // 2, start + width)), width)
     windows = [Box(left, 0, width, H) for left in places]
     windows = [one for one in windows if mask[one.part((H, W))].any()]
-    if box.height <= H or width > W or not 1 < len(windows) <= MOST_WINDOWS:
+    if not 1 < len(windows) <= MOST_WINDOWS:
         return [box]
     unknown = [mask[one.part((H, W))].mean() for one in windows]
     first = unknown.index(min(unknown))
